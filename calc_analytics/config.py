@@ -1,0 +1,131 @@
+"""Settings: the only reader of the environment.
+
+`Settings.from_environment()` reads, checks and freezes every variable once. An error names the variable, the
+value and the accepted form. URLs are normalised here, in one place: the project's own to psycopg 3, Dagster's
+to psycopg2 (the only driver dagster-postgres works with).
+"""
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import TypeVar
+
+from dotenv import dotenv_values
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from calc_analytics import days
+from calc_analytics.errors import CalcAnalyticsError
+
+T = TypeVar("T")
+DAGSTER_DATABASE = "dagster"
+
+
+class InvalidSetting(CalcAnalyticsError):
+    """An environment variable (or a line of `.env`) whose value cannot be used."""
+
+
+def project_root() -> Path:
+    """The folder that holds dagster.yaml: the checkout this package runs from, else the current folder."""
+    checkout = Path(__file__).resolve().parent.parent
+    return checkout if (checkout / "dagster.yaml").exists() else Path.cwd()
+
+
+def with_driver(url: str | URL, driver: str) -> URL:
+    """The same PostgreSQL URL with SQLAlchemy's driver set: 'psycopg' (3) or 'psycopg2'."""
+    return make_url(url).set(drivername=f"postgresql+{driver}")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that can be configured, typed and checked. Times in seconds unless the name says hours."""
+
+    database_url: URL | None = field(default=None, repr=False)
+    dagster_postgres_url: URL | None = field(default=None, repr=False)
+    timezone: str = "UTC"
+    start_date: date = date(2025, 1, 1)
+    cron: str = "0 * * * *"
+    debounce_seconds: float = 1.0
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Settings":
+        """Reads the process environment and, below it, the project's `.env`; raises `InvalidSetting`."""
+        values = {**_dotenv(), **os.environ} if environment is None else dict(environment)
+        return cls(
+            database_url=_read(values, "DATABASE_URL", _postgres_url, None),
+            dagster_postgres_url=_read(values, "DAGSTER_POSTGRES_URL", _postgres_url, None),
+            timezone=_read(values, "ROLLUP_TIMEZONE", _timezone, "UTC"),
+            start_date=_read(values, "ROLLUP_START_DATE", _start_date, date(2025, 1, 1)),
+            cron=_read(values, "ROLLUP_CRON", _cron, None) or _read(values, "ROLLUP_INTERVAL_HOURS", _hours, "0 * * * *"),
+            debounce_seconds=_read(values, "ROLLUP_DEBOUNCE_SECONDS", _seconds, 1.0),
+        )
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the project runs its own PostgreSQL, because no DATABASE_URL is given."""
+        return self.database_url is None
+
+
+def _dotenv() -> dict[str, str]:
+    """The project's `.env`, which Dagster's own commands load too; absent is empty."""
+    return {key: value for key, value in dotenv_values(project_root() / ".env").items() if value is not None}
+
+
+def _read(values: Mapping[str, str], name: str, cast: Callable[[str], T], default: T) -> T:
+    """One variable, cast; unset or blank means the default. The cast's ValueError is the accepted form."""
+    text = values.get(name, "").strip()
+    if not text:
+        return default
+    try:
+        return cast(text)
+    except ValueError as error:
+        shown = "" if name.endswith("_URL") else f"'{text}' "
+        raise InvalidSetting(f"{name}: {shown}is not usable: {error}") from None
+
+
+def _postgres_url(text: str) -> URL:
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError):
+        raise ValueError("the accepted form is postgresql://user:password@host:5432/database") from None
+    if url.get_backend_name() not in ("postgresql", "postgres"):
+        raise ValueError(f"it names {url.drivername}; the accepted form is postgresql://user:password@host:5432/database")
+    if not url.database:
+        raise ValueError("it names no database; the accepted form is postgresql://user:password@host:5432/database")
+    return with_driver(url, "psycopg")
+
+
+def _timezone(text: str) -> str:
+    try:
+        days.zone(text)
+    except (ValueError, OSError, KeyError):
+        raise ValueError("the accepted form is an IANA name such as UTC or Asia/Jerusalem") from None
+    return text
+
+
+def _start_date(text: str) -> date:
+    try:
+        return days.parse_day(text)
+    except days.InvalidDay:
+        raise ValueError("the accepted form is YYYY-MM-DD") from None
+
+
+def _hours(text: str) -> str:
+    if not text.isdigit() or int(text) not in (1, 2, 3, 4, 6, 8, 12, 24):
+        raise ValueError("the accepted form is a number of hours that divides a day: 1, 2, 3, 4, 6, 8, 12 or 24")
+    return {"1": "0 * * * *", "24": "0 0 * * *"}.get(str(int(text)), f"0 */{int(text)} * * *")
+
+
+def _cron(text: str) -> str:
+    if len(text.split()) != 5:
+        raise ValueError("the accepted form is a cron line of five fields, for example '*/30 * * * *'")
+    return text
+
+
+def _seconds(text: str) -> float:
+    if not re.fullmatch(r"\d+(\.\d+)?", text) or not 0.05 <= float(text) <= 60:
+        raise ValueError("the accepted form is a number of seconds from 0.05 to 60, for example 1 or 0.5")
+    return float(text)

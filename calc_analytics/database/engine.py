@@ -1,0 +1,140 @@
+"""Connections: which URL, one small pool, one kind of transaction, and errors a user can act on.
+
+Every transaction runs at READ COMMITTED whatever the role's default is: the rollup's statements each need to see
+what was committed before them. Statements are planned with their actual values (no server-side prepare), because
+a generic plan cannot know how few rows are new.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+import sqlalchemy
+from sqlalchemy import text
+from sqlalchemy.engine import URL, Connection, Engine
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+
+from calc_analytics.config import DAGSTER_DATABASE, Settings
+from calc_analytics.database import embedded
+from calc_analytics.errors import CalcAnalyticsError
+
+# SQLSTATE classes and codes after which the same transaction may well succeed: connection trouble, rolled back by
+# the server (serialization, deadlock), too many connections, shutting down, lock not available.
+_TRANSIENT = ("08", "40", "53300", "57P01", "57P02", "57P03", "55P03", "57014")
+
+
+class DatabaseTrouble(CalcAnalyticsError):
+    """PostgreSQL refused or was not there. `transient` tells whether trying again can help."""
+
+    def __init__(self, message: str, transient: bool) -> None:
+        super().__init__(message)
+        self.transient = transient
+
+
+def database_url(settings: Settings) -> URL:
+    """DATABASE_URL, or the embedded server's (which this starts)."""
+    return settings.database_url or embedded.url()
+
+
+def dagster_url(settings: Settings) -> URL:
+    """DAGSTER_POSTGRES_URL, or the database `dagster` beside DATABASE_URL; psycopg 3 form."""
+    return settings.dagster_postgres_url or database_url(settings).set(database=DAGSTER_DATABASE)
+
+
+def create_engine(settings: Settings, application_name: str = "calc_analytics") -> Engine:
+    """An engine on the project's database; nothing is connected until the first use."""
+    return engine_for(database_url(settings), application_name)
+
+
+def engine_for(url: URL, application_name: str = "calc_analytics") -> Engine:
+    """An engine on any URL with the project's rules: at most 5 connections, READ COMMITTED, UTC, no prepare."""
+    return sqlalchemy.create_engine(
+        url,
+        isolation_level="READ COMMITTED",
+        pool_size=2,
+        max_overflow=3,
+        pool_pre_ping=True,
+        connect_args={
+            "prepare_threshold": None,
+            "application_name": application_name,
+            "connect_timeout": 10,
+            "options": "-c timezone=UTC",
+        },
+    )
+
+
+def ensure_database(url: URL) -> None:
+    """Creates the URL's database if the server lacks it; raises `DatabaseTrouble` if it may not."""
+    maintenance = engine_for(url.set(database="postgres"))
+    try:
+        with trouble_in_words(url):
+            if _exists(url):
+                return
+            with maintenance.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                try:
+                    connection.execute(text(f'create database "{url.database}"'))
+                except DBAPIError as error:
+                    if sqlstate(error) not in ("42P04", "23505"):  # somebody else was quicker
+                        raise
+    finally:
+        maintenance.dispose()
+
+
+def _exists(url: URL) -> bool:
+    engine = engine_for(url)
+    try:
+        engine.connect().close()
+    except OperationalError as error:
+        if "does not exist" in str(error.orig) and "database" in str(error.orig):
+            return False
+        raise
+    finally:
+        engine.dispose()
+    return True
+
+
+@contextmanager
+def transaction(engine: Engine) -> Iterator[Connection]:
+    """One transaction: all of it or nothing. Database errors leave as `DatabaseTrouble`, in one line."""
+    with trouble_in_words(engine.url), engine.begin() as connection:
+        yield connection
+
+
+@contextmanager
+def trouble_in_words(url: URL) -> Iterator[None]:
+    """Turns driver errors into `DatabaseTrouble` with one line that never holds the password."""
+    try:
+        yield
+    except DBAPIError as error:
+        raise DatabaseTrouble(_in_words(error, url), is_transient(error)) from error
+
+
+def is_transient(error: DBAPIError) -> bool:
+    """Whether the same work may succeed a moment later."""
+    state = sqlstate(error)
+    if state is None:
+        return isinstance(error, OperationalError | InterfaceError) and "does not exist" not in str(error.orig)
+    return state.startswith(_TRANSIENT)
+
+
+def sqlstate(error: DBAPIError) -> str | None:
+    """PostgreSQL's five-character code, or None where the server never answered."""
+    return getattr(error.orig, "sqlstate", None)
+
+
+def _in_words(error: DBAPIError, url: URL) -> str:
+    place = f"{url.render_as_string(hide_password=True)}"
+    said = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else type(error.orig).__name__
+    if url.password:
+        said = said.replace(str(url.password), "***")
+    match sqlstate(error):
+        case "42501":
+            return f"{said}: grant it to the role '{url.username}', or use another role in {place}"
+        case "42P01" | "42703":
+            return f"{said}: run 'calc-analytics migrate' against {place}"
+        case "25006":
+            return f"{said}: {place} is read-only (a standby?); use the primary's address"
+        case None if isinstance(error.orig, psycopg.OperationalError):
+            return f"cannot connect to {place}: {said}; is PostgreSQL running, and DATABASE_URL right?"
+        case code:
+            return f"{said} ({code}) at {place}"

@@ -1,0 +1,85 @@
+"""Runs the migrations: one at a time, safe to repeat, safe while the API writes.
+
+A session-level advisory lock keeps two `migrate` apart. Locks on tables are asked for with a two-second timeout and
+asked for again, so that a long writer delays the migration and never the other writers.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import text
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+
+from calc_analytics.database.engine import sqlstate, trouble_in_words
+from calc_analytics.errors import CalcAnalyticsError
+
+ADVISORY_LOCK = 7_244_100_501
+LOCK_TIMEOUT = "2s"
+ATTEMPTS = 30
+
+
+class NotOwner(CalcAnalyticsError):
+    """The role may not alter the API's table; its owner can run the same command, or the SQL in the message."""
+
+
+class TableBusy(CalcAnalyticsError):
+    """The log table stayed locked by others for a minute of short attempts; nothing was changed."""
+
+
+def upgrade(engine: Engine) -> None:
+    """Brings the tables to the newest revision. Raises `CalcAnalyticsError` subclasses, having changed nothing."""
+    with trouble_in_words(engine.url), engine.connect() as connection:
+        connection.execute(text("select pg_advisory_lock(:key)"), {"key": ADVISORY_LOCK})
+        connection.commit()
+        try:
+            with_brief_locks(connection, lambda: command.upgrade(alembic_config(connection), "head"))
+        finally:
+            connection.rollback()
+            connection.execute(text("select pg_advisory_unlock(:key)"), {"key": ADVISORY_LOCK})
+            connection.commit()
+
+
+def alembic_config(connection: Connection) -> Config:
+    """Alembic, pointed at this package's revisions and at an open connection."""
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["connection"] = connection
+    return config
+
+
+def with_brief_locks(connection: Connection, work: Callable[[], None]) -> None:
+    """Runs `work` until it gets its locks within the timeout; `TableBusy` after a minute, `NotOwner` at once."""
+    connection.execute(text(f"set lock_timeout = '{LOCK_TIMEOUT}'"))
+    connection.commit()
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            work()
+            break
+        except DBAPIError as error:
+            connection.rollback()
+            if sqlstate(error) == "42501":
+                raise _not_owner(error) from error
+            if sqlstate(error) != "55P03":
+                raise
+            if attempt == ATTEMPTS:
+                raise TableBusy(
+                    "calculation_logs stayed locked by open transactions; see pg_stat_activity for idle in transaction, "
+                    "end them, and run the command again: nothing was changed"
+                ) from error
+            time.sleep(0.2)
+    connection.execute(text("reset lock_timeout"))
+    connection.commit()
+
+
+def _not_owner(error: DBAPIError) -> NotOwner:
+    said = str(error.orig).strip().splitlines()[0]
+    return NotOwner(
+        f"{said}: run 'calc-analytics migrate' once with DATABASE_URL naming the role that owns the API's tables; "
+        "nothing was changed"
+    )

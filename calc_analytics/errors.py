@@ -1,0 +1,9 @@
+"""The one base class of errors that a user may see: the message says what is wrong and what to do.
+
+Each error's docstring tells when it is raised; the CLI prints `str(error)` as one line and exits with 1, and a
+Dagster run or tick fails with the same line. Anything else that reaches the user is a bug.
+"""
+
+
+class CalcAnalyticsError(Exception):
+    """Something the user can mend; the message is one line: what, where, and what to do."""

@@ -1,0 +1,160 @@
+"""Rebuild: recounts whole days from the raw rows. Cost: those days' rows; the lock is held for new rows only.
+
+Per chunk of days, one transaction: aggregate the rows visible in a snapshot SA without the lock; lock; refresh;
+add what the refresh and those before it counted since SA; replace the days. Running it twice changes nothing.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import date
+
+from sqlalchemy import text
+from sqlalchemy.engine import Connection, Engine
+
+from calc_analytics.database.engine import transaction
+from calc_analytics.rollup import state
+from calc_analytics.rollup.declaration import Rollup
+from calc_analytics.rollup.refresh import FINITE, refresh, refresh_locked
+from calc_analytics.rollup.reports import DayCount, RebuildReport, Shrunk
+from calc_analytics.rollup.snapshot import Snapshot, not_visible, numbered_visible, visible
+from calc_analytics.rollup.windows import Window, local_date, windows
+
+CHUNK_DAYS = 10
+
+
+def rebuild(
+    engine: Engine,
+    rollup: Rollup,
+    timezone: str,
+    days: Sequence[date],
+    *,
+    allow_shrink: bool = False,
+    progress: Callable[[RebuildReport], None] = lambda report: None,
+) -> RebuildReport:
+    """Rebuilds these days, ten per transaction, so that a stop loses at most ten and a repeat is harmless.
+
+    Days whose raw rows are fewer than the rows they have counted are left alone and reported as `shrunk`, unless
+    `allow_shrink`. `progress` gets each chunk's report. All that was committed before the call is counted.
+    """
+    started = time.perf_counter()
+    refresh(engine, rollup, timezone)
+    total = RebuildReport(seconds=time.perf_counter() - started)
+    for chunk in _chunks(sorted(set(days)), CHUNK_DAYS):
+        started = time.perf_counter()
+        with transaction(engine) as connection:
+            rebuilt, shrunk = _rebuild_chunk(connection, rollup, timezone, chunk, allow_shrink)
+        report = RebuildReport(rebuilt, shrunk, time.perf_counter() - started)
+        progress(report)
+        total = total + report
+    return total
+
+
+def _chunks(days: Sequence[date], size: int) -> Iterator[Sequence[date]]:
+    return (days[n : n + size] for n in range(0, len(days), size))
+
+
+def _rebuild_chunk(
+    connection: Connection, rollup: Rollup, timezone: str, days: Sequence[date], allow_shrink: bool
+) -> tuple[list[DayCount], list[Shrunk]]:
+    spans = windows(connection, list(days), timezone)
+    state.read(connection, rollup, timezone)  # refuses before the work rather than after it
+    counted_at = _count_unlocked(connection, rollup, timezone, spans)
+    now, _ = refresh_locked(connection, rollup, timezone)
+    _add_since(connection, rollup, timezone, spans, counted_at, now)
+    shrunk = [] if allow_shrink else _shrunk(connection, rollup, days)
+    refused = {day.day for day in shrunk}
+    return _replace(connection, rollup, [day for day in days if day not in refused]), shrunk
+
+
+def _count_unlocked(connection: Connection, rollup: Rollup, timezone: str, spans: list[Window]) -> Snapshot:
+    """Aggregates the days into the temporary table `rebuilt`; returns the snapshot they are counted at."""
+    connection.execute(
+        text(f"create temporary table rebuilt on commit drop as select {rollup.columns} from {rollup.target} limit 0")
+    )
+    counted_at = Snapshot.now(connection)
+    for span in spans:
+        parameters = {"day": span.day, "begin": span.begin, "end": span.end, "tz": timezone, **counted_at.bind("sa")}
+        connection.execute(text(count_sql(rollup, span, visible("sa"))), parameters)
+    return counted_at
+
+
+def _add_since(
+    connection: Connection, rollup: Rollup, timezone: str, spans: list[Window], then: Snapshot, now: Snapshot
+) -> None:
+    """Adds the rows that became visible between the two snapshots, found by `xact_id`."""
+    since = f"{not_visible('sa')} and {numbered_visible('s2')}"
+    for span in spans:
+        parameters = {"day": span.day, "begin": span.begin, "end": span.end, "tz": timezone}
+        connection.execute(
+            text(count_sql(rollup, span, since)), {**parameters, **then.bind("sa"), **now.bind("s2")}
+        )
+
+
+def count_sql(rollup: Rollup, span: Window, which: str) -> str:
+    """Inserts one day's rows that satisfy `which` into `rebuilt`. Only where local time goes back over midnight is
+    the row's own date compared: it costs as much as the rest of the aggregation."""
+    own_date = "" if span.exact else f"and {local_date(rollup.event_time, ':tz')} = :day"
+    return f"""
+    insert into rebuilt ({rollup.columns})
+    select {rollup.key_columns}, cast(:day as date), {rollup.aggregates}
+    from {rollup.source}
+    where {rollup.event_time} >= :begin and {rollup.event_time} < :end {own_date}
+      and {FINITE.format(column=rollup.event_time)} and {which}
+    group by {rollup.key_columns}
+    """
+
+
+def _shrunk(connection: Connection, rollup: Rollup, days: Sequence[date]) -> list[Shrunk]:
+    """Days that would lose rows. A day we never built (it may hold a predecessor's wrong statistics) is only
+    refused when it has no raw rows at all, because then there is nothing to rebuild it from."""
+    statement = f"""
+    with raw as (select date, sum({rollup.count}) as rows from rebuilt group by date),
+    counted as (select date, sum({rollup.count}) as rows from {rollup.target} where date = any(:days) group by date)
+    select counted.date, coalesce(raw.rows, 0) as raw_rows, counted.rows as counted_rows
+    from counted
+    left join raw using (date)
+    left join rollup_days d on d.rollup = :rollup and d.date = counted.date and d.status <> 'pending'
+    where coalesce(raw.rows, 0) < counted.rows and (d.date is not null or raw.rows is null)
+    order by counted.date
+    """
+    rows = connection.execute(text(statement), {"rollup": rollup.name, "days": list(days)})
+    return [Shrunk(row.date, int(row.raw_rows), int(row.counted_rows)) for row in rows]
+
+
+def _replace(connection: Connection, rollup: Rollup, days: list[date]) -> list[DayCount]:
+    """Puts the recounted days in the place of the stored ones; keys that vanished disappear."""
+    parameters = {"rollup": rollup.name, "days": days}
+    connection.execute(text(f"delete from {rollup.target} where date = any(:days)"), parameters)
+    sums = rollup.each_measure("sum({name}) as {name}")
+    connection.execute(
+        text(
+            f"insert into {rollup.target} ({rollup.columns}) select {rollup.key_columns}, date, {sums} "
+            f"from rebuilt where date = any(:days) group by {rollup.key_columns}, date"
+        ),
+        parameters,
+    )
+    connection.execute(_RECORD, parameters)
+    zeros = rollup.each_measure("coalesce(sum({name}), 0) as {name}")
+    rows = connection.execute(
+        text(
+            f"select d.date, count(t.date) as keys, {zeros} from unnest(cast(:days as date[])) as d (date) "
+            f"left join {rollup.target} t on t.date = d.date group by d.date order by d.date"
+        ),
+        parameters,
+    ).mappings()
+    return [
+        DayCount(row["date"], {name: int(row[name]) for name in rollup.measure_names}, row["keys"], "built")
+        for row in rows
+    ]
+
+
+_RECORD = text(
+    """
+    insert into rollup_days (rollup, date, status, method, built_at, refreshed_at)
+    select :rollup, date, 'built', 'rebuild', clock_timestamp(), clock_timestamp()
+    from unnest(cast(:days as date[])) as d (date)
+    on conflict (rollup, date) do update
+    set status = excluded.status, method = excluded.method, built_at = excluded.built_at,
+        refreshed_at = excluded.refreshed_at
+    """
+)

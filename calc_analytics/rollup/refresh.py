@@ -1,0 +1,112 @@
+"""Refresh: adds the rows that became visible since the stored snapshot. Cost: new rows only.
+
+One transaction: lock the state row, take a snapshot S2, aggregate what is visible in S2 and was not in S1, add it,
+store S2. Every committed transaction falls between exactly one pair of snapshots, so nothing is skipped or counted
+twice and nothing waits for a slow writer; a crash undoes statistics and state together.
+"""
+
+import time
+
+from sqlalchemy import text
+from sqlalchemy.engine import Connection, Engine
+
+from calc_analytics.database.engine import transaction
+from calc_analytics.rollup import state
+from calc_analytics.rollup.declaration import Rollup
+from calc_analytics.rollup.reports import DayCount, RefreshReport
+from calc_analytics.rollup.snapshot import Snapshot, not_visible, numbered_visible, visible
+from calc_analytics.rollup.windows import day_begin, local_date, midnight
+
+
+def refresh(engine: Engine, rollup: Rollup, timezone: str) -> RefreshReport:
+    """Counts all that was committed before the call, and maybe more. One transaction, safe to repeat."""
+    started = time.perf_counter()
+    with transaction(engine) as connection:
+        _, days = refresh_locked(connection, rollup, timezone)
+    return RefreshReport(
+        counted=[day for day in days if day.status == "built"],
+        unbuilt=[day for day in days if day.status != "built"],
+        seconds=time.perf_counter() - started,
+    )
+
+
+def refresh_locked(connection: Connection, rollup: Rollup, timezone: str) -> tuple[Snapshot, list[DayCount]]:
+    """The refresh inside the caller's transaction, which holds the state's lock until it ends.
+
+    Returns the snapshot now stored and the days that had new rows.
+    """
+    before = state.lock(connection, rollup, timezone)
+    # After the lock, in a statement of its own: only now is S2 sure to include what the last holder counted.
+    now = Snapshot.now(connection)
+    parameters = {"rollup": rollup.name, "tz": timezone, **before.snapshot.bind("s1"), **now.bind("s2")}
+    rows = connection.execute(text(refresh_sql(rollup)), parameters).mappings().all()
+    state.store_snapshot(connection, rollup, now)
+    days = [
+        DayCount(row["date"], {name: int(row[name]) for name in rollup.measure_names}, row["keys"], row["status"])
+        for row in rows
+    ]
+    return now, days
+
+
+def has_uncounted(engine: Engine, rollup: Rollup, timezone: str) -> bool:
+    """Whether a refresh would count anything now. An index probe, without a lock."""
+    with transaction(engine) as connection:
+        before = state.read(connection, rollup, timezone)
+        statement = f"select exists (select from {rollup.source} where {not_visible('s1')})"
+        return bool(connection.execute(text(statement), before.snapshot.bind("s1")).scalar())
+
+
+def refresh_sql(rollup: Rollup) -> str:
+    """The one statement of a refresh: it adds the diff, records the days, and returns what it did per day."""
+    day, begin, end = local_date("l.{}".format(rollup.event_time), ":tz"), day_begin("d.date", ":tz"), midnight("(d.date + 1)", ":tz")
+    return f"""
+    -- The diff of the two snapshots, aggregated. READ COMMITTED would show later commits too: hence "visible in S2".
+    with diff as materialized (
+        select {rollup.key_columns}, {day} as date, {rollup.aggregates}
+        from {rollup.source} l
+        where {not_visible("s1")} and {numbered_visible("s2")} and {FINITE.format(column=rollup.event_time)}
+        group by {rollup.key_columns}, 2
+    ),
+    -- What is known of each day in the diff: built, pending or stale; null if it was never seen.
+    seen as (
+        select d.date, b.status
+        from (select distinct date from diff) d
+        left join rollup_days b on b.rollup = :rollup and b.date = d.date
+    ),
+    -- A day begins here if it has no statistics and all of its rows are in this diff; others wait for a rebuild.
+    judged as (
+        select d.date, d.status as was, case
+            when d.status is not null then d.status
+            when exists (select from {rollup.target} t where t.date = d.date) then 'pending'
+            when exists (
+                select from {rollup.source} l
+                where l.{rollup.event_time} >= {begin} and l.{rollup.event_time} < {end} and {day} = d.date
+                  and {visible("s1")}
+            ) then 'pending'
+            else 'built' end as status
+        from seen d
+    ),
+    -- Days that are built get the diff's measures added.
+    added as (
+        insert into {rollup.target} ({rollup.columns})
+        select {rollup.columns} from diff join judged using (date) where judged.status = 'built'
+        on conflict ({rollup.key_columns}, date) do update
+        set {rollup.each_measure(f"{{name}} = {rollup.target}.{{name}} + excluded.{{name}}")}
+    ),
+    -- Every day of the diff is on record, so that a pending one is not forgotten.
+    recorded as (
+        insert into rollup_days as r (rollup, date, status, method, built_at, refreshed_at)
+        select :rollup, date, status, case status when 'built' then 'refresh' end,
+               case status when 'built' then clock_timestamp() end, clock_timestamp()
+        from judged
+        on conflict (rollup, date) do update set refreshed_at = excluded.refreshed_at
+    )
+    select date, judged.status, count(*) as keys, {rollup.each_measure("sum({name}) as {name}")}
+    from diff join judged using (date)
+    group by date, judged.status
+    order by date
+    """
+
+
+# Instants whose local date a client can hold; a row outside (infinity, year 10000) belongs to no day.
+FINITE = "{column} >= '0001-01-03' and {column} < '9999-12-30'"

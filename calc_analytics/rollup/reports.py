@@ -1,0 +1,143 @@
+"""What the operations return: small, frozen, and printed alike by the CLI, Dagster and `--json`."""
+
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Any
+
+
+@dataclass(frozen=True)
+class DayCount:
+    """One day in a refresh or rebuild: the measures that were added (refresh) or that it now has (rebuild)."""
+
+    day: date
+    measures: dict[str, int]
+    keys: int
+    status: str
+
+    @property
+    def rows(self) -> int:
+        """Log rows: the first measure."""
+        return next(iter(self.measures.values()))
+
+
+@dataclass(frozen=True)
+class RefreshReport:
+    """What one refresh counted. `counted` days are exact now; `unbuilt` ones saw rows but wait for a rebuild."""
+
+    counted: list[DayCount]
+    unbuilt: list[DayCount]
+    seconds: float
+
+    @property
+    def rows(self) -> int:
+        """Log rows added to the statistics."""
+        return sum(day.rows for day in self.counted)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: days as YYYY-MM-DD."""
+        return {
+            "rows": self.rows,
+            "days": {str(d.day): d.measures for d in self.counted},
+            "never_built_days": [str(d.day) for d in self.unbuilt],
+            "seconds": round(self.seconds, 4),
+        }
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """A day that a rebuild left alone: fewer raw rows than it has already counted, so logs were deleted."""
+
+    day: date
+    raw_rows: int
+    counted_rows: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.day} not rebuilt: {self.raw_rows:,} raw rows, but {self.counted_rows:,} already counted, so logs "
+            "were deleted and rebuilding would destroy statistics; allow it with "
+            f"'calc-analytics rollup --day {self.day} --allow-shrink'"
+        )
+
+
+@dataclass(frozen=True)
+class RebuildReport:
+    """What one rebuild did: the days that are exact now, and those it refused to shrink."""
+
+    rebuilt: list[DayCount] = field(default_factory=list)
+    shrunk: list[Shrunk] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def rows(self) -> int:
+        """Log rows in the rebuilt days."""
+        return sum(day.rows for day in self.rebuilt)
+
+    def __add__(self, other: "RebuildReport") -> "RebuildReport":
+        return RebuildReport(
+            self.rebuilt + other.rebuilt, self.shrunk + other.shrunk, self.seconds + other.seconds
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: days as YYYY-MM-DD."""
+        return {
+            "rows": self.rows,
+            "days": {str(d.day): d.measures for d in self.rebuilt},
+            "refused": {str(s.day): {"raw_rows": s.raw_rows, "counted_rows": s.counted_rows} for s in self.shrunk},
+            "seconds": round(self.seconds, 4),
+        }
+
+
+@dataclass(frozen=True)
+class DayProof:
+    """One day compared: log rows, counted rows, and by how much each measure differs in total."""
+
+    day: date
+    log_rows: int
+    counted_rows: int
+    differences: dict[str, int]
+    differing_keys: int
+    built: bool = True
+
+    @property
+    def proven(self) -> bool:
+        """Built, and not one measure of one key differs."""
+        return self.built and not self.differing_keys
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """Day by day, whether statistics equal logs at the stored snapshot."""
+
+    days: list[DayProof]
+    seconds: float
+
+    @property
+    def different(self) -> list[DayProof]:
+        """Built days whose statistics are not the logs'."""
+        return [day for day in self.days if day.built and not day.proven]
+
+    @property
+    def never_built(self) -> list[DayProof]:
+        """Days with logs that no rebuild has counted yet."""
+        return [day for day in self.days if not day.built]
+
+    @property
+    def difference(self) -> int:
+        """The sum of all measures' absolute differences: exactly zero, or a bug."""
+        return sum(sum(day.differences.values()) for day in self.days if day.built)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: days as YYYY-MM-DD."""
+        return {
+            "difference": self.difference,
+            "days": {
+                str(d.day): {
+                    "status": "proven" if d.proven else "different" if d.built else "never built",
+                    "log_rows": d.log_rows,
+                    "counted_rows": d.counted_rows,
+                    "differences": d.differences,
+                }
+                for d in self.days
+            },
+            "seconds": round(self.seconds, 4),
+        }

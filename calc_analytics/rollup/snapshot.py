@@ -1,0 +1,69 @@
+"""PostgreSQL snapshots as values, and the two conditions on `xact_id` that everything rests on.
+
+A snapshot 'xmin:xmax:xip' says which transactions had committed when it was taken: those below xmax that are not
+in the list xip of transactions in progress. Source: PostgreSQL's documentation, "Transaction ID and Snapshot
+Information Functions". Both conditions are plain comparisons with constants, which an index can serve and which
+cost next to nothing per row; the equivalent `pg_visible_in_snapshot` would be called for every row.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import text
+from sqlalchemy.engine import Connection
+
+# Rows committed after the older snapshot: the bitmap of an index range and of one probe per transaction then open.
+NOT_VISIBLE = "(xact_id >= :{name}_xmax or xact_id = any(cast(:{name}_xip as bigint[])))"
+# Rows with an id of their own that had committed when the snapshot was taken.
+NUMBERED_VISIBLE = "(xact_id < :{name}_xmax and xact_id <> all(cast(:{name}_xip as bigint[])))"
+# The same and rows older than the column, which are older than any snapshot.
+VISIBLE = "(xact_id is null or " + NUMBERED_VISIBLE + ")"
+
+# The stored snapshot inside a statement that must read it at its own instant: `stored` has timezone, xmax and xip.
+STORED = """stored as materialized (
+        select timezone, cast(cast(pg_snapshot_xmax(snapshot) as text) as bigint) as xmax,
+               array(select cast(cast(xid as text) as bigint) from pg_snapshot_xip(snapshot) as xid) as xip
+        from rollup_state where rollup = '{rollup}'
+    )"""
+STORED_XMAX = "(select xmax from stored)"
+STORED_XIP = "(cast((select xip from stored) as bigint[]))"
+STORED_VISIBLE = f"(xact_id is null or (xact_id < {STORED_XMAX} and xact_id <> all {STORED_XIP}))"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A `pg_snapshot`: `xip` holds the transactions below `xmax` that were still open."""
+
+    xmax: int
+    xip: tuple[int, ...]
+    text: str
+
+    @classmethod
+    def parse(cls, text_: str) -> "Snapshot":
+        """From PostgreSQL's text form, for example '10:20:10,14,15'."""
+        _, xmax, xip = text_.split(":")
+        return cls(int(xmax), tuple(int(xid) for xid in xip.split(",") if xid), text_)
+
+    @classmethod
+    def now(cls, connection: Connection) -> "Snapshot":
+        """What is committed at this moment."""
+        return cls.parse(connection.execute(text("select cast(pg_current_snapshot() as text)")).scalar_one())
+
+    def bind(self, name: str) -> dict[str, Any]:
+        """The parameters of the conditions above under that name."""
+        return {f"{name}_xmax": self.xmax, f"{name}_xip": list(self.xip)}
+
+
+def not_visible(name: str) -> str:
+    """SQL: the row had not committed when snapshot `name` was taken. False for rows without `xact_id`."""
+    return NOT_VISIBLE.format(name=name)
+
+
+def numbered_visible(name: str) -> str:
+    """SQL: the row has an `xact_id` and had committed when snapshot `name` was taken."""
+    return NUMBERED_VISIBLE.format(name=name)
+
+
+def visible(name: str) -> str:
+    """SQL: the row had committed when snapshot `name` was taken, rows without `xact_id` included."""
+    return VISIBLE.format(name=name)

@@ -1,0 +1,103 @@
+"""The state row: locked by every operation that changes statistics, so that they take turns.
+
+It holds the snapshot, the time zone the days are built in, and the identifier of the cluster that issued the
+transaction ids. Both of the latter are compared at every use: after a restore into another cluster, or with
+another ROLLUP_TIMEZONE, the stored snapshot and days would be meaningless, so the operation refuses.
+"""
+
+from dataclasses import dataclass
+
+from sqlalchemy import text
+from sqlalchemy.engine import Connection
+
+from calc_analytics.errors import CalcAnalyticsError
+from calc_analytics.rollup.declaration import Rollup
+from calc_analytics.rollup.snapshot import Snapshot
+
+
+class NotInstalled(CalcAnalyticsError):
+    """There is no state row: the migrations have not run on this database."""
+
+
+class ClusterChanged(CalcAnalyticsError):
+    """The database was restored into another cluster, whose transaction ids mean something else."""
+
+
+class TimezoneChanged(CalcAnalyticsError):
+    """ROLLUP_TIMEZONE is not the zone in which the stored days were built."""
+
+
+@dataclass(frozen=True)
+class State:
+    """The state row: days are built in `timezone`, from the logs visible in `snapshot`."""
+
+    timezone: str
+    snapshot: Snapshot
+
+
+def read(connection: Connection, rollup: Rollup, timezone: str) -> State:
+    """The state without a lock. Raises `NotInstalled`, `ClusterChanged` or `TimezoneChanged`."""
+    return _read(connection, rollup, timezone, "")
+
+
+def lock(connection: Connection, rollup: Rollup, timezone: str) -> State:
+    """The state, locked until the transaction ends: whoever else refreshes or rebuilds waits here."""
+    return _read(connection, rollup, timezone, "for no key update of s")
+
+
+def store_snapshot(connection: Connection, rollup: Rollup, snapshot: Snapshot) -> None:
+    """Moves the state to `snapshot`; belongs in the transaction that changed the statistics."""
+    connection.execute(_STORE, {"rollup": rollup.name, "snapshot": snapshot.text})
+
+
+def create_if_missing(connection: Connection, rollup: Rollup, timezone: str) -> None:
+    """The state a rollup starts with: nothing built, counting from this moment's snapshot."""
+    connection.execute(_CREATE, {"rollup": rollup.name, "timezone": timezone})
+
+
+def start_afresh(connection: Connection, rollup: Rollup, timezone: str) -> None:
+    """Takes this cluster's snapshot and marks every built day stale; its statistics stay until it is rebuilt."""
+    connection.execute(text("delete from rollup_state where rollup = :rollup"), {"rollup": rollup.name})
+    create_if_missing(connection, rollup, timezone)
+    connection.execute(
+        text("update rollup_days set status = 'stale' where rollup = :rollup and status = 'built'"),
+        {"rollup": rollup.name},
+    )
+
+
+def _read(connection: Connection, rollup: Rollup, timezone: str, locking: str) -> State:
+    row = connection.execute(text(_READ + locking), {"rollup": rollup.name}).one_or_none()
+    if row is None:
+        raise NotInstalled(f"no state for {rollup.name}: run 'calc-analytics migrate' first")
+    if not row.same_cluster:
+        raise ClusterChanged(
+            "this database was restored into another PostgreSQL cluster, so the stored snapshot says nothing about "
+            "its rows: run 'calc-analytics rebase' to count afresh from here"
+        )
+    if row.timezone != timezone:
+        raise TimezoneChanged(
+            f"the stored days were built in {row.timezone}, but ROLLUP_TIMEZONE is {timezone}: set it back, or run "
+            "'calc-analytics rebase' to rebuild the days in the new zone"
+        )
+    return State(row.timezone, Snapshot.parse(row.snapshot))
+
+
+_READ = """
+    select s.timezone, cast(s.snapshot as text) as snapshot,
+           s.system_identifier = (select system_identifier from pg_control_system()) as same_cluster
+    from rollup_state s
+    where s.rollup = :rollup
+"""
+_STORE = text(
+    """
+    update rollup_state set snapshot = cast(:snapshot as pg_snapshot), refreshed_at = clock_timestamp()
+    where rollup = :rollup
+    """
+)
+_CREATE = text(
+    """
+    insert into rollup_state (rollup, timezone, system_identifier, snapshot)
+    select :rollup, :timezone, system_identifier, pg_current_snapshot() from pg_control_system()
+    on conflict (rollup) do nothing
+    """
+)
