@@ -39,7 +39,7 @@ def url() -> URL:
     The database itself may not exist yet: `engine.ensure_database` creates it.
     """
     server = _server(data_folder() / "pgdata")
-    return with_driver(make_url(server.get_uri(database=DATABASE)), "psycopg")
+    return with_driver(make_url(server.get_uri(database=DATABASE)), "psycopg").set(password=None)
 
 
 def _server(pgdata: Path) -> Any:

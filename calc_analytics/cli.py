@@ -1,0 +1,277 @@
+"""`calc-analytics`: the one command. Each subcommand reads the settings, calls the domain and prints its report.
+
+Errors a user can mend are one line on standard error and exit code 1; wrong usage is exit code 2. A report with
+`--json` is one JSON object on standard output.
+"""
+
+import json
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import date
+from typing import Any
+
+import click
+from sqlalchemy.engine import Engine
+
+from calc_analytics import __version__, days, terminal
+from calc_analytics.config import Settings
+from calc_analytics.database.engine import create_engine, dagster_url, database_url, ensure_database
+from calc_analytics.errors import CalcAnalyticsError
+from calc_analytics.rollup import install
+from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
+from calc_analytics.rollup.rebuild import rebuild
+from calc_analytics.rollup.refresh import refresh as refresh_once
+from calc_analytics.rollup.verify import built_days, waiting_days
+from calc_analytics.rollup.verify import verify as verify_days
+from calc_analytics.supervisor import Supervisor, require_free
+
+DAY = "YYYY-MM-DD"
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+from_day = click.option("--from", "first", metavar=DAY, help="First day, included.")
+to_day = click.option("--to", "last", metavar=DAY, help="Last day, included. Default: today.")
+
+
+class OneLineErrors(click.Group):
+    """Turns the project's errors into one line and exit code 1; Ctrl-C into exit code 130."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the subcommand."""
+        try:
+            return super().invoke(ctx)
+        except CalcAnalyticsError as error:
+            click.echo(f"error: {error}", err=True)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            sys.exit(130)
+
+
+@click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def main() -> None:
+    """Exact daily statistics of calculation_logs, kept in calculation_stats_daily.
+
+    \b
+    Try it:          calc-analytics demo
+    Your database:   export DATABASE_URL=postgresql://user:password@host/database
+                     calc-analytics migrate && calc-analytics up
+    Build history:   calc-analytics rollup --from 2026-01-01
+    Prove it:        calc-analytics verify
+
+    Without DATABASE_URL an embedded PostgreSQL is used; its data is in .calc_analytics/ of the project folder.
+    """
+
+
+def _engine(settings: Settings) -> Engine:
+    """The database; the embedded one is the project's own and is made ready on the way."""
+    if settings.embedded:
+        return _ready(settings)
+    return create_engine(settings)
+
+
+def _ready(settings: Settings) -> Engine:
+    """The database with everything in it."""
+    ensure_database(database_url(settings))
+    engine = create_engine(settings)
+    install.install(engine, settings.timezone)
+    return engine
+
+
+def _print(report: Any, as_json: bool, show: Callable[[Any], None]) -> None:
+    click.echo(json.dumps(report.as_dict())) if as_json else show(report)
+
+
+@main.command()
+def migrate() -> None:
+    """Create the tables, or adopt the API's.
+
+    Safe to repeat and safe while the API writes: every row of both tables stays, writers are not blocked. Old
+    databases get city_id renamed to locality_id. The role must own calculation_logs.
+    """
+    settings = Settings.from_environment()
+    _ready(settings)
+    click.echo(f"ready: {database_url(settings).render_as_string(hide_password=True)}, days in {settings.timezone}")
+
+
+@main.command()
+@as_json
+def refresh(as_json: bool) -> None:
+    """Count the new log rows, once, without Dagster.
+
+    Cost: the new rows only. Prints rows counted and days touched. Days that were never built are left to `rollup`.
+    """
+    settings = Settings.from_environment()
+    _print(refresh_once(_engine(settings), ROLLUP, settings.timezone), as_json, terminal.show_refresh)
+
+
+@main.command()
+@click.option("--day", "single", metavar=DAY, multiple=True, help="A day to rebuild; may be given several times.")
+@from_day
+@to_day
+@click.option("--allow-shrink", is_flag=True, help="Rebuild even days whose logs were deleted: lowers them for good.")
+@as_json
+def rollup(single: tuple[str, ...], first: str | None, last: str | None, allow_shrink: bool, as_json: bool) -> None:
+    """Recount whole days from the raw logs, without Dagster.
+
+    Default: today, yesterday, and days that wait for a first build. Running it twice changes nothing. A day with
+    fewer raw rows than it has counted is left alone (its logs were deleted) and the exit code is 1.
+    """
+    settings = Settings.from_environment()
+    wanted = _chosen(single, first, last, settings)
+    engine = _engine(settings)
+    if wanted is None:
+        wanted = [*days.today_and_yesterday(settings.timezone), *waiting_days(engine, ROLLUP)]
+    with terminal.bar("rebuilding days", len(set(wanted))) as advance:
+        report = rebuild(
+            engine, ROLLUP, settings.timezone, wanted, allow_shrink=allow_shrink,
+            progress=lambda chunk: advance(len(chunk.rebuilt) + len(chunk.shrunk)),
+        )  # fmt: skip
+    _print(report, as_json, terminal.show_rebuild)
+    sys.exit(1 if report.shrunk else 0)
+
+
+@main.command()
+@click.option("--day", "single", metavar=DAY, multiple=True, help="A day to prove; may be given several times.")
+@from_day
+@to_day
+@as_json
+def verify(single: tuple[str, ...], first: str | None, last: str | None, as_json: bool) -> None:
+    """Prove that statistics equal logs, day by day.
+
+    Default: every built day. Exact while writers run: the answer is zero difference, or a bug. Exit code 1 on any
+    difference, and for a day asked for that has logs but was never built.
+    """
+    settings = Settings.from_environment()
+    wanted = _chosen(single, first, last, settings)
+    engine = _engine(settings)
+    chosen = built_days(engine, ROLLUP) if wanted is None else wanted
+    with terminal.bar("comparing days", len(chosen)) as advance:
+        report = verify_days(engine, ROLLUP, settings.timezone, chosen, progress=lambda proof: advance(1))
+    _print(report, as_json, terminal.show_verify)
+    sys.exit(1 if report.different or report.never_built else 0)
+
+
+def _chosen(single: tuple[str, ...], first: str | None, last: str | None, settings: Settings) -> list[date] | None:
+    """The days that the options name; None if there are none."""
+    if last and not first:
+        raise click.UsageError("--to needs --from")
+    chosen = [days.parse_day(text) for text in single]
+    if first:
+        end = days.parse_day(last) if last else days.today(settings.timezone)
+        chosen += days.days_between(days.parse_day(first), end)
+    return chosen or None
+
+
+@main.command()
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def rebase(yes: bool) -> None:
+    """Start counting afresh after a restore into another cluster, or for a new ROLLUP_TIMEZONE.
+
+    Statistics stay until each day is rebuilt; `rollup` without options then rebuilds them. Logs are not touched,
+    except that their transaction ids are forgotten (in an instant: the column is dropped and added).
+    """
+    settings = Settings.from_environment()
+    engine = _engine(settings) if yes or click.confirm("Mark every built day for a rebuild?") else None
+    if engine is None:
+        raise click.Abort
+    install.rebase(engine, settings.timezone)
+    click.echo(f"{len(waiting_days(engine, ROLLUP)):,} days wait: run 'calc-analytics rollup'")
+
+
+@main.command()
+@click.option("--rate", default=200.0, show_default=True, type=click.FloatRange(min=0.1), help="Rows per second, all writers together.")
+@click.option("--writers", default=4, show_default=True, type=click.IntRange(1, 64), help="Concurrent writers.")
+@click.option("--seconds", type=click.FloatRange(min=0), help="Stop after that long. Default: until Ctrl-C.")
+@click.option("--rows", type=click.IntRange(min=1), help="Stop after about that many rows.")
+@click.option("--late-share", default=0.005, show_default=True, type=click.FloatRange(0, 1), help="Share of rows up to two days late.")
+@click.option("--seed", type=int, help="Makes the rows repeatable.")
+@as_json
+def simulate(
+    rate: float, writers: int, seconds: float | None, rows: int | None, late_share: float, seed: int | None, as_json: bool
+) -> None:
+    """Write log batches as the API does: COPY, 100 rows or 1 s per batch, several writers.
+
+    200 publishers (Zipf), about 60 % cache hits, some null response times, some late rows.
+    """
+    from calc_analytics.simulate import Traffic, simulate
+
+    settings = Settings.from_environment()
+    _engine(settings)
+    traffic = Traffic(rate=rate, writers=writers, late_share=late_share, seed=seed)
+    total = rows or (round(rate * seconds) if seconds else None)
+    with terminal.bar("writing rows", total) as advance:
+        report = simulate(database_url(settings), traffic, seconds=seconds, rows=rows, stop=_stop_on_signals(), progress=advance)
+    _print(report, as_json, lambda r: click.echo(f"{r.rows:,} rows in {r.batches:,} batches, {r.rows / max(r.seconds, 0.001):,.0f} rows/s"))
+
+
+@main.command()
+@click.option("--ui-port", default=3000, show_default=True, type=click.IntRange(1, 65535), help="Port of the Dagster UI on 127.0.0.1.")
+def up(ui_port: int) -> None:
+    """Run everything in the foreground: database, migrations, code server, webserver, daemon.
+
+    Ctrl-C or SIGTERM stops all of it. Logs are in .calc_analytics/logs/.
+    """
+    stop = _stop_on_signals()
+    with _running(Settings.from_environment(), ui_port, stop) as supervisor:
+        while not stop.wait(0.5):
+            _watch(supervisor)
+
+
+@main.command()
+@click.option("--ui-port", default=3000, show_default=True, type=click.IntRange(1, 65535), help="Port of the Dagster UI on 127.0.0.1.")
+@click.option("--rate", default=100.0, show_default=True, type=click.FloatRange(min=0.1), help="Live rows per second.")
+@click.option("--days", "history", default=30, show_default=True, type=click.IntRange(1, 365), help="Days of history to write first.")
+@click.option("--seconds", type=click.FloatRange(min=1), help="Stop after that long. Default: until Ctrl-C.")
+def demo(ui_port: int, rate: float, history: int, seconds: float | None) -> None:
+    """See it work: history, live batches, and a table of today's totals that grows.
+
+    Always on the embedded PostgreSQL, never on DATABASE_URL. The Dagster UI shows the same figures.
+    """
+    from calc_analytics import demo as demonstration
+
+    settings, stop = Settings.from_environment(), _stop_on_signals()
+    if not settings.embedded:
+        raise CalcAnalyticsError("demo writes made-up rows: unset DATABASE_URL, so that it uses the embedded PostgreSQL")
+    require_free(ui_port, "--ui-port")
+    _ready(settings)
+    demonstration.history(settings, history)
+    with _running(settings, ui_port, stop) as supervisor:
+        demonstration.live(settings, rate, seconds, stop, lambda: _watch(supervisor))
+
+
+@contextmanager
+def _running(settings: Settings, ui_port: int, stop: threading.Event) -> Iterator[Supervisor]:
+    """A context in which everything runs; says where it is, and stops it all at the end."""
+    require_free(ui_port, "--ui-port")
+    _ready(settings)
+    ensure_database(dagster_url(settings))
+    click.echo(f"database  {database_url(settings).render_as_string(hide_password=True)}")
+    supervisor = Supervisor(ui_port, stop)
+    try:
+        supervisor.start()
+        click.echo(f"Dagster   http://127.0.0.1:{ui_port}   (Ctrl-C stops everything)")
+        yield supervisor
+    finally:
+        click.echo("stopping")
+        supervisor.stop()
+
+
+def _watch(supervisor: Supervisor) -> None:
+    for name in supervisor.watch():
+        click.echo(f"the {name} had died and was started again", err=True)
+
+
+def _stop_on_signals() -> threading.Event:
+    """An event that SIGINT and SIGTERM set; a second signal is the default again."""
+    stop = threading.Event()
+
+    def handle(number: int, frame: Any) -> None:
+        stop.set()
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handle)
+    return stop
+

@@ -1,0 +1,39 @@
+"""Every Dagster object by name, and nothing else. Importing this does nothing; Dagster calls `defs` to load it."""
+
+import warnings
+
+from dagster import Definitions, PreviewWarning, define_asset_job, definitions, in_process_executor
+
+from calc_analytics.config import Settings
+from calc_analytics.orchestration.assets import calculation_logs, stats_asset
+from calc_analytics.orchestration.checks import stats_checks
+from calc_analytics.orchestration.partitions import daily_partitions
+from calc_analytics.orchestration.resources import RollupDatabase
+from calc_analytics.orchestration.schedules import hourly_schedule
+from calc_analytics.orchestration.sensors import new_log_batches_sensor
+
+
+@definitions
+def defs() -> Definitions:
+    """The code location. Reads the settings (partitions and schedule depend on them) but connects to nothing."""
+    settings = Settings.from_environment()
+    partitions = daily_partitions(settings)
+    calculation_stats_daily = stats_asset(partitions)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PreviewWarning)  # partitioned checks are new in Dagster 1.13
+        checks = stats_checks(calculation_stats_daily, partitions)
+    rollup_job = define_asset_job(
+        "rollup_job",
+        selection=[calculation_stats_daily],
+        partitions_def=partitions,
+        description="Recounts days from the raw logs and proves them with the three checks.",
+    )
+    return Definitions(
+        assets=[calculation_logs, calculation_stats_daily],
+        asset_checks=checks,
+        jobs=[rollup_job],
+        schedules=[hourly_schedule(rollup_job, partitions, settings)],
+        sensors=[new_log_batches_sensor(rollup_job, partitions)],
+        resources={"database": RollupDatabase()},
+        executor=in_process_executor,
+    )

@@ -1,0 +1,114 @@
+"""`calc-analytics demo`: the whole picture in a minute, on the embedded PostgreSQL and in a database of its own."""
+
+import threading
+import time
+from collections.abc import Sequence
+from datetime import date, timedelta
+from typing import Any
+
+from sqlalchemy.engine import Engine
+
+from calc_analytics import days, terminal
+from calc_analytics.config import Settings
+from calc_analytics.database.engine import create_engine, database_url
+from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
+from calc_analytics.rollup.figures import day_totals
+from calc_analytics.rollup.rebuild import rebuild
+from calc_analytics.rollup.verify import verify
+from calc_analytics.simulate import SimulationReport, Traffic, simulate, write_history
+
+SHOWN_DAYS = 5
+ROWS_PER_DAY = 5_000
+REDRAW_SECONDS = 1.0
+VERIFY_EVERY_SECONDS = 5.0
+
+
+def history(settings: Settings, count: int) -> None:
+    """Writes the days before today once and builds them; a second demo finds them and goes on."""
+    engine, today = create_engine(settings), days.today(settings.timezone)
+    past = days.days_between(today - timedelta(days=count), today)
+    missing = [day for day in past if day not in day_totals(engine, ROLLUP, past)]
+    if not missing:
+        return
+    with terminal.bar("writing history", len(missing) * ROWS_PER_DAY) as advance:
+        write_history(
+            database_url(settings), missing, ROWS_PER_DAY, Traffic(rate=1, writers=1), settings.timezone, progress=advance
+        )
+    with terminal.bar("building days", len(missing)) as advance:
+        rebuild(engine, ROLLUP, settings.timezone, missing, progress=lambda chunk: advance(len(chunk.rebuilt)))
+
+
+def live(settings: Settings, rate: float, seconds: float | None, stop: threading.Event, watch: Any) -> None:
+    """Writes batches in the background and redraws the table until `seconds` have passed or `stop` is set."""
+    finished = threading.Event()
+    writer = _Writer(settings, rate, finished)
+    writer.start()
+    try:
+        _draw(settings, writer, seconds, stop, watch)
+    finally:
+        finished.set()
+        writer.join()
+
+
+class _Writer(threading.Thread):
+    """The simulated API; keeps the number of rows written, and its error if it had to give up."""
+
+    def __init__(self, settings: Settings, rate: float, stop: threading.Event) -> None:
+        super().__init__(name="simulated-api", daemon=True)
+        self.settings, self.rate, self.stop = settings, rate, stop
+        self.rows = 0
+        self.error: Exception | None = None
+        self.report: SimulationReport | None = None
+
+    def run(self) -> None:
+        """Writes until `stop` is set."""
+        traffic = Traffic(rate=self.rate, writers=4)
+        try:
+            self.report = simulate(database_url(self.settings), traffic, stop=self.stop, progress=self._count)
+        except Exception as error:
+            self.error = error
+
+    def _count(self, rows: int) -> None:
+        self.rows += rows
+
+
+def _draw(settings: Settings, writer: _Writer, seconds: float | None, stop: threading.Event, watch: Any) -> None:
+    from rich.console import Console
+    from rich.live import Live
+
+    console, engine, proof = Console(), create_engine(settings), _Proof(settings)
+    deadline = time.monotonic() + seconds if seconds else None
+    with Live(console=console, auto_refresh=False, vertical_overflow="visible") as screen:
+        while not stop.wait(REDRAW_SECONDS) and (deadline is None or time.monotonic() < deadline):
+            if writer.error:
+                raise writer.error
+            watch()
+            table = _table(engine, settings, f"{writer.rows:,} rows written live · {proof.text(engine)}")
+            screen.update(table, refresh=True)
+            if not console.is_terminal:
+                console.print(table)
+
+
+class _Proof:
+    """The verdict of `verify` on the shown days, renewed every few seconds."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings, self.at, self.said = settings, 0.0, ""
+
+    def text(self, engine: Engine) -> str:
+        """For example 'verify: difference 0 at 12:00:05'."""
+        if time.monotonic() - self.at > VERIFY_EVERY_SECONDS:
+            report = verify(engine, ROLLUP, self.settings.timezone, _shown(self.settings))
+            self.at = time.monotonic()
+            self.said = f"verify: difference {report.difference:,} at {time.strftime('%H:%M:%S')}"
+        return self.said
+
+
+def _shown(settings: Settings) -> Sequence[date]:
+    today = days.today(settings.timezone)
+    return days.days_between(today - timedelta(days=SHOWN_DAYS - 1), today)
+
+
+def _table(engine: Engine, settings: Settings, caption: str) -> Any:
+    totals = day_totals(engine, ROLLUP, _shown(settings))
+    return terminal.totals_table("calculation_stats_daily", totals, caption)

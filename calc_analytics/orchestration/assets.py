@@ -1,0 +1,107 @@
+"""The assets: the API's log table (external, observed) and the daily statistics that this project keeps."""
+
+from dagster import (
+    AssetExecutionContext,
+    AssetMaterialization,
+    AssetObservation,
+    AssetsDefinition,
+    AssetSpec,
+    BackfillPolicy,
+    Config,
+    Failure,
+    PartitionsDefinition,
+    asset,
+)
+from pydantic import Field
+
+from calc_analytics.orchestration.metadata import day_metadata, log_metadata, preview
+from calc_analytics.orchestration.partitions import as_days
+from calc_analytics.orchestration.resources import RollupDatabase
+from calc_analytics.orchestration.retries import TRANSIENT_ERRORS, failing_in_one_line
+from calc_analytics.rollup.figures import log_figures
+from calc_analytics.rollup.rebuild import rebuild
+from calc_analytics.rollup.reports import RebuildReport
+
+GROUP = "calculations"
+# A run rebuilds up to this many days in one pass; a backfill of a quarter takes three runs.
+DAYS_PER_RUN = 31
+
+calculation_logs = AssetSpec(
+    "calculation_logs",
+    group_name=GROUP,
+    kinds={"postgres"},
+    description="One row per calculation, written by the API in batches. Not ours: observed with its size and with "
+    "the rows that the statistics have not counted yet.",
+)
+
+
+class RebuildConfig(Config):
+    """What an operator may set when materializing."""
+
+    allow_shrink: bool = Field(
+        default=False,
+        description="Rebuild days even if raw logs were deleted, which lowers their statistics for good.",
+    )
+
+
+def stats_asset(partitions: PartitionsDefinition) -> AssetsDefinition:
+    """`calculation_stats_daily` over these daily partitions."""
+
+    @asset(
+        partitions_def=partitions,
+        deps=[calculation_logs],
+        backfill_policy=BackfillPolicy.multi_run(max_partitions_per_run=DAYS_PER_RUN),
+        retry_policy=TRANSIENT_ERRORS,
+        group_name=GROUP,
+        kinds={"postgres"},
+    )
+    def calculation_stats_daily(
+        context: AssetExecutionContext, database: RollupDatabase, config: RebuildConfig
+    ) -> None:
+        """Statistics per publisher and day, where the day is that of `created_at` in the reporting time zone.
+
+        Materializing a partition recounts that day from the raw logs; between runs the sensor keeps built days exact
+        within about a second. A day is never final: late rows are added to the day they belong to. A day whose logs
+        were deleted is left as it is, and the run fails and says so, unless `allow_shrink` is set.
+        """
+        days = as_days(context.partition_keys)
+        with failing_in_one_line():
+            report = rebuild(
+                database.engine,
+                database.rollup,
+                database.timezone,
+                days,
+                allow_shrink=config.allow_shrink,
+                progress=lambda chunk: _log_chunk(context, chunk),
+            )
+            _attach(context, database, report)
+            context.log_event(
+                AssetObservation(
+                    calculation_logs.key,
+                    metadata=log_metadata(log_figures(database.engine, database.rollup, database.timezone)),
+                )
+            )
+
+    return calculation_stats_daily
+
+
+def _log_chunk(context: AssetExecutionContext, chunk: RebuildReport) -> None:
+    for day in chunk.rebuilt:
+        context.log.info(f"{day.day} rebuilt: {day.rows:,} rows, {day.keys:,} publishers")
+    for shrunk in chunk.shrunk:
+        context.log.error(str(shrunk))
+
+
+def _attach(context: AssetExecutionContext, database: RollupDatabase, report: RebuildReport) -> None:
+    """Metadata for every rebuilt day. If some were refused, the others are on record before the run fails."""
+    seconds = report.seconds / max(len(report.rebuilt), 1)
+    for day in report.rebuilt:
+        metadata = {**day_metadata(day.measures, day.keys, seconds), "top_publishers": preview(database, day.day)}
+        if report.shrunk:
+            context.log_event(
+                AssetMaterialization(context.asset_key, partition=str(day.day), metadata=metadata)
+            )
+        else:
+            context.add_asset_metadata(metadata, partition_key=str(day.day))
+    if report.shrunk:
+        raise Failure("; ".join(str(day) for day in report.shrunk), allow_retries=False)

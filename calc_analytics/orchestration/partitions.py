@@ -1,0 +1,27 @@
+"""The daily partitions: from ROLLUP_START_DATE to today, in the reporting time zone. Today is included."""
+
+from collections.abc import Sequence
+from datetime import date
+
+from dagster import DailyPartitionsDefinition, PartitionsDefinition
+
+from calc_analytics.config import Settings
+from calc_analytics.days import parse_day
+
+
+def daily_partitions(settings: Settings) -> DailyPartitionsDefinition:
+    """One partition per day; `end_offset=1` because today is wanted while it is still going on."""
+    return DailyPartitionsDefinition(
+        start_date=settings.start_date.isoformat(), timezone=settings.timezone, end_offset=1
+    )
+
+
+def as_days(partition_keys: Sequence[str]) -> list[date]:
+    """The days that these partition keys name."""
+    return [parse_day(key) for key in partition_keys]
+
+
+def keys_of(days: Sequence[date], partitions: PartitionsDefinition) -> list[str]:
+    """The partition keys of those days that are partitions at all, in order."""
+    existing = set(partitions.get_partition_keys())
+    return [key for key in (day.isoformat() for day in sorted(days)) if key in existing]

@@ -1,0 +1,25 @@
+"""What is tried again: transient database errors, with exponential backoff and jitter, and nothing else."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from dagster import Backoff, Failure, Jitter, RetryPolicy
+
+from calc_analytics.database.engine import DatabaseTrouble
+from calc_analytics.errors import CalcAnalyticsError
+
+TRANSIENT_ERRORS = RetryPolicy(max_retries=4, delay=1, backoff=Backoff.EXPONENTIAL, jitter=Jitter.PLUS_MINUS)
+
+
+@contextmanager
+def failing_in_one_line() -> Iterator[None]:
+    """Turns errors into a Dagster `Failure` with one line; only a transient one may be retried by the policy."""
+    try:
+        yield
+    except Failure:
+        raise
+    except CalcAnalyticsError as error:
+        transient = isinstance(error, DatabaseTrouble) and error.transient
+        raise Failure(description=str(error), allow_retries=transient) from None
+    except Exception as error:
+        raise Failure(description=f"a bug: {type(error).__name__}: {error}", allow_retries=False) from error

@@ -1,0 +1,39 @@
+"""The hourly safety net: today and yesterday are recounted and proven, whatever the sensor did."""
+
+from dagster import (
+    DefaultScheduleStatus,
+    JobDefinition,
+    PartitionsDefinition,
+    RunRequest,
+    ScheduleDefinition,
+    ScheduleEvaluationContext,
+    schedule,
+)
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+from dagster._utils.schedules import is_valid_cron_schedule
+
+from calc_analytics.config import InvalidSetting, Settings
+from calc_analytics.days import today_and_yesterday
+
+
+def hourly_schedule(
+    job: JobDefinition | UnresolvedAssetJobDefinition, partitions: PartitionsDefinition, settings: Settings
+) -> ScheduleDefinition:
+    """`hourly_rollup`: on by default, at ROLLUP_CRON in the reporting time zone."""
+    if not is_valid_cron_schedule(settings.cron):
+        raise InvalidSetting(f"ROLLUP_CRON: '{settings.cron}' is not a cron line such as '0 * * * *'")
+
+    @schedule(
+        name="hourly_rollup",
+        cron_schedule=settings.cron,
+        job=job,
+        execution_timezone=settings.timezone,
+        default_status=DefaultScheduleStatus.RUNNING,
+    )
+    def hourly_rollup(context: ScheduleEvaluationContext) -> list[RunRequest]:
+        """Recounts and checks today and yesterday, as the scheduler in the API server was meant to do."""
+        at = context.scheduled_execution_time
+        days = [day for day in today_and_yesterday(settings.timezone, at) if day >= settings.start_date]
+        return [RunRequest(run_key=f"{day}@{at.isoformat()}", partition_key=str(day)) for day in days]
+
+    return hourly_rollup

@@ -1,0 +1,94 @@
+"""Figures about logs and statistics for people: lag, top publishers, unknown sources. Nothing here changes data."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+
+from sqlalchemy import text
+from sqlalchemy.engine import Connection, Engine
+
+from calc_analytics.database.engine import transaction
+from calc_analytics.rollup import state
+from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY, Rollup
+from calc_analytics.rollup.snapshot import not_visible
+from calc_analytics.rollup.windows import windows
+
+KNOWN_SOURCES = (1, 2, 3)
+
+
+@dataclass(frozen=True)
+class LogFigures:
+    """The log table: rows as PostgreSQL estimates them, rows not yet counted, and seconds since the oldest of those."""
+
+    estimated_rows: int
+    uncounted_rows: int
+    lag_seconds: float
+
+
+def log_figures(engine: Engine, rollup: Rollup, timezone: str) -> LogFigures:
+    """How big the log table is and how far behind the statistics are. Cost: the uncounted rows."""
+    with transaction(engine) as connection:
+        before = state.read(connection, rollup, timezone)
+        statement = f"""
+            select (select greatest(reltuples, 0) from pg_class where oid = to_regclass(:source)) as estimated,
+                   count(*) as uncounted,
+                   coalesce(extract(epoch from clock_timestamp() - min({rollup.event_time})), 0) as lag
+            from {rollup.source} where {not_visible("s1")} and {rollup.event_time} > '0001-01-03'
+        """
+        row = connection.execute(text(statement), {"source": rollup.source, **before.snapshot.bind("s1")}).one()
+    return LogFigures(int(row.estimated or 0), row.uncounted, max(float(row.lag), 0.0))
+
+
+def day_totals(engine: Engine, rollup: Rollup, days: Sequence[date]) -> dict[date, dict[str, int]]:
+    """The stored measures of each of these days, summed over keys, and the number of keys as 'keys'."""
+    sums = rollup.each_measure("sum({name}) as {name}")
+    statement = f"select date, count(*) as keys, {sums} from {rollup.target} where date = any(:days) group by date"
+    with transaction(engine) as connection:
+        rows = connection.execute(text(statement), {"days": list(days)}).mappings()
+        return {row["date"]: {name: int(row[name]) for name in ("keys", *rollup.measure_names)} for row in rows}
+
+
+def top_keys(engine: Engine, rollup: Rollup, day: date, limit: int = 10) -> list[dict[str, int]]:
+    """The rows of a day with the largest counts, as plain dictionaries of keys and measures."""
+    statement = f"""
+        select {rollup.key_columns}, {", ".join(rollup.measure_names)} from {rollup.target}
+        where date = :day order by {rollup.count} desc, {rollup.key_columns} limit :limit
+    """
+    with transaction(engine) as connection:
+        return [dict(row) for row in connection.execute(text(statement), {"day": day, "limit": limit}).mappings()]
+
+
+def unknown_sources(engine: Engine, timezone: str, days: Sequence[date]) -> tuple[int, dict[int, int]]:
+    """How many of these days' calculations have no known source, and rows per unknown code in the raw logs."""
+    rollup = CALCULATION_STATS_DAILY
+    missing = f"""
+        select date, sum(total_calculations - source_web - source_api - source_external) as missing
+        from {rollup.target} where date = any(:days) group by date
+        having sum(total_calculations - source_web - source_api - source_external) <> 0
+    """
+    with transaction(engine) as connection:
+        found = {row.date: int(row.missing) for row in connection.execute(text(missing), {"days": list(days)})}
+        return sum(found.values()), _codes(connection, timezone, list(found))
+
+
+def _codes(connection: Connection, timezone: str, days: list[date]) -> dict[int, int]:
+    rollup, codes = CALCULATION_STATS_DAILY, dict[int, int]()
+    statement = text(
+        f"select source, count(*) as rows from {rollup.source} where {rollup.event_time} >= :begin "
+        f"and {rollup.event_time} < :end and source <> all(:known) group by source"
+    )
+    for span in windows(connection, days, timezone):
+        parameters = {"begin": span.begin, "end": span.end, "known": list(KNOWN_SOURCES)}
+        for row in connection.execute(statement, parameters):
+            codes[row.source] = codes.get(row.source, 0) + row.rows
+    return codes
+
+
+def cache_hits_above_total(engine: Engine, days: Sequence[date]) -> list[tuple[date, int]]:
+    """(day, publisher) pairs that claim more cache hits than calculations; there should be none."""
+    statement = f"""
+        select date, publisher_id from {CALCULATION_STATS_DAILY.target}
+        where date = any(:days) and (cache_hits > total_calculations or cache_hits < 0) order by 1, 2
+    """
+    with transaction(engine) as connection:
+        return [(row.date, row.publisher_id) for row in connection.execute(text(statement), {"days": list(days)})]

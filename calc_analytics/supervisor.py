@@ -1,0 +1,186 @@
+"""The processes of `calc-analytics up`: code server, webserver, daemon; started, watched, restarted, stopped.
+
+One code server serves the other two (a `python_module` workspace would make the daemon start a new one every
+minute). A process that dies is started again after a growing pause. Output goes to files in `.calc_analytics/logs`.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from calc_analytics.config import project_root
+from calc_analytics.database.embedded import data_folder
+from calc_analytics.errors import CalcAnalyticsError
+
+HOST = "127.0.0.1"
+STOP_SECONDS = 8.0
+STARTED_SECONDS = 90.0
+LONGEST_PAUSE_SECONDS = 30.0
+
+
+class PortTaken(CalcAnalyticsError):
+    """Another program listens on a port that is needed."""
+
+
+class NotStarted(CalcAnalyticsError):
+    """A process ended before it was ready; its log says why."""
+
+
+def free_port() -> int:
+    """A port that nobody listens on at this moment."""
+    with socket.socket() as sock:
+        sock.bind((HOST, 0))
+        return int(sock.getsockname()[1])
+
+
+def is_listening(port: int) -> bool:
+    """Whether something accepts connections on the port."""
+    with socket.socket() as sock:
+        sock.settimeout(1)
+        return sock.connect_ex((HOST, port)) == 0
+
+
+def require_free(port: int, option: str) -> None:
+    """Raises `PortTaken`, naming the option that chooses another port."""
+    if is_listening(port):
+        raise PortTaken(f"port {port} is in use on {HOST}: end the program that has it, or choose another with {option}")
+
+
+@dataclass
+class Service:
+    """One process: its command, its log file, and how often it had to be started again."""
+
+    name: str
+    command: list[str]
+    environment: dict[str, str]
+    process: subprocess.Popen[bytes] | None = None
+    started_at: float = 0.0
+    pause_seconds: float = 0.0
+
+    @property
+    def log(self) -> Path:
+        """Where its output goes."""
+        return data_folder() / "logs" / f"{self.name}.log"
+
+    def start(self) -> None:
+        """Starts it in a session of its own, so that Ctrl-C reaches only the supervisor."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.log, "ab") as output:
+            self.process = subprocess.Popen(
+                self.command, env=self.environment, cwd=project_root(), stdin=subprocess.DEVNULL,
+                stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+        self.started_at = time.monotonic()
+
+    def is_running(self) -> bool:
+        """Whether the process lives."""
+        return self.process is not None and self.process.poll() is None
+
+    def restart_if_dead(self) -> bool:
+        """Starts it again if it died; the pause doubles while it keeps dying young."""
+        if self.is_running():
+            return False
+        if time.monotonic() - self.started_at > STARTED_SECONDS:
+            self.pause_seconds = 0.0
+        if time.monotonic() - self.started_at < self.pause_seconds:
+            return False
+        self.pause_seconds = min(max(1.0, self.pause_seconds * 2), LONGEST_PAUSE_SECONDS)
+        self.start()
+        return True
+
+    def signal(self, number: int) -> None:
+        """Sends a signal to its whole process group, run workers included."""
+        if self.process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, number)
+
+    def terminate(self) -> None:
+        """SIGTERM to the process itself."""
+        if self.is_running() and self.process is not None:
+            self.process.terminate()
+
+
+@dataclass
+class Supervisor:
+    """All services, in the order in which they start. They stop in the same order: ticks end first."""
+
+    ui_port: int
+    stop_asked: threading.Event = field(default_factory=threading.Event)
+    code_port: int = field(default_factory=free_port)
+    services: list[Service] = field(default_factory=list)
+
+    def start(self) -> None:
+        """Starts everything and returns when the UI answers; raises `PortTaken` or `NotStarted`."""
+        require_free(self.ui_port, "--ui-port")
+        environment = self._environment()
+        code = self._service(
+            "code-server", environment,
+            "calc_analytics.orchestration.code_server", "--host", HOST, "--port", str(self.code_port),
+        )  # fmt: skip
+        self._await(code, lambda: is_listening(self.code_port))
+        if self.stop_asked.is_set():
+            return
+        workspace = ["--workspace", str(self._write_workspace())]
+        web = self._service(
+            "webserver", environment, "dagster_webserver", *workspace, "--host", HOST, "--port", str(self.ui_port)
+        )
+        self._service("daemon", environment, "dagster._daemon", "run", *workspace)
+        self._await(web, lambda: is_listening(self.ui_port))
+
+    def watch(self) -> list[str]:
+        """Starts dead services again; returns their names."""
+        return [service.name for service in self.services if service.restart_if_dead()]
+
+    def stop(self) -> None:
+        """SIGTERM to all; whatever is left after a few seconds is killed, run workers included."""
+        for service in self.services:
+            service.terminate()
+        deadline = time.monotonic() + STOP_SECONDS
+        while time.monotonic() < deadline and any(service.is_running() for service in self.services):
+            time.sleep(0.05)
+        for service in self.services:
+            service.signal(signal.SIGKILL)
+            if service.process is not None:
+                service.process.wait()
+
+    def _service(self, name: str, environment: dict[str, str], module: str, *arguments: str) -> Service:
+        service = Service(name, [sys.executable, "-m", module, *arguments], environment)
+        self.services.append(service)
+        service.start()
+        return service
+
+    def _environment(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            "DAGSTER_HOME": os.environ.get("DAGSTER_HOME") or str(project_root()),
+            "DAGSTER_GRPC_SHUTDOWN_GRACE_PERIOD": "3",
+            "PYTHONUNBUFFERED": "1",
+        }
+
+    def _write_workspace(self) -> Path:
+        path = data_folder() / "workspace.yaml"
+        path.write_text(
+            f"load_from:\n  - grpc_server:\n      host: {HOST}\n      port: {self.code_port}\n"
+            "      location_name: calc_analytics\n"
+        )
+        return path
+
+    def _await(self, service: Service, ready: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + STARTED_SECONDS
+        while not ready() and not self.stop_asked.is_set():
+            if not service.is_running() or time.monotonic() > deadline:
+                raise NotStarted(f"the {service.name} did not start: {_last_line(service.log)} (read {service.log})")
+            time.sleep(0.1)
+
+
+def _last_line(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "it said nothing"

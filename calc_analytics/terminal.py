@@ -1,0 +1,84 @@
+"""What people see in a terminal: tables, progress bars, the demo's growing table. rich is imported when used."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from calc_analytics.rollup.reports import DayCount, RebuildReport, RefreshReport, VerifyReport
+
+MEASURES = {
+    "total_calculations": "calculations",
+    "cache_hits": "cache hits",
+    "source_web": "web",
+    "source_api": "API",
+    "source_external": "external",
+}
+
+
+def say(text: str, error: bool = False) -> None:
+    """One line to the terminal, unbroken (a pipe gets it unchanged)."""
+    import click
+
+    click.echo(text, err=error)
+
+
+@contextmanager
+def bar(description: str, total: float | None) -> Iterator[Any]:
+    """A progress bar on standard error; the value is called with the steps just done. Silent in a pipe."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(description, total=total)
+        yield lambda steps: progress.advance(task, steps)
+
+
+def show_refresh(report: RefreshReport) -> None:
+    """Rows counted and days touched, one line each."""
+    say(f"{report.rows:,} rows counted in {report.seconds * 1000:.1f} ms")
+    for day in report.counted:
+        say(f"  {day.day}  +{_figures(day)}")
+    for day in report.unbuilt:
+        say(f"  {day.day}  {day.rows:,} rows wait: never built, run 'calc-analytics rollup --day {day.day}'")
+
+
+def show_rebuild(report: RebuildReport) -> None:
+    """What each day has now, and the days that were refused (on standard error)."""
+    for day in report.rebuilt:
+        say(f"  {day.day}  {_figures(day)}")
+    say(f"{len(report.rebuilt):,} days rebuilt, {report.rows:,} rows in {report.seconds:.2f} s")
+    for shrunk in report.shrunk:
+        say(f"error: {shrunk}", error=True)
+
+
+def show_verify(report: VerifyReport) -> None:
+    """Each day's comparison and the verdict."""
+    for day in report.days:
+        if day.proven:
+            verdict = "equal"
+        elif day.built:
+            verdict = f"DIFFERENT for {day.differing_keys:,} publishers: {day.differences}"
+        else:
+            verdict = f"never built: run 'calc-analytics rollup --day {day.day}'"
+        say(f"  {day.day}  logs {day.log_rows:>11,}  stats {day.counted_rows:>11,}  {verdict}")
+    say(f"{len(report.days):,} days compared in {report.seconds:.2f} s: difference {report.difference:,}")
+
+
+def _figures(day: DayCount) -> str:
+    return f"{day.rows:,} rows, {day.keys:,} publishers, {day.measures['cache_hits']:,} cache hits"
+
+
+def totals_table(title: str, totals: dict[Any, dict[str, int]], caption: str) -> Any:
+    """A rich table of measures per day, newest first."""
+    from rich.table import Table
+
+    table = Table(title=title, caption=caption)
+    table.add_column("day")
+    for heading in ["publishers", *MEASURES.values(), "avg ms"]:
+        table.add_column(heading, justify="right")
+    for day in sorted(totals, reverse=True):
+        row = totals[day]
+        average = row["total_response_time_ms"] / max(row["total_calculations"], 1)
+        table.add_row(str(day), f"{row['keys']:,}", *(f"{row[name]:,}" for name in MEASURES), f"{average:.1f}")
+    return table
