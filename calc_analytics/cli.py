@@ -17,7 +17,7 @@ import click
 from sqlalchemy.engine import Engine
 
 from calc_analytics import __version__, days, terminal
-from calc_analytics.config import Settings
+from calc_analytics.config import Settings, shown
 from calc_analytics.database.engine import create_engine, dagster_url, database_url, ensure_database
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.rollup import install
@@ -92,7 +92,7 @@ def migrate() -> None:
     """
     settings = Settings.from_environment()
     _ready(settings)
-    click.echo(f"ready: {database_url(settings).render_as_string(hide_password=True)}, days in {settings.timezone}")
+    click.echo(f"ready: {shown(database_url(settings))}, days in {settings.timezone}")
 
 
 @main.command()
@@ -181,33 +181,66 @@ def rebase(yes: bool) -> None:
 
 
 @main.command()
-@click.option("--rate", default=200.0, show_default=True, type=click.FloatRange(min=0.1), help="Rows per second, all writers together.")
+@click.option(
+    "--rate",
+    default=200.0,
+    show_default=True,
+    type=click.FloatRange(min=0.1),
+    help="Rows per second, all writers together.",
+)
 @click.option("--writers", default=4, show_default=True, type=click.IntRange(1, 64), help="Concurrent writers.")
 @click.option("--seconds", type=click.FloatRange(min=0), help="Stop after that long. Default: until Ctrl-C.")
 @click.option("--rows", type=click.IntRange(min=1), help="Stop after about that many rows.")
-@click.option("--late-share", default=0.005, show_default=True, type=click.FloatRange(0, 1), help="Share of rows up to two days late.")
-@click.option("--seed", type=int, help="Makes the rows repeatable.")
+@click.option(
+    "--late-share",
+    default=0.005,
+    show_default=True,
+    type=click.FloatRange(0, 1),
+    help="Share of rows up to two days late.",
+)
+@click.option("--rhythm", is_flag=True, help="Let the rate follow the time of day (UTC); --rate is then the mean.")
+@click.option("--seed", type=int, help="Makes publishers, sources and times repeatable.")
 @as_json
 def simulate(
-    rate: float, writers: int, seconds: float | None, rows: int | None, late_share: float, seed: int | None, as_json: bool
+    rate: float,
+    writers: int,
+    seconds: float | None,
+    rows: int | None,
+    late_share: float,
+    rhythm: bool,
+    seed: int | None,
+    as_json: bool,
 ) -> None:
     """Write log batches as the API does: COPY, 100 rows or 1 s per batch, several writers.
 
-    200 publishers (Zipf), about 60 % cache hits, some null response times, some late rows.
+    200 publishers (Zipf), about 60 % cache hits, some null response times, some late rows. On the embedded database,
+    or on DATABASE_URL: the rows are made up, so do not point it at production.
     """
     from calc_analytics.simulate import Traffic, simulate
 
     settings = Settings.from_environment()
     _engine(settings)
-    traffic = Traffic(rate=rate, writers=writers, late_share=late_share, seed=seed)
+    traffic = Traffic(rate=rate, writers=writers, late_share=late_share, rhythm=rhythm, seed=seed)
     total = rows or (round(rate * seconds) if seconds else None)
     with terminal.bar("writing rows", total) as advance:
-        report = simulate(database_url(settings), traffic, seconds=seconds, rows=rows, stop=_stop_on_signals(), progress=advance)
-    _print(report, as_json, lambda r: click.echo(f"{r.rows:,} rows in {r.batches:,} batches, {r.rows / max(r.seconds, 0.001):,.0f} rows/s"))
+        report = simulate(
+            database_url(settings), traffic, seconds=seconds, rows=rows, stop=_stop_on_signals(), progress=advance
+        )
+    _print(
+        report,
+        as_json,
+        lambda r: click.echo(f"{r.rows:,} rows in {r.batches:,} batches, {r.rows / max(r.seconds, 0.001):,.0f} rows/s"),
+    )
 
 
 @main.command()
-@click.option("--ui-port", default=3000, show_default=True, type=click.IntRange(1, 65535), help="Port of the Dagster UI on 127.0.0.1.")
+@click.option(
+    "--ui-port",
+    default=3000,
+    show_default=True,
+    type=click.IntRange(1, 65535),
+    help="Port of the Dagster UI on 127.0.0.1.",
+)
 def up(ui_port: int) -> None:
     """Run everything in the foreground: database, migrations, code server, webserver, daemon.
 
@@ -220,9 +253,22 @@ def up(ui_port: int) -> None:
 
 
 @main.command()
-@click.option("--ui-port", default=3000, show_default=True, type=click.IntRange(1, 65535), help="Port of the Dagster UI on 127.0.0.1.")
+@click.option(
+    "--ui-port",
+    default=3000,
+    show_default=True,
+    type=click.IntRange(1, 65535),
+    help="Port of the Dagster UI on 127.0.0.1.",
+)
 @click.option("--rate", default=100.0, show_default=True, type=click.FloatRange(min=0.1), help="Live rows per second.")
-@click.option("--days", "history", default=30, show_default=True, type=click.IntRange(1, 365), help="Days of history to write first.")
+@click.option(
+    "--days",
+    "history",
+    default=30,
+    show_default=True,
+    type=click.IntRange(1, 365),
+    help="Days of history to write first.",
+)
 @click.option("--seconds", type=click.FloatRange(min=1), help="Stop after that long. Default: until Ctrl-C.")
 def demo(ui_port: int, rate: float, history: int, seconds: float | None) -> None:
     """See it work: history, live batches, and a table of today's totals that grows.
@@ -233,7 +279,9 @@ def demo(ui_port: int, rate: float, history: int, seconds: float | None) -> None
 
     settings, stop = Settings.from_environment(), _stop_on_signals()
     if not settings.embedded:
-        raise CalcAnalyticsError("demo writes made-up rows: unset DATABASE_URL, so that it uses the embedded PostgreSQL")
+        raise CalcAnalyticsError(
+            "demo writes made-up rows: unset DATABASE_URL, so that it uses the embedded PostgreSQL"
+        )
     require_free(ui_port, "--ui-port")
     _ready(settings)
     demonstration.history(settings, history)
@@ -247,7 +295,7 @@ def _running(settings: Settings, ui_port: int, stop: threading.Event) -> Iterato
     require_free(ui_port, "--ui-port")
     _ready(settings)
     ensure_database(dagster_url(settings))
-    click.echo(f"database  {database_url(settings).render_as_string(hide_password=True)}")
+    click.echo(f"database  {shown(database_url(settings))}")
     supervisor = Supervisor(ui_port, stop)
     try:
         supervisor.start()
@@ -274,4 +322,3 @@ def _stop_on_signals() -> threading.Event:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handle)
     return stop
-

@@ -39,6 +39,11 @@ def with_driver(url: str | URL, driver: str) -> URL:
     return make_url(url).set(drivername=f"postgresql+{driver}")
 
 
+def shown(url: URL) -> str:
+    """The URL for people, in psql's form, without the password."""
+    return url.set(drivername="postgresql").render_as_string(hide_password=True).replace("%2F", "/")
+
+
 @dataclass(frozen=True)
 class Settings:
     """Everything that can be configured, typed and checked. Times in seconds unless the name says hours."""
@@ -59,7 +64,8 @@ class Settings:
             dagster_postgres_url=_read(values, "DAGSTER_POSTGRES_URL", _postgres_url, None),
             timezone=_read(values, "ROLLUP_TIMEZONE", _timezone, "UTC"),
             start_date=_read(values, "ROLLUP_START_DATE", _start_date, date(2025, 1, 1)),
-            cron=_read(values, "ROLLUP_CRON", _cron, None) or _read(values, "ROLLUP_INTERVAL_HOURS", _hours, "0 * * * *"),
+            cron=_read(values, "ROLLUP_CRON", _cron, None)
+            or _read(values, "ROLLUP_INTERVAL_HOURS", _hours, "0 * * * *"),
             debounce_seconds=_read(values, "ROLLUP_DEBOUNCE_SECONDS", _seconds, 1.0),
         )
 
@@ -92,7 +98,9 @@ def _postgres_url(text: str) -> URL:
     except (ArgumentError, ValueError):
         raise ValueError("the accepted form is postgresql://user:password@host:5432/database") from None
     if url.get_backend_name() not in ("postgresql", "postgres"):
-        raise ValueError(f"it names {url.drivername}; the accepted form is postgresql://user:password@host:5432/database")
+        raise ValueError(
+            f"it names {url.drivername}; the accepted form is postgresql://user:password@host:5432/database"
+        )
     if not url.database:
         raise ValueError("it names no database; the accepted form is postgresql://user:password@host:5432/database")
     return with_driver(url, "psycopg")

@@ -1,4 +1,4 @@
-"""`calc-analytics demo`: the whole picture in a minute, on the embedded PostgreSQL and in a database of its own."""
+"""`calc-analytics demo`: the whole picture in a minute: history, live batches, and a table that grows."""
 
 import threading
 import time
@@ -32,7 +32,12 @@ def history(settings: Settings, count: int) -> None:
         return
     with terminal.bar("writing history", len(missing) * ROWS_PER_DAY) as advance:
         write_history(
-            database_url(settings), missing, ROWS_PER_DAY, Traffic(rate=1, writers=1), settings.timezone, progress=advance
+            database_url(settings),
+            missing,
+            ROWS_PER_DAY,
+            Traffic(rate=1, writers=1),
+            settings.timezone,
+            progress=advance,
         )
     with terminal.bar("building days", len(missing)) as advance:
         rebuild(engine, ROLLUP, settings.timezone, missing, progress=lambda chunk: advance(len(chunk.rebuilt)))

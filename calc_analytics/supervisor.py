@@ -51,7 +51,9 @@ def is_listening(port: int) -> bool:
 def require_free(port: int, option: str) -> None:
     """Raises `PortTaken`, naming the option that chooses another port."""
     if is_listening(port):
-        raise PortTaken(f"port {port} is in use on {HOST}: end the program that has it, or choose another with {option}")
+        raise PortTaken(
+            f"port {port} is in use on {HOST}: end the program that has it, or choose another with {option}"
+        )
 
 
 @dataclass

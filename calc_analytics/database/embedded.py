@@ -39,7 +39,8 @@ def url() -> URL:
     The database itself may not exist yet: `engine.ensure_database` creates it.
     """
     server = _server(data_folder() / "pgdata")
-    return with_driver(make_url(server.get_uri(database=DATABASE)), "psycopg").set(password=None)
+    # The server's own form is 'postgres:@/…': without the empty password what is printed can be pasted into psql.
+    return with_driver(make_url(server.get_uri(database=DATABASE).replace("postgres:@", "postgres@")), "psycopg")
 
 
 def _server(pgdata: Path) -> Any:

@@ -12,9 +12,9 @@ import psycopg
 import sqlalchemy
 from sqlalchemy import text
 from sqlalchemy.engine import URL, Connection, Engine
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
-from calc_analytics.config import DAGSTER_DATABASE, Settings
+from calc_analytics.config import DAGSTER_DATABASE, Settings, shown
 from calc_analytics.database import embedded
 from calc_analytics.errors import CalcAnalyticsError
 
@@ -105,26 +105,30 @@ def trouble_in_words(url: URL) -> Iterator[None]:
     """Turns driver errors into `DatabaseTrouble` with one line that never holds the password."""
     try:
         yield
-    except DBAPIError as error:
+    except (DBAPIError, psycopg.Error) as error:
         raise DatabaseTrouble(_in_words(error, url), is_transient(error)) from error
 
 
-def is_transient(error: DBAPIError) -> bool:
+def is_transient(error: DBAPIError | psycopg.Error) -> bool:
     """Whether the same work may succeed a moment later."""
-    state = sqlstate(error)
+    state, said = sqlstate(error), _driver_error(error)
     if state is None:
-        return isinstance(error, OperationalError | InterfaceError) and "does not exist" not in str(error.orig)
+        return isinstance(said, psycopg.OperationalError | psycopg.InterfaceError) and "does not exist" not in str(said)
     return state.startswith(_TRANSIENT)
 
 
-def sqlstate(error: DBAPIError) -> str | None:
+def sqlstate(error: DBAPIError | psycopg.Error) -> str | None:
     """PostgreSQL's five-character code, or None where the server never answered."""
-    return getattr(error.orig, "sqlstate", None)
+    return getattr(_driver_error(error), "sqlstate", None)
 
 
-def _in_words(error: DBAPIError, url: URL) -> str:
-    place = f"{url.render_as_string(hide_password=True)}"
-    said = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else type(error.orig).__name__
+def _driver_error(error: DBAPIError | psycopg.Error) -> BaseException | None:
+    return error.orig if isinstance(error, DBAPIError) else error
+
+
+def _in_words(error: DBAPIError | psycopg.Error, url: URL) -> str:
+    place, original = shown(url), _driver_error(error)
+    said = str(original).strip().splitlines()[0] if str(original).strip() else type(original).__name__
     if url.password:
         said = said.replace(str(url.password), "***")
     match sqlstate(error):
@@ -134,7 +138,7 @@ def _in_words(error: DBAPIError, url: URL) -> str:
             return f"{said}: run 'calc-analytics migrate' against {place}"
         case "25006":
             return f"{said}: {place} is read-only (a standby?); use the primary's address"
-        case None if isinstance(error.orig, psycopg.OperationalError):
+        case None if isinstance(original, psycopg.OperationalError):
             return f"cannot connect to {place}: {said}; is PostgreSQL running, and DATABASE_URL right?"
         case code:
             return f"{said} ({code}) at {place}"

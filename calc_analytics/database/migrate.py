@@ -69,7 +69,7 @@ def with_brief_locks(connection: Connection, work: Callable[[], None]) -> None:
                 raise
             if attempt == ATTEMPTS:
                 raise TableBusy(
-                    "calculation_logs stayed locked by open transactions; see pg_stat_activity for idle in transaction, "
+                    "calculation_logs stayed locked by open transactions; see pg_stat_activity for idle ones, "
                     "end them, and run the command again: nothing was changed"
                 ) from error
             time.sleep(0.2)

@@ -98,9 +98,7 @@ def _attach(context: AssetExecutionContext, database: RollupDatabase, report: Re
     for day in report.rebuilt:
         metadata = {**day_metadata(day.measures, day.keys, seconds), "top_publishers": preview(database, day.day)}
         if report.shrunk:
-            context.log_event(
-                AssetMaterialization(context.asset_key, partition=str(day.day), metadata=metadata)
-            )
+            context.log_event(AssetMaterialization(context.asset_key, partition=str(day.day), metadata=metadata))
         else:
             context.add_asset_metadata(metadata, partition_key=str(day.day))
     if report.shrunk:

@@ -25,7 +25,7 @@ def _engine(url: URL, embedded: bool, timezone: str) -> Engine:
     return engine
 
 
-class RollupDatabase(ConfigurableResource):  # type: ignore[type-arg]
+class RollupDatabase(ConfigurableResource):
     """The database behind DATABASE_URL (or the embedded one) and the rollup kept in it."""
 
     @property

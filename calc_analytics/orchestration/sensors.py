@@ -26,7 +26,6 @@ from dagster import (
 )
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from calc_analytics.config import Settings
 from calc_analytics.days import today_and_yesterday
 from calc_analytics.orchestration.assets import calculation_logs
 from calc_analytics.orchestration.metadata import day_metadata, log_metadata

@@ -37,4 +37,3 @@ def _rebase(connection: Connection, timezone: str) -> None:
         state.start_afresh(connection, rollup, timezone)
         create_live_view(connection, rollup)
     connection.commit()
-

@@ -47,7 +47,8 @@ def live_view_sql(rollup: Rollup) -> str:
           and not exists (select from {rollup.target} t where t.date = d.date)
           and not exists (
               select from {rollup.source} l
-              where l.{rollup.event_time} >= {begin} and l.{rollup.event_time} < {end} and {day} = d.date and {STORED_VISIBLE}))
+              where l.{rollup.event_time} >= {begin} and l.{rollup.event_time} < {end}
+                and {day} = d.date and {STORED_VISIBLE}))
     )
     select {keys}, date, {rollup.each_measure("cast(sum({name}) as {type}) as {name}")}
     from (

@@ -85,9 +85,7 @@ def _add_since(
     since = f"{not_visible('sa')} and {numbered_visible('s2')}"
     for span in spans:
         parameters = {"day": span.day, "begin": span.begin, "end": span.end, "tz": timezone}
-        connection.execute(
-            text(count_sql(rollup, span, since)), {**parameters, **then.bind("sa"), **now.bind("s2")}
-        )
+        connection.execute(text(count_sql(rollup, span, since)), {**parameters, **then.bind("sa"), **now.bind("s2")})
 
 
 def count_sql(rollup: Rollup, span: Window, which: str) -> str:

@@ -58,7 +58,11 @@ def has_uncounted(engine: Engine, rollup: Rollup, timezone: str) -> bool:
 
 def refresh_sql(rollup: Rollup) -> str:
     """The one statement of a refresh: it adds the diff, records the days, and returns what it did per day."""
-    day, begin, end = local_date("l.{}".format(rollup.event_time), ":tz"), day_begin("d.date", ":tz"), midnight("(d.date + 1)", ":tz")
+    day, begin, end = (
+        local_date(f"l.{rollup.event_time}", ":tz"),
+        day_begin("d.date", ":tz"),
+        midnight("(d.date + 1)", ":tz"),
+    )
     return f"""
     -- The diff of the two snapshots, aggregated. READ COMMITTED would show later commits too: hence "visible in S2".
     with diff as materialized (

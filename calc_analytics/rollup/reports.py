@@ -73,9 +73,7 @@ class RebuildReport:
         return sum(day.rows for day in self.rebuilt)
 
     def __add__(self, other: "RebuildReport") -> "RebuildReport":
-        return RebuildReport(
-            self.rebuilt + other.rebuilt, self.shrunk + other.shrunk, self.seconds + other.seconds
-        )
+        return RebuildReport(self.rebuilt + other.rebuilt, self.shrunk + other.shrunk, self.seconds + other.seconds)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON: days as YYYY-MM-DD."""

@@ -1,0 +1,107 @@
+"""One PostgreSQL per session, a migrated template database, and a clone of it for each test.
+
+The server is the embedded one, in a folder of its own under a short path (a Unix socket's path may have about 100
+characters), unless TEST_DATABASE_URL names a server where databases may be created.
+"""
+
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from sqlalchemy import text
+from sqlalchemy.engine import URL, Engine, make_url
+
+from calc_analytics.config import with_driver
+from calc_analytics.database import embedded
+from calc_analytics.database.engine import engine_for
+from calc_analytics.rollup.install import install
+
+TEMPLATE = f"calc_analytics_template_{os.getpid()}"
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def server_url() -> Iterator[URL]:
+    """The server's maintenance database."""
+    given = os.environ.get("TEST_DATABASE_URL")
+    if given:
+        yield with_driver(given, "psycopg")
+        return
+    folder = Path(tempfile.mkdtemp(prefix="ca-"))
+    server = embedded._start(folder / "pg")
+    try:
+        uri = server.get_uri(database="postgres").replace("postgres:@", "postgres@")
+        yield with_driver(make_url(uri), "psycopg")
+    finally:
+        server.stop()
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def maintenance(server_url: URL) -> Iterator[Callable[[str], None]]:
+    """Runs one statement outside any transaction, for example CREATE DATABASE."""
+    engine = engine_for(server_url)
+    autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    def run(statement: str) -> None:
+        with autocommit.connect() as connection:
+            connection.execute(text(statement))
+
+    yield run
+    engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def template(server_url: URL, maintenance: Callable[[str], None]) -> Iterator[str]:
+    """A migrated database that is cloned for each test."""
+    maintenance(f'create database "{TEMPLATE}"')
+    engine = engine_for(server_url.set(database=TEMPLATE))
+    install(engine, "UTC")
+    engine.dispose()
+    yield TEMPLATE
+    maintenance(f'drop database "{TEMPLATE}" with (force)')
+
+
+@pytest.fixture
+def empty_url(server_url: URL, maintenance: Callable[[str], None]) -> Iterator[URL]:
+    """A new, empty database."""
+    name = f"calc_analytics_{os.getpid()}_{next(_numbers)}"
+    maintenance(f'create database "{name}"')
+    yield server_url.set(database=name)
+    maintenance(f'drop database if exists "{name}" with (force)')
+
+
+@pytest.fixture
+def url(server_url: URL, template: str, maintenance: Callable[[str], None]) -> Iterator[URL]:
+    """A migrated database of the test's own, reporting time zone UTC."""
+    name = f"calc_analytics_{os.getpid()}_{next(_numbers)}"
+    maintenance(f'create database "{name}" template "{template}"')
+    yield server_url.set(database=name)
+    maintenance(f'drop database if exists "{name}" with (force)')
+
+
+@pytest.fixture
+def engine(url: URL) -> Iterator[Engine]:
+    """The project's engine on that database."""
+    engine = engine_for(url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def connect(url: URL) -> Iterator[Callable[[], psycopg.Connection]]:
+    """Opens raw psycopg connections that play the API's writers; closed (rolled back) after the test."""
+    opened: list[psycopg.Connection] = []
+
+    def open_one() -> psycopg.Connection:
+        opened.append(psycopg.connect(url.set(drivername="postgresql").render_as_string(hide_password=False)))
+        return opened[-1]
+
+    yield open_one
+    for connection in opened:
+        connection.close()
