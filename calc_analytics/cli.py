@@ -296,6 +296,7 @@ def _running(settings: Settings, ui_port: int, stop: threading.Event) -> Iterato
     _ready(settings)
     ensure_database(dagster_url(settings))
     click.echo(f"database  {shown(database_url(settings))}")
+    click.echo("starting Dagster, which takes some ten seconds")
     supervisor = Supervisor(ui_port, stop)
     try:
         supervisor.start()

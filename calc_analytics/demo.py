@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import date, timedelta
 from typing import Any
 
@@ -83,15 +84,17 @@ def _draw(settings: Settings, writer: _Writer, seconds: float | None, stop: thre
 
     console, engine, proof = Console(), create_engine(settings), _Proof(settings)
     deadline = time.monotonic() + seconds if seconds else None
-    with Live(console=console, auto_refresh=False, vertical_overflow="visible") as screen:
+    with Live(console=console, auto_refresh=False) if console.is_terminal else nullcontext() as screen:
         while not stop.wait(REDRAW_SECONDS) and (deadline is None or time.monotonic() < deadline):
             if writer.error:
                 raise writer.error
             watch()
-            table = _table(engine, settings, f"{writer.rows:,} rows written live · {proof.text(engine)}")
-            screen.update(table, refresh=True)
-            if not console.is_terminal:
-                console.print(table)
+            totals = day_totals(engine, ROLLUP, _shown(settings))
+            caption = f"{writer.rows:,} rows written live · {proof.text(engine)}"
+            if screen:
+                screen.update(terminal.totals_table("calculation_stats_daily", totals, caption), refresh=True)
+            else:
+                terminal.say(terminal.totals_line(totals, caption))
 
 
 class _Proof:
@@ -112,8 +115,3 @@ class _Proof:
 def _shown(settings: Settings) -> Sequence[date]:
     today = days.today(settings.timezone)
     return days.days_between(today - timedelta(days=SHOWN_DAYS - 1), today)
-
-
-def _table(engine: Engine, settings: Settings, caption: str) -> Any:
-    totals = day_totals(engine, ROLLUP, _shown(settings))
-    return terminal.totals_table("calculation_stats_daily", totals, caption)

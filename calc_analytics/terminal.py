@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import date
 from typing import Any
 
 from calc_analytics.rollup.reports import DayCount, RebuildReport, RefreshReport, VerifyReport
 
 MEASURES = {
-    "total_calculations": "calculations",
-    "cache_hits": "cache hits",
+    "total_calculations": "total",
+    "cache_hits": "cached",
     "source_web": "web",
     "source_api": "API",
     "source_external": "external",
@@ -69,16 +70,23 @@ def _figures(day: DayCount) -> str:
     return f"{day.rows:,} rows, {day.keys:,} publishers, {day.measures['cache_hits']:,} cache hits"
 
 
-def totals_table(title: str, totals: dict[Any, dict[str, int]], caption: str) -> Any:
-    """A rich table of measures per day, newest first."""
+def totals_table(title: str, totals: dict[date, dict[str, int]], caption: str) -> Any:
+    """A rich table of measures per day, newest first; fits 80 columns."""
+    from rich import box
     from rich.table import Table
 
-    table = Table(title=title, caption=caption)
-    table.add_column("day")
-    for heading in ["publishers", *MEASURES.values(), "avg ms"]:
-        table.add_column(heading, justify="right")
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD)
+    for heading in ["day", "publishers", *MEASURES.values(), "avg ms"]:
+        table.add_column(heading, justify="left" if heading == "day" else "right", no_wrap=True)
     for day in sorted(totals, reverse=True):
         row = totals[day]
         average = row["total_response_time_ms"] / max(row["total_calculations"], 1)
         table.add_row(str(day), f"{row['keys']:,}", *(f"{row[name]:,}" for name in MEASURES), f"{average:.1f}")
     return table
+
+
+def totals_line(totals: dict[date, dict[str, int]], caption: str) -> str:
+    """The newest day's totals in one line, for a pipe."""
+    day = max(totals, default=None)
+    figures = f"{day}  {totals[day]['total_calculations']:,} calculations" if day else "no statistics yet"
+    return f"{figures} · {caption}"
