@@ -81,5 +81,6 @@ rollup_days = Table(
     Column("status", Text, nullable=False, comment="built; pending: logs were seen, never built; stale: rebuild me"),
     Column("method", Text, comment="how it was built: rebuild, or refresh for a day that began in one"),
     Column("built_at", DateTime(timezone=True)),
+    Column("built_by", Text, comment="the application_name that built it"),
     Column("refreshed_at", DateTime(timezone=True), comment="when rows were last added to it"),
 )

@@ -8,7 +8,7 @@ import json
 import threading
 import time
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, datetime
 
 from dagster import (
     AssetKey,
@@ -31,7 +31,7 @@ from calc_analytics.orchestration.assets import calculation_logs
 from calc_analytics.orchestration.metadata import day_metadata, log_metadata
 from calc_analytics.orchestration.partitions import keys_of
 from calc_analytics.orchestration.resources import RollupDatabase
-from calc_analytics.rollup.figures import day_totals, log_figures
+from calc_analytics.rollup.figures import built_by_others, day_totals, log_figures
 from calc_analytics.rollup.follow import Followed, follow
 from calc_analytics.rollup.verify import waiting_days
 
@@ -41,27 +41,38 @@ STATS = AssetKey("calculation_stats_daily")
 # A requested rebuild that has not built its day by then is asked for again.
 ASK_AGAIN_SECONDS = 300
 DAYS_PER_TICK = 10
+# Days built on the command line since the last tick that one tick puts on record.
+EVENTS_PER_TICK = 100
 
 stopping = threading.Event()
 
 
 @dataclass
 class Cursor:
-    """What a tick leaves for the next: when (epoch seconds) a rebuild of a day was last asked for."""
+    """What a tick leaves for the next.
+
+    `asked`: when (epoch seconds) a rebuild of a day was last asked for. `reported`: up to which instant builds by
+    others than Dagster (the command line) are on record as materializations.
+    """
 
     asked: dict[str, float] = field(default_factory=dict)
+    reported: datetime | None = None
 
     @classmethod
     def parse(cls, text: str | None) -> "Cursor | None":
         """The cursor of the last tick; None on a first start, or if it is not one of ours."""
         try:
-            return cls({str(day): float(at) for day, at in json.loads(text or "")["asked"].items()})
+            values = json.loads(text or "")
+            reported = values.get("reported")
+            asked = {str(day): float(at) for day, at in values["asked"].items()}
+            return cls(asked, datetime.fromisoformat(reported) if reported else None)
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def text(self) -> str:
         """The form Dagster stores."""
-        return json.dumps({"asked": self.asked}, sort_keys=True)
+        reported = self.reported.isoformat() if self.reported else None
+        return json.dumps({"asked": self.asked, "reported": reported}, sort_keys=True)
 
 
 def new_log_batches_sensor(
@@ -92,12 +103,15 @@ def new_log_batches_sensor(
         wanted = set(waiting_days(database.engine, database.rollup))
         if cursor is None:
             wanted.update(today_and_yesterday(settings.timezone))
-        asked = _to_ask(wanted, cursor or Cursor(), partitions)
+        before = cursor or Cursor()
+        asked = _to_ask(wanted, before, partitions)
+        others = built_by_others(database.engine, database.rollup, before.reported, EVENTS_PER_TICK)
+        rows_by_day = {**dict.fromkeys((day for day, _ in others), 0), **followed.rows_by_day}
         return SensorResult(
             run_requests=[RunRequest(partition_key=day) for day in asked.new],
-            asset_events=_events(database, followed, partitions, time.monotonic() - started),
+            asset_events=_events(database, rows_by_day, partitions, time.monotonic() - started),
             skip_reason=None if asked.new else SkipReason(_summary(followed)),
-            cursor=Cursor(asked.all).text(),
+            cursor=Cursor(asked.all, max((at for _, at in others), default=before.reported)).text(),
         )
 
     return new_log_batches
@@ -123,24 +137,24 @@ def _to_ask(wanted: set[date], cursor: Cursor, partitions: PartitionsDefinition)
 
 
 def _events(
-    database: RollupDatabase, followed: Followed, partitions: PartitionsDefinition, seconds: float
+    database: RollupDatabase, rows_by_day: dict[date, int], partitions: PartitionsDefinition, seconds: float
 ) -> list[AssetMaterialization | AssetObservation]:
     """One materialization per touched day and one observation of the logs; nothing for an idle tick."""
-    if not followed.rows:
+    if not rows_by_day:
         return []
-    days = sorted(followed.rows_by_day)
+    days = sorted(rows_by_day)
     totals, keys = day_totals(database.engine, database.rollup, days), set(keys_of(days, partitions))
     events: list[AssetMaterialization | AssetObservation] = [
         AssetMaterialization(
             STATS,
             partition=str(day),
-            metadata=day_metadata(totals[day], totals[day]["keys"], seconds, followed.rows_by_day[day]),
+            metadata=day_metadata(totals[day], totals[day]["keys"], seconds, rows_by_day[day]),
         )
         for day in days
         if str(day) in keys and day in totals
     ]
     figures = log_figures(database.engine, database.rollup, database.timezone)
-    return [*events, AssetObservation(calculation_logs.key, metadata=log_metadata(figures, followed.rows))]
+    return [*events, AssetObservation(calculation_logs.key, metadata=log_metadata(figures, sum(rows_by_day.values())))]
 
 
 def _summary(followed: Followed) -> str:

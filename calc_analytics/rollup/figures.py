@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 
 from sqlalchemy import text
 from sqlalchemy.engine import Connection, Engine
@@ -46,6 +46,22 @@ def day_totals(engine: Engine, rollup: Rollup, days: Sequence[date]) -> dict[dat
     with transaction(engine) as connection:
         rows = connection.execute(text(statement), {"days": list(days)}).mappings()
         return {row["date"]: {name: int(row[name]) for name in ("keys", *rollup.measure_names)} for row in rows}
+
+
+def built_by_others(engine: Engine, rollup: Rollup, since: datetime | None, limit: int) -> list[tuple[date, datetime]]:
+    """The first days built after `since` by another application than this engine's, and when; oldest build first.
+
+    Days are built under the state's lock, so no build that commits later has an earlier time.
+    """
+    statement = """
+        select date, built_at from rollup_days
+        where rollup = :rollup and status = 'built' and built_by <> current_setting('application_name')
+          and (cast(:since as timestamptz) is null or built_at > :since)
+        order by built_at, date limit :limit
+    """
+    with transaction(engine) as connection:
+        rows = connection.execute(text(statement), {"rollup": rollup.name, "since": since, "limit": limit})
+        return [(row.date, row.built_at) for row in rows]
 
 
 def top_keys(engine: Engine, rollup: Rollup, day: date, limit: int = 10) -> list[dict[str, int]]:

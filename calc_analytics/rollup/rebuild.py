@@ -148,11 +148,11 @@ def _replace(connection: Connection, rollup: Rollup, days: list[date]) -> list[D
 
 _RECORD = text(
     """
-    insert into rollup_days (rollup, date, status, method, built_at, refreshed_at)
-    select :rollup, date, 'built', 'rebuild', clock_timestamp(), clock_timestamp()
+    insert into rollup_days (rollup, date, status, method, built_at, built_by, refreshed_at)
+    select :rollup, date, 'built', 'rebuild', clock_timestamp(), current_setting('application_name'), clock_timestamp()
     from unnest(cast(:days as date[])) as d (date)
     on conflict (rollup, date) do update
     set status = excluded.status, method = excluded.method, built_at = excluded.built_at,
-        refreshed_at = excluded.refreshed_at
+        built_by = excluded.built_by, refreshed_at = excluded.refreshed_at
     """
 )
