@@ -1,0 +1,151 @@
+"""The real thing: a copy of the project, started by `calc-analytics up`, with its own embedded PostgreSQL."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from sqlalchemy.engine import Engine
+
+from calc_analytics.config import project_root
+from calc_analytics.database.engine import engine_for
+from calc_analytics.supervisor import free_port
+
+PATIENCE_SECONDS = 120
+SETTINGS = ("DATABASE_URL", "DAGSTER_", "ROLLUP_", "TEST_DATABASE_URL")
+
+
+def eventually(fact: Callable[[], Any], what: str, seconds: float = PATIENCE_SECONDS) -> Any:
+    """The fact's value as soon as it is true; fails when it is not within `seconds`, saying what was awaited."""
+    deadline = time.monotonic() + seconds
+    while not (value := fact()):
+        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
+        time.sleep(0.2)
+    return value
+
+
+class Project:
+    """A copy of the project in a folder with a short path, as an engineer has it after a clone."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in ("dagster.yaml", "workspace.yaml", "pyproject.toml"):
+            shutil.copy(project_root() / name, folder)
+        shutil.copytree(
+            project_root() / "calc_analytics", folder / "calc_analytics", ignore=shutil.ignore_patterns("__pycache__")
+        )
+
+    def environment(self, **settings: str) -> dict[str, str]:
+        """The shell's environment without this project's settings, plus those given."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(SETTINGS)}
+        return {**kept, "PYTHONPATH": str(self.folder), **settings}
+
+    def start(self, *command: str, **settings: str) -> "subprocess.Popen[str]":
+        """A process of the project, its output in a pipe."""
+        return subprocess.Popen(
+            [sys.executable, "-m", *command],
+            cwd=self.folder,
+            env=self.environment(**settings),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, *command: str, **settings: str) -> "subprocess.CompletedProcess[str]":
+        """Runs `python -m command…` in the project to its end."""
+        return subprocess.run(
+            [sys.executable, "-m", *command],
+            cwd=self.folder,
+            env=self.environment(**settings),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_SECONDS,
+            check=False,
+        )
+
+    def cli(self, *arguments: str, **settings: str) -> "subprocess.CompletedProcess[str]":
+        """Runs `calc-analytics` with these arguments."""
+        return self.run("calc_analytics.cli", *arguments, **settings)
+
+    @contextmanager
+    def up(self, **settings: str) -> Iterator["Up"]:
+        """`calc-analytics up` on a free port, from its first line until SIGTERM has ended it."""
+        port = free_port()
+        process = self.start("calc_analytics.cli", "up", "--ui-port", str(port), **settings)
+        try:
+            yield Up(self, process, port)
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+            process.wait(30)
+            if process.stdout:
+                process.stdout.close()
+
+
+class Up:
+    """A running `up`: what it said, its UI, its database."""
+
+    def __init__(self, project: Project, process: "subprocess.Popen[str]", port: int) -> None:
+        self.project, self.process, self.port = project, process, port
+        self.said = ""
+        assert process.stdout
+        while "Dagster  " not in self.said:
+            line = process.stdout.readline()
+            assert line, f"up ended: {self.said}"
+            self.said += line
+        self.database_url = re.findall(r"^database +(\S+)$", self.said, re.M)[0]
+
+    def engine(self) -> Engine:
+        """An engine on its database."""
+        return engine_for(self.database_url.replace("postgresql://", "postgresql+psycopg://"))
+
+    def descendants(self) -> list[psutil.Process]:
+        """All its processes, the embedded server's (which detaches itself) included."""
+        processes = psutil.Process(self.process.pid).children(recursive=True)
+        pid_file = self.project.folder / ".calc_analytics" / "pgdata" / "postmaster.pid"
+        if pid_file.exists():
+            processes.append(psutil.Process(int(pid_file.read_text().splitlines()[0])))
+        return processes
+
+    def daemons(self) -> list[psutil.Process]:
+        """The living processes of Dagster's daemon."""
+        return [p for p in self.descendants() if p.status() != psutil.STATUS_ZOMBIE and "dagster._daemon" in p.cmdline()]
+
+    def graphql(self, query: str, **variables: Any) -> Any:
+        """The `data` of a query to the UI's own API."""
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}/graphql",
+            json.dumps({"query": query, "variables": variables}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=30) as response:
+            answer = json.load(response)
+        assert "errors" not in answer, answer["errors"]
+        return answer["data"]
+
+
+@pytest.fixture(scope="module")
+def project() -> Iterator[Project]:
+    """A fresh copy."""
+    folder = Path(tempfile.mkdtemp(prefix="ca-"))
+    yield Project(folder)
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def up(project: Project) -> Iterator[Up]:
+    """The copy, running."""
+    with project.up() as running:
+        yield running

@@ -1,0 +1,224 @@
+"""`calc-analytics up`: log batches become exact statistics under the real webserver and daemon, and in the UI."""
+
+import json
+import shutil
+import signal
+import time
+import urllib.request
+from collections.abc import Iterator
+from datetime import date, timedelta
+from typing import Any
+
+import psutil
+import pytest
+from playwright.sync_api import Page, sync_playwright
+from sqlalchemy import text
+
+from calc_analytics import days
+from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
+from calc_analytics.rollup.verify import built_days, verify
+from calc_analytics_tests.acceptance.conftest import Project, Up, eventually
+
+RUNS = "query { runsOrError { ... on Runs { results { runId status jobName tags { key value } } } } }"
+MATERIALIZATIONS = """
+query ($partitions: [String!]) {
+  assetOrError(assetKey: {path: ["calculation_stats_daily"]}) { ... on Asset {
+    assetMaterializations(partitions: $partitions, limit: 20) {
+      partition runId metadataEntries { label ... on IntMetadataEntry { intValue } ... on MarkdownMetadataEntry { mdStr } }
+    }
+  } }
+}
+"""
+CHECKS = """
+query { assetChecksOrError: assetNodeOrError(assetKey: {path: ["calculation_stats_daily"]}) { ... on AssetNode {
+    assetChecksOrError { ... on AssetChecks { checks {
+      name executionForLatestMaterialization { status evaluation { success partition description } }
+    } } }
+} } }
+"""
+SAME_INSTANT = f"""
+    with raw as (
+        select publisher_id, cast(created_at at time zone 'UTC' as date) as date, {ROLLUP.aggregates}
+        from calculation_logs group by 1, 2
+    )
+    select count(*) filter (where {ROLLUP.each_measure("raw.{name} is distinct from live.{name}", " or ")}) as differing,
+           coalesce(sum(raw.total_calculations), 0) as rows
+    from raw full join calculation_stats_daily_live live using (publisher_id, date)
+"""
+
+
+def runs(up: Up) -> list[dict[str, Any]]:
+    return up.graphql(RUNS)["runsOrError"]["results"]
+
+
+def materializations(up: Up, *partitions: str) -> list[dict[str, Any]]:
+    return up.graphql(MATERIALIZATIONS, partitions=list(partitions))["assetOrError"]["assetMaterializations"]
+
+
+def all_runs_ended(up: Up) -> bool:
+    found = runs(up)
+    return bool(found) and all(run["status"] in ("SUCCESS", "FAILURE") for run in found)
+
+
+def test_statistics_are_exact_at_every_moment_while_four_writers_write_a_thousand_rows_a_second(up: Up):
+    engine = up.engine()
+    traffic = ("simulate", "--rate", "1000", "--writers", "4", "--seconds", "25", "--late-share", "0", "--json")
+    writing = up.project.start("calc_analytics.cli", *traffic)
+    proofs, seen = 0, []
+    while writing.poll() is None:
+        report = verify(engine, ROLLUP, "UTC", built_days(engine, ROLLUP))
+        assert report.difference == 0, report.as_dict()
+        with engine.begin() as connection:
+            compared = connection.execute(text(SAME_INSTANT)).one()
+        assert compared.differing == 0
+        seen.append(int(compared.rows))
+        proofs += 1
+        time.sleep(0.2)
+    written = json.loads(writing.stdout.read().splitlines()[-1])
+    assert written["rows"] > 20_000
+    assert proofs > 20
+    assert seen == sorted(seen)
+
+    def all_counted() -> bool:
+        with engine.begin() as connection:
+            total = "select coalesce(sum(total_calculations), 0) from calculation_stats_daily"
+            return connection.execute(text(total)).scalar_one() == written["rows"]
+
+    eventually(all_counted, "every written row in calculation_stats_daily", 15)
+    assert verify(engine, ROLLUP, "UTC", built_days(engine, ROLLUP)).difference == 0
+    engine.dispose()
+
+
+def test_the_first_tick_builds_today_and_yesterday_and_the_checks_are_green(up: Up):
+    today = days.today("UTC")
+    eventually(lambda: all_runs_ended(up), "the first runs to end")
+    assert {run["status"] for run in runs(up)} == {"SUCCESS"}
+    partitions = {tag["value"] for run in runs(up) for tag in run["tags"] if tag["key"] == "dagster/partition"}
+    assert partitions >= {str(today), str(today - timedelta(days=1))}
+
+    node = up.graphql(CHECKS)["assetChecksOrError"]
+    checks = {c["name"]: c["executionForLatestMaterialization"] for c in node["assetChecksOrError"]["checks"]}
+    assert set(checks) == {"stats_match_logs", "source_breakdown_complete", "cache_hits_within_total"}
+
+
+def test_streamed_batches_leave_a_materialization_per_tick_with_the_days_figures(up: Up):
+    today = str(days.today("UTC"))
+
+    def streamed() -> list[dict[str, Any]]:
+        return [event for event in materializations(up, today) if not event["runId"]]
+
+    event = eventually(streamed, "a materialization reported by the sensor")[0]
+    figures = {entry["label"]: entry.get("intValue") for entry in event["metadataEntries"]}
+    assert figures["rows"] > 0
+    assert figures["rows"] == figures["source_web"] + figures["source_api"] + figures["source_external"]
+    assert figures["rows_added"] > 0
+
+
+@pytest.fixture(scope="module")
+def page(up: Up) -> Iterator[Page]:
+    """A real browser on the real UI."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1400, "height": 900}, base_url=f"http://127.0.0.1:{up.port}")
+        page.set_default_timeout(60_000)
+        yield page
+        browser.close()
+
+
+def launch_from_the_ui(page: Page, partitions: str) -> None:
+    """Types the partitions into the Materialize dialog, as an operator does, and launches."""
+    page.goto("/assets/calculation_stats_daily?view=partitions")
+    page.get_by_role("button", name="Materialize…").click()
+    field = page.get_by_placeholder("No matching partitions").or_(page.get_by_placeholder("ex: 2025-01-01")).last
+    field.fill(partitions)
+    field.press("Enter")
+    page.get_by_role("button", name="Launch", exact=False).last.click()
+
+
+def test_a_partition_materialized_in_the_ui_shows_its_figures_and_a_green_check(up: Up, page: Page):
+    day = days.today("UTC") - timedelta(days=3)
+    write_day(up, day, 500)
+    launch_from_the_ui(page, str(day))
+    event = eventually(lambda: [e for e in materializations(up, str(day)) if e["runId"]], "the run's event")[0]
+    figures = {entry["label"]: entry.get("intValue") for entry in event["metadataEntries"]}
+    assert figures["rows"] == 500
+    assert "publisher_id" in next(e["mdStr"] for e in event["metadataEntries"] if e["label"] == "top_publishers")
+    eventually(lambda: all_runs_ended(up), "the run to end")
+
+    page.goto(f"/assets/calculation_stats_daily?view=partitions&partition={day}")
+    page.get_by_text("top_publishers").first.wait_for()
+    page.goto("/assets/calculation_stats_daily?view=checks")
+    page.get_by_text("stats_match_logs").first.wait_for()
+    page.goto("/assets/calculation_stats_daily?view=checks&checkDetail=stats_match_logs")
+    page.get_by_text("zero difference").first.wait_for()
+
+
+def test_a_backfill_of_thirty_days_from_the_ui_takes_at_most_two_runs(up: Up, page: Page):
+    last = days.today("UTC") - timedelta(days=40)
+    wanted = days.days_between(last - timedelta(days=29), last)
+    for day in wanted[:3]:
+        write_day(up, day, 100)
+    before = {run["runId"] for run in runs(up)}
+    launch_from_the_ui(page, f"[{wanted[0]}...{wanted[-1]}]")
+    keys = {str(day) for day in wanted}
+
+    def built() -> bool:
+        return all(materializations(up, key) for key in sorted(keys))
+
+    eventually(built, "a materialization for each of the thirty days")
+    eventually(lambda: all_runs_ended(up), "the backfill's runs to end")
+    backfilled = [
+        run
+        for run in runs(up)
+        if run["runId"] not in before and any(tag["key"] == "dagster/backfill" for tag in run["tags"])
+    ]
+    assert 1 <= len(backfilled) <= 2
+    assert {run["status"] for run in backfilled} == {"SUCCESS"}
+    engine = up.engine()
+    assert verify(engine, ROLLUP, "UTC", wanted).difference == 0
+    assert set(wanted) <= set(built_days(engine, ROLLUP))
+    engine.dispose()
+
+
+def write_day(up: Up, day: date, rows: int) -> None:
+    """Rows written late for a day that was never built; half of them are older than any snapshot."""
+    engine = up.engine()
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "insert into calculation_logs (publisher_id, locality_id, date_calculated, source, created_at, xact_id) "
+                "select i % 7, 1, '2030-01-01', 1 + i % 3, cast(:day as timestamptz) + i * interval '1 second', "
+                "case when i % 2 = 0 then null else txid_current() end from generate_series(1, :rows) i"
+            ),
+            {"day": f"{day} 00:00+00", "rows": rows},
+        )
+    engine.dispose()
+
+
+def test_a_process_that_dies_is_started_again(up: Up):
+    (daemon,) = up.daemons()
+    daemon.kill()
+    eventually(lambda: [p for p in up.daemons() if p.pid != daemon.pid], "a new daemon", 30)
+    with urllib.request.urlopen(f"http://127.0.0.1:{up.port}/server_info", timeout=10) as response:
+        assert response.status == 200
+
+
+def test_a_second_up_on_the_same_port_says_so_in_one_line(up: Up):
+    second = up.project.cli("up", "--ui-port", str(up.port))
+    assert second.returncode == 1
+    assert second.stderr.count("\n") == 1
+    assert f"port {up.port} is in use" in second.stderr
+    assert "--ui-port" in second.stderr
+
+
+def test_sigterm_stops_everything_and_a_second_start_finds_its_data(project: Project, up: Up):
+    started = up.descendants()
+    up.process.send_signal(signal.SIGTERM)
+    assert up.process.wait(20) == 0
+    _, alive = psutil.wait_procs(started, timeout=5)
+    assert alive == []
+    with project.up() as again:
+        assert again.database_url == up.database_url
+        proof = json.loads(project.cli("verify", "--json").stdout)
+        assert proof["difference"] == 0
+        assert proof["days"][str(days.today("UTC"))]["log_rows"] > 20_000
