@@ -121,7 +121,9 @@ class Up:
 
     def daemons(self) -> list[psutil.Process]:
         """The living processes of Dagster's daemon."""
-        return [p for p in self.descendants() if p.status() != psutil.STATUS_ZOMBIE and "dagster._daemon" in p.cmdline()]
+        return [
+            p for p in self.descendants() if p.status() != psutil.STATUS_ZOMBIE and "dagster._daemon" in p.cmdline()
+        ]
 
     def graphql(self, query: str, **variables: Any) -> Any:
         """The `data` of a query to the UI's own API."""

@@ -1,20 +1,17 @@
 """Dagster's own commands work from the project root: on the embedded default, and with both URLs set."""
 
-import subprocess
-import urllib.request
+import json
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import psutil
 import pytest
-from sqlalchemy import text
 from sqlalchemy.engine import URL
 
 from calc_analytics import days
-from calc_analytics.database.engine import engine_for
-from calc_analytics.supervisor import free_port
+from calc_analytics.supervisor import free_port, is_listening
 from calc_analytics_tests.acceptance.conftest import Project, eventually
-
-COUNT = "select coalesce(sum(total_calculations), 0) from calculation_stats_daily"
 
 
 @pytest.fixture
@@ -41,77 +38,52 @@ def test_definitions_validate_without_any_setting(project: Project):
 
 def test_asset_materialize_builds_a_partition(project: Project, settings: dict[str, str]):
     project.cli("simulate", "--rows", "300", "--rate", "3000", "--late-share", "0", **settings)
-    partition = ("--select", "calculation_stats_daily", "--partition", str(days.today("UTC")))
-    done = project.run("dagster", "asset", "materialize", *partition, **settings)
+    target = ("-m", "calc_analytics.definitions", "--select", "calculation_stats_daily")
+    done = project.run("dagster", "asset", "materialize", *target, "--partition", str(days.today("UTC")), **settings)
     assert done.returncode == 0, done.stderr
     assert "RUN_SUCCESS" in done.stderr
     assert "300" in project.cli("verify", **settings).stdout
 
 
-@pytest.fixture
-def dagster_dev(project: Project, settings: dict[str, str]) -> Iterator[str]:
-    """`dagster dev`, and the URL of its UI."""
-    port = free_port()
-    yield from _running(project, settings, port, [("dagster", "dev", "--port", str(port))])
-
-
-@pytest.fixture
-def webserver_and_daemon(project: Project, settings: dict[str, str]) -> Iterator[str]:
-    """`dagster-webserver` and `dagster-daemon run`, and the URL of the UI."""
-    port = free_port()
-    commands = [("dagster_webserver", "--port", str(port)), ("dagster._daemon", "run")]
-    yield from _running(project, settings, port, commands)
-
-
-def _running(project: Project, settings: dict[str, str], port: int, commands: list[tuple[str, ...]]) -> Iterator[str]:
-    log = open(project.folder / "dagster.log", "w+")  # noqa: SIM115
-    processes = [
-        psutil.Popen(
-            [project.python, "-m", *command],
-            cwd=project.folder,
-            env=project.environment(**settings),
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-        for command in commands
-    ]
-    yield f"http://127.0.0.1:{port}"
-    everything = [*processes, *(child for p in processes if p.is_running() for child in p.children(recursive=True))]
-    for process in processes:
-        process.terminate()
-    _, alive = psutil.wait_procs(everything, timeout=20)
-    for process in alive:
-        process.kill()
-    log.close()
-
-
-def _counts_new_batches(project: Project, settings: dict[str, str], ui: str, url: URL | None) -> None:
-    def answers() -> bool:
+@contextmanager
+def running(project: Project, settings: dict[str, str], *commands: tuple[str, ...]) -> Iterator[None]:
+    """These processes of the project; afterwards they and their children are gone."""
+    with open(project.folder / "dagster.log", "a") as log:
+        options = {"cwd": project.folder, "env": project.environment(**settings), "stdout": log, "stderr": log}
+        processes = [psutil.Popen([sys.executable, "-m", *command], **options) for command in commands]
         try:
-            with urllib.request.urlopen(f"{ui}/server_info", timeout=5) as response:
-                return response.status == 200
-        except OSError:
-            return False
+            yield
+        finally:
+            everything = [p for each in processes if each.is_running() for p in (each, *each.children(recursive=True))]
+            for process in processes:
+                process.terminate()
+            for process in psutil.wait_procs(everything, timeout=20)[1]:
+                process.kill()
 
-    eventually(answers, "an answer from the UI")
+
+def calculations_today(project: Project, settings: dict[str, str]) -> int:
+    """What the statistics say of today."""
+    today = str(days.today("UTC"))
+    done = project.cli("verify", "--day", today, "--json", **settings)
+    return json.loads(done.stdout)["days"].get(today, {}).get("counted_rows", 0)
+
+
+def assert_new_batches_are_counted(project: Project, settings: dict[str, str], ui_port: int) -> None:
+    """The UI answers, and rows written now appear in the statistics."""
+    eventually(lambda: is_listening(ui_port), "an answer from the UI")
+    before = calculations_today(project, settings)
     written = project.cli("simulate", "--rows", "200", "--rate", "1000", "--late-share", "0", **settings)
     assert written.returncode == 0, written.stderr
-
-    def counted() -> bool:
-        proof = project.cli("verify", "--day", str(days.today("UTC")), **settings)
-        return proof.returncode == 0 and " 0 " not in proof.stdout.split("logs")[1].split("stats")[0]
-
-    eventually(counted, "the sensor to count the new batch")
-    if url is not None:
-        engine = engine_for(url)
-        with engine.begin() as connection:
-            assert connection.execute(text(COUNT)).scalar_one() == 200
-        engine.dispose()
+    eventually(lambda: calculations_today(project, settings) >= before + 200, "the new rows in the statistics")
 
 
-def test_dagster_dev_streams(project, settings, dagster_dev, request):
-    _counts_new_batches(project, settings, dagster_dev, None)
+def test_dagster_dev_counts_new_batches(project: Project, settings: dict[str, str]):
+    port = free_port()
+    with running(project, settings, ("dagster", "dev", "--port", str(port))):
+        assert_new_batches_are_counted(project, settings, port)
 
 
-def test_webserver_and_daemon_stream(project, settings, webserver_and_daemon):
-    _counts_new_batches(project, settings, webserver_and_daemon, None)
+def test_webserver_and_daemon_count_new_batches(project: Project, settings: dict[str, str]):
+    port = free_port()
+    with running(project, settings, ("dagster_webserver", "--port", str(port)), ("dagster._daemon", "run")):
+        assert_new_batches_are_counted(project, settings, port)

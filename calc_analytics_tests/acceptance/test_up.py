@@ -24,7 +24,8 @@ MATERIALIZATIONS = """
 query ($partitions: [String!]) {
   assetOrError(assetKey: {path: ["calculation_stats_daily"]}) { ... on Asset {
     assetMaterializations(partitions: $partitions, limit: 20) {
-      partition runId metadataEntries { label ... on IntMetadataEntry { intValue } ... on MarkdownMetadataEntry { mdStr } }
+      partition runId
+      metadataEntries { label ... on IntMetadataEntry { intValue } ... on MarkdownMetadataEntry { mdStr } }
     }
   } }
 }
@@ -41,8 +42,9 @@ SAME_INSTANT = f"""
         select publisher_id, cast(created_at at time zone 'UTC' as date) as date, {ROLLUP.aggregates}
         from calculation_logs group by 1, 2
     )
-    select count(*) filter (where {ROLLUP.each_measure("raw.{name} is distinct from live.{name}", " or ")}) as differing,
-           coalesce(sum(raw.total_calculations), 0) as rows
+    select
+        count(*) filter (where {ROLLUP.each_measure("raw.{name} is distinct from live.{name}", " or ")}) as differing,
+        coalesce(sum(raw.total_calculations), 0) as rows
     from raw full join calculation_stats_daily_live live using (publisher_id, date)
 """
 
@@ -186,7 +188,8 @@ def write_day(up: Up, day: date, rows: int) -> None:
     with engine.begin() as connection:
         connection.execute(
             text(
-                "insert into calculation_logs (publisher_id, locality_id, date_calculated, source, created_at, xact_id) "
+                "insert into calculation_logs "
+                "(publisher_id, locality_id, date_calculated, source, created_at, xact_id) "
                 "select i % 7, 1, '2030-01-01', 1 + i % 3, cast(:day as timestamptz) + i * interval '1 second', "
                 "case when i % 2 = 0 then null else txid_current() end from generate_series(1, :rows) i"
             ),
