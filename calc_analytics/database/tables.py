@@ -10,6 +10,7 @@ from sqlalchemy import (
     Column,
     Date,
     DateTime,
+    Float,
     Integer,
     MetaData,
     SmallInteger,
@@ -83,4 +84,7 @@ rollup_days = Table(
     Column("built_at", DateTime(timezone=True)),
     Column("built_by", Text, comment="the application_name that built it"),
     Column("refreshed_at", DateTime(timezone=True), comment="when rows were last added to it"),
+    Column("verified_at", DateTime(timezone=True), comment="when it was last compared with the logs"),
+    Column("verified_seconds", Float, comment="how long that took"),
+    Column("difference", BigInteger, comment="what was found: zero, or a bug"),
 )

@@ -1,14 +1,17 @@
-"""The asset checks: evaluated with every rebuild, and on demand from the UI, for the partitions of the run."""
+"""The asset checks: for each partition of a run, on demand from the UI, and carried along by the sensor's ticks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
 from dagster import (
+    AssetCheckEvaluation,
     AssetCheckExecutionContext,
     AssetCheckResult,
     AssetChecksDefinition,
     AssetCheckSeverity,
+    AssetKey,
     AssetsDefinition,
     PartitionsDefinition,
     asset_check,
@@ -17,8 +20,22 @@ from dagster import (
 from calc_analytics.orchestration.partitions import as_days
 from calc_analytics.orchestration.resources import RollupDatabase
 from calc_analytics.orchestration.retries import TRANSIENT_ERRORS, failing_in_one_line
-from calc_analytics.rollup.figures import cache_hits_above_total, unknown_sources
-from calc_analytics.rollup.verify import verify
+from calc_analytics.rollup.figures import cache_hits_above_total, unknown_codes, unknown_sources
+from calc_analytics.rollup.reports import DayProof, LastProof
+from calc_analytics.rollup.verify import keep_proven, record, verify
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a check says of one day."""
+
+    passed: bool
+    description: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+    severity: AssetCheckSeverity = AssetCheckSeverity.ERROR
+
+
+Verdicts = dict[date, Verdict]
 
 
 def stats_checks(stats: AssetsDefinition, partitions: PartitionsDefinition) -> list[AssetChecksDefinition]:
@@ -28,12 +45,12 @@ def stats_checks(stats: AssetsDefinition, partitions: PartitionsDefinition) -> l
     @asset_check(**options)
     def stats_match_logs(context: AssetCheckExecutionContext, database: RollupDatabase) -> AssetCheckResult:
         """Proves the day: statistics equal the logs visible in the stored snapshot. Zero difference, or a bug."""
-        return _checked(context, lambda days: _match(database, days))
+        return _checked(context, lambda days: _proofs(database, days))
 
     @asset_check(**options)
     def source_breakdown_complete(context: AssetCheckExecutionContext, database: RollupDatabase) -> AssetCheckResult:
         """Web, API and external calculations add up to the total; warns with the source codes nobody knows."""
-        return _checked(context, lambda days: _breakdown(database, days))
+        return _checked(context, lambda days: _breakdowns(database, days))
 
     @asset_check(**options)
     def cache_hits_within_total(context: AssetCheckExecutionContext, database: RollupDatabase) -> AssetCheckResult:
@@ -43,44 +60,115 @@ def stats_checks(stats: AssetsDefinition, partitions: PartitionsDefinition) -> l
     return [stats_match_logs, source_breakdown_complete, cache_hits_within_total]
 
 
-def _checked(
-    context: AssetCheckExecutionContext, evaluate: Callable[[list[date]], AssetCheckResult]
-) -> AssetCheckResult:
+def streamed_evaluations(database: RollupDatabase, asset: AssetKey, days: Sequence[date]) -> list[AssetCheckEvaluation]:
+    """The checks over the days that a tick has added to. The proof is the last one made, renewed when it is due.
+
+    Without a partition: Dagster stores no more than one evaluation per partition outside of runs (the unique index
+    on asset_check_executions).
+    """
+    verdicts = {
+        "stats_match_logs": _last_proofs(database, days),
+        "source_breakdown_complete": _breakdowns_without_codes(database, days),
+        "cache_hits_within_total": _cache_hits(database, days),
+    }
+    return [_evaluation(asset, name, _together(said)) for name, said in verdicts.items() if said]
+
+
+def _checked(context: AssetCheckExecutionContext, evaluate: Callable[[list[date]], Verdicts]) -> AssetCheckResult:
+    """One evaluation for each partition of the run.
+
+    Dagster gives a returned result a partition only if the run has a single one; for several, each day's is logged
+    and the result sums them up.
+    """
     with failing_in_one_line():
-        return evaluate(as_days(context.op_execution_context.partition_keys))
+        said = evaluate(as_days(context.op_execution_context.partition_keys))
+        if len(said) > 1:
+            (key,) = context.op_execution_context.selected_asset_check_keys
+            for day, verdict in said.items():
+                evaluation = _evaluation(key.asset_key, key.name, verdict, day)
+                # Accepted, but annotated too narrowly.
+                context.op_execution_context.log_event(evaluation)  # type: ignore[arg-type]
+        return AssetCheckResult(**vars(_together(said)))
 
 
-def _match(database: RollupDatabase, days: list[date]) -> AssetCheckResult:
+def _evaluation(asset: AssetKey, name: str, verdict: Verdict, day: date | None = None) -> AssetCheckEvaluation:
+    partition = day.isoformat() if day else None
+    return AssetCheckEvaluation(asset_key=asset, check_name=name, partition=partition, **vars(verdict))
+
+
+def _together(said: Verdicts) -> Verdict:
+    """One verdict over all days: a single day's own, else what is wrong with which."""
+    if len(said) == 1:
+        return next(iter(said.values()))
+    wrong = [verdict for verdict in said.values() if not verdict.passed]
+    return Verdict(
+        passed=not wrong,
+        description="; ".join(verdict.description for verdict in wrong) or f"all {len(said)} days pass",
+        metadata={"days": len(said), "days_failed": len(wrong)},
+        severity=wrong[0].severity if wrong else AssetCheckSeverity.ERROR,
+    )
+
+
+def _proofs(database: RollupDatabase, days: list[date]) -> Verdicts:
     report = verify(database.engine, database.rollup, database.timezone, days)
-    wrong = [str(day.day) for day in [*report.different, *report.never_built]]
-    return AssetCheckResult(
-        passed=not wrong,
-        description=f"differs: {', '.join(wrong)}" if wrong else "statistics equal logs: zero difference",
-        metadata={
-            "days_compared": len(days),
-            "log_rows": sum(day.log_rows for day in report.days),
-            "counted_rows": sum(day.counted_rows for day in report.days),
-            "difference": report.difference,
-            "duration_seconds": round(report.seconds, 4),
-        },
-    )
+    record(database.engine, database.rollup, report)
+    found = {proof.day: proof for proof in report.days}
+    return {day: _proof(day, found.get(day)) for day in days}
 
 
-def _breakdown(database: RollupDatabase, days: list[date]) -> AssetCheckResult:
-    missing, codes = unknown_sources(database.engine, database.timezone, days)
+def _proof(day: date, proof: DayProof | None) -> Verdict:
+    if proof is None:
+        return Verdict(True, "no logs and no statistics")
+    metadata = {
+        "log_rows": proof.log_rows,
+        "counted_rows": proof.counted_rows,
+        "difference": proof.difference,
+        "duration_seconds": round(proof.seconds, 4),
+    }
+    if not proof.built:
+        return Verdict(False, f"{day} has {proof.log_rows:,} log rows and was never built: materialize it", metadata)
+    if proof.proven:
+        return Verdict(True, "statistics equal logs: zero difference", metadata)
+    return Verdict(False, f"{day} differs for {proof.differing_keys:,} publishers: {proof.differences}", metadata)
+
+
+def _last_proofs(database: RollupDatabase, days: Sequence[date]) -> Verdicts:
+    proofs = keep_proven(database.engine, database.rollup, database.timezone, days)
+    return {day: _last_proof(day, proof) for day, proof in proofs.items()}
+
+
+def _last_proof(day: date, proof: LastProof) -> Verdict:
+    at = f"{proof.at:%H:%M:%S} UTC"
+    metadata = {"difference": proof.difference, "duration_seconds": round(proof.seconds, 4), "proven_at": at}
+    said = "zero difference" if not proof.difference else f"{day} differs by {proof.difference:,}"
+    return Verdict(not proof.difference, f"{said} when last compared, at {at}", metadata)
+
+
+def _breakdowns(database: RollupDatabase, days: Sequence[date]) -> Verdicts:
+    missing = unknown_sources(database.engine, days)
+    codes = unknown_codes(database.engine, database.timezone, list(missing))
     seen = ", ".join(f"{code} ({rows:,} rows)" for code, rows in sorted(codes.items())) or "none left in the logs"
-    return AssetCheckResult(
-        passed=missing == 0,
-        severity=AssetCheckSeverity.WARN,
-        description=f"{missing:,} calculations of unknown source: {seen}" if missing else "every source is known",
-        metadata={"unknown_rows": missing, "unknown_sources": {str(code): rows for code, rows in codes.items()}},
-    )
+    return {day: _breakdown(day, missing.get(day, 0), f"codes seen: {seen}") for day in days}
 
 
-def _cache_hits(database: RollupDatabase, days: list[date]) -> AssetCheckResult:
+def _breakdowns_without_codes(database: RollupDatabase, days: Sequence[date]) -> Verdicts:
+    missing = unknown_sources(database.engine, days)
+    return {day: _breakdown(day, missing.get(day, 0), "execute the check to see the codes") for day in days}
+
+
+def _breakdown(day: date, missing: int, codes: str) -> Verdict:
+    said = f"{day}: {missing:,} calculations of unknown source; {codes}" if missing else "every source is known"
+    return Verdict(not missing, said, {"unknown_rows": missing}, AssetCheckSeverity.WARN)
+
+
+def _cache_hits(database: RollupDatabase, days: Sequence[date]) -> Verdicts:
     wrong = cache_hits_above_total(database.engine, days)
-    return AssetCheckResult(
-        passed=not wrong,
-        description="; ".join(f"publisher {key} on {day}" for day, key in wrong[:10]) or "cache hits within totals",
-        metadata={"publishers_above_total": len(wrong)},
+    return {day: _cache_hit_verdict(day, [key for at, key in wrong if at == day]) for day in days}
+
+
+def _cache_hit_verdict(day: date, publishers: list[int]) -> Verdict:
+    named = ", ".join(str(key) for key in publishers[:10])
+    said = (
+        f"{day}: more cache hits than calculations for publisher {named}" if publishers else "cache hits within totals"
     )
+    return Verdict(not publishers, said, {"publishers_above_total": len(publishers)})

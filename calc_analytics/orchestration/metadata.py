@@ -9,14 +9,16 @@ from calc_analytics.orchestration.resources import RollupDatabase
 from calc_analytics.rollup.figures import LogFigures, top_keys
 
 
-def day_metadata(measures: dict[str, int], publishers: int, seconds: float, added: int | None = None) -> dict[str, Any]:
-    """A day's totals (rows are log rows), how long it took, and for a refresh the rows just added."""
+def day_metadata(
+    measures: dict[str, int], publishers: int, seconds: float | None = None, added: int | None = None
+) -> dict[str, Any]:
+    """A day's totals (rows are log rows); for a rebuild how long it took, for refreshes the rows just added."""
     return {
         "rows": measures["total_calculations"],
         **({} if added is None else {"rows_added": added}),
         "publishers": publishers,
         **{name: value for name, value in measures.items() if name != "keys"},
-        "duration_seconds": round(seconds, 4),
+        **({} if seconds is None else {"duration_seconds": round(seconds, 4)}),
     }
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import date, datetime
 
 from sqlalchemy import text
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Engine
 
 from calc_analytics.database.engine import transaction
 from calc_analytics.rollup import state
@@ -74,8 +74,8 @@ def top_keys(engine: Engine, rollup: Rollup, day: date, limit: int = 10) -> list
         return [dict(row) for row in connection.execute(text(statement), {"day": day, "limit": limit}).mappings()]
 
 
-def unknown_sources(engine: Engine, timezone: str, days: Sequence[date]) -> tuple[int, dict[int, int]]:
-    """How many of these days' calculations have no known source, and rows per unknown code in the raw logs."""
+def unknown_sources(engine: Engine, days: Sequence[date]) -> dict[date, int]:
+    """Per day, how many calculations have no known source; days without any are left out."""
     rollup = CALCULATION_STATS_DAILY
     missing = f"""
         select date, sum(total_calculations - source_web - source_api - source_external) as missing
@@ -83,20 +83,21 @@ def unknown_sources(engine: Engine, timezone: str, days: Sequence[date]) -> tupl
         having sum(total_calculations - source_web - source_api - source_external) <> 0
     """
     with transaction(engine) as connection:
-        found = {row.date: int(row.missing) for row in connection.execute(text(missing), {"days": list(days)})}
-        return sum(found.values()), _codes(connection, timezone, list(found))
+        return {row.date: int(row.missing) for row in connection.execute(text(missing), {"days": list(days)})}
 
 
-def _codes(connection: Connection, timezone: str, days: list[date]) -> dict[int, int]:
+def unknown_codes(engine: Engine, timezone: str, days: Sequence[date]) -> dict[int, int]:
+    """Log rows of these days per source code that nobody knows. Cost: those days' rows."""
     rollup, codes = CALCULATION_STATS_DAILY, dict[int, int]()
     statement = text(
         f"select source, count(*) as rows from {rollup.source} where {rollup.event_time} >= :begin "
         f"and {rollup.event_time} < :end and source <> all(:known) group by source"
     )
-    for span in windows(connection, days, timezone):
-        parameters = {"begin": span.begin, "end": span.end, "known": list(KNOWN_SOURCES)}
-        for row in connection.execute(statement, parameters):
-            codes[row.source] = codes.get(row.source, 0) + row.rows
+    with transaction(engine) as connection:
+        for span in windows(connection, list(days), timezone):
+            parameters = {"begin": span.begin, "end": span.end, "known": list(KNOWN_SOURCES)}
+            for row in connection.execute(statement, parameters):
+                codes[row.source] = codes.get(row.source, 0) + row.rows
     return codes
 
 

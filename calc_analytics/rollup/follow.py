@@ -1,18 +1,21 @@
-"""Follow: refresh again and again for a while, as batches arrive. What a sensor tick does.
+"""Follow: refresh again and again as batches arrive, in a thread that lives as long as somebody keeps asking.
 
 Between refreshes it only probes the index for a row beyond the last snapshot, which costs a fraction of a
-millisecond; bursts are coalesced by the debounce.
+millisecond; bursts are coalesced by the debounce. The thread outlives the tick that asked for it by a few seconds, so
+that there is no gap before the next tick asks again.
 """
 
+import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
 
 from sqlalchemy.engine import Engine
 
+from calc_analytics.database.engine import trouble_in_words
+from calc_analytics.rollup import state
 from calc_analytics.rollup.declaration import Rollup
-from calc_analytics.rollup.refresh import has_uncounted, refresh
+from calc_analytics.rollup.refresh import is_uncounted_since, refresh
 from calc_analytics.rollup.reports import RefreshReport
 
 POLL_SECONDS = 0.1
@@ -20,10 +23,9 @@ POLL_SECONDS = 0.1
 
 @dataclass
 class Followed:
-    """What a stretch of refreshes counted: rows per day added, days seen that were never built, refreshes made."""
+    """What a stretch of refreshes counted: rows per day added, refreshes made, and looks taken for new rows."""
 
     rows_by_day: dict[date, int] = field(default_factory=dict)
-    unbuilt_days: set[date] = field(default_factory=set)
     refreshes: int = 0
     probes: int = 0
 
@@ -37,30 +39,76 @@ class Followed:
         self.refreshes += 1
         for day in report.counted:
             self.rows_by_day[day.day] = self.rows_by_day.get(day.day, 0) + day.rows
-        self.unbuilt_days.update(day.day for day in report.unbuilt)
 
 
-def follow(
-    engine: Engine,
-    rollup: Rollup,
-    timezone: str,
-    *,
-    seconds: float,
-    debounce_seconds: float,
-    stopping: Callable[[], bool] = lambda: False,
-) -> Followed:
-    """Refreshes at once, then whenever rows are new, at least `debounce_seconds` apart, for `seconds`.
+class Follower:
+    """Refreshes whenever rows are new, at least `debounce_seconds` apart, while `follow` is called often enough."""
 
-    Ends within a poll interval when `stopping()` turns true. An error ends it; what was counted before stays counted.
-    """
-    followed, deadline = Followed(), time.monotonic() + seconds
-    pause_until = 0.0
-    while True:
-        if time.monotonic() >= pause_until:
-            followed.probes += 1
-            if has_uncounted(engine, rollup, timezone):
-                followed.add(refresh(engine, rollup, timezone))
-                pause_until = time.monotonic() + debounce_seconds
-        if stopping() or time.monotonic() + POLL_SECONDS > deadline:
+    def __init__(
+        self, engine: Engine, rollup: Rollup, timezone: str, debounce_seconds: float, stopping: threading.Event
+    ) -> None:
+        self.engine, self.rollup, self.timezone = engine, rollup, timezone
+        self.debounce_seconds, self.stopping = debounce_seconds, stopping
+        self._lock = threading.Lock()
+        self._until = 0.0
+        self._thread: threading.Thread | None = None
+        self._followed = Followed()
+        self._error: Exception | None = None
+
+    def follow(self, seconds: float, linger_seconds: float) -> Followed:
+        """Waits for `seconds`, then returns what was counted since the last call; the thread goes on to linger.
+
+        Returns early when `stopping` is set. Raises the error that ended the thread, once; what was counted before
+        it stays counted, and the next call starts afresh.
+        """
+        deadline = time.monotonic() + seconds
+        self._keep(deadline + linger_seconds)
+        while time.monotonic() < deadline and self._error is None:
+            if self.stopping.wait(min(POLL_SECONDS, max(deadline - time.monotonic(), 0))):
+                break
+        return self._take()
+
+    def _keep(self, until: float) -> None:
+        with self._lock:
+            self._until = until
+            if self._thread is None and self._error is None:
+                self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
+                self._thread.start()
+
+    def _take(self) -> Followed:
+        with self._lock:
+            error, self._error = self._error, None
+            if error is not None:
+                raise error
+            followed, self._followed = self._followed, Followed()
             return followed
-        time.sleep(POLL_SECONDS)
+
+    def _run(self) -> None:
+        try:
+            with trouble_in_words(self.engine.url):
+                self._refresh_when_new()
+        except Exception as error:
+            with self._lock:
+                self._error, self._thread = error, None
+
+    def _refresh_when_new(self) -> None:
+        with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            counted, next_at = state.read(connection, self.rollup, self.timezone).snapshot, 0.0
+            while not self._is_over():
+                started = time.monotonic()
+                if is_uncounted_since(connection, self.rollup, counted):
+                    report = refresh(self.engine, self.rollup, self.timezone)
+                    counted = state.read(connection, self.rollup, self.timezone).snapshot
+                    next_at = started + self.debounce_seconds
+                    with self._lock:
+                        self._followed.add(report)
+                self._followed.probes += 1
+                self.stopping.wait(max(next_at - time.monotonic(), POLL_SECONDS))
+
+    def _is_over(self) -> bool:
+        """Whether nobody asks any more. Decided under the lock: who asks at this moment gets a new thread."""
+        with self._lock:
+            over = self.stopping.is_set() or time.monotonic() >= self._until
+            if over:
+                self._thread = None
+            return over

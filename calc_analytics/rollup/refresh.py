@@ -48,12 +48,10 @@ def refresh_locked(connection: Connection, rollup: Rollup, timezone: str) -> tup
     return now, days
 
 
-def has_uncounted(engine: Engine, rollup: Rollup, timezone: str) -> bool:
-    """Whether a refresh would count anything now. An index probe, without a lock."""
-    with transaction(engine) as connection:
-        before = state.read(connection, rollup, timezone)
-        statement = f"select exists (select from {rollup.source} where {not_visible('s1')})"
-        return bool(connection.execute(text(statement), before.snapshot.bind("s1")).scalar())
+def is_uncounted_since(connection: Connection, rollup: Rollup, counted: Snapshot) -> bool:
+    """Whether a row has been committed since that snapshot. An index probe, without a lock."""
+    statement = f"select exists (select from {rollup.source} where {not_visible('s1')})"
+    return bool(connection.execute(text(statement), counted.bind("s1")).scalar())
 
 
 def refresh_sql(rollup: Rollup) -> str:

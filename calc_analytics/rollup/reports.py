@@ -1,7 +1,7 @@
 """What the operations return: small, frozen, and printed alike by the CLI, Dagster and `--json`."""
 
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, datetime
 from typing import Any
 
 
@@ -95,11 +95,26 @@ class DayProof:
     differences: dict[str, int]
     differing_keys: int
     built: bool = True
+    seconds: float = 0.0
+
+    @property
+    def difference(self) -> int:
+        """The sum of all measures' absolute differences."""
+        return sum(self.differences.values())
 
     @property
     def proven(self) -> bool:
         """Built, and not one measure of one key differs."""
         return self.built and not self.differing_keys
+
+
+@dataclass(frozen=True)
+class LastProof:
+    """When a built day was last compared with the logs, how long that took, and what the difference was."""
+
+    at: datetime
+    seconds: float
+    difference: int
 
 
 @dataclass(frozen=True)
@@ -122,7 +137,7 @@ class VerifyReport:
     @property
     def difference(self) -> int:
         """The sum of all measures' absolute differences: exactly zero, or a bug."""
-        return sum(sum(day.differences.values()) for day in self.days if day.built)
+        return sum(day.difference for day in self.days if day.built)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON: days as YYYY-MM-DD."""

@@ -1,7 +1,7 @@
 """Verify: compares statistics with logs at the stored snapshot, in one statement per day.
 
 One statement sees one state of the database, so the answer is exact while writers run at full speed: zero
-difference, or a bug. It takes no lock and changes nothing.
+difference, or a bug. It takes no lock and changes nothing; `record` notes the answer for those who ask later.
 """
 
 import time
@@ -15,7 +15,7 @@ from calc_analytics.database.engine import transaction
 from calc_analytics.rollup import state
 from calc_analytics.rollup.declaration import Rollup
 from calc_analytics.rollup.refresh import FINITE
-from calc_analytics.rollup.reports import DayProof, VerifyReport
+from calc_analytics.rollup.reports import DayProof, LastProof, VerifyReport
 from calc_analytics.rollup.snapshot import STORED, STORED_VISIBLE
 from calc_analytics.rollup.windows import Window, local_date, windows
 
@@ -39,6 +39,32 @@ def verify(
     return VerifyReport([p for p in proofs if p.built or p.log_rows], time.perf_counter() - started)
 
 
+def record(engine: Engine, rollup: Rollup, report: VerifyReport) -> None:
+    """Notes in the days table when each built day was compared and what was found."""
+    found = [
+        {"rollup": rollup.name, "day": proof.day, "seconds": proof.seconds, "difference": proof.difference}
+        for proof in report.days
+        if proof.built
+    ]
+    if found:
+        with transaction(engine) as connection:
+            connection.execute(_RECORD, found)
+
+
+def keep_proven(engine: Engine, rollup: Rollup, timezone: str, days: Sequence[date]) -> dict[date, LastProof]:
+    """The last proof of each of these days that is built, renewed first where it is due.
+
+    A proof costs as much as its day has rows, so it is due after a hundred times as long as the last one took, and
+    after a minute at least: proving takes no more than a hundredth of the time.
+    """
+    with transaction(engine) as connection:
+        due = list(connection.execute(_DUE, {"rollup": rollup.name, "days": list(days)}).scalars())
+    record(engine, rollup, verify(engine, rollup, timezone, due))
+    with transaction(engine) as connection:
+        rows = connection.execute(_LAST, {"rollup": rollup.name, "days": list(days)})
+        return {row.date: LastProof(row.verified_at, row.verified_seconds, row.difference) for row in rows}
+
+
 def built_days(engine: Engine, rollup: Rollup) -> list[date]:
     """The days the guarantee speaks of, oldest first."""
     return _days(engine, rollup, "status = 'built'")
@@ -56,6 +82,7 @@ def _days(engine: Engine, rollup: Rollup, which: str) -> list[date]:
 
 
 def _prove(connection: Connection, rollup: Rollup, timezone: str, span: Window) -> DayProof:
+    started = time.perf_counter()
     parameters = {"rollup": rollup.name, "day": span.day, "begin": span.begin, "end": span.end, "tz": timezone}
     row = connection.execute(text(verify_sql(rollup, span)), parameters).mappings().one()
     return DayProof(
@@ -65,6 +92,7 @@ def _prove(connection: Connection, rollup: Rollup, timezone: str, span: Window) 
         differences={name: int(row[name]) for name in rollup.measure_names},
         differing_keys=int(row["differing_keys"]),
         built=bool(row["built"]),
+        seconds=time.perf_counter() - started,
     )
 
 
@@ -89,3 +117,21 @@ def verify_sql(rollup: Rollup, span: Window) -> str:
            {rollup.each_measure("coalesce(sum(abs(coalesce(l.{name}, 0) - coalesce(s.{name}, 0))), 0) as {name}")}
     from from_logs l full join from_stats s using ({rollup.key_columns})
     """
+
+
+_RECORD = text(
+    """
+    update rollup_days set verified_at = clock_timestamp(), verified_seconds = :seconds, difference = :difference
+    where rollup = :rollup and date = :day
+    """
+)
+_BUILT = "rollup = :rollup and date = any(:days) and status = 'built'"
+_DUE = text(
+    f"""
+    select date from rollup_days
+    where {_BUILT} and coalesce(
+        verified_at + greatest(interval '1 minute', verified_seconds * 100 * interval '1 second') <= clock_timestamp(),
+        true)
+    """
+)
+_LAST = text(f"select date, verified_at, verified_seconds, difference from rollup_days where {_BUILT}")
