@@ -120,7 +120,9 @@ def test_a_commit_between_the_snapshot_and_the_aggregation_waits_for_the_next_re
 def waiting_for_a_lock(engine: Engine) -> int:
     """Sessions that wait for another's transaction."""
     with engine.begin() as connection:
-        waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+        waiting = (
+            "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+        )
         return connection.execute(text(waiting)).scalar_one()
 
 
@@ -236,7 +238,9 @@ def test_a_refresh_whose_connection_is_killed_leaves_statistics_and_state_as_the
 
     def then_die(connection, rollup, snapshot):
         store(connection, rollup, snapshot)
-        writer.execute("select pg_terminate_backend(%s)", [connection.execute(text("select pg_backend_pid()")).scalar()])
+        writer.execute(
+            "select pg_terminate_backend(%s)", [connection.execute(text("select pg_backend_pid()")).scalar()]
+        )
         writer.commit()
 
     monkeypatch.setattr(refresh_module.state, "store_snapshot", then_die)
