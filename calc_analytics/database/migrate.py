@@ -31,17 +31,31 @@ class TableBusy(CalcAnalyticsError):
     """The log table stayed locked by others for a minute of short attempts; nothing was changed."""
 
 
-def upgrade(engine: Engine) -> None:
-    """Brings the tables to the newest revision. Raises `CalcAnalyticsError` subclasses, having changed nothing."""
+def upgrade(engine: Engine, finish: Callable[[Connection], None]) -> None:
+    """Brings the tables to the newest revision, then calls `finish` in a transaction of its own.
+
+    One at a time: the others wait their turn. Raises `CalcAnalyticsError` subclasses; a revision that fails changed
+    nothing.
+    """
     with trouble_in_words(engine.url), engine.connect() as connection:
-        connection.execute(text("select pg_advisory_lock(:key)"), {"key": ADVISORY_LOCK})
-        connection.commit()
+        _take_turn(connection)
         try:
             with_brief_locks(connection, lambda: command.upgrade(alembic_config(connection), "head"))
+            with connection.begin():
+                finish(connection)
         finally:
             connection.rollback()
             connection.execute(text("select pg_advisory_unlock(:key)"), {"key": ADVISORY_LOCK})
             connection.commit()
+
+
+def _take_turn(connection: Connection) -> None:
+    """Waits for the lock by asking again: a session that waits inside PostgreSQL holds a snapshot, for which the
+    first one's CREATE INDEX CONCURRENTLY would wait in turn."""
+    while not connection.execute(text("select pg_try_advisory_lock(:key)"), {"key": ADVISORY_LOCK}).scalar():
+        connection.commit()
+        time.sleep(0.1)
+    connection.commit()
 
 
 def alembic_config(connection: Connection) -> Config:

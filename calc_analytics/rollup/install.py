@@ -3,7 +3,7 @@
 from sqlalchemy.engine import Connection, Engine
 
 from calc_analytics.database import adopt, migrate
-from calc_analytics.database.engine import transaction, trouble_in_words
+from calc_analytics.database.engine import trouble_in_words
 from calc_analytics.rollup import state
 from calc_analytics.rollup.declaration import ROLLUPS
 from calc_analytics.rollup.live_view import create_live_view
@@ -11,11 +11,13 @@ from calc_analytics.rollup.live_view import create_live_view
 
 def install(engine: Engine, timezone: str) -> None:
     """Makes an empty or an API's database ready; every existing row of every table stays."""
-    migrate.upgrade(engine)
-    with transaction(engine) as connection:
+
+    def state_and_views(connection: Connection) -> None:
         for rollup in ROLLUPS:
             state.create_if_missing(connection, rollup, timezone)
             create_live_view(connection, rollup)
+
+    migrate.upgrade(engine, state_and_views)
 
 
 def rebase(engine: Engine, timezone: str) -> None:

@@ -1,0 +1,216 @@
+"""Migrations: an empty database, an API's own, a migrated one; beside open writers; without the right to."""
+
+import threading
+import time
+from datetime import date
+
+import psycopg
+import pytest
+from sqlalchemy import text
+from sqlalchemy.engine import URL, Engine
+
+from calc_analytics.database.adopt import UnfitTable
+from calc_analytics.database.engine import DatabaseTrouble, engine_for
+from calc_analytics.database.migrate import NotOwner
+from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
+from calc_analytics.rollup.install import install
+from calc_analytics.rollup.rebuild import rebuild
+from calc_analytics.rollup.refresh import refresh
+from calc_analytics_tests.logs import live, oracle, stored
+
+API_TABLES = """
+    create table calculation_logs (
+        id bigserial primary key, publisher_id integer not null, city_id bigint not null,
+        date_calculated date not null, cache_hit boolean not null default false, response_time_ms smallint,
+        zman_count smallint, source smallint not null, created_at timestamptz not null default now());
+    create table calculation_stats_daily (
+        publisher_id integer not null, date date not null, total_calculations integer not null default 0,
+        cache_hits integer not null default 0, total_response_time_ms bigint not null default 0,
+        source_web integer not null default 0, source_api integer not null default 0,
+        source_external integer not null default 0, primary key (publisher_id, date));
+    insert into calculation_logs (publisher_id, city_id, date_calculated, source, response_time_ms, created_at)
+        select i % 3, i, '2030-01-01', 1 + i % 3, i, '2026-03-01 12:00Z' from generate_series(1, 100) i;
+    insert into calculation_stats_daily values (0, '2026-03-01', 999, 0, 0, 999, 0, 0);
+    insert into calculation_stats_daily values (5, '2024-01-01', 7, 0, 0, 7, 0, 0)
+"""
+INSERT = "insert into calculation_logs (publisher_id, {place}, date_calculated, source) values (1, 1, '2030-01-01', 1)"
+DAY = date(2026, 3, 1)
+
+
+@pytest.fixture
+def empty(empty_url: URL):
+    """An engine on a database without anything in it."""
+    engine = engine_for(empty_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def api(empty: Engine) -> Engine:
+    """A database as the API left it: old column name, logs, and statistics that were counted twice."""
+    with empty.begin() as connection:
+        connection.execute(text(API_TABLES))
+    return empty
+
+
+def scalar(engine: Engine, statement: str):
+    with engine.begin() as connection:
+        return connection.execute(text(statement)).scalar()
+
+
+def psycopg_url(engine: Engine) -> str:
+    return engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+def test_an_empty_database_gets_everything(empty: Engine):
+    install(empty, "UTC")
+    assert stored(empty) == live(empty) == {}
+    assert refresh(empty, ROLLUP, "UTC").rows == 0
+
+
+def test_an_api_database_keeps_every_row_and_is_not_rewritten(api: Engine):
+    node = "select pg_relation_filenode('calculation_logs')"
+    before, logs = scalar(api, node), "select count(*) from calculation_logs where locality_id > 0 and xact_id is null"
+    install(api, "UTC")
+    assert scalar(api, node) == before
+    assert scalar(api, logs) == 100
+    assert scalar(api, "select count(*) from calculation_stats_daily") == 2
+
+
+def test_old_rows_are_neither_lost_nor_counted_twice(api: Engine):
+    install(api, "UTC")
+    assert refresh(api, ROLLUP, "UTC").rows == 0
+    with api.begin() as connection:
+        connection.execute(text(INSERT.format(place="locality_id")))
+        connection.execute(
+            text("update calculation_logs set created_at = '2026-03-01 13:00Z' where xact_id is not null")
+        )
+    assert refresh(api, ROLLUP, "UTC").rows == 0
+    rebuild(api, ROLLUP, "UTC", [DAY])
+    assert refresh(api, ROLLUP, "UTC").rows == 0
+    expected = {**oracle(api), (5, date(2024, 1, 1)): (7, 0, 0, 7, 0, 0)}
+    assert stored(api) == live(api) == expected
+
+
+def test_a_writer_that_was_open_during_the_migration_is_counted_once(api: Engine):
+    with psycopg.connect(psycopg_url(api)) as writer:
+        writer.execute(INSERT.format(place="city_id"))
+        migration = threading.Thread(target=install, args=(api, "UTC"))
+        migration.start()
+        while not scalar(api, "select count(*) from pg_locks where mode = 'AccessExclusiveLock' and not granted"):
+            assert migration.is_alive()
+        with psycopg.connect(psycopg_url(api)) as other:
+            other.execute("set lock_timeout = '10s'")
+            other.execute(INSERT.format(place="city_id"))
+        assert migration.is_alive(), "the other writer was let through before the migration ended"
+        writer.commit()
+        migration.join()
+    today = date.fromisoformat(str(scalar(api, "select cast(now() at time zone 'UTC' as date)")))
+    rebuild(api, ROLLUP, "UTC", [DAY, today])
+    assert scalar(api, "select count(*) from calculation_logs") == 102
+    assert {key: value for key, value in stored(api).items() if key[1] >= DAY} == oracle(api)
+
+
+def test_repeating_changes_nothing(api: Engine):
+    install(api, "UTC")
+    rebuild(api, ROLLUP, "UTC", [DAY])
+    before = stored(api)
+    install(api, "UTC")
+    assert stored(api) == before
+    assert scalar(api, "select count(*) from calc_analytics_version") == 1
+
+
+def test_two_at_once_both_succeed(api: Engine):
+    errors: list[Exception] = []
+
+    def one() -> None:
+        engine = engine_for(api.url)
+        try:
+            install(engine, "UTC")
+        except Exception as error:
+            errors.append(error)
+        finally:
+            engine.dispose()
+
+    threads = [threading.Thread(target=one) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert scalar(api, "select count(*) from rollup_state") == 1
+
+
+def test_the_indexes_are_valid_and_the_apis_own_is_not_doubled(api: Engine):
+    with api.begin() as connection:
+        connection.execute(text("create index api_created on calculation_logs (created_at, publisher_id)"))
+    install(api, "UTC")
+    name = "indexrelid::regclass::text"
+    found = f"select array_agg({name} order by {name}) from pg_index where indisvalid and indrelid = "
+    assert scalar(api, found + "'calculation_logs'::regclass") == [
+        "api_created",
+        "calculation_logs_pkey",
+        "calculation_logs_xact_id_idx",
+    ]
+
+
+def test_an_index_that_a_broken_attempt_left_invalid_is_built_again(api: Engine):
+    install(api, "UTC")
+    with api.begin() as connection:
+        invalid = "update pg_index set indisvalid = false where indexrelid = 'calculation_logs_xact_id_idx'::regclass"
+        connection.execute(text(invalid))
+        connection.execute(text("update calc_analytics_version set version_num = '0001'"))
+    install(api, "UTC")
+    valid = "select indisvalid from pg_index where indexrelid = 'calculation_logs_xact_id_idx'::regclass"
+    assert scalar(api, valid) is True
+
+
+def test_who_does_not_own_the_logs_is_told_so_and_nothing_changes(api: Engine):
+    role = f"stranger_{time.monotonic_ns()}"
+    with api.begin() as connection:
+        connection.execute(text(f"create role {role} login password 'x'"))
+        connection.execute(text(f"grant all on schema public to {role}"))
+        connection.execute(text(f"grant select on all tables in schema public to {role}"))
+    stranger = engine_for(api.url.set(username=role, password="x"))
+    try:
+        with pytest.raises(NotOwner) as refused:
+            install(stranger, "UTC")
+    finally:
+        stranger.dispose()
+        with api.begin() as connection:
+            connection.execute(text(f"drop owned by {role}"))
+            connection.execute(text(f"drop role {role}"))
+    assert "owns the API's tables" in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert scalar(api, "select count(city_id) from calculation_logs") == 100
+    assert scalar(api, "select to_regclass('rollup_state') is null") is True
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("alter table calculation_logs drop column source", "source"),
+        ("alter table calculation_stats_daily drop column cache_hits", "cache_hits"),
+        ("alter table calculation_stats_daily drop constraint calculation_stats_daily_pkey", "primary key"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_named_and_nothing_changes(api: Engine, change: str, named: str):
+    with api.begin() as connection:
+        connection.execute(text(change))
+    with pytest.raises(UnfitTable, match=named):
+        install(api, "UTC")
+    assert scalar(api, "select to_regclass('rollup_state') is null") is True
+
+
+def test_a_read_only_database_is_named_as_such(api: Engine):
+    with api.begin() as connection:
+        connection.execute(text(f'alter database "{api.url.database}" set default_transaction_read_only = on'))
+    read_only = engine_for(api.url)
+    with pytest.raises(DatabaseTrouble, match="read-only"):
+        install(read_only, "UTC")
+    read_only.dispose()
+
+
+def test_without_migrations_a_refresh_says_what_to_run(api: Engine):
+    with pytest.raises(DatabaseTrouble, match="calc-analytics migrate"):
+        refresh(api, ROLLUP, "UTC")
