@@ -9,8 +9,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from alembic import command
-from alembic.config import Config
 from sqlalchemy import text
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
@@ -40,7 +38,7 @@ def upgrade(engine: Engine, finish: Callable[[Connection], None]) -> None:
     with trouble_in_words(engine.url), engine.connect() as connection:
         _take_turn(connection)
         try:
-            with_brief_locks(connection, lambda: command.upgrade(alembic_config(connection), "head"))
+            with_brief_locks(connection, lambda: _run_revisions(connection))
             with connection.begin():
                 finish(connection)
         finally:
@@ -58,13 +56,16 @@ def _take_turn(connection: Connection) -> None:
     connection.commit()
 
 
-def alembic_config(connection: Connection) -> Config:
-    """Alembic, pointed at this package's revisions and at an open connection."""
+def _run_revisions(connection: Connection) -> None:
+    """Alembic, pointed at this package's revisions and at an open connection. Imported when used: it is heavy."""
+    from alembic import command
+    from alembic.config import Config
+
     logging.getLogger("alembic").setLevel(logging.WARNING)
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     config.attributes["connection"] = connection
-    return config
+    command.upgrade(config, "head")
 
 
 def with_brief_locks(connection: Connection, work: Callable[[], None]) -> None:

@@ -1,0 +1,87 @@
+"""Database trouble in words: one line, no password, and whether trying again can help."""
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.engine import URL, make_url
+
+from calc_analytics.database.engine import DatabaseTrouble, engine_for, ensure_database, transaction
+from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
+from calc_analytics.rollup.refresh import refresh
+from calc_analytics.simulate import Traffic, simulate
+from calc_analytics.supervisor import free_port
+
+SECRET = "hunter2"
+
+
+def trouble(url: URL, statement: str = "select 1") -> DatabaseTrouble:
+    """What a user would be told."""
+    engine = engine_for(url)
+    with pytest.raises(DatabaseTrouble) as raised, transaction(engine) as connection:
+        connection.execute(text(statement))
+    engine.dispose()
+    assert "\n" not in str(raised.value)
+    assert SECRET not in str(raised.value)
+    return raised.value
+
+
+def nobody_listens() -> URL:
+    return make_url(f"postgresql+psycopg://me:{SECRET}@127.0.0.1:{free_port()}/db")
+
+
+def test_a_server_that_is_down(url: URL):
+    said = trouble(nobody_listens())
+    assert said.transient
+    assert "cannot connect to postgresql://me:***@127.0.0.1" in str(said)
+
+
+def test_a_database_that_does_not_exist(url: URL):
+    said = trouble(url.set(database="no_such", password=SECRET))
+    assert not said.transient
+    assert "no_such" in str(said)
+
+
+@pytest.mark.parametrize(
+    ("statement", "transient", "hint"),
+    [
+        ("select no_such from calculation_logs", False, "calc-analytics migrate"),
+        ("select * from no_such", False, "calc-analytics migrate"),
+        ("set transaction read only; delete from calculation_logs", False, "read-only"),
+        ("select 1 / 0", False, "division by zero"),
+        ("do $$ begin raise exception 'x' using errcode = '40001'; end $$", True, "40001"),
+        ("do $$ begin raise exception 'x' using errcode = '53300'; end $$", True, "53300"),
+        ("set local statement_timeout = 1; select pg_sleep(1)", True, "timeout"),
+        ("select pg_terminate_backend(pg_backend_pid())", True, "terminating"),
+    ],
+)
+def test_each_kind_has_its_line(url: URL, statement: str, transient: bool, hint: str):
+    said = trouble(url, statement)
+    assert said.transient is transient
+    assert hint in str(said)
+
+
+def test_a_role_without_the_right(url: URL, maintenance):
+    role = f"reader_{url.database}"
+    maintenance(f"create role {role} login password '{SECRET}'")
+    try:
+        said = trouble(url.set(username=role, password=SECRET), "select * from calculation_logs")
+    finally:
+        maintenance(f"drop role {role}")
+    assert not said.transient
+    assert f"grant it to the role '{role}'" in str(said)
+
+
+def test_a_refresh_on_a_down_server_says_the_same():
+    engine = engine_for(nobody_listens())
+    with pytest.raises(DatabaseTrouble, match="cannot connect"):
+        refresh(engine, ROLLUP, "UTC")
+
+
+def test_made_up_traffic_on_a_down_server_says_the_same():
+    with pytest.raises(DatabaseTrouble, match="cannot connect") as raised:
+        simulate(nobody_listens(), Traffic(rate=100, writers=2), rows=10)
+    assert SECRET not in str(raised.value)
+
+
+def test_creating_a_database_on_a_down_server_says_the_same():
+    with pytest.raises(DatabaseTrouble, match="cannot connect"):
+        ensure_database(nobody_listens())

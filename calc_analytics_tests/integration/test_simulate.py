@@ -1,0 +1,66 @@
+"""Made-up traffic looks like the API's."""
+
+from datetime import date, datetime, timedelta, timezone
+
+import pytest
+from sqlalchemy import text
+
+from calc_analytics.simulate import RHYTHM, Traffic, simulate, write_history
+
+SHAPE = """
+    select count(*) as rows, count(distinct xact_id) as batches, max(batch) as largest, avg(hit) as hits,
+           avg(missing) as missing, count(distinct publisher_id) as publishers, max(share) as top, avg(late) as late
+    from (
+        select *, count(*) over (partition by xact_id) as batch, cache_hit::int as hit,
+               (response_time_ms is null)::int as missing,
+               count(*) over (partition by publisher_id)::float / count(*) over () as share,
+               (created_at < now() - interval '5 minutes')::int as late
+        from calculation_logs) l
+"""
+
+
+def test_batches_writers_and_shares_are_the_apis(engine, url):
+    report = simulate(url, Traffic(rate=8_000, writers=4, late_share=0.02, seed=1), rows=6_000)
+    assert report.rows == 6_000
+    with engine.begin() as connection:
+        shape = connection.execute(text(SHAPE)).one()
+    assert (shape.rows, shape.batches) == (6_000, report.batches)
+    assert shape.largest == 100
+    assert 0.57 < shape.hits < 0.63
+    assert 0.01 < shape.missing < 0.03
+    assert 150 < shape.publishers <= 200
+    assert 0.14 < shape.top < 0.20, "Zipf: the first of 200 has 17 %"
+    assert 0.01 < shape.late < 0.03
+
+
+def test_a_slow_writer_sends_what_it_has_once_a_second(engine, url):
+    report = simulate(url, Traffic(rate=20, writers=1), seconds=2.5)
+    assert 1 <= report.batches <= 3
+    assert report.rows == 20 * report.batches
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Jerusalem"])
+def test_history_has_a_daily_rhythm_and_stays_within_its_days(engine, url, zone: str):
+    day = date(2026, 3, 3)
+    assert write_history(url, [day], 4_000, Traffic(rate=1, writers=1, seed=1), zone) == 4_000
+    with engine.begin() as connection:
+        hours = connection.execute(
+            text(
+                "select extract(hour from created_at at time zone :zone)::int as hour, count(*) as rows, "
+                "min((created_at at time zone :zone)::date) as first, "
+                "max((created_at at time zone :zone)::date) as last "
+                "from calculation_logs group by 1"
+            ),
+            {"zone": zone},
+        ).all()
+    assert {(hour.first, hour.last) for hour in hours} == {(day, day)}
+    rows = {hour.hour: hour.rows for hour in hours}
+    assert rows[RHYTHM.index(max(RHYTHM))] > 3 * rows[RHYTHM.index(min(RHYTHM))]
+
+
+def test_history_of_today_ends_now(engine, url):
+    now = datetime.now(timezone.utc)
+    write_history(url, [now.date()], 500, Traffic(rate=1, writers=1), "UTC", now)
+    with engine.begin() as connection:
+        last = connection.execute(text("select max(created_at) from calculation_logs")).scalar()
+    assert last is None or last <= now + timedelta(seconds=1)

