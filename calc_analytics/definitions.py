@@ -2,7 +2,7 @@
 
 import warnings
 
-from dagster import Definitions, PreviewWarning, define_asset_job, definitions, in_process_executor
+from dagster import BetaWarning, Definitions, PreviewWarning, define_asset_job, definitions, in_process_executor
 
 from calc_analytics.config import Settings
 from calc_analytics.orchestration.assets import calculation_logs, stats_asset
@@ -18,14 +18,15 @@ def defs() -> Definitions:
     """The code location. Reads the settings (partitions and schedule depend on them) but connects to nothing."""
     settings = Settings.from_environment()
     partitions = daily_partitions(settings)
-    calculation_stats_daily = stats_asset(partitions)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PreviewWarning)  # partitioned checks are new in Dagster 1.13
+        # Backfill policies and partitioned checks are new in Dagster 1.13, and relied upon.
+        warnings.simplefilter("ignore", BetaWarning)
+        warnings.simplefilter("ignore", PreviewWarning)
+        calculation_stats_daily = stats_asset(partitions)
         checks = stats_checks(calculation_stats_daily, partitions)
     rollup_job = define_asset_job(
         "rollup_job",
         selection=[calculation_stats_daily],
-        partitions_def=partitions,
         description="Recounts days from the raw logs and proves them with the three checks.",
     )
     return Definitions(

@@ -1,0 +1,40 @@
+"""The code location on the test's own database, and an ephemeral Dagster instance."""
+
+from collections.abc import Iterator
+
+import pytest
+from dagster import DagsterInstance, Definitions
+from sqlalchemy.engine import URL
+
+from calc_analytics.definitions import defs
+from calc_analytics.orchestration import resources, sensors
+
+
+@pytest.fixture
+def database(url: URL, monkeypatch: pytest.MonkeyPatch) -> Iterator[URL]:
+    """DATABASE_URL is the test's own database; followers and engines of this test end with it."""
+    for name in ("ROLLUP_TIMEZONE", "ROLLUP_START_DATE", "ROLLUP_CRON", "ROLLUP_INTERVAL_HOURS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DATABASE_URL", url.render_as_string(hide_password=False))
+    monkeypatch.setenv("ROLLUP_DEBOUNCE_SECONDS", "0.1")
+    yield url
+    sensors.stopping.set()
+    followers = [thread for thread in sensors.threading.enumerate() if thread.name == "follower"]
+    for thread in followers:
+        thread.join()
+    sensors.stopping.clear()
+    sensors._follower.cache_clear()
+    resources._engine.cache_clear()
+
+
+@pytest.fixture
+def location(database: URL) -> Definitions:
+    """Every Dagster object, as Dagster loads it."""
+    return defs()
+
+
+@pytest.fixture
+def instance() -> Iterator[DagsterInstance]:
+    """A Dagster instance in memory."""
+    with DagsterInstance.ephemeral() as instance:
+        yield instance

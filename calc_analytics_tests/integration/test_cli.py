@@ -1,0 +1,209 @@
+"""The command line: reports, JSON, exit codes, and one line for each kind of trouble."""
+
+import json
+from datetime import date, datetime, timedelta, timezone
+
+import pytest
+from click.testing import CliRunner, Result
+from sqlalchemy import text
+from sqlalchemy.engine import URL
+
+from calc_analytics.cli import main
+from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
+from calc_analytics.rollup.rebuild import rebuild
+from calc_analytics.supervisor import free_port
+from calc_analytics_tests.logs import live, oracle, row, stored, utc, write
+
+DAY = date(2026, 3, 1)
+NOON = utc(2026, 3, 1, 12)
+SECRET = "hunter2"
+TEACHES = {
+    "migrate": "Safe to repeat",
+    "refresh": "Cost: the new rows only",
+    "rollup": "Running it twice changes nothing",
+    "verify": "zero difference, or a bug",
+    "rebase": "Statistics stay until each day is rebuilt",
+    "simulate": "COPY",
+    "up": "Ctrl-C or SIGTERM stops all of it",
+    "demo": "a table of today's totals that grows",
+}
+
+
+@pytest.fixture
+def calc(database: URL):
+    """Runs `calc-analytics` with these words."""
+
+    def run(*words: str) -> Result:
+        return CliRunner().invoke(main, words)
+
+    return run
+
+
+def refused(result: Result, code: int = 1) -> str:
+    """The one line that a user is told."""
+    assert result.exit_code == code, result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert result.stderr.startswith("error: ")
+    assert SECRET not in result.output
+    return result.stderr
+
+
+def test_every_command_has_help_that_teaches(calc):
+    assert set(TEACHES) == set(main.commands)
+    for name, says in TEACHES.items():
+        assert says in " ".join(calc(name, "--help").output.split())
+        assert name in calc("--help").output
+
+
+def test_refresh_says_what_it_counted_and_what_waits(calc, engine, connect):
+    rebuild(engine, ROLLUP, "UTC", [DAY])
+    writer = connect()
+    write(writer, [row(NOON, publisher=n) for n in range(3)])
+    said = calc("refresh").output
+    assert "3 rows counted" in said
+    assert "2026-03-01  +3 rows, 3 publishers" in said
+    write(writer, [row(NOON + timedelta(days=1))])
+    writer.execute("update calculation_logs set xact_id = null where created_at > '2026-03-02'")
+    writer.commit()
+    write(writer, [row(NOON + timedelta(days=1))] * 2)
+    assert "run 'calc-analytics rollup --day 2026-03-02'" in calc("refresh").output
+    write(writer, [row(NOON)] * 2)
+    answer = json.loads(calc("refresh", "--json").stdout)
+    assert (answer["rows"], answer["days"]["2026-03-01"]["total_calculations"]) == (2, 2)
+
+
+def test_rollup_builds_ranges_days_and_what_waits(calc, engine, connect):
+    now = datetime.now(timezone.utc)
+    write(connect(), [row(NOON + timedelta(days=n)) for n in range(4)] + [row(now)])
+    assert "4 days rebuilt, 4 rows" in calc("rollup", "--from", "2026-03-01", "--to", "2026-03-04").output
+    assert json.loads(calc("rollup", "--day", "2026-03-01", "--json").stdout)["rows"] == 1
+    assert str(now.date()) in calc("rollup").output
+    assert stored(engine) == live(engine) == oracle(engine)
+
+
+def test_rollup_refuses_to_shrink_with_both_counts_and_exit_code_1(calc, engine, connect):
+    write(connect(), [row(NOON)] * 5)
+    calc("rollup", "--day", "2026-03-01")
+    with engine.begin() as connection:
+        connection.execute(text("delete from calculation_logs"))
+    said = refused(calc("rollup", "--day", "2026-03-01"))
+    assert "0 raw rows" in said
+    assert "5 already counted" in said
+    assert calc("rollup", "--day", "2026-03-01", "--allow-shrink").exit_code == 0
+    assert stored(engine) == {}
+
+
+def test_verify_proves_and_fails_on_a_difference(calc, engine, connect):
+    write(connect(), [row(NOON)] * 5)
+    calc("rollup", "--day", "2026-03-01")
+    result = calc("verify")
+    assert result.exit_code == 0
+    assert "difference 0" in result.output
+    with engine.begin() as connection:
+        connection.execute(text("update calculation_stats_daily set cache_hits = 2"))
+    result = calc("verify", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["days"]["2026-03-01"]["differences"]["cache_hits"] == 2
+    assert "DIFFERENT for 1 publishers" in calc("verify", "--from", "2026-03-01").output
+
+
+def test_verify_of_a_day_that_was_never_built_says_what_to_run(calc, connect):
+    writer = connect()
+    write(writer, [row(NOON)])
+    writer.execute("update calculation_logs set xact_id = null")
+    writer.commit()
+    result = calc("verify", "--day", "2026-03-01")
+    assert result.exit_code == 1
+    assert "run 'calc-analytics rollup --day 2026-03-01'" in result.output
+
+
+def test_simulate_writes_and_reports(calc, engine):
+    answer = json.loads(calc("simulate", "--rows", "250", "--rate", "5000", "--json").stdout)
+    assert answer["rows"] == 250
+    assert sum(measures[0] for measures in oracle(engine).values()) == 250
+
+
+def test_migrate_can_be_repeated_and_says_where(calc):
+    assert calc("migrate").output.startswith("ready: postgresql://")
+    assert calc("migrate").exit_code == 0
+
+
+def test_rebase_is_the_way_on_after_a_restore(calc, engine, connect):
+    write(connect(), [row(NOON)] * 5)
+    calc("rollup", "--day", "2026-03-01")
+    with engine.begin() as connection:
+        connection.execute(text("update rollup_state set system_identifier = 7"))
+    assert "calc-analytics rebase" in refused(calc("refresh"))
+    assert "1 days wait" in calc("rebase", "--yes").output
+    assert calc("rollup").exit_code == 0
+    assert stored(engine) == live(engine) == oracle(engine)
+
+
+@pytest.mark.parametrize("command", ["refresh", "rollup", "verify", "migrate", "simulate", "up"])
+def test_a_server_that_is_down_is_named(calc, monkeypatch, command: str):
+    monkeypatch.setenv("DATABASE_URL", f"postgresql://me:{SECRET}@127.0.0.1:{free_port()}/db")
+    assert "cannot connect to postgresql://me:***@127.0.0.1" in refused(calc(command))
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("DATABASE_URL", f"mysql://me:{SECRET}@db/x"),
+        ("ROLLUP_TIMEZONE", "Mars/Olympus"),
+        ("ROLLUP_DEBOUNCE_SECONDS", "soon"),
+        ("ROLLUP_START_DATE", "2026-13-01"),
+        ("ROLLUP_INTERVAL_HOURS", "7"),
+    ],
+)
+@pytest.mark.parametrize("command", ["refresh", "up"])
+def test_a_wrong_setting_is_named(calc, monkeypatch, command: str, variable: str, value: str):
+    monkeypatch.setenv(variable, value)
+    assert variable in refused(calc(command))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["rollup", "--day", "1.3.2026"], "YYYY-MM-DD"),
+        (["verify", "--from", "2026-03-02", "--to", "2026-03-01"], "swap the two days"),
+        (["rollup", "--from", "2026-02-30"], "YYYY-MM-DD"),
+    ],
+)
+def test_a_malformed_day_is_named(calc, words: list[str], said: str):
+    assert said in refused(calc(*words))
+
+
+@pytest.mark.parametrize("words", [["rollup", "--to", "2026-03-01"], ["simulate", "--rate", "0"], ["verify", "--no"]])
+def test_wrong_usage_is_exit_code_2(calc, words: list[str]):
+    assert calc(*words).exit_code == 2
+
+
+def test_a_database_without_tables_says_what_to_run(calc, monkeypatch, empty_url: URL):
+    monkeypatch.setenv("DATABASE_URL", empty_url.render_as_string(hide_password=False))
+    for command in ("refresh", "rollup", "verify"):
+        assert "calc-analytics migrate" in refused(calc(command))
+    assert "calc-analytics migrate" in refused(calc("simulate", "--rows", "10"))
+
+
+def test_a_missing_column_says_so(calc, engine):
+    with engine.begin() as connection:
+        connection.execute(text("alter table calculation_logs rename column cache_hit to hit"))
+    assert "cache_hit" in refused(calc("refresh"))
+
+
+def test_a_read_only_database_says_so(calc, engine, maintenance):
+    maintenance(f'alter database "{engine.url.database}" set default_transaction_read_only = on')
+    assert "read-only" in refused(calc("refresh"))
+    assert calc("verify").exit_code == 0
+
+
+def test_a_role_without_the_right_says_what_to_grant(calc, database: URL, maintenance, monkeypatch):
+    role = f"reader_{database.database}"
+    maintenance(f"create role {role} login password '{SECRET}'")
+    given = database.set(username=role, password=SECRET).render_as_string(hide_password=False)
+    monkeypatch.setenv("DATABASE_URL", given)
+    try:
+        assert f"grant it to the role '{role}'" in refused(calc("refresh"))
+    finally:
+        maintenance(f"drop role {role}")
