@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterable
 from datetime import date, datetime, timedelta, timezone
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pandas
 import psycopg
@@ -84,13 +85,13 @@ def oracle(engine: Engine, zone: str = "UTC", days: Iterable[date] | None = None
     frame = pandas.DataFrame(rows, columns=columns.split(", "))
     if frame.empty:
         return {}
-    frame["date"] = pandas.to_datetime(frame["created_at"], utc=True).dt.tz_convert(zone).dt.date
+    frame["date"] = pandas.to_datetime(frame["created_at"], utc=True).dt.tz_convert(ZoneInfo(zone)).dt.date
     if days is not None:
         frame = frame[frame["date"].isin(list(days))]
     frame = frame.assign(
         total_calculations=1,
         cache_hits=frame["cache_hit"].astype(int),
-        total_response_time_ms=frame["response_time_ms"].fillna(0).astype(int),
+        total_response_time_ms=frame["response_time_ms"].astype(float).fillna(0).astype(int),
         source_web=(frame["source"] == 1).astype(int),
         source_api=(frame["source"] == 2).astype(int),
         source_external=(frame["source"] == 3).astype(int),
