@@ -8,7 +8,9 @@ import itertools
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import psycopg
@@ -23,6 +25,16 @@ from calc_analytics.rollup.install import install
 
 TEMPLATE = f"calc_analytics_template_{os.getpid()}"
 _numbers = itertools.count(1)
+
+
+def stay_clear_of_midnight(seconds: float) -> None:
+    """Waits until midnight UTC is past if it is less than `seconds` away: tests that speak of today may not straddle
+    it. Midnight itself is tested with instants that are given."""
+    now = datetime.now(timezone.utc)
+    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
+    if midnight - now < timedelta(seconds=seconds):
+        while datetime.now(timezone.utc) < midnight:
+            time.sleep(0.5)
 
 
 @pytest.fixture(scope="session")

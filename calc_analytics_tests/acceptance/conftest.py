@@ -22,6 +22,7 @@ from sqlalchemy.engine import Engine
 from calc_analytics.config import project_root
 from calc_analytics.database.engine import engine_for
 from calc_analytics.supervisor import free_port
+from calc_analytics_tests.conftest import stay_clear_of_midnight
 
 PATIENCE_SECONDS = 120
 SETTINGS = ("DATABASE_URL", "DAGSTER_", "ROLLUP_", "TEST_DATABASE_URL")
@@ -34,6 +35,11 @@ def eventually(fact: Callable[[], Any], what: str, seconds: float = PATIENCE_SEC
         assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
         time.sleep(0.2)
     return value
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _clear_of_midnight() -> None:
+    stay_clear_of_midnight(300)
 
 
 class Project:

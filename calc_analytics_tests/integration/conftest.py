@@ -8,6 +8,12 @@ from sqlalchemy.engine import URL
 
 from calc_analytics.definitions import defs
 from calc_analytics.orchestration import resources, sensors
+from calc_analytics_tests.conftest import stay_clear_of_midnight
+
+
+@pytest.fixture(autouse=True)
+def _clear_of_midnight() -> None:
+    stay_clear_of_midnight(20)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from dagster import (
 from sqlalchemy import text
 
 from calc_analytics.config import Settings
+from calc_analytics.days import today_and_yesterday
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.orchestration import sensors
 from calc_analytics.orchestration.cursor import Cursor
@@ -29,15 +30,13 @@ from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.supervisor import free_port
 from calc_analytics_tests.logs import oracle, row, stored, utc, write
 
-NOW = datetime.now(timezone.utc)
-TODAY, YESTERDAY = NOW.date(), NOW.date() - timedelta(days=1)
 IDLE = Cursor().text()
 OLD = date(2026, 3, 1)
 
 
 @pytest.fixture(autouse=True)
 def _short_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sensors, "follow_seconds", lambda interval: 1.0)
+    monkeypatch.setattr(sensors, "follow_seconds", lambda interval: 2.0)
 
 
 def tick(location: Definitions, instance: DagsterInstance, cursor: str | None = IDLE) -> SensorResult:
@@ -46,6 +45,14 @@ def tick(location: Definitions, instance: DagsterInstance, cursor: str | None = 
     context = build_sensor_context(instance=instance, cursor=cursor, sensor_name=sensor.name, definitions=location)
     with context:
         return sensor(context, database=RollupDatabase())
+
+
+def now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+def today() -> date:
+    return now().date()
 
 
 def of(result: SensorResult, kind: type) -> list:
@@ -61,23 +68,25 @@ def test_it_is_on_and_ticks_every_five_seconds(location):
 @pytest.mark.parametrize("cursor", [None, "", "yesterday", "[]", '{"asked": 3}'])
 def test_a_first_start_asks_for_today_and_yesterday(location, instance, cursor):
     result = tick(location, instance, cursor)
-    assert [request.partition_key for request in result.run_requests] == [str(YESTERDAY), str(TODAY)]
+    assert [request.partition_key for request in result.run_requests] == [
+        str(day) for day in today_and_yesterday("UTC")
+    ]
     assert Cursor.parse(result.cursor) is not None
 
 
 def test_a_batch_is_counted_in_place_and_told_of_once_per_day(location, instance, engine, connect):
-    rebuild(engine, ROLLUP, "UTC", [OLD, TODAY])
+    rebuild(engine, ROLLUP, "UTC", [OLD, today()])
     writer = connect()
-    write(writer, [row(NOW, publisher=n, cache_hit=True) for n in range(6)])
-    more = threading.Timer(0.4, write, (writer, [row(NOW), row(utc(2026, 3, 1, 5))]))
+    write(writer, [row(now(), publisher=n, cache_hit=True) for n in range(6)])
+    more = threading.Timer(0.4, write, (writer, [row(now()), row(utc(2026, 3, 1, 5))]))
     more.start()
     result = tick(location, instance)
     more.join()
     assert result.run_requests == []
     assert stored(engine) == oracle(engine)
     told = {event.partition: event for event in of(result, AssetMaterialization)}
-    assert set(told) == {str(OLD), str(TODAY)}
-    figures = {key: value.value for key, value in told[str(TODAY)].metadata.items()}
+    assert set(told) == {str(OLD), str(today())}
+    figures = {key: value.value for key, value in told[str(today())].metadata.items()}
     assert (figures["rows"], figures["rows_added"], figures["publishers"], figures["cache_hits"]) == (7, 7, 6, 6)
     (observation,) = of(result, AssetObservation)
     assert observation.metadata["rows_counted"].value == 8
@@ -91,25 +100,25 @@ def test_a_batch_is_counted_in_place_and_told_of_once_per_day(location, instance
 
 
 def test_a_wrong_day_turns_the_streamed_check_red(location, instance, engine, connect):
-    rebuild(engine, ROLLUP, "UTC", [TODAY])
+    rebuild(engine, ROLLUP, "UTC", [today()])
     with engine.begin() as connection:
         connection.execute(text("insert into calculation_stats_daily values (9, current_date, 5, 9, 0, 0, 0, 0)"))
-    write(connect(), [row(NOW)])
+    write(connect(), [row(now())])
     wrong = {check.check_name: check for check in of(tick(location, instance), AssetCheckEvaluation)}
     assert not any(check.passed for check in wrong.values())
     assert "differs" in wrong["stats_match_logs"].description
 
 
 def test_under_steady_load_events_tell_of_a_day_every_twenty_seconds(location, instance, engine, connect):
-    rebuild(engine, ROLLUP, "UTC", [TODAY])
-    write(connect(), [row(NOW)] * 3)
+    rebuild(engine, ROLLUP, "UTC", [today()])
+    write(connect(), [row(now())] * 3)
     first = tick(location, instance)
-    write(connect(), [row(NOW)] * 4)
+    write(connect(), [row(now())] * 4)
     second = tick(location, instance, first.cursor)
     assert stored(engine) == oracle(engine)
     assert second.asset_events == []
     cursor = Cursor.parse(second.cursor)
-    assert cursor.untold == {str(TODAY): 4}
+    assert cursor.untold == {str(today()): 4}
     cursor.told_at -= sensors.TELL_SECONDS
     (told,) = of(tick(location, instance, cursor.text()), AssetMaterialization)
     assert told.metadata["rows_added"].value == 4
@@ -139,7 +148,7 @@ def test_a_day_that_was_never_built_is_asked_for_once_in_five_minutes(location, 
 
 
 def test_rows_outside_the_partitions_are_counted_without_an_event(location, instance, engine, connect):
-    write(connect(), [row(utc(1999, 1, 1)), row(NOW + timedelta(days=400))])
+    write(connect(), [row(utc(1999, 1, 1)), row(now() + timedelta(days=400))])
     result = tick(location, instance)
     assert stored(engine) == oracle(engine)
     assert of(result, AssetMaterialization) == []
@@ -158,12 +167,12 @@ def test_days_built_on_the_command_line_are_put_on_record_once(location, instanc
 
 def test_bursts_are_coalesced_by_the_debounce(database, location, instance, engine, connect, monkeypatch):
     monkeypatch.setenv("ROLLUP_DEBOUNCE_SECONDS", "0.5")
-    rebuild(engine, ROLLUP, "UTC", [TODAY])
+    rebuild(engine, ROLLUP, "UTC", [today()])
     writer, over = connect(), threading.Event()
 
     def burst() -> None:
         while not over.wait(0.01):
-            write(writer, [row(NOW)])
+            write(writer, [row(now())])
 
     thread = threading.Thread(target=burst)
     thread.start()
@@ -171,13 +180,13 @@ def test_bursts_are_coalesced_by_the_debounce(database, location, instance, engi
     over.set()
     thread.join()
     refreshes = int(result.skip_reason.skip_message.split(" refreshes")[0].split()[-1])
-    assert 1 <= refreshes <= 3
+    assert 1 <= refreshes <= 5
 
 
 def test_the_follower_bridges_the_time_to_the_next_tick(location, instance, engine, connect):
-    rebuild(engine, ROLLUP, "UTC", [TODAY])
+    rebuild(engine, ROLLUP, "UTC", [today()])
     first = tick(location, instance)
-    write(connect(), [row(NOW)] * 3)
+    write(connect(), [row(now())] * 3)
     deadline = time.monotonic() + 5
     while stored(engine) != oracle(engine):
         assert time.monotonic() < deadline
@@ -197,8 +206,8 @@ def test_a_tick_ends_at_once_when_the_server_is_told_to_stop(location, instance,
 
 
 def test_a_longer_interval_keeps_its_meaning(database, location, instance, engine, connect):
-    rebuild(engine, ROLLUP, "UTC", [TODAY])
-    write(connect(), [row(NOW)] * 3)
+    rebuild(engine, ROLLUP, "UTC", [today()])
+    write(connect(), [row(now())] * 3)
     job = location.resolve_job_def("rollup_job")
     sensor = new_log_batches_sensor(job, daily_partitions(Settings.from_environment()), interval_seconds=60)
     with build_sensor_context(instance=instance, cursor=IDLE, definitions=location) as context:
@@ -216,7 +225,7 @@ def test_trouble_is_an_error_with_one_line_and_never_a_skip(location, instance, 
 
 
 def test_after_an_error_the_next_tick_goes_on(location, instance, engine, connect):
-    rebuild(engine, ROLLUP, "UTC", [TODAY])
+    rebuild(engine, ROLLUP, "UTC", [today()])
     with engine.begin() as connection:
         connection.execute(text("alter table calculation_logs rename column source to origin"))
     write_raw = (
