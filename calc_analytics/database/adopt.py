@@ -11,10 +11,9 @@ from calc_analytics.database.tables import calculation_logs, calculation_stats_d
 from calc_analytics.errors import CalcAnalyticsError
 
 LOGS = calculation_logs.name
-INDEXES = {
-    "calculation_logs_xact_id_idx": "xact_id",
-    "calculation_logs_created_at_idx": "created_at",
-}
+INDEX = "calculation_logs_rollup_idx"
+# How many pages (8 kB, about 80 rows) one entry of the index stands for, and a refresh reads at least.
+PAGES_PER_RANGE = 64
 
 
 class UnfitTable(CalcAnalyticsError):
@@ -69,34 +68,58 @@ def forget_xact_ids(connection: Connection) -> None:
     add_xact_id(connection)
 
 
-def create_log_indexes(connection: Connection) -> None:
-    """Builds the missing indexes with CONCURRENTLY; needs a connection in autocommit.
+def hour(instant: str) -> str:
+    """SQL: the hour (UTC) in which the instant lies; immutable, so it can be indexed, and infinity stays infinity."""
+    return f"date_bin('1 hour', {instant}, timestamptz '2000-01-01 00:00:00+00')"
 
-    It waits for open writers without blocking any, so here the wait has no limit.
+
+def create_log_index(connection: Connection) -> None:
+    """Builds the one index of the log table with CONCURRENTLY; needs a connection in autocommit.
+
+    A BRIN index taxes writers least (benchmarks/README.md). It holds the least and greatest `xact_id` of each range of
+    pages, which finds a refresh's new rows wherever they were put, and the hours of `created_at` for the rebuild of
+    a day: hours rather than instants, else every single row would move a range's bound and be logged for it.
+    Building waits for open writers without blocking any, so here the wait has no limit.
     """
     connection.execute(text("set lock_timeout = 0"))
-    for name, column in INDEXES.items():
-        valid = connection.execute(text(_INDEX_VALID), {"name": name}).scalar()
-        if valid is False:
-            connection.execute(text(f"drop index concurrently if exists {name}"))
-        if not valid and not _indexed_already(connection, column):
-            connection.execute(text(f"create index concurrently if not exists {name} on {LOGS} ({column})"))
+    valid = connection.execute(text(_INDEX_VALID), {"name": INDEX}).scalar()
+    if valid is False:
+        connection.execute(text(f"drop index concurrently if exists {INDEX}"))
+    if not valid:
+        connection.execute(
+            text(
+                f"create index concurrently if not exists {INDEX} on {LOGS} "
+                f"using brin (xact_id, ({hour('created_at')})) "
+                f"with (pages_per_range = {PAGES_PER_RANGE}, autosummarize = on)"
+            )
+        )
 
 
+def create_summarize_function(connection: Connection) -> None:
+    """A function that whoever refreshes may call to bring the index up to the table's end (see `rollup/index.py`).
+
+    It runs with the rights of the table's owner, who alone may do so, takes no argument, and gives up when VACUUM
+    (which does the same at its end) holds the table.
+    """
+    schema = connection.execute(text(_SCHEMA), {"table": LOGS}).scalar_one()
+    connection.execute(text(_SUMMARIZE.format(schema=schema, logs=LOGS, index=INDEX)))
+
+
+_SCHEMA = "select cast(cast(relnamespace as regnamespace) as text) from pg_class where oid = to_regclass(:table)"
+_SUMMARIZE = """
+    create or replace function {schema}.{logs}_summarize() returns bigint
+    language sql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '100ms'
+    as $$
+        select coalesce(sum(brin_summarize_new_values(index)), 0)
+        from (
+            select oid as index from pg_class where oid = cast('{schema}.{index}' as regclass) and relkind = 'i'
+            union
+            select relid from pg_partition_tree(cast('{schema}.{index}' as regclass)) where isleaf
+        ) indexes
+    $$
+"""
 _INDEX_VALID = "select i.indisvalid from pg_index i where i.indexrelid = to_regclass(:name)"
 
 
 def _columns(connection: Connection) -> set[str]:
     return {column["name"] for column in inspect(connection).get_columns(LOGS)}
-
-
-def _indexed_already(connection: Connection, column: str) -> bool:
-    """Whether the API has an index of its own that begins with this column."""
-    statement = """
-        select exists (
-            select from pg_index i
-            join pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0]
-            where i.indrelid = to_regclass(:table) and a.attname = :column
-              and i.indisvalid and i.indpred is null)
-    """
-    return bool(connection.execute(text(statement), {"table": LOGS, "column": column}).scalar())

@@ -22,13 +22,17 @@ from calc_analytics.errors import CalcAnalyticsError
 # the server (serialization, deadlock), too many connections, shutting down, lock not available.
 _TRANSIENT = ("08", "40", "53300", "57P01", "57P02", "57P03", "55P03", "57014")
 
+# New rows must be found by index. After retention the planner's statistics of `xact_id` (its correlation with the
+# place of a row, near zero once new rows reuse freed space) can make it read the whole table; compiling never pays.
+PLANNER = "-c enable_seqscan=off -c jit=off"
+
 
 class DatabaseTrouble(CalcAnalyticsError):
-    """PostgreSQL refused or was not there. `transient` tells whether trying again can help."""
+    """PostgreSQL refused (`sqlstate` says why) or was not there. `transient` tells whether trying again can help."""
 
-    def __init__(self, message: str, transient: bool) -> None:
+    def __init__(self, message: str, transient: bool, sqlstate: str | None = None) -> None:
         super().__init__(message)
-        self.transient = transient
+        self.transient, self.sqlstate = transient, sqlstate
 
 
 def database_url(settings: Settings) -> URL:
@@ -58,7 +62,7 @@ def engine_for(url: URL, application_name: str = "calc_analytics") -> Engine:
             "prepare_threshold": None,
             "application_name": application_name,
             "connect_timeout": 10,
-            "options": "-c timezone=UTC",
+            "options": f"-c timezone=UTC {PLANNER}",
         },
     )
 
@@ -106,7 +110,7 @@ def trouble_in_words(url: URL) -> Iterator[None]:
     try:
         yield
     except (DBAPIError, psycopg.Error) as error:
-        raise DatabaseTrouble(_in_words(error, url), is_transient(error)) from error
+        raise DatabaseTrouble(_in_words(error, url), is_transient(error), sqlstate(error)) from error
 
 
 def is_transient(error: DBAPIError | psycopg.Error) -> bool:

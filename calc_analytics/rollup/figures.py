@@ -10,8 +10,8 @@ from sqlalchemy.engine import Engine
 from calc_analytics.database.engine import transaction
 from calc_analytics.rollup import state
 from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY, Rollup
-from calc_analytics.rollup.snapshot import not_visible
-from calc_analytics.rollup.windows import windows
+from calc_analytics.rollup.snapshot import Snapshot, between, rows_between
+from calc_analytics.rollup.windows import windows, within
 
 KNOWN_SOURCES = (1, 2, 3)
 
@@ -33,9 +33,11 @@ def log_figures(engine: Engine, rollup: Rollup, timezone: str) -> LogFigures:
             select (select greatest(reltuples, 0) from pg_class where oid = to_regclass(:source)) as estimated,
                    count(*) as uncounted,
                    coalesce(extract(epoch from clock_timestamp() - min({rollup.event_time})), 0) as lag
-            from {rollup.source} where {not_visible("s1")} and {rollup.event_time} > '0001-01-03'
+            from {rows_between(rollup.source)} l where {rollup.event_time} > '0001-01-03'
         """
-        row = connection.execute(text(statement), {"source": rollup.source, **before.snapshot.bind("s1")}).one()
+        row = connection.execute(
+            text(statement), {"source": rollup.source, **between(before.snapshot, Snapshot.now(connection))}
+        ).one()
     return LogFigures(int(row.estimated or 0), row.uncounted, max(float(row.lag), 0.0))
 
 
@@ -90,8 +92,8 @@ def unknown_codes(engine: Engine, timezone: str, days: Sequence[date]) -> dict[i
     """Log rows of these days per source code that nobody knows. Cost: those days' rows."""
     rollup, codes = CALCULATION_STATS_DAILY, dict[int, int]()
     statement = text(
-        f"select source, count(*) as rows from {rollup.source} where {rollup.event_time} >= :begin "
-        f"and {rollup.event_time} < :end and source <> all(:known) group by source"
+        f"select source, count(*) as rows from {rollup.source} where {within(rollup.event_time, ':begin', ':end')} "
+        f"and source <> all(:known) group by source"
     )
     with transaction(engine) as connection:
         for span in windows(connection, list(days), timezone):

@@ -15,6 +15,7 @@ from sqlalchemy.engine import Engine
 from calc_analytics.database.engine import trouble_in_words
 from calc_analytics.rollup import state
 from calc_analytics.rollup.declaration import Rollup
+from calc_analytics.rollup.index import SUMMARIZE_ROWS, summarize
 from calc_analytics.rollup.refresh import is_uncounted_since, refresh
 from calc_analytics.rollup.reports import RefreshReport
 
@@ -94,6 +95,7 @@ class Follower:
     def _refresh_when_new(self) -> None:
         with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             counted, next_at = state.read(connection, self.rollup, self.timezone).snapshot, 0.0
+            unsummarized = SUMMARIZE_ROWS
             while not self._is_over():
                 started = time.monotonic()
                 if is_uncounted_since(connection, self.rollup, counted):
@@ -102,6 +104,9 @@ class Follower:
                     next_at = started + self.debounce_seconds
                     with self._lock:
                         self._followed.add(report)
+                    unsummarized += report.rows
+                    if unsummarized >= SUMMARIZE_ROWS and summarize(self.engine, self.rollup):
+                        unsummarized = 0
                 self._followed.probes += 1
                 self.stopping.wait(max(next_at - time.monotonic(), POLL_SECONDS))
 

@@ -30,7 +30,7 @@ def rebase(engine: Engine, timezone: str) -> None:
     with trouble_in_words(engine.url), engine.connect() as connection:
         migrate.with_brief_locks(connection, lambda: _rebase(connection, timezone))
     with trouble_in_words(engine.url), engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        adopt.create_log_indexes(connection)
+        adopt.create_log_index(connection)
 
 
 def _rebase(connection: Connection, timezone: str) -> None:

@@ -9,8 +9,8 @@ from sqlalchemy.engine import Connection
 
 from calc_analytics.rollup.declaration import Rollup
 from calc_analytics.rollup.refresh import FINITE
-from calc_analytics.rollup.snapshot import STORED, STORED_VISIBLE, STORED_XIP, STORED_XMAX
-from calc_analytics.rollup.windows import day_begin, local_date, midnight
+from calc_analytics.rollup.snapshot import STORED, STORED_ENDED, STORED_VISIBLE, STORED_XMAX
+from calc_analytics.rollup.windows import day_begin, local_date, midnight, within
 
 
 def create_live_view(connection: Connection, rollup: Rollup) -> None:
@@ -35,7 +35,7 @@ def live_view_sql(rollup: Rollup) -> str:
               and {finite}
             union all
             select l.*, {day} as date from {rollup.source} l
-            where l.xact_id = any {STORED_XIP} and {finite}
+            where l.xact_id = any {STORED_ENDED} and {finite}
         ) l
         group by {keys}, date
     ),
@@ -47,7 +47,7 @@ def live_view_sql(rollup: Rollup) -> str:
           and not exists (select from {rollup.target} t where t.date = d.date)
           and not exists (
               select from {rollup.source} l
-              where l.{rollup.event_time} >= {begin} and l.{rollup.event_time} < {end}
+              where {within(f"l.{rollup.event_time}", begin, end)}
                 and {day} = d.date and {STORED_VISIBLE}))
     )
     select {keys}, date, {rollup.each_measure("cast(sum({name}) as {type}) as {name}")}

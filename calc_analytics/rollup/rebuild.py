@@ -14,10 +14,11 @@ from sqlalchemy.engine import Connection, Engine
 from calc_analytics.database.engine import transaction
 from calc_analytics.rollup import state
 from calc_analytics.rollup.declaration import Rollup
+from calc_analytics.rollup.index import summarize
 from calc_analytics.rollup.refresh import FINITE, refresh, refresh_locked
 from calc_analytics.rollup.reports import DayCount, RebuildReport, Shrunk
-from calc_analytics.rollup.snapshot import Snapshot, not_visible, numbered_visible, visible
-from calc_analytics.rollup.windows import Window, local_date, windows
+from calc_analytics.rollup.snapshot import Snapshot, between, rows_between, visible
+from calc_analytics.rollup.windows import Window, local_date, windows, within
 
 CHUNK_DAYS = 10
 
@@ -38,6 +39,7 @@ def rebuild(
     """
     started = time.perf_counter()
     refresh(engine, rollup, timezone)
+    summarize(engine, rollup)
     total = RebuildReport(seconds=time.perf_counter() - started)
     for chunk in _chunks(sorted(set(days)), CHUNK_DAYS):
         started = time.perf_counter()
@@ -60,7 +62,7 @@ def _rebuild_chunk(
     state.read(connection, rollup, timezone)  # refuses before the work rather than after it
     counted_at = _count_unlocked(connection, rollup, timezone, spans)
     now, _ = refresh_locked(connection, rollup, timezone)
-    _add_since(connection, rollup, timezone, spans, counted_at, now)
+    _add_since(connection, rollup, timezone, days, counted_at, now)
     shrunk = [] if allow_shrink else _shrunk(connection, rollup, days)
     refused = {day.day for day in shrunk}
     return _replace(connection, rollup, [day for day in days if day not in refused]), shrunk
@@ -68,38 +70,46 @@ def _rebuild_chunk(
 
 def _count_unlocked(connection: Connection, rollup: Rollup, timezone: str, spans: list[Window]) -> Snapshot:
     """Aggregates the days into the temporary table `rebuilt`; returns the snapshot they are counted at."""
-    connection.execute(
-        text(f"create temporary table rebuilt on commit drop as select {rollup.columns} from {rollup.target} limit 0")
-    )
     counted_at = Snapshot.now(connection)
-    for span in spans:
-        parameters = {"day": span.day, "begin": span.begin, "end": span.end, "tz": timezone, **counted_at.bind("sa")}
-        connection.execute(text(count_sql(rollup, span, visible("sa"))), parameters)
+    statement, parameters = count_sql(rollup, spans), {"tz": timezone, **counted_at.bind("sa")}
+    for n, span in enumerate(spans):
+        parameters.update({f"day_{n}": span.day, f"begin_{n}": span.begin, f"end_{n}": span.end})
+    connection.execute(text(f"create temporary table rebuilt on commit drop as {statement}"), parameters)
     return counted_at
 
 
-def _add_since(
-    connection: Connection, rollup: Rollup, timezone: str, spans: list[Window], then: Snapshot, now: Snapshot
-) -> None:
-    """Adds the rows that became visible between the two snapshots, found by `xact_id`."""
-    since = f"{not_visible('sa')} and {numbered_visible('s2')}"
-    for span in spans:
-        parameters = {"day": span.day, "begin": span.begin, "end": span.end, "tz": timezone}
-        connection.execute(text(count_sql(rollup, span, since)), {**parameters, **then.bind("sa"), **now.bind("s2")})
+def count_sql(rollup: Rollup, spans: list[Window]) -> str:
+    """The days' measures, a branch per day, which may run on several processors.
+
+    So a day's date is a constant. Only where local time goes back over midnight is the row's own date compared: it costs
+    as much as the rest of the aggregation.
+    """
+    return " union all ".join(_count_day_sql(rollup, n, span) for n, span in enumerate(spans))
 
 
-def count_sql(rollup: Rollup, span: Window, which: str) -> str:
-    """Inserts one day's rows that satisfy `which` into `rebuilt`. Only where local time goes back over midnight is
-    the row's own date compared: it costs as much as the rest of the aggregation."""
-    own_date = "" if span.exact else f"and {local_date(rollup.event_time, ':tz')} = :day"
+def _count_day_sql(rollup: Rollup, n: int, span: Window) -> str:
+    own_date = "" if span.exact else f"and {local_date(rollup.event_time, ':tz')} = :day_{n}"
     return f"""
-    insert into rebuilt ({rollup.columns})
-    select {rollup.key_columns}, cast(:day as date), {rollup.aggregates}
+    select {rollup.key_columns}, cast(:day_{n} as date) as date, {rollup.aggregates}
     from {rollup.source}
-    where {rollup.event_time} >= :begin and {rollup.event_time} < :end {own_date}
-      and {FINITE.format(column=rollup.event_time)} and {which}
+    where {within(rollup.event_time, f":begin_{n}", f":end_{n}")} {own_date}
+      and {FINITE.format(column=rollup.event_time)} and {visible("sa")}
     group by {rollup.key_columns}
     """
+
+
+def _add_since(
+    connection: Connection, rollup: Rollup, timezone: str, days: Sequence[date], then: Snapshot, now: Snapshot
+) -> None:
+    """Adds the days' rows that became visible between the two snapshots."""
+    statement = f"""
+    insert into rebuilt ({rollup.columns})
+    select {rollup.key_columns}, {local_date(rollup.event_time, ":tz")} as date, {rollup.aggregates}
+    from {rows_between(rollup.source)} l
+    where {FINITE.format(column=rollup.event_time)} and {local_date(rollup.event_time, ":tz")} = any(:days)
+    group by {rollup.key_columns}, 2
+    """
+    connection.execute(text(statement), {"tz": timezone, "days": list(days), **between(then, now)})
 
 
 def _shrunk(connection: Connection, rollup: Rollup, days: Sequence[date]) -> list[Shrunk]:

@@ -14,8 +14,8 @@ from calc_analytics.database.engine import transaction
 from calc_analytics.rollup import state
 from calc_analytics.rollup.declaration import Rollup
 from calc_analytics.rollup.reports import DayCount, RefreshReport
-from calc_analytics.rollup.snapshot import Snapshot, not_visible, numbered_visible, visible
-from calc_analytics.rollup.windows import day_begin, local_date, midnight
+from calc_analytics.rollup.snapshot import Snapshot, between, rows_between, visible
+from calc_analytics.rollup.windows import day_begin, local_date, midnight, within
 
 
 def refresh(engine: Engine, rollup: Rollup, timezone: str) -> RefreshReport:
@@ -38,7 +38,7 @@ def refresh_locked(connection: Connection, rollup: Rollup, timezone: str) -> tup
     before = state.lock(connection, rollup, timezone)
     # After the lock, in a statement of its own: only now is S2 sure to include what the last holder counted.
     now = Snapshot.now(connection)
-    parameters = {"rollup": rollup.name, "tz": timezone, **before.snapshot.bind("s1"), **now.bind("s2")}
+    parameters = {"rollup": rollup.name, "tz": timezone, **before.snapshot.bind("s1"), **between(before.snapshot, now)}
     rows = connection.execute(text(refresh_sql(rollup)), parameters).mappings().all()
     state.store_snapshot(connection, rollup, now)
     days = [
@@ -49,9 +49,12 @@ def refresh_locked(connection: Connection, rollup: Rollup, timezone: str) -> tup
 
 
 def is_uncounted_since(connection: Connection, rollup: Rollup, counted: Snapshot) -> bool:
-    """Whether a row has been committed since that snapshot. An index probe, without a lock."""
-    statement = f"select exists (select from {rollup.source} where {not_visible('s1')})"
-    return bool(connection.execute(text(statement), counted.bind("s1")).scalar())
+    """Whether a row has been committed since that snapshot. An index probe, without a lock; none if nobody wrote."""
+    span = between(counted, Snapshot.now(connection))
+    if span["from_xmax"] == span["to_xmax"] and not span["ended"]:
+        return False
+    statement = f"select exists (select from {rows_between(rollup.source)} l)"
+    return bool(connection.execute(text(statement), span).scalar())
 
 
 def refresh_sql(rollup: Rollup) -> str:
@@ -65,8 +68,8 @@ def refresh_sql(rollup: Rollup) -> str:
     -- The diff of the two snapshots, aggregated. READ COMMITTED would show later commits too: hence "visible in S2".
     with diff as materialized (
         select {rollup.key_columns}, {day} as date, {rollup.aggregates}
-        from {rollup.source} l
-        where {not_visible("s1")} and {numbered_visible("s2")} and {FINITE.format(column=rollup.event_time)}
+        from {rows_between(rollup.source)} l
+        where {FINITE.format(column=rollup.event_time)}
         group by {rollup.key_columns}, 2
     ),
     -- What is known of each day in the diff: built, pending or stale; null if it was never seen.
@@ -82,7 +85,7 @@ def refresh_sql(rollup: Rollup) -> str:
             when exists (select from {rollup.target} t where t.date = d.date) then 'pending'
             when exists (
                 select from {rollup.source} l
-                where l.{rollup.event_time} >= {begin} and l.{rollup.event_time} < {end} and {day} = d.date
+                where {within(f"l.{rollup.event_time}", begin, end)} and {day} = d.date
                   and {visible("s1")}
             ) then 'pending'
             else 'built' end as status

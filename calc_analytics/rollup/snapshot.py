@@ -1,8 +1,8 @@
-"""PostgreSQL snapshots as values, and the two conditions on `xact_id` that everything rests on.
+"""PostgreSQL snapshots as values, and the conditions on `xact_id` that everything rests on.
 
 A snapshot 'xmin:xmax:xip' says which transactions had committed when it was taken: those below xmax that are not
 in the list xip of transactions in progress. Source: PostgreSQL's documentation, "Transaction ID and Snapshot
-Information Functions". Both conditions are plain comparisons with constants, which an index can serve and which
+Information Functions". They are plain comparisons with constants, which an index can serve and which
 cost next to nothing per row; the equivalent `pg_visible_in_snapshot` would be called for every row.
 """
 
@@ -12,21 +12,23 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
-# Rows committed after the older snapshot: the bitmap of an index range and of one probe per transaction then open.
-NOT_VISIBLE = "(xact_id >= :{name}_xmax or xact_id = any(cast(:{name}_xip as bigint[])))"
 # Rows with an id of their own that had committed when the snapshot was taken.
 NUMBERED_VISIBLE = "(xact_id < :{name}_xmax and xact_id <> all(cast(:{name}_xip as bigint[])))"
 # The same and rows older than the column, which are older than any snapshot.
 VISIBLE = "(xact_id is null or " + NUMBERED_VISIBLE + ")"
 
-# The stored snapshot inside a statement that must read it at its own instant: `stored` has timezone, xmax and xip.
+# The stored snapshot inside a statement that must read it at its own instant: `stored` has timezone, xmax, xip, and
+# those of xip that have ended since.
 STORED = """stored as materialized (
         select timezone, cast(cast(pg_snapshot_xmax(snapshot) as text) as bigint) as xmax,
-               array(select cast(cast(xid as text) as bigint) from pg_snapshot_xip(snapshot) as xid) as xip
+               array(select cast(cast(xid as text) as bigint) from pg_snapshot_xip(snapshot) as xid) as xip,
+               array(select cast(cast(xid as text) as bigint) from pg_snapshot_xip(snapshot) as xid
+                     where pg_visible_in_snapshot(xid, pg_current_snapshot())) as ended
         from rollup_state where rollup = '{rollup}'
     )"""
 STORED_XMAX = "(select xmax from stored)"
 STORED_XIP = "(cast((select xip from stored) as bigint[]))"
+STORED_ENDED = "(cast((select ended from stored) as bigint[]))"
 STORED_VISIBLE = f"(xact_id is null or (xact_id < {STORED_XMAX} and xact_id <> all {STORED_XIP}))"
 
 
@@ -54,9 +56,24 @@ class Snapshot:
         return {f"{name}_xmax": self.xmax, f"{name}_xip": list(self.xip)}
 
 
-def not_visible(name: str) -> str:
-    """SQL: the row had not committed when snapshot `name` was taken. False for rows without `xact_id`."""
-    return NOT_VISIBLE.format(name=name)
+def between(older: Snapshot, newer: Snapshot) -> dict[str, Any]:
+    """The parameters of `rows_between`. A transaction that is open in both is left out: its rows, however many, would
+    be read only to be found invisible."""
+    ended = [xid for xid in older.xip if xid not in newer.xip]
+    return {"from_xmax": older.xmax, "to_xmax": newer.xmax, "to_xip": list(newer.xip), "ended": ended}
+
+
+def rows_between(source: str) -> str:
+    """SQL: the rows that had committed when the newer snapshot was taken, and had not when the older one was.
+
+    Two branches, so that each is a scan of the index whatever the planner makes of the other.
+    """
+    return f"""(
+            select * from {source}
+            where xact_id >= :from_xmax and xact_id < :to_xmax and xact_id <> all(cast(:to_xip as bigint[]))
+            union all
+            select * from {source} where xact_id = any(cast(:ended as bigint[]))
+        )"""
 
 
 def numbered_visible(name: str) -> str:

@@ -17,7 +17,7 @@ from calc_analytics.rollup.declaration import Rollup
 from calc_analytics.rollup.refresh import FINITE
 from calc_analytics.rollup.reports import DayProof, LastProof, VerifyReport
 from calc_analytics.rollup.snapshot import STORED, STORED_VISIBLE
-from calc_analytics.rollup.windows import Window, local_date, windows
+from calc_analytics.rollup.windows import Window, local_date, windows, within
 
 
 def verify(
@@ -106,7 +106,7 @@ def verify_sql(rollup: Rollup, span: Window) -> str:
     from_logs as (
         select {rollup.key_columns}, {rollup.aggregates}
         from {rollup.source}
-        where {rollup.event_time} >= :begin and {rollup.event_time} < :end {own_date}
+        where {within(rollup.event_time, ":begin", ":end")} {own_date}
           and {FINITE.format(column=rollup.event_time)} and {STORED_VISIBLE}
         group by {rollup.key_columns}
     ),

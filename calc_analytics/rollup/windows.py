@@ -12,6 +12,7 @@ from datetime import date, datetime
 from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
+from calc_analytics.database.adopt import hour
 from calc_analytics.days import ONE_DAY
 
 
@@ -28,6 +29,12 @@ class Window:
 def local_date(event_time: str, timezone: str) -> str:
     """SQL: the day of an instant. The only definition of `date`."""
     return f"cast(({event_time}) at time zone {timezone} as date)"
+
+
+def within(event_time: str, begin: str, end: str) -> str:
+    """SQL: the instant lies in [begin, end). Said again by the hour, which is what the log's BRIN index holds."""
+    by_hour = f"{hour(event_time)} >= {hour(begin)} and {hour(event_time)} < {end}"
+    return f"({event_time} >= {begin} and {event_time} < {end} and {by_hour})"
 
 
 def midnight(day: str, timezone: str) -> str:
