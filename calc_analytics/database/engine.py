@@ -25,6 +25,9 @@ _TRANSIENT = ("08", "40", "53300", "57P01", "57P02", "57P03", "55P03", "57014")
 # New rows must be found by index. After retention the planner's statistics of `xact_id` (its correlation with the
 # place of a row, near zero once new rows reuse freed space) can make it read the whole table; compiling never pays.
 PLANNER = "-c enable_seqscan=off -c jit=off"
+# For the rest of a transaction: a day may well be most of the table; and back.
+WHOLE_DAYS = text("set local enable_seqscan = on")
+NEW_ROWS = text("set local enable_seqscan = off")
 
 
 class DatabaseTrouble(CalcAnalyticsError):

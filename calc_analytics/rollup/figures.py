@@ -11,7 +11,7 @@ from calc_analytics.database.engine import transaction
 from calc_analytics.rollup import state
 from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY, Rollup
 from calc_analytics.rollup.snapshot import Snapshot, between, rows_between
-from calc_analytics.rollup.windows import windows, within
+from calc_analytics.rollup.windows import of_day, windows
 
 KNOWN_SOURCES = (1, 2, 3)
 
@@ -91,14 +91,14 @@ def unknown_sources(engine: Engine, days: Sequence[date]) -> dict[date, int]:
 def unknown_codes(engine: Engine, timezone: str, days: Sequence[date]) -> dict[int, int]:
     """Log rows of these days per source code that nobody knows. Cost: those days' rows."""
     rollup, codes = CALCULATION_STATS_DAILY, dict[int, int]()
-    statement = text(
-        f"select source, count(*) as rows from {rollup.source} where {within(rollup.event_time, ':begin', ':end')} "
-        f"and source <> all(:known) group by source"
-    )
     with transaction(engine) as connection:
         for span in windows(connection, list(days), timezone):
-            parameters = {"begin": span.begin, "end": span.end, "known": list(KNOWN_SOURCES)}
-            for row in connection.execute(statement, parameters):
+            statement = f"""
+                select source, count(*) as rows from {rollup.source}
+                where {of_day(rollup.event_time, span)} and source <> all(:known) group by source
+            """
+            parameters = {**span.parameters(), "tz": timezone, "known": list(KNOWN_SOURCES)}
+            for row in connection.execute(text(statement), parameters):
                 codes[row.source] = codes.get(row.source, 0) + row.rows
     return codes
 

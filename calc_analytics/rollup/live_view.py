@@ -8,9 +8,8 @@ from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
 from calc_analytics.rollup.declaration import Rollup
-from calc_analytics.rollup.refresh import FINITE
 from calc_analytics.rollup.snapshot import STORED, STORED_ENDED, STORED_VISIBLE, STORED_XMAX
-from calc_analytics.rollup.windows import day_begin, local_date, midnight, within
+from calc_analytics.rollup.windows import day_begin, has_a_day, local_date, midnight, within
 
 
 def create_live_view(connection: Connection, rollup: Rollup) -> None:
@@ -24,7 +23,7 @@ def live_view_sql(rollup: Rollup) -> str:
     day = local_date(f"l.{rollup.event_time}", zone)
     begin, end = day_begin("d.date", zone), midnight("(d.date + 1)", zone)
     keys = rollup.key_columns
-    finite = FINITE.format(column=f"l.{rollup.event_time}")
+    finite = has_a_day(f"l.{rollup.event_time}")
     return f"""
     with {STORED.format(rollup=rollup.name)},
     uncounted as materialized (
@@ -35,7 +34,7 @@ def live_view_sql(rollup: Rollup) -> str:
               and {finite}
             union all
             select l.*, {day} as date from {rollup.source} l
-            where l.xact_id = any {STORED_ENDED} and {finite}
+            where l.xact_id = any({STORED_ENDED}) and {finite}
         ) l
         group by {keys}, date
     ),

@@ -11,14 +11,14 @@ from datetime import date
 from sqlalchemy import text
 from sqlalchemy.engine import Connection, Engine
 
-from calc_analytics.database.engine import transaction
+from calc_analytics.database.engine import NEW_ROWS, WHOLE_DAYS, transaction
 from calc_analytics.rollup import state
 from calc_analytics.rollup.declaration import Rollup
 from calc_analytics.rollup.index import summarize
-from calc_analytics.rollup.refresh import FINITE, refresh, refresh_locked
+from calc_analytics.rollup.refresh import refresh, refresh_locked
 from calc_analytics.rollup.reports import DayCount, RebuildReport, Shrunk
 from calc_analytics.rollup.snapshot import Snapshot, between, rows_between, visible
-from calc_analytics.rollup.windows import Window, local_date, windows, within
+from calc_analytics.rollup.windows import Window, has_a_day, local_date, of_day, windows
 
 CHUNK_DAYS = 10
 
@@ -73,27 +73,23 @@ def _count_unlocked(connection: Connection, rollup: Rollup, timezone: str, spans
     counted_at = Snapshot.now(connection)
     statement, parameters = count_sql(rollup, spans), {"tz": timezone, **counted_at.bind("sa")}
     for n, span in enumerate(spans):
-        parameters.update({f"day_{n}": span.day, f"begin_{n}": span.begin, f"end_{n}": span.end})
+        parameters.update(span.parameters(f"_{n}"))
+    connection.execute(WHOLE_DAYS)
     connection.execute(text(f"create temporary table rebuilt on commit drop as {statement}"), parameters)
+    connection.execute(NEW_ROWS)
     return counted_at
 
 
 def count_sql(rollup: Rollup, spans: list[Window]) -> str:
-    """The days' measures, a branch per day, which may run on several processors.
-
-    So a day's date is a constant. Only where local time goes back over midnight is the row's own date compared: it costs
-    as much as the rest of the aggregation.
-    """
+    """The days' measures, a branch per day, which may run on several processors."""
     return " union all ".join(_count_day_sql(rollup, n, span) for n, span in enumerate(spans))
 
 
 def _count_day_sql(rollup: Rollup, n: int, span: Window) -> str:
-    own_date = "" if span.exact else f"and {local_date(rollup.event_time, ':tz')} = :day_{n}"
     return f"""
     select {rollup.key_columns}, cast(:day_{n} as date) as date, {rollup.aggregates}
     from {rollup.source}
-    where {within(rollup.event_time, f":begin_{n}", f":end_{n}")} {own_date}
-      and {FINITE.format(column=rollup.event_time)} and {visible("sa")}
+    where {of_day(rollup.event_time, span, f"_{n}")} and {visible("sa")}
     group by {rollup.key_columns}
     """
 
@@ -106,7 +102,7 @@ def _add_since(
     insert into rebuilt ({rollup.columns})
     select {rollup.key_columns}, {local_date(rollup.event_time, ":tz")} as date, {rollup.aggregates}
     from {rows_between(rollup.source)} l
-    where {FINITE.format(column=rollup.event_time)} and {local_date(rollup.event_time, ":tz")} = any(:days)
+    where {has_a_day(rollup.event_time)} and {local_date(rollup.event_time, ":tz")} = any(:days)
     group by {rollup.key_columns}, 2
     """
     connection.execute(text(statement), {"tz": timezone, "days": list(days), **between(then, now)})

@@ -15,7 +15,7 @@ from calc_analytics.rollup import state
 from calc_analytics.rollup.declaration import Rollup
 from calc_analytics.rollup.reports import DayCount, RefreshReport
 from calc_analytics.rollup.snapshot import Snapshot, between, rows_between, visible
-from calc_analytics.rollup.windows import day_begin, local_date, midnight, within
+from calc_analytics.rollup.windows import day_begin, has_a_day, local_date, midnight, within
 
 
 def refresh(engine: Engine, rollup: Rollup, timezone: str) -> RefreshReport:
@@ -69,7 +69,7 @@ def refresh_sql(rollup: Rollup) -> str:
     with diff as materialized (
         select {rollup.key_columns}, {day} as date, {rollup.aggregates}
         from {rows_between(rollup.source)} l
-        where {FINITE.format(column=rollup.event_time)}
+        where {has_a_day(rollup.event_time)}
         group by {rollup.key_columns}, 2
     ),
     -- What is known of each day in the diff: built, pending or stale; null if it was never seen.
@@ -112,7 +112,3 @@ def refresh_sql(rollup: Rollup) -> str:
     group by date, judged.status
     order by date
     """
-
-
-# Instants whose local date a client can hold; a row outside (infinity, year 10000) belongs to no day.
-FINITE = "{column} >= '0001-01-03' and {column} < '9999-12-30'"

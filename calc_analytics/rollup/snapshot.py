@@ -12,30 +12,34 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
-# Rows with an id of their own that had committed when the snapshot was taken.
-NUMBERED_VISIBLE = "(xact_id < :{name}_xmax and xact_id <> all(cast(:{name}_xip as bigint[])))"
-# The same and rows older than the column, which are older than any snapshot.
-VISIBLE = "(xact_id is null or " + NUMBERED_VISIBLE + ")"
+# The row had committed when the snapshot was taken; without an `xact_id` it is older than any. The first comparison
+# settles nearly every row, the list is searched for the newest only.
+VISIBLE = "(xact_id < {xmin} or (xact_id < {xmax} and xact_id <> all({xip}))) is not false"
 
-# The stored snapshot inside a statement that must read it at its own instant: `stored` has timezone, xmax, xip, and
-# those of xip that have ended since.
+# The stored snapshot inside a statement that must read it at its own instant: `stored` has timezone, xmin, xmax, xip,
+# and those of xip that have ended since.
 STORED = """stored as materialized (
-        select timezone, cast(cast(pg_snapshot_xmax(snapshot) as text) as bigint) as xmax,
+        select timezone, cast(cast(pg_snapshot_xmin(snapshot) as text) as bigint) as xmin,
+               cast(cast(pg_snapshot_xmax(snapshot) as text) as bigint) as xmax,
                array(select cast(cast(xid as text) as bigint) from pg_snapshot_xip(snapshot) as xid) as xip,
                array(select cast(cast(xid as text) as bigint) from pg_snapshot_xip(snapshot) as xid
                      where pg_visible_in_snapshot(xid, pg_current_snapshot())) as ended
         from rollup_state where rollup = '{rollup}'
     )"""
 STORED_XMAX = "(select xmax from stored)"
-STORED_XIP = "(cast((select xip from stored) as bigint[]))"
-STORED_ENDED = "(cast((select ended from stored) as bigint[]))"
-STORED_VISIBLE = f"(xact_id is null or (xact_id < {STORED_XMAX} and xact_id <> all {STORED_XIP}))"
+STORED_ENDED = "cast((select ended from stored) as bigint[])"
+STORED_VISIBLE = VISIBLE.format(
+    xmin="(select xmin from stored)",
+    xmax=STORED_XMAX,
+    xip="cast((select xip from stored) as bigint[])",
+)
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A `pg_snapshot`: `xip` holds the transactions below `xmax` that were still open."""
+    """A `pg_snapshot`: all below `xmin` have ended; of those below `xmax`, `xip` holds the ones still open."""
 
+    xmin: int
     xmax: int
     xip: tuple[int, ...]
     text: str
@@ -43,8 +47,8 @@ class Snapshot:
     @classmethod
     def parse(cls, text_: str) -> "Snapshot":
         """From PostgreSQL's text form, for example '10:20:10,14,15'."""
-        _, xmax, xip = text_.split(":")
-        return cls(int(xmax), tuple(int(xid) for xid in xip.split(",") if xid), text_)
+        xmin, xmax, xip = text_.split(":")
+        return cls(int(xmin), int(xmax), tuple(int(xid) for xid in xip.split(",") if xid), text_)
 
     @classmethod
     def now(cls, connection: Connection) -> "Snapshot":
@@ -52,8 +56,8 @@ class Snapshot:
         return cls.parse(connection.execute(text("select cast(pg_current_snapshot() as text)")).scalar_one())
 
     def bind(self, name: str) -> dict[str, Any]:
-        """The parameters of the conditions above under that name."""
-        return {f"{name}_xmax": self.xmax, f"{name}_xip": list(self.xip)}
+        """The parameters of `visible` under that name."""
+        return {f"{name}_xmin": self.xmin, f"{name}_xmax": self.xmax, f"{name}_xip": list(self.xip)}
 
 
 def between(older: Snapshot, newer: Snapshot) -> dict[str, Any]:
@@ -76,11 +80,7 @@ def rows_between(source: str) -> str:
         )"""
 
 
-def numbered_visible(name: str) -> str:
-    """SQL: the row has an `xact_id` and had committed when snapshot `name` was taken."""
-    return NUMBERED_VISIBLE.format(name=name)
-
-
 def visible(name: str) -> str:
-    """SQL: the row had committed when snapshot `name` was taken, rows without `xact_id` included."""
-    return VISIBLE.format(name=name)
+    """SQL: the row had committed when the snapshot bound as `name` was taken, rows without `xact_id` included."""
+    xip = f"cast(:{name}_xip as bigint[])"
+    return VISIBLE.format(xmin=f":{name}_xmin", xmax=f":{name}_xmax", xip=xip)

@@ -11,13 +11,12 @@ from datetime import date
 from sqlalchemy import text
 from sqlalchemy.engine import Connection, Engine
 
-from calc_analytics.database.engine import transaction
+from calc_analytics.database.engine import WHOLE_DAYS, transaction
 from calc_analytics.rollup import state
 from calc_analytics.rollup.declaration import Rollup
-from calc_analytics.rollup.refresh import FINITE
 from calc_analytics.rollup.reports import DayProof, LastProof, VerifyReport
 from calc_analytics.rollup.snapshot import STORED, STORED_VISIBLE
-from calc_analytics.rollup.windows import Window, local_date, windows, within
+from calc_analytics.rollup.windows import Window, of_day, windows
 
 
 def verify(
@@ -83,7 +82,8 @@ def _days(engine: Engine, rollup: Rollup, which: str) -> list[date]:
 
 def _prove(connection: Connection, rollup: Rollup, timezone: str, span: Window) -> DayProof:
     started = time.perf_counter()
-    parameters = {"rollup": rollup.name, "day": span.day, "begin": span.begin, "end": span.end, "tz": timezone}
+    parameters = {"rollup": rollup.name, "tz": timezone, **span.parameters()}
+    connection.execute(WHOLE_DAYS)
     row = connection.execute(text(verify_sql(rollup, span)), parameters).mappings().one()
     return DayProof(
         day=span.day,
@@ -98,7 +98,6 @@ def _prove(connection: Connection, rollup: Rollup, timezone: str, span: Window) 
 
 def verify_sql(rollup: Rollup, span: Window) -> str:
     """The comparison of one day. The state is read inside the statement: it belongs to the same instant."""
-    own_date = "" if span.exact else f"and {local_date(rollup.event_time, ':tz')} = :day"
     differs = rollup.each_measure("l.{name} is distinct from s.{name}", " or ")
     return f"""
     with {STORED.format(rollup=rollup.name)},
@@ -106,8 +105,7 @@ def verify_sql(rollup: Rollup, span: Window) -> str:
     from_logs as (
         select {rollup.key_columns}, {rollup.aggregates}
         from {rollup.source}
-        where {within(rollup.event_time, ":begin", ":end")} {own_date}
-          and {FINITE.format(column=rollup.event_time)} and {STORED_VISIBLE}
+        where {of_day(rollup.event_time, span)} and {STORED_VISIBLE}
         group by {rollup.key_columns}
     ),
     from_stats as (select * from {rollup.target} where date = :day)

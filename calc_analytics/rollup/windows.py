@@ -2,12 +2,13 @@
 
 `date` is `(created_at at time zone z)::date`. The opposite direction is ambiguous where clocks turn back at
 midnight (Havana, Azores) and PostgreSQL picks the later midnight, so the earlier candidates are tried too. Where
-two days' windows overlap, local time itself goes back over midnight, and `exact` is false: the caller must then
-also compare the row's own date.
+two days' windows overlap, local time itself goes back over midnight, and `exact` is false: the row's own date must
+then be compared too, which costs as much as the rest of an aggregation.
 """
 
 from dataclasses import dataclass
 from datetime import date, datetime
+from typing import Any
 
 from sqlalchemy import text
 from sqlalchemy.engine import Connection
@@ -25,16 +26,43 @@ class Window:
     end: datetime
     exact: bool
 
+    def parameters(self, suffix: str = "") -> dict[str, Any]:
+        """The parameters of `of_day`."""
+        return {f"day{suffix}": self.day, f"begin{suffix}": self.begin, f"end{suffix}": self.end}
+
 
 def local_date(event_time: str, timezone: str) -> str:
     """SQL: the day of an instant. The only definition of `date`."""
     return f"cast(({event_time}) at time zone {timezone} as date)"
 
 
+def has_a_day(event_time: str) -> str:
+    """SQL: the instant's local date is one a client can hold; at infinity or in the year 10000 a row has no day."""
+    return f"{event_time} >= '0001-01-03' and {event_time} < '9999-12-30'"
+
+
 def within(event_time: str, begin: str, end: str) -> str:
     """SQL: the instant lies in [begin, end). Said again by the hour, which is what the log's BRIN index holds."""
-    by_hour = f"{hour(event_time)} >= {hour(begin)} and {hour(event_time)} < {end}"
-    return f"({event_time} >= {begin} and {event_time} < {end} and {by_hour})"
+    return f"({event_time} >= {begin} and {event_time} < {end} and {_within_hours(event_time, begin, end)})"
+
+
+def of_day(event_time: str, span: Window, suffix: str = "") -> str:
+    """SQL: the instant belongs to that day; parameters: `span.parameters(suffix)`, and `tz` unless it is exact.
+
+    A day that begins and ends with an hour is compared by the hour alone: half the work, for every row of the day.
+    """
+    begin, end = f":begin{suffix}", f":end{suffix}"
+    by_hour = span.begin.minute == span.begin.second == span.end.minute == span.end.second == 0
+    conditions = [_within_hours(event_time, begin, end) if by_hour else within(event_time, begin, end)]
+    if not span.exact:
+        conditions.append(f"{local_date(event_time, ':tz')} = :day{suffix}")
+    if not date(1, 1, 5) < span.day < date(9999, 12, 28):
+        conditions.append(has_a_day(event_time))
+    return " and ".join(conditions)
+
+
+def _within_hours(event_time: str, begin: str, end: str) -> str:
+    return f"{hour(event_time)} >= {hour(begin)} and {hour(event_time)} < {end}"
 
 
 def midnight(day: str, timezone: str) -> str:

@@ -144,7 +144,6 @@ def test_rebuild_and_verify_read_their_day_only(busy: Engine, sql):
     with busy.begin() as connection:
         (span,) = windows(connection, [DAYS[1]], "UTC")
         now = Snapshot.now(connection)
-    named = {"day": span.day, "begin": span.begin, "end": span.end}
-    given = {**named, **{f"{name}_0": value for name, value in named.items()}, "rollup": ROLLUP.name, **now.bind("sa")}
+    given = {**span.parameters(), **span.parameters("_0"), "rollup": ROLLUP.name, **now.bind("sa")}
     used = {name: value for name, value in given.items() if re.search(rf":{name}\b", sql(span))}
     assert ROWS_PER_DAY <= rows_read(busy, sql(span), used) <= ROWS_PER_DAY + 2 * RANGE
