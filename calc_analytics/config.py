@@ -11,14 +11,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from dotenv import dotenv_values
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError
 
 from calc_analytics import days
 from calc_analytics.errors import CalcAnalyticsError
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import URL
 
 T = TypeVar("T")
 DAGSTER_DATABASE = "dagster"
@@ -34,12 +35,14 @@ def project_root() -> Path:
     return checkout if (checkout / "dagster.yaml").exists() else Path.cwd()
 
 
-def with_driver(url: str | URL, driver: str) -> URL:
+def with_driver(url: "str | URL", driver: str) -> "URL":
     """The same PostgreSQL URL with SQLAlchemy's driver set: 'psycopg' (3) or 'psycopg2'."""
+    from sqlalchemy.engine import make_url
+
     return make_url(url).set(drivername=f"postgresql+{driver}")
 
 
-def shown(url: URL) -> str:
+def shown(url: "URL") -> str:
     """The URL for people, in psql's form, without the password."""
     return url.set(drivername="postgresql").render_as_string(hide_password=True).replace("%2F", "/")
 
@@ -48,8 +51,8 @@ def shown(url: URL) -> str:
 class Settings:
     """Everything that can be configured, typed and checked. Times in seconds unless the name says hours."""
 
-    database_url: URL | None = field(default=None, repr=False)
-    dagster_postgres_url: URL | None = field(default=None, repr=False)
+    database_url: "URL | None" = field(default=None, repr=False)
+    dagster_postgres_url: "URL | None" = field(default=None, repr=False)
     timezone: str = "UTC"
     start_date: date = date(2025, 1, 1)
     cron: str = "0 * * * *"
@@ -92,7 +95,10 @@ def _read(values: Mapping[str, str], name: str, cast: Callable[[str], T], defaul
         raise InvalidSetting(f"{name}: {shown}is not usable: {error}") from None
 
 
-def _postgres_url(text: str) -> URL:
+def _postgres_url(text: str) -> "URL":
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):

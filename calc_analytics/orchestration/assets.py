@@ -1,5 +1,7 @@
 """The assets: the API's log table (external, observed) and the daily statistics that this project keeps."""
 
+from typing import TYPE_CHECKING
+
 from dagster import (
     AssetExecutionContext,
     AssetMaterialization,
@@ -14,13 +16,14 @@ from dagster import (
 )
 from pydantic import Field
 
+from calc_analytics import rollup
 from calc_analytics.orchestration.metadata import day_metadata, log_metadata, preview
 from calc_analytics.orchestration.partitions import as_days
 from calc_analytics.orchestration.resources import RollupDatabase
 from calc_analytics.orchestration.retries import TRANSIENT_ERRORS, failing_in_one_line
-from calc_analytics.rollup.figures import log_figures
-from calc_analytics.rollup.rebuild import rebuild
-from calc_analytics.rollup.reports import RebuildReport
+
+if TYPE_CHECKING:
+    from calc_analytics.rollup.reports import RebuildReport
 
 GROUP = "calculations"
 # A run rebuilds up to this many days in one pass; a backfill of a quarter takes three runs.
@@ -66,7 +69,7 @@ def stats_asset(partitions: PartitionsDefinition) -> AssetsDefinition:
         """
         days = as_days(context.partition_keys)
         with failing_in_one_line():
-            report = rebuild(
+            report = rollup.rebuild.rebuild(
                 database.engine,
                 database.rollup,
                 database.timezone,
@@ -75,24 +78,19 @@ def stats_asset(partitions: PartitionsDefinition) -> AssetsDefinition:
                 progress=lambda chunk: _log_chunk(context, chunk),
             )
             _attach(context, database, report)
-            context.log_event(
-                AssetObservation(
-                    calculation_logs.key,
-                    metadata=log_metadata(log_figures(database.engine, database.rollup, database.timezone)),
-                )
-            )
+            context.log_event(AssetObservation(calculation_logs.key, metadata=log_metadata(database)))
 
     return calculation_stats_daily
 
 
-def _log_chunk(context: AssetExecutionContext, chunk: RebuildReport) -> None:
+def _log_chunk(context: AssetExecutionContext, chunk: "RebuildReport") -> None:
     for day in chunk.rebuilt:
         context.log.info(f"{day.day} rebuilt: {day.rows:,} rows, {day.keys:,} publishers")
     for shrunk in chunk.shrunk:
         context.log.error(str(shrunk))
 
 
-def _attach(context: AssetExecutionContext, database: RollupDatabase, report: RebuildReport) -> None:
+def _attach(context: AssetExecutionContext, database: RollupDatabase, report: "RebuildReport") -> None:
     """Metadata for every rebuilt day. If some were refused, the others are on record before the run fails."""
     seconds = report.seconds / max(len(report.rebuilt), 1)
     for day in report.rebuilt:

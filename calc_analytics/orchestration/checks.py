@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dagster import (
     AssetCheckEvaluation,
@@ -17,12 +17,13 @@ from dagster import (
     asset_check,
 )
 
+from calc_analytics import rollup
 from calc_analytics.orchestration.partitions import as_days
 from calc_analytics.orchestration.resources import RollupDatabase
 from calc_analytics.orchestration.retries import TRANSIENT_ERRORS, failing_in_one_line
-from calc_analytics.rollup.figures import cache_hits_above_total, unknown_codes, unknown_sources
-from calc_analytics.rollup.reports import DayProof, LastProof
-from calc_analytics.rollup.verify import keep_proven, record, verify
+
+if TYPE_CHECKING:
+    from calc_analytics.rollup.reports import DayProof, LastProof
 
 
 @dataclass(frozen=True)
@@ -110,13 +111,13 @@ def _together(said: Verdicts) -> Verdict:
 
 
 def _proofs(database: RollupDatabase, days: list[date]) -> Verdicts:
-    report = verify(database.engine, database.rollup, database.timezone, days)
-    record(database.engine, database.rollup, report)
+    report = rollup.verify.verify(database.engine, database.rollup, database.timezone, days)
+    rollup.verify.record(database.engine, database.rollup, report)
     found = {proof.day: proof for proof in report.days}
     return {day: _proof(day, found.get(day)) for day in days}
 
 
-def _proof(day: date, proof: DayProof | None) -> Verdict:
+def _proof(day: date, proof: "DayProof | None") -> Verdict:
     if proof is None:
         return Verdict(True, "no logs and no statistics")
     metadata = {
@@ -133,11 +134,11 @@ def _proof(day: date, proof: DayProof | None) -> Verdict:
 
 
 def _last_proofs(database: RollupDatabase, days: Sequence[date]) -> Verdicts:
-    proofs = keep_proven(database.engine, database.rollup, database.timezone, days)
+    proofs = rollup.verify.keep_proven(database.engine, database.rollup, database.timezone, days)
     return {day: _last_proof(day, proof) for day, proof in proofs.items()}
 
 
-def _last_proof(day: date, proof: LastProof) -> Verdict:
+def _last_proof(day: date, proof: "LastProof") -> Verdict:
     at = f"{proof.at:%H:%M:%S} UTC"
     metadata = {"difference": proof.difference, "duration_seconds": round(proof.seconds, 4), "proven_at": at}
     said = "zero difference" if not proof.difference else f"{day} differs by {proof.difference:,}"
@@ -145,14 +146,14 @@ def _last_proof(day: date, proof: LastProof) -> Verdict:
 
 
 def _breakdowns(database: RollupDatabase, days: Sequence[date]) -> Verdicts:
-    missing = unknown_sources(database.engine, days)
-    codes = unknown_codes(database.engine, database.timezone, list(missing))
+    missing = rollup.figures.unknown_sources(database.engine, days)
+    codes = rollup.figures.unknown_codes(database.engine, database.timezone, list(missing))
     seen = ", ".join(f"{code} ({rows:,} rows)" for code, rows in sorted(codes.items())) or "none left in the logs"
     return {day: _breakdown(day, missing.get(day, 0), f"codes seen: {seen}") for day in days}
 
 
 def _breakdowns_without_codes(database: RollupDatabase, days: Sequence[date]) -> Verdicts:
-    missing = unknown_sources(database.engine, days)
+    missing = rollup.figures.unknown_sources(database.engine, days)
     return {day: _breakdown(day, missing.get(day, 0), "execute the check to see the codes") for day in days}
 
 
@@ -162,7 +163,7 @@ def _breakdown(day: date, missing: int, codes: str) -> Verdict:
 
 
 def _cache_hits(database: RollupDatabase, days: Sequence[date]) -> Verdicts:
-    wrong = cache_hits_above_total(database.engine, days)
+    wrong = rollup.figures.cache_hits_above_total(database.engine, days)
     return {day: _cache_hit_verdict(day, [key for at, key in wrong if at == day]) for day in days}
 
 

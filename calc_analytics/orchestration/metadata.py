@@ -5,8 +5,8 @@ from typing import Any
 
 from dagster import MetadataValue
 
+from calc_analytics import rollup
 from calc_analytics.orchestration.resources import RollupDatabase
-from calc_analytics.rollup.figures import LogFigures, top_keys
 
 
 def day_metadata(
@@ -26,15 +26,16 @@ def preview(database: RollupDatabase, day: date) -> MetadataValue:
     """The day's busiest publishers as a table."""
     import pandas
 
-    table = pandas.DataFrame(top_keys(database.engine, database.rollup, day))
+    table = pandas.DataFrame(rollup.figures.top_keys(database.engine, database.rollup, day))
     if table.empty:
         return MetadataValue.md("no calculations on this day")
     table["cache_hit_rate"] = (table["cache_hits"] / table["total_calculations"]).map("{:.0%}".format)
     return MetadataValue.md(table.to_markdown(index=False))
 
 
-def log_metadata(figures: LogFigures, counted: int | None = None) -> dict[str, Any]:
+def log_metadata(database: RollupDatabase, counted: int | None = None) -> dict[str, Any]:
     """The log table's size (PostgreSQL's estimate) and how far behind the statistics are."""
+    figures = rollup.figures.log_figures(database.engine, database.rollup, database.timezone)
     return {
         "estimated_rows": figures.estimated_rows,
         "uncounted_rows": figures.uncounted_rows,

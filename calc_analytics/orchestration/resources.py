@@ -5,23 +5,28 @@ so that ticks do not reconnect.
 """
 
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from dagster import ConfigurableResource
-from sqlalchemy.engine import URL, Engine
 
+from calc_analytics import rollup
 from calc_analytics.config import Settings
-from calc_analytics.database.engine import database_url, engine_for, ensure_database
-from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY, Rollup
-from calc_analytics.rollup.install import install
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import URL, Engine
+
+    from calc_analytics.rollup.declaration import Rollup
 
 
 @lru_cache(maxsize=4)
-def _engine(url: URL, embedded: bool, timezone: str) -> Engine:
+def _engine(url: "URL", embedded: bool, timezone: str) -> "Engine":
     """The embedded database is the project's own, so it is migrated when first used; yours waits for `migrate`."""
+    from calc_analytics.database.engine import engine_for, ensure_database
+
     engine = engine_for(url, "calc_analytics dagster")
     if embedded:
         ensure_database(url)
-        install(engine, timezone)
+        rollup.install.install(engine, timezone)
     return engine
 
 
@@ -34,8 +39,10 @@ class RollupDatabase(ConfigurableResource):
         return Settings.from_environment()
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> "Engine":
         """A pooled engine; raises a one-line error if the embedded server cannot start."""
+        from calc_analytics.database.engine import database_url
+
         settings = self.settings
         return _engine(database_url(settings), settings.embedded, settings.timezone)
 
@@ -45,6 +52,6 @@ class RollupDatabase(ConfigurableResource):
         return self.settings.timezone
 
     @property
-    def rollup(self) -> Rollup:
+    def rollup(self) -> "Rollup":
         """The declaration of `calculation_stats_daily`."""
-        return CALCULATION_STATS_DAILY
+        return rollup.declaration.CALCULATION_STATS_DAILY

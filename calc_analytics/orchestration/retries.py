@@ -5,7 +5,6 @@ from contextlib import contextmanager
 
 from dagster import Backoff, Failure, Jitter, RetryPolicy
 
-from calc_analytics.database.engine import DatabaseTrouble
 from calc_analytics.errors import CalcAnalyticsError
 
 TRANSIENT_ERRORS = RetryPolicy(max_retries=4, delay=1, backoff=Backoff.EXPONENTIAL, jitter=Jitter.PLUS_MINUS)
@@ -19,7 +18,6 @@ def failing_in_one_line() -> Iterator[None]:
     except Failure:
         raise
     except CalcAnalyticsError as error:
-        transient = isinstance(error, DatabaseTrouble) and error.transient
-        raise Failure(description=str(error), allow_retries=transient) from None
+        raise Failure(description=str(error), allow_retries=error.transient) from None
     except Exception as error:
         raise Failure(description=f"a bug: {type(error).__name__}: {error}", allow_retries=False) from error

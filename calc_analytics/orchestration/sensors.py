@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from datetime import date, datetime
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from dagster import (
     AssetCheckEvaluation,
@@ -27,8 +28,8 @@ from dagster import (
     sensor,
 )
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
-from sqlalchemy.engine import Engine
 
+from calc_analytics import rollup
 from calc_analytics.days import parse_day, today_and_yesterday
 from calc_analytics.orchestration.assets import calculation_logs
 from calc_analytics.orchestration.checks import streamed_evaluations
@@ -36,11 +37,12 @@ from calc_analytics.orchestration.cursor import Cursor
 from calc_analytics.orchestration.metadata import day_metadata, log_metadata
 from calc_analytics.orchestration.partitions import keys_of
 from calc_analytics.orchestration.resources import RollupDatabase
-from calc_analytics.rollup.declaration import Rollup
-from calc_analytics.rollup.figures import built_by_others, day_totals, log_figures
-from calc_analytics.rollup.follow import Followed, Follower
-from calc_analytics.rollup.refresh import refresh
-from calc_analytics.rollup.verify import waiting_days
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Engine
+
+    from calc_analytics.rollup.declaration import Rollup
+    from calc_analytics.rollup.follow import Followed, Follower
 
 INTERVAL_SECONDS = 5
 DAEMON_LOOP_SECONDS = 5
@@ -61,9 +63,9 @@ stopping = threading.Event()
 
 
 @lru_cache(maxsize=4)
-def _follower(engine: Engine, rollup: Rollup, timezone: str, debounce_seconds: float) -> Follower:
+def _follower(engine: "Engine", declared: "Rollup", timezone: str, debounce_seconds: float) -> "Follower":
     """One per database and setting, for the life of the process."""
-    return Follower(engine, rollup, timezone, debounce_seconds, stopping)
+    return rollup.follow.Follower(engine, declared, timezone, debounce_seconds, stopping)
 
 
 def new_log_batches_sensor(
@@ -83,7 +85,7 @@ def new_log_batches_sensor(
         """Keeps built days exact within about a second of each batch, and asks for runs for days never built."""
         before = Cursor.parse(context.cursor)
         followed = _follow(database, 0 if before is None else follow_seconds(interval_seconds), interval_seconds)
-        wanted = set(waiting_days(database.engine, database.rollup))
+        wanted = set(rollup.verify.waiting_days(database.engine, database.rollup))
         if before is None:
             wanted.update(today_and_yesterday(database.timezone))
         requested, cursor = _ask(wanted, before or Cursor(), partitions)
@@ -103,11 +105,11 @@ def follow_seconds(interval_seconds: int) -> float:
     return 2 * DAEMON_LOOP_SECONDS - 0.5 if interval_seconds <= INTERVAL_SECONDS else 0.0
 
 
-def _follow(database: RollupDatabase, seconds: float, interval_seconds: int) -> Followed:
+def _follow(database: RollupDatabase, seconds: float, interval_seconds: int) -> "Followed":
     """Streams for `seconds`; with an interval above the default, one refresh."""
     if interval_seconds > INTERVAL_SECONDS:
-        followed = Followed(probes=1)
-        followed.add(refresh(database.engine, database.rollup, database.timezone))
+        followed = rollup.follow.Followed(probes=1)
+        followed.add(rollup.refresh.refresh(database.engine, database.rollup, database.timezone))
         return followed
     debounce = database.settings.debounce_seconds
     return _follower(database.engine, database.rollup, database.timezone, debounce).follow(seconds, LINGER_SECONDS)
@@ -122,14 +124,14 @@ def _ask(wanted: set[date], cursor: Cursor, partitions: PartitionsDefinition) ->
 
 
 def _tell(
-    database: RollupDatabase, followed: Followed, cursor: Cursor, partitions: PartitionsDefinition
+    database: RollupDatabase, followed: "Followed", cursor: Cursor, partitions: PartitionsDefinition
 ) -> tuple[Events, Cursor]:
     """The events of this tick: at once after a quiet time, then every 20 seconds at most."""
     untold = dict(cursor.untold)
     for day, rows in followed.rows_by_day.items():
         untold[str(day)] = untold.get(str(day), 0) + rows
     since = cursor.built_by_others_until
-    others = built_by_others(
+    others = rollup.figures.built_by_others(
         database.engine,
         database.rollup,
         datetime.fromisoformat(since) if since else None,
@@ -147,12 +149,11 @@ def _tell(
 def _events(database: RollupDatabase, untold: dict[str, int], partitions: PartitionsDefinition) -> Events:
     """A materialization and the checks of each touched day, and an observation of the logs."""
     days = [parse_day(key) for key in keys_of([parse_day(key) for key in untold], partitions)]
-    totals = day_totals(database.engine, database.rollup, days)
-    figures = log_figures(database.engine, database.rollup, database.timezone)
+    totals = rollup.figures.day_totals(database.engine, database.rollup, days)
     return [
         *(_materialization(day, totals[day], untold[str(day)]) for day in days if day in totals),
         *streamed_evaluations(database, STATS, [day for day in days if day in totals]),
-        AssetObservation(calculation_logs.key, metadata=log_metadata(figures, sum(untold.values()))),
+        AssetObservation(calculation_logs.key, metadata=log_metadata(database, sum(untold.values()))),
     ]
 
 
@@ -161,7 +162,7 @@ def _materialization(day: date, totals: dict[str, int], added: int) -> AssetMate
     return AssetMaterialization(STATS, partition=str(day), metadata=metadata)
 
 
-def _summary(followed: Followed) -> str:
+def _summary(followed: "Followed") -> str:
     if not followed.refreshes:
         return f"no new log rows: compared the logs with the stored snapshot {followed.probes} times"
     return f"counted {followed.rows:,} rows in {followed.refreshes} refreshes; no day is waiting for a rebuild"

@@ -4,4 +4,22 @@ One state row per rollup holds the PostgreSQL snapshot up to which logs are coun
 visible since, `rebuild` recounts a day, `verify` proves them. At every commit, for every built day:
 
     stats(day) == aggregate(logs of that day that are visible in the stored snapshot)
+
+The modules are imported when they are first used (`from calc_analytics import rollup`, then `rollup.verify.verify(…)`),
+so that Dagster loads the code location without SQLAlchemy and a driver.
 """
+
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from calc_analytics.rollup import declaration, figures, follow, install, rebuild, refresh, reports, verify
+
+__all__ = ["declaration", "figures", "follow", "install", "rebuild", "refresh", "reports", "verify"]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in __all__:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

