@@ -5,12 +5,15 @@ Errors a user can mend are one line on standard error and exit code 1; wrong usa
 """
 
 import json
+import math
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import click
@@ -18,6 +21,8 @@ from sqlalchemy.engine import Engine
 
 from calc_analytics import __version__, days, terminal
 from calc_analytics.config import Settings, shown
+from calc_analytics.database import embedded
+from calc_analytics.database.embedded import data_folder
 from calc_analytics.database.engine import create_engine, dagster_url, database_url, ensure_database
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.rollup import install
@@ -26,12 +31,23 @@ from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh as refresh_once
 from calc_analytics.rollup.verify import built_days, waiting_days
 from calc_analytics.rollup.verify import verify as verify_days
-from calc_analytics.supervisor import Supervisor, require_free
+from calc_analytics.supervisor import Supervisor, claim
 
 DAY = "YYYY-MM-DD"
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 from_day = click.option("--from", "first", metavar=DAY, help="First day, included.")
 to_day = click.option("--to", "last", metavar=DAY, help="Last day, included. Default: today.")
+
+
+class Finite(click.FloatRange):
+    """A number that is one: `nan` and `inf` are not."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number, or a usage error."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
 
 
 class OneLineErrors(click.Group):
@@ -46,6 +62,20 @@ class OneLineErrors(click.Group):
             sys.exit(1)
         except KeyboardInterrupt:
             sys.exit(130)
+        except (click.exceptions.Exit, click.Abort, click.ClickException):
+            raise
+        except Exception as error:
+            click.echo(f"error: a bug: {type(error).__name__}: {error} (details in {_note(error)})", err=True)
+            sys.exit(1)
+
+
+def _note(error: Exception) -> Path:
+    """Where the stack trace of an error went that nobody foresaw."""
+    log = data_folder() / "logs" / "cli.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a") as file:
+        file.writelines(traceback.format_exception(error))
+    return log
 
 
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
@@ -62,6 +92,7 @@ def main() -> None:
 
     Without DATABASE_URL an embedded PostgreSQL is used; its data is in .calc_analytics/ of the project folder.
     """
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
 def _engine(settings: Settings) -> Engine:
@@ -71,11 +102,12 @@ def _engine(settings: Settings) -> Engine:
     return create_engine(settings)
 
 
-def _ready(settings: Settings) -> Engine:
-    """The database with everything in it."""
+def _ready(settings: Settings, always: bool = False) -> Engine:
+    """The database with everything in it. What is there already needs no right to create it, unless `always`."""
     ensure_database(database_url(settings))
     engine = create_engine(settings)
-    install.install(engine, settings.timezone)
+    if always or not install.is_installed(engine):
+        install.install(engine, settings.timezone)
     return engine
 
 
@@ -91,7 +123,7 @@ def migrate() -> None:
     databases get city_id renamed to locality_id. The role must own calculation_logs.
     """
     settings = Settings.from_environment()
-    _ready(settings)
+    _ready(settings, always=True)
     click.echo(f"ready: {shown(database_url(settings))}, days in {settings.timezone}")
 
 
@@ -122,6 +154,7 @@ def rollup(single: tuple[str, ...], first: str | None, last: str | None, allow_s
     wanted = _chosen(single, first, last, settings)
     engine = _engine(settings)
     if wanted is None:
+        refresh_once(engine, ROLLUP, settings.timezone)
         wanted = [*days.today_and_yesterday(settings.timezone), *waiting_days(engine, ROLLUP)]
     with terminal.bar("rebuilding days", len(set(wanted))) as advance:
         report = rebuild(
@@ -155,12 +188,14 @@ def verify(single: tuple[str, ...], first: str | None, last: str | None, as_json
 
 def _chosen(single: tuple[str, ...], first: str | None, last: str | None, settings: Settings) -> list[date] | None:
     """The days that the options name; None if there are none."""
-    if last and not first:
+    if last and first is None:
         raise click.UsageError("--to needs --from")
     chosen = [days.parse_day(text) for text in single]
-    if first:
-        end = days.parse_day(last) if last else days.today(settings.timezone)
-        chosen += days.days_between(days.parse_day(first), end)
+    if first is not None:
+        begin, end = days.parse_day(first), days.parse_day(last) if last else days.today(settings.timezone)
+        if not last and end < begin:
+            raise click.UsageError(f"--from {begin} lies after today ({end})")
+        chosen += days.days_between(begin, end)
     return chosen or None
 
 
@@ -185,11 +220,11 @@ def rebase(yes: bool) -> None:
     "--rate",
     default=200.0,
     show_default=True,
-    type=click.FloatRange(min=0.1),
+    type=Finite(min=0.1),
     help="Rows per second, all writers together.",
 )
 @click.option("--writers", default=4, show_default=True, type=click.IntRange(1, 64), help="Concurrent writers.")
-@click.option("--seconds", type=click.FloatRange(min=0), help="Stop after that long. Default: until Ctrl-C.")
+@click.option("--seconds", type=Finite(min=0), help="Stop after that long. Default: until Ctrl-C.")
 @click.option("--rows", type=click.IntRange(min=1), help="Stop after about that many rows.")
 @click.option(
     "--late-share",
@@ -246,8 +281,9 @@ def up(ui_port: int) -> None:
 
     Ctrl-C or SIGTERM stops all of it. Logs are in .calc_analytics/logs/.
     """
-    stop = _stop_on_signals()
-    with _running(Settings.from_environment(), ui_port, stop) as supervisor:
+    settings, stop = Settings.from_environment(), _stop_on_signals()
+    claim(ui_port)
+    with _running(settings, ui_port, stop) as supervisor:
         while not stop.wait(0.5):
             _watch(supervisor)
 
@@ -260,7 +296,7 @@ def up(ui_port: int) -> None:
     type=click.IntRange(1, 65535),
     help="Port of the Dagster UI on 127.0.0.1.",
 )
-@click.option("--rate", default=100.0, show_default=True, type=click.FloatRange(min=0.1), help="Live rows per second.")
+@click.option("--rate", default=100.0, show_default=True, type=Finite(min=0.1), help="Live rows per second.")
 @click.option(
     "--days",
     "history",
@@ -269,7 +305,7 @@ def up(ui_port: int) -> None:
     type=click.IntRange(1, 365),
     help="Days of history to write first.",
 )
-@click.option("--seconds", type=click.FloatRange(min=1), help="Stop after that long. Default: until Ctrl-C.")
+@click.option("--seconds", type=Finite(min=1), help="Stop after that long. Default: until Ctrl-C.")
 def demo(ui_port: int, rate: float, history: int, seconds: float | None) -> None:
     """See it work: history, live batches, and a table of today's totals that grows.
 
@@ -282,9 +318,9 @@ def demo(ui_port: int, rate: float, history: int, seconds: float | None) -> None
         raise CalcAnalyticsError(
             "demo writes made-up rows: unset DATABASE_URL, so that it uses the embedded PostgreSQL"
         )
-    require_free(ui_port, "--ui-port")
+    claim(ui_port)
     _ready(settings)
-    demonstration.history(settings, history)
+    demonstration.history(settings, history, stop)
     with _running(settings, ui_port, stop) as supervisor:
         demonstration.live(settings, rate, seconds, stop, lambda: _watch(supervisor))
 
@@ -292,7 +328,6 @@ def demo(ui_port: int, rate: float, history: int, seconds: float | None) -> None
 @contextmanager
 def _running(settings: Settings, ui_port: int, stop: threading.Event) -> Iterator[Supervisor]:
     """A context in which everything runs; says where it is, and stops it all at the end."""
-    require_free(ui_port, "--ui-port")
     _ready(settings)
     ensure_database(dagster_url(settings))
     click.echo(f"database  {shown(database_url(settings))}")
@@ -308,6 +343,9 @@ def _running(settings: Settings, ui_port: int, stop: threading.Event) -> Iterato
 
 
 def _watch(supervisor: Supervisor) -> None:
+    if embedded.is_down():
+        embedded.url()
+        click.echo("the database had died and was started again", err=True)
     for name in supervisor.watch():
         click.echo(f"the {name} had died and was started again", err=True)
 
@@ -318,9 +356,9 @@ def _stop_on_signals() -> threading.Event:
 
     def handle(number: int, frame: Any) -> None:
         stop.set()
-        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, handle)
     return stop
 

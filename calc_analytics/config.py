@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import URL
 
 T = TypeVar("T")
+# PostgreSQL reads the first four as fixed offsets, without summer time; the others mean nothing to it, or no place.
+AMBIGUOUS_ZONES = ("CET", "EET", "MET", "WET", "localtime", "posixrules", "Factory")
 DAGSTER_DATABASE = "dagster"
 
 
@@ -43,8 +45,10 @@ def with_driver(url: "str | URL", driver: str) -> "URL":
 
 
 def shown(url: "URL") -> str:
-    """The URL for people, in psql's form, without the password."""
-    return url.set(drivername="postgresql").render_as_string(hide_password=True).replace("%2F", "/")
+    """The URL for people, in psql's form, without the password; of its options only where the server is."""
+    place = {name: value for name, value in url.query.items() if name in ("host", "port")}
+    plain = url.set(drivername="postgresql", query=place)
+    return plain.render_as_string(hide_password=True).replace("%2F", "/")
 
 
 @dataclass(frozen=True)
@@ -91,8 +95,8 @@ def _read(values: Mapping[str, str], name: str, cast: Callable[[str], T], defaul
     try:
         return cast(text)
     except ValueError as error:
-        shown = "" if name.endswith("_URL") else f"'{text}' "
-        raise InvalidSetting(f"{name}: {shown}is not usable: {error}") from None
+        shown = "" if name.endswith("_URL") else f": '{text}'"
+        raise InvalidSetting(f"{name}{shown} is not usable: {error}") from None
 
 
 def _postgres_url(text: str) -> "URL":
@@ -109,11 +113,15 @@ def _postgres_url(text: str) -> "URL":
         )
     if not url.database:
         raise ValueError("it names no database; the accepted form is postgresql://user:password@host:5432/database")
+    if {"@", "/"} & set(url.database):
+        raise ValueError("write @, / and : in the password percent-encoded, as %40, %2F and %3A")
     return with_driver(url, "psycopg")
 
 
 def _timezone(text: str) -> str:
     try:
+        if text in AMBIGUOUS_ZONES or text.startswith(("right/", "posix/")):
+            raise KeyError(text)
         days.zone(text)
     except (ValueError, OSError, KeyError):
         raise ValueError("the accepted form is an IANA name such as UTC or Asia/Jerusalem") from None
@@ -128,7 +136,7 @@ def _start_date(text: str) -> date:
 
 
 def _hours(text: str) -> str:
-    if not text.isdigit() or int(text) not in (1, 2, 3, 4, 6, 8, 12, 24):
+    if not text.isdecimal() or not text.isascii() or int(text) not in (1, 2, 3, 4, 6, 8, 12, 24):
         raise ValueError("the accepted form is a number of hours that divides a day: 1, 2, 3, 4, 6, 8, 12 or 24")
     return {"1": "0 * * * *", "24": "0 0 * * *"}.get(str(int(text)), f"0 */{int(text)} * * *")
 

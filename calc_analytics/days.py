@@ -10,6 +10,8 @@ from zoneinfo import ZoneInfo
 from calc_analytics.errors import CalcAnalyticsError
 
 ONE_DAY = timedelta(days=1)
+# So that a day and its neighbours have a beginning and an end in every time zone.
+FIRST, LAST = date(1, 1, 5), date(9999, 12, 27)
 
 
 class InvalidDay(CalcAnalyticsError):
@@ -19,15 +21,20 @@ class InvalidDay(CalcAnalyticsError):
 def parse_day(text: str) -> date:
     """The day written as YYYY-MM-DD; `InvalidDay` for anything else."""
     try:
-        return datetime.strptime(text, "%Y-%m-%d").date()
+        if len(text) != 10:
+            raise ValueError(text)
+        day = datetime.strptime(text, "%Y-%m-%d").date()
     except ValueError:
         raise InvalidDay(f"'{text}' is not a day: write it as YYYY-MM-DD, for example 2026-01-31") from None
+    if not FIRST <= day <= LAST:
+        raise InvalidDay(f"{text} is out of range: days go from {FIRST} to {LAST}")
+    return day
 
 
 def days_between(first: date, last: date) -> list[date]:
     """Every day from `first` to `last`, both included; `InvalidDay` if they are the wrong way round."""
     if last < first:
-        raise InvalidDay(f"the range ends ({last}) before it begins ({first}): swap the two days")
+        raise InvalidDay(f"the range ends ({last}) before it begins ({first})")
     return [first + ONE_DAY * n for n in range((last - first).days + 1)]
 
 

@@ -24,24 +24,19 @@ REDRAW_SECONDS = 1.0
 VERIFY_EVERY_SECONDS = 5.0
 
 
-def history(settings: Settings, count: int) -> None:
-    """Writes the days before today once and builds them; a second demo finds them and goes on."""
+def history(settings: Settings, count: int, stop: threading.Event) -> None:
+    """Writes the days before today, each counted at once; a second demo finds them and goes on."""
     engine, today = create_engine(settings), days.today(settings.timezone)
     past = days.days_between(today - timedelta(days=count), today)
-    missing = [day for day in past if day not in day_totals(engine, ROLLUP, past)]
-    if not missing:
-        return
+    there = day_totals(engine, ROLLUP, past)
+    missing = [day for day in past if day not in there]
+    traffic = Traffic(rate=1, writers=1)
     with terminal.bar("writing history", len(missing) * ROWS_PER_DAY) as advance:
-        write_history(
-            database_url(settings),
-            missing,
-            ROWS_PER_DAY,
-            Traffic(rate=1, writers=1),
-            settings.timezone,
-            progress=advance,
-        )
-    with terminal.bar("building days", len(missing)) as advance:
-        rebuild(engine, ROLLUP, settings.timezone, missing, progress=lambda chunk: advance(len(chunk.rebuilt)))
+        for day in missing:
+            if stop.is_set():
+                return
+            write_history(database_url(settings), [day], ROWS_PER_DAY, traffic, settings.timezone, progress=advance)
+            rebuild(engine, ROLLUP, settings.timezone, [day])
 
 
 def live(settings: Settings, rate: float, seconds: float | None, stop: threading.Event, watch: Any) -> None:

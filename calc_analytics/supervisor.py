@@ -4,7 +4,10 @@ One code server serves the other two (a `python_module` workspace would make the
 minute). A process that dies is started again after a growing pause. Output goes to files in `.calc_analytics/logs`.
 """
 
+import ctypes
+import fcntl
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,6 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from calc_analytics.config import project_root
 from calc_analytics.database.embedded import data_folder
@@ -28,6 +32,10 @@ LONGEST_PAUSE_SECONDS = 30.0
 
 class PortTaken(CalcAnalyticsError):
     """Another program listens on a port that is needed."""
+
+
+class AlreadyUp(CalcAnalyticsError):
+    """Another `up` runs in this project folder: two daemons would share one history."""
 
 
 class NotStarted(CalcAnalyticsError):
@@ -56,6 +64,35 @@ def require_free(port: int, option: str) -> None:
         )
 
 
+_claims: list[IO[str]] = []
+
+
+def claim(ui_port: int) -> None:
+    """Makes sure that the port is free and no other `up` runs in this folder, until the process ends."""
+    require_free(ui_port, "--ui-port")
+    data_folder().mkdir(parents=True, exist_ok=True)
+    lock = open(data_folder() / "up.lock", "w")  # noqa: SIM115 (held until the process ends)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise AlreadyUp(f"'calc-analytics up' (or demo) already runs in {project_root()}: stop it first") from None
+    _claims.append(lock)
+
+
+def _libc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
+_LIBC = _libc()
+_PR_SET_PDEATHSIG = 1
+
+
+def _end_with_parent() -> None:
+    """In the child: on Linux it gets SIGTERM when `up` is killed, so that nothing is left running."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 @dataclass
 class Service:
     """One process: its command, its log file, and how often it had to be started again."""
@@ -78,7 +115,7 @@ class Service:
         with open(self.log, "ab") as output:
             self.process = subprocess.Popen(
                 self.command, env=self.environment, cwd=project_root(), stdin=subprocess.DEVNULL,
-                stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+                stdout=output, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=_end_with_parent,
             )  # fmt: skip
         self.started_at = time.monotonic()
 
@@ -184,5 +221,7 @@ class Supervisor:
 
 
 def _last_line(log: Path) -> str:
+    """What it said last; one of the project's own errors, with its way on, if it said one."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "it said nothing"
+    own = [found.group(1) for line in lines[-200:] if (found := re.match(r"calc_analytics[\w.]+: (.+)", line))]
+    return (own or lines or ["it said nothing"])[-1][:300]

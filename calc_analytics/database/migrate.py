@@ -1,6 +1,6 @@
 """Runs the migrations: one at a time, safe to repeat, safe while the API writes.
 
-A session-level advisory lock keeps two `migrate` apart. Locks on tables are asked for with a two-second timeout and
+A session-level advisory lock keeps two `migrate` apart. Locks on tables are asked for with a short timeout and
 asked for again, so that a long writer delays the migration and never the other writers.
 """
 
@@ -16,9 +16,12 @@ from sqlalchemy.exc import DBAPIError
 from calc_analytics.database.engine import sqlstate, trouble_in_words
 from calc_analytics.errors import CalcAnalyticsError
 
+# The newest revision in migrations/versions.
+HEAD = "0002"
 ADVISORY_LOCK = 7_244_100_501
-LOCK_TIMEOUT = "2s"
-ATTEMPTS = 30
+# Shorter than deadlock_timeout (one second): who waits for us is never the one that is aborted.
+LOCK_TIMEOUT = "800ms"
+ATTEMPTS = 60
 
 
 class NotOwner(CalcAnalyticsError):
@@ -27,6 +30,13 @@ class NotOwner(CalcAnalyticsError):
 
 class TableBusy(CalcAnalyticsError):
     """The log table stayed locked by others for a minute of short attempts; nothing was changed."""
+
+
+def is_at_head(connection: Connection) -> bool:
+    """Whether every revision has run."""
+    if not connection.execute(text("select to_regclass('calc_analytics_version')")).scalar():
+        return False
+    return connection.execute(text("select version_num from calc_analytics_version")).scalar() == HEAD
 
 
 def upgrade(engine: Engine, finish: Callable[[Connection], None]) -> None:
@@ -63,7 +73,7 @@ def _run_revisions(connection: Connection) -> None:
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
 
@@ -80,7 +90,7 @@ def with_brief_locks(connection: Connection, work: Callable[[], None]) -> None:
             connection.rollback()
             if sqlstate(error) == "42501":
                 raise _not_owner(error) from error
-            if sqlstate(error) != "55P03":
+            if sqlstate(error) not in ("55P03", "40P01"):
                 raise
             if attempt == ATTEMPTS:
                 raise TableBusy(
@@ -95,6 +105,6 @@ def with_brief_locks(connection: Connection, work: Callable[[], None]) -> None:
 def _not_owner(error: DBAPIError) -> NotOwner:
     said = str(error.orig).strip().splitlines()[0]
     return NotOwner(
-        f"{said}: run 'calc-analytics migrate' once with DATABASE_URL naming the role that owns the API's tables; "
+        f"{said}: run this command once with DATABASE_URL naming the role that owns the API's tables; "
         "nothing was changed"
     )

@@ -1,6 +1,6 @@
 """The tables, as SQLAlchemy Core: the API's two, and the two that hold the rollups' state.
 
-Columns and meanings are DESIGN section 2's. `calculation_logs` belongs to the API: the project adds `xact_id` and
+`calculation_logs` belongs to the API: the project adds `xact_id` and
 indexes to it, nothing else.
 """
 
@@ -79,7 +79,13 @@ rollup_days = Table(
     metadata,
     Column("rollup", Text, primary_key=True),
     Column("date", Date, primary_key=True),
-    Column("status", Text, nullable=False, comment="built; pending: logs were seen, never built; stale: rebuild me"),
+    Column(
+        "status",
+        Text,
+        nullable=False,
+        comment="built; pending: logs seen, never built; stale: rebuild me; kept: a rebuild refused, its logs are gone",
+    ),
+    Column("timezone", Text, comment="the zone its statistics were built in"),
     Column("method", Text, comment="how it was built: rebuild, or refresh for a day that began in one"),
     Column("built_at", DateTime(timezone=True)),
     Column("built_by", Text, comment="the application_name that built it"),

@@ -1,11 +1,13 @@
 """Install: migrations, then what is built from the declarations (state rows and live views). Safe to repeat."""
 
+from sqlalchemy import text
 from sqlalchemy.engine import Connection, Engine
 
 from calc_analytics.database import adopt, migrate
 from calc_analytics.database.engine import trouble_in_words
+from calc_analytics.database.tables import metadata
 from calc_analytics.rollup import state
-from calc_analytics.rollup.declaration import ROLLUPS
+from calc_analytics.rollup.declaration import ROLLUPS, Rollup
 from calc_analytics.rollup.live_view import create_live_view
 
 
@@ -13,11 +15,27 @@ def install(engine: Engine, timezone: str) -> None:
     """Makes an empty or an API's database ready; every existing row of every table stays."""
 
     def state_and_views(connection: Connection) -> None:
+        metadata.create_all(connection, checkfirst=True)
         for rollup in ROLLUPS:
             state.create_if_missing(connection, rollup, timezone)
             create_live_view(connection, rollup)
 
     migrate.upgrade(engine, state_and_views)
+
+
+def is_installed(engine: Engine) -> bool:
+    """Whether the migrations, the state and the views are there, at the newest revision."""
+    with trouble_in_words(engine.url), engine.connect() as connection:
+        return migrate.is_at_head(connection) and all(_is_ready(connection, rollup) for rollup in ROLLUPS)
+
+
+def _is_ready(connection: Connection, rollup: Rollup) -> bool:
+    statement = """
+        select to_regclass(:view) is not null and to_regclass('rollup_state') is not null
+            and to_regclass('rollup_days') is not null
+    """
+    there = connection.execute(text(statement), {"view": rollup.live_view}).scalar()
+    return bool(there) and state.exists(connection, rollup)
 
 
 def rebase(engine: Engine, timezone: str) -> None:
@@ -34,6 +52,8 @@ def rebase(engine: Engine, timezone: str) -> None:
 
 
 def _rebase(connection: Connection, timezone: str) -> None:
+    for rollup in ROLLUPS:
+        state.wait_for_turn(connection, rollup)
     adopt.forget_xact_ids(connection)
     for rollup in ROLLUPS:
         state.start_afresh(connection, rollup, timezone)

@@ -63,9 +63,10 @@ def _rebuild_chunk(
     counted_at = _count_unlocked(connection, rollup, timezone, spans)
     now, _ = refresh_locked(connection, rollup, timezone)
     _add_since(connection, rollup, timezone, days, counted_at, now)
-    shrunk = [] if allow_shrink else _shrunk(connection, rollup, days)
-    refused = {day.day for day in shrunk}
-    return _replace(connection, rollup, [day for day in days if day not in refused]), shrunk
+    shrunk = [] if allow_shrink else _shrunk(connection, rollup, timezone, spans)
+    refused = [day.day for day in shrunk]
+    connection.execute(_KEEP, {"rollup": rollup.name, "days": refused})
+    return _replace(connection, rollup, timezone, [day for day in days if day not in refused]), shrunk
 
 
 def _count_unlocked(connection: Connection, rollup: Rollup, timezone: str, spans: list[Window]) -> Snapshot:
@@ -108,26 +109,51 @@ def _add_since(
     connection.execute(text(statement), {"tz": timezone, "days": list(days), **between(then, now)})
 
 
-def _shrunk(connection: Connection, rollup: Rollup, days: Sequence[date]) -> list[Shrunk]:
-    """Days that would lose rows. A day we never built (it may hold a predecessor's wrong statistics) is only
-    refused when it has no raw rows at all, because then there is nothing to rebuild it from."""
+def _shrunk(connection: Connection, rollup: Rollup, timezone: str, spans: list[Window]) -> list[Shrunk]:
+    """The days that would lose rows whose logs were deleted."""
     statement = f"""
     with raw as (select date, sum({rollup.count}) as rows from rebuilt group by date),
     counted as (select date, sum({rollup.count}) as rows from {rollup.target} where date = any(:days) group by date)
-    select counted.date, coalesce(raw.rows, 0) as raw_rows, counted.rows as counted_rows
+    select counted.date, coalesce(raw.rows, 0) as raw_rows, counted.rows as counted_rows, d.status, d.timezone
     from counted
     left join raw using (date)
-    left join rollup_days d on d.rollup = :rollup and d.date = counted.date and d.status <> 'pending'
-    where coalesce(raw.rows, 0) < counted.rows and (d.date is not null or raw.rows is null)
+    left join rollup_days d on d.rollup = :rollup and d.date = counted.date
+    where coalesce(raw.rows, 0) < counted.rows
     order by counted.date
     """
-    rows = connection.execute(text(statement), {"rollup": rollup.name, "days": list(days)})
-    return [Shrunk(row.date, int(row.raw_rows), int(row.counted_rows)) for row in rows]
+    by_day = {span.day: span for span in spans}
+    rows = connection.execute(text(statement), {"rollup": rollup.name, "days": list(by_day)}).all()
+    shrunk = []
+    for row in rows:
+        raw_rows = int(row.raw_rows)
+        if row.status in (None, "pending") and _has_old_rows(connection, rollup, timezone, by_day[row.date]):
+            continue
+        if row.timezone not in (None, timezone):
+            raw_rows = _rows_of_day(connection, rollup, row.date, row.timezone)
+        if raw_rows < row.counted_rows:
+            shrunk.append(Shrunk(row.date, raw_rows, int(row.counted_rows)))
+    return shrunk
 
 
-def _replace(connection: Connection, rollup: Rollup, days: list[date]) -> list[DayCount]:
+def _has_old_rows(connection: Connection, rollup: Rollup, timezone: str, span: Window) -> bool:
+    """Whether the day has logs from before this project: then a predecessor whose statistics are higher counted them
+    more than once. If all its rows are newer, the logs of those statistics are gone."""
+    statement = (
+        f"select exists (select from {rollup.source} where {of_day(rollup.event_time, span)} and xact_id is null)"
+    )
+    return bool(connection.execute(text(statement), {**span.parameters(), "tz": timezone}).scalar())
+
+
+def _rows_of_day(connection: Connection, rollup: Rollup, day: date, timezone: str) -> int:
+    """Log rows of the day in the zone its statistics were built in: what they are to be compared with."""
+    (span,) = windows(connection, [day], timezone)
+    statement = f"select count(*) from {rollup.source} where {of_day(rollup.event_time, span)}"
+    return int(connection.execute(text(statement), {**span.parameters(), "tz": timezone}).scalar_one())
+
+
+def _replace(connection: Connection, rollup: Rollup, timezone: str, days: list[date]) -> list[DayCount]:
     """Puts the recounted days in the place of the stored ones; keys that vanished disappear."""
-    parameters = {"rollup": rollup.name, "days": days}
+    parameters = {"rollup": rollup.name, "days": days, "tz": timezone}
     connection.execute(text(f"delete from {rollup.target} where date = any(:days)"), parameters)
     sums = rollup.each_measure("sum({name}) as {name}")
     connection.execute(
@@ -152,13 +178,17 @@ def _replace(connection: Connection, rollup: Rollup, days: list[date]) -> list[D
     ]
 
 
+_KEEP = text(
+    "update rollup_days set status = 'kept' where rollup = :rollup and date = any(:days) and status <> 'built'"
+)
 _RECORD = text(
     """
-    insert into rollup_days (rollup, date, status, method, built_at, built_by, refreshed_at)
-    select :rollup, date, 'built', 'rebuild', clock_timestamp(), current_setting('application_name'), clock_timestamp()
+    insert into rollup_days (rollup, date, status, timezone, method, built_at, built_by, refreshed_at)
+    select :rollup, date, 'built', :tz, 'rebuild', clock_timestamp(), current_setting('application_name'),
+           clock_timestamp()
     from unnest(cast(:days as date[])) as d (date)
     on conflict (rollup, date) do update
-    set status = excluded.status, method = excluded.method, built_at = excluded.built_at,
+    set status = excluded.status, timezone = excluded.timezone, method = excluded.method, built_at = excluded.built_at,
         built_by = excluded.built_by, refreshed_at = excluded.refreshed_at
     """
 )

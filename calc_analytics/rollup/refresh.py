@@ -100,8 +100,8 @@ def refresh_sql(rollup: Rollup) -> str:
     ),
     -- Every day of the diff is on record, so that a pending one is not forgotten.
     recorded as (
-        insert into rollup_days as r (rollup, date, status, method, built_at, built_by, refreshed_at)
-        select :rollup, date, status, case status when 'built' then 'refresh' end,
+        insert into rollup_days as r (rollup, date, status, timezone, method, built_at, built_by, refreshed_at)
+        select :rollup, date, status, :tz, case status when 'built' then 'refresh' end,
                case status when 'built' then clock_timestamp() end,
                case status when 'built' then current_setting('application_name') end, clock_timestamp()
         from judged

@@ -54,7 +54,7 @@ class Shrunk:
     def __str__(self) -> str:
         return (
             f"{self.day} not rebuilt: {self.raw_rows:,} raw rows, but {self.counted_rows:,} already counted, so logs "
-            "were deleted and rebuilding would destroy statistics; allow it with "
+            "were deleted (or a predecessor counted them twice) and rebuilding would lower the statistics; allow it by "
             f"'calc-analytics rollup --day {self.day} --allow-shrink'"
         )
 

@@ -35,6 +35,12 @@ class State:
     snapshot: Snapshot
 
 
+def exists(connection: Connection, rollup: Rollup) -> bool:
+    """Whether there is a state row at all."""
+    statement = text("select exists (select from rollup_state where rollup = :rollup)")
+    return bool(connection.execute(statement, {"rollup": rollup.name}).scalar())
+
+
 def read(connection: Connection, rollup: Rollup, timezone: str) -> State:
     """The state without a lock. Raises `NotInstalled`, `ClusterChanged` or `TimezoneChanged`."""
     return _read(connection, rollup, timezone, "")
@@ -55,14 +61,16 @@ def create_if_missing(connection: Connection, rollup: Rollup, timezone: str) -> 
     connection.execute(_CREATE, {"rollup": rollup.name, "timezone": timezone})
 
 
+def wait_for_turn(connection: Connection, rollup: Rollup) -> None:
+    """Locks the state row whatever it says; before any lock on the logs, as every other operation does."""
+    connection.execute(text("select from rollup_state where rollup = :rollup for update"), {"rollup": rollup.name})
+
+
 def start_afresh(connection: Connection, rollup: Rollup, timezone: str) -> None:
     """Takes this cluster's snapshot and marks every built day stale; its statistics stay until it is rebuilt."""
-    connection.execute(text("delete from rollup_state where rollup = :rollup"), {"rollup": rollup.name})
     create_if_missing(connection, rollup, timezone)
-    connection.execute(
-        text("update rollup_days set status = 'stale' where rollup = :rollup and status = 'built'"),
-        {"rollup": rollup.name},
-    )
+    for statement in (_NEIGHBOURS, _STALE, _AFRESH):
+        connection.execute(statement, {"rollup": rollup.name, "timezone": timezone})
 
 
 def _read(connection: Connection, rollup: Rollup, timezone: str, locking: str) -> State:
@@ -91,6 +99,24 @@ _READ = """
 _STORE = text(
     """
     update rollup_state set snapshot = cast(:snapshot as pg_snapshot), refreshed_at = clock_timestamp()
+    where rollup = :rollup
+    """
+)
+# In another zone, rows move to the days beside: those are to be built too.
+_NEIGHBOURS = text(
+    """
+    insert into rollup_days (rollup, date, status)
+    select distinct d.rollup, d.date + step, 'pending'
+    from rollup_days d join rollup_state s using (rollup), unnest(array[-1, 1]) as step
+    where d.rollup = :rollup and s.timezone <> :timezone
+    on conflict (rollup, date) do nothing
+    """
+)
+_STALE = text("update rollup_days set status = 'stale' where rollup = :rollup and status in ('built', 'kept')")
+_AFRESH = text(
+    """
+    update rollup_state set timezone = :timezone, snapshot = pg_current_snapshot(),
+        system_identifier = (select system_identifier from pg_control_system())
     where rollup = :rollup
     """
 )

@@ -71,7 +71,7 @@ def built_days(engine: Engine, rollup: Rollup) -> list[date]:
 
 def waiting_days(engine: Engine, rollup: Rollup) -> list[date]:
     """Days with rows that need a rebuild before they can be exact, oldest first."""
-    return _days(engine, rollup, "status <> 'built'")
+    return _days(engine, rollup, "status in ('pending', 'stale')")
 
 
 def _days(engine: Engine, rollup: Rollup, which: str) -> list[date]:

@@ -18,6 +18,7 @@ from sqlalchemy import text
 from calc_analytics import days
 from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
 from calc_analytics.rollup.verify import built_days, verify
+from calc_analytics.supervisor import free_port
 from calc_analytics_tests.acceptance.conftest import Project, Up, eventually
 
 RUNS = "query { runsOrError { ... on Runs { results { runId status jobName tags { key value } } } } }"
@@ -210,6 +211,36 @@ def test_a_process_that_dies_is_started_again(up: Up):
         assert response.status == 200
 
 
+def test_a_database_that_dies_is_started_again_and_counting_goes_on(up: Up):
+    (postmaster,) = [p for p in up.descendants() if "postgres" in p.name() and p.ppid() == 1]
+    postmaster.kill()
+
+    def all_counted_again() -> bool:
+        proof = up.project.cli("refresh", "--json")
+        return proof.returncode == 0
+
+    eventually(all_counted_again, "the database again", 60)
+    up.project.cli("simulate", "--rows", "200", "--rate", "1000", "--late-share", "0")
+
+    def difference() -> int:
+        with up.engine().begin() as connection:
+            return connection.execute(
+                text(
+                    "select (select count(*) from calculation_logs) - "
+                    "(select sum(total_calculations) from calculation_stats_daily)"
+                )
+            ).scalar_one()
+
+    eventually(lambda: difference() == 0, "the new rows counted by the daemon's sensor", 90)
+
+
+def test_a_second_up_in_the_same_folder_says_so_in_one_line(up: Up):
+    second = up.project.cli("up", "--ui-port", str(free_port()))
+    assert second.returncode == 1
+    assert second.stderr.count("\n") == 1
+    assert "already runs in" in second.stderr
+
+
 def test_a_second_up_on_the_same_port_says_so_in_one_line(up: Up):
     second = up.project.cli("up", "--ui-port", str(up.port))
     assert second.returncode == 1
@@ -229,3 +260,13 @@ def test_sigterm_stops_everything_and_a_second_start_finds_its_data(project: Pro
         proof = json.loads(project.cli("verify", "--json").stdout)
         assert proof["difference"] == 0
         assert proof["days"][str(days.today("UTC"))]["log_rows"] > 20_000
+
+
+def test_an_up_that_is_killed_takes_its_processes_with_it(project: Project):
+    with project.up() as running:
+        started = [p for p in running.descendants() if "dagster" in " ".join(p.cmdline())]
+        assert len(started) >= 3
+        running.process.kill()
+        running.process.wait()
+        _, alive = psutil.wait_procs(started, timeout=20)
+        assert alive == []

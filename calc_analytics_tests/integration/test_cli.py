@@ -1,6 +1,7 @@
 """The command line: reports, JSON, exit codes, and one line for each kind of trouble."""
 
 import json
+import time
 from datetime import date, datetime, timedelta, timezone
 
 import pytest
@@ -8,7 +9,9 @@ from click.testing import CliRunner, Result
 from sqlalchemy import text
 from sqlalchemy.engine import URL
 
+from calc_analytics import cli
 from calc_analytics.cli import main
+from calc_analytics.config import Settings
 from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.supervisor import free_port
@@ -80,6 +83,34 @@ def test_rollup_builds_ranges_days_and_what_waits(calc, engine, connect):
     assert json.loads(calc("rollup", "--day", "2026-03-01", "--json").stdout)["rows"] == 1
     assert str(now.date()) in calc("rollup").output
     assert stored(engine) == live(engine) == oracle(engine)
+
+
+def test_rollup_builds_a_day_that_only_its_own_refresh_finds_waiting(calc, engine, connect):
+    writer = connect()
+    write(writer, [row(NOON)])
+    writer.execute("update calculation_logs set xact_id = null")
+    writer.commit()
+    write(writer, [row(NOON)] * 5)
+    assert "2026-03-01  6 rows" in calc("rollup").output
+    assert stored(engine) == oracle(engine)
+
+
+def test_an_error_nobody_foresaw_is_one_line_too(calc, monkeypatch, tmp_path):
+    monkeypatch.setattr(cli, "refresh_once", lambda *given: 1 / 0)
+    monkeypatch.setattr(cli, "data_folder", lambda: tmp_path)
+    said = refused(calc("refresh"))
+    assert "a bug: ZeroDivisionError" in said
+    assert "Traceback" in (tmp_path / "logs" / "cli.log").read_text()
+
+
+def test_a_role_that_may_not_create_anything_runs_what_is_installed(calc, engine, monkeypatch):
+    role = f"reader_{time.monotonic_ns()}"
+    with engine.begin() as connection:
+        connection.execute(text(f"create role {role} login"))
+        connection.execute(text(f"grant select, insert, update, delete on all tables in schema public to {role}"))
+    monkeypatch.setenv("DATABASE_URL", engine.url.set(username=role).render_as_string(hide_password=False))
+    assert cli._ready(Settings.from_environment()) is not None
+    assert f"grant it to the role '{role}'" in refused(calc("migrate"))
 
 
 def test_rollup_refuses_to_shrink_with_both_counts_and_exit_code_1(calc, engine, connect):
@@ -166,15 +197,28 @@ def test_a_wrong_setting_is_named(calc, monkeypatch, command: str, variable: str
     ("words", "said"),
     [
         (["rollup", "--day", "1.3.2026"], "YYYY-MM-DD"),
-        (["verify", "--from", "2026-03-02", "--to", "2026-03-01"], "swap the two days"),
+        (["verify", "--from", "2026-03-02", "--to", "2026-03-01"], "before it begins"),
         (["rollup", "--from", "2026-02-30"], "YYYY-MM-DD"),
+        (["rollup", "--from", ""], "YYYY-MM-DD"),
+        (["rollup", "--day", "2026-2-3"], "YYYY-MM-DD"),
+        (["verify", "--day", "9999-12-31"], "out of range"),
     ],
 )
 def test_a_malformed_day_is_named(calc, words: list[str], said: str):
     assert said in refused(calc(*words))
 
 
-@pytest.mark.parametrize("words", [["rollup", "--to", "2026-03-01"], ["simulate", "--rate", "0"], ["verify", "--no"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["rollup", "--to", "2026-03-01"],
+        ["rollup", "--from", "2999-01-01"],
+        ["simulate", "--rate", "0"],
+        ["simulate", "--rate", "nan"],
+        ["simulate", "--seconds", "inf"],
+        ["verify", "--no"],
+    ],
+)
 def test_wrong_usage_is_exit_code_2(calc, words: list[str]):
     assert calc(*words).exit_code == 2
 

@@ -3,16 +3,21 @@
 import threading
 import time
 from datetime import date
+from pathlib import Path
 
 import psycopg
 import pytest
+from alembic.config import Config
+from alembic.script import ScriptDirectory
 from sqlalchemy import text
 from sqlalchemy.engine import URL, Engine
 
+from calc_analytics.database import migrate
 from calc_analytics.database.adopt import UnfitTable
 from calc_analytics.database.engine import DatabaseTrouble, engine_for
 from calc_analytics.database.migrate import NotOwner
 from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
+from calc_analytics.rollup.index import summarize
 from calc_analytics.rollup.install import install
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
@@ -34,6 +39,22 @@ API_TABLES = """
     insert into calculation_stats_daily values (5, '2024-01-01', 7, 0, 0, 7, 0, 0)
 """
 INSERT = "insert into calculation_logs (publisher_id, {place}, date_calculated, source) values (1, 1, '2030-01-01', 1)"
+INSERT_INTO = (
+    "insert into {table} (publisher_id, locality_id, date_calculated, source, created_at) "
+    "values (1, 1, '2030-01-01', 1, '{at}')"
+)
+PARTITIONED = (
+    """
+    create table calculation_logs (
+        id bigserial, publisher_id integer not null, city_id bigint not null, date_calculated date not null,
+        cache_hit boolean not null default false, response_time_ms smallint, zman_count smallint,
+        source smallint not null, created_at timestamptz not null default now(), primary key (id, created_at)
+    ) partition by range (created_at)
+    """,
+    """create table "logs A" partition of calculation_logs for values from ('2026-03-01Z') to ('2026-03-02Z')""",
+    "insert into calculation_logs (publisher_id, city_id, date_calculated, source, created_at) "
+    "values (1, 1, '2030-01-01', 1, '2026-03-01 10:00Z')",
+)
 DAY = date(2026, 3, 1)
 
 
@@ -139,6 +160,49 @@ def test_two_at_once_both_succeed(api: Engine):
         thread.join()
     assert errors == []
     assert scalar(api, "select count(*) from rollup_state") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("alter column created_at type timestamp", "make it timestamptz"),
+        ("alter column publisher_id drop not null", "set it NOT NULL"),
+        ("alter column source type text", "must be an integer"),
+        ("add column locality_id bigint", "both city_id and locality_id"),
+    ],
+)
+def test_a_log_table_that_cannot_be_counted_exactly_is_refused_untouched(api: Engine, change: str, said: str):
+    with api.begin() as connection:
+        connection.execute(text(f"alter table calculation_logs {change}"))
+    with pytest.raises(UnfitTable, match=said):
+        install(api, "UTC")
+    assert scalar(api, "select to_regclass('rollup_state')") is None
+
+
+def test_a_partitioned_log_table_is_adopted_and_its_later_partitions_too(empty: Engine):
+    with empty.begin() as connection:
+        for statement in PARTITIONED:
+            connection.execute(text(statement))
+    for _ in range(2):
+        install(empty, "UTC")
+    with empty.begin() as connection:
+        later = "create table logs_b partition of calculation_logs for values from ('2026-03-02Z') to ('2026-03-03Z')"
+        connection.execute(text(later))
+        for table, at in [("calculation_logs", "2026-03-01 12:00Z"), ('"logs A"', "2026-03-01 13:00Z")]:
+            connection.execute(text(INSERT_INTO.format(table=table, at=at)))
+        connection.execute(text(INSERT_INTO.format(table="logs_b", at="2026-03-02 12:00Z")))
+    assert refresh(empty, ROLLUP, "UTC").rows == 1, "the first day has an older row and waits"
+    rebuild(empty, ROLLUP, "UTC", [DAY])
+    assert summarize(empty, ROLLUP)
+    assert stored(empty) == live(empty) == oracle(empty)
+    brin = "select count(*) from pg_index where indisvalid and indrelid in ('\"logs A\"'::regclass, 'logs_b'::regclass)"
+    assert scalar(empty, brin) == 4
+
+
+def test_the_newest_revision_is_known_without_reading_them_all():
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrate.__file__).parent / "migrations"))
+    assert ScriptDirectory.from_config(config).get_current_head() == migrate.HEAD
 
 
 def test_one_index_is_added_to_the_apis_own(api: Engine):

@@ -8,7 +8,7 @@ from sqlalchemy import text
 from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
 from calc_analytics.rollup.rebuild import CHUNK_DAYS, rebuild
 from calc_analytics.rollup.refresh import refresh
-from calc_analytics.rollup.verify import built_days, keep_proven, record, verify
+from calc_analytics.rollup.verify import built_days, keep_proven, record, verify, waiting_days
 from calc_analytics_tests.logs import oracle, row, stored, utc, write
 
 DAY, NEXT = date(2026, 3, 1), date(2026, 3, 2)
@@ -71,9 +71,21 @@ def test_shrinking_can_be_allowed(counted):
 
 def test_a_predecessors_doubled_statistics_are_replaced(engine, connect):
     write(connect(), [row(NOON)] * 10)
+    execute(engine, "update calculation_logs set xact_id = null")
     execute(engine, "insert into calculation_stats_daily values (1, '2026-03-01', 40, 0, 400, 40, 0, 0)")
     rebuild(engine, ROLLUP, "UTC", [DAY])
     assert stored(engine) == oracle(engine)
+
+
+def test_a_late_row_does_not_replace_statistics_whose_logs_were_deleted_before_this_project(engine, connect):
+    execute(engine, "insert into calculation_stats_daily values (1, '2026-03-01', 40, 0, 400, 40, 0, 0)")
+    write(connect(), [row(NOON)])
+    refresh(engine, ROLLUP, "UTC")
+    assert waiting_days(engine, ROLLUP) == [DAY]
+    (shrunk,) = rebuild(engine, ROLLUP, "UTC", [DAY]).shrunk
+    assert (shrunk.raw_rows, shrunk.counted_rows) == (1, 40)
+    assert sum(measures[0] for measures in stored(engine).values()) == 40
+    assert waiting_days(engine, ROLLUP) == [], "a refused day is not asked for again"
 
 
 def test_a_predecessors_statistics_without_any_logs_are_kept(engine):

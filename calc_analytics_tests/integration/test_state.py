@@ -1,10 +1,13 @@
 """What makes the stored snapshot meaningless is refused, with nothing written, and `rebase` is the way on."""
 
+import random
+import threading
 from datetime import date
 
 import pytest
 from sqlalchemy import text
 
+from calc_analytics.days import days_between
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
 from calc_analytics.rollup.install import install, rebase
@@ -12,7 +15,7 @@ from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.state import ClusterChanged, NotInstalled, TimezoneChanged
 from calc_analytics.rollup.verify import verify, waiting_days
-from calc_analytics_tests.logs import live, oracle, row, stored, utc, write
+from calc_analytics_tests.logs import live, oracle, random_rows, row, stored, utc, write
 
 DAY = date(2026, 3, 1)
 LATE = utc(2026, 3, 1, 23)
@@ -80,6 +83,58 @@ def test_a_new_time_zone_moves_rows_to_their_new_days(counted):
     rebuild(counted, ROLLUP, "Asia/Jerusalem", [DAY, date(2026, 3, 2)], allow_shrink=True)
     assert {day for _, day in stored(counted)} == {date(2026, 3, 2)}
     assert stored(counted) == oracle(counted, "Asia/Jerusalem")
+
+
+@pytest.mark.parametrize("zone", ["America/Havana", "Australia/Lord_Howe", "Pacific/Apia"])
+def test_a_new_time_zone_needs_no_leave_to_shrink_and_loses_no_row(engine, connect, zone: str):
+    days = days_between(date(2026, 2, 20), date(2026, 3, 20))
+    rows = random_rows(random.Random(7), 3_000, utc(2026, 2, 20), utc(2026, 3, 21))
+    write(connect(), rows)
+    rebuild(engine, ROLLUP, "UTC", days)
+    rebase(engine, zone)
+    report = rebuild(engine, ROLLUP, zone, waiting_days(engine, ROLLUP))
+    assert report.shrunk == []
+    assert report.rows == len(rows)
+    assert stored(engine) == live(engine) == oracle(engine, zone)
+
+
+def test_a_new_time_zone_does_not_replace_a_day_whose_logs_were_deleted(counted):
+    with counted.begin() as connection:
+        connection.execute(text("delete from calculation_logs where id % 2 = 0"))
+    before = stored(counted)
+    rebase(counted, "Asia/Jerusalem")
+    (shrunk,) = rebuild(counted, ROLLUP, "Asia/Jerusalem", [DAY]).shrunk
+    assert shrunk.counted_rows == 10
+    assert stored(counted) == before
+
+
+def test_rebase_and_refreshes_at_once_wait_for_each_other(counted, connect):
+    over, errors = threading.Event(), []
+
+    def work(operation) -> None:
+        writer = connect()
+        while not over.is_set():
+            write(writer, [row(LATE)])
+            try:
+                operation()
+            except Exception as error:
+                errors.append(error)
+
+    operations = [
+        lambda: refresh(counted, ROLLUP, "UTC"),
+        lambda: rebuild(counted, ROLLUP, "UTC", [DAY]),
+    ]
+    threads = [threading.Thread(target=work, args=(operation,)) for operation in operations]
+    for thread in threads:
+        thread.start()
+    for _ in range(5):
+        rebase(counted, "UTC")
+    over.set()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    rebuild(counted, ROLLUP, "UTC", [DAY])
+    assert stored(counted) == live(counted) == oracle(counted)
 
 
 def test_install_keeps_the_state_that_is_there(counted):

@@ -45,6 +45,10 @@ def test_cron_wins_over_the_interval():
     [
         ("ROLLUP_TIMEZONE", "Mars/Olympus", "IANA"),
         ("ROLLUP_TIMEZONE", "../../etc/passwd", "IANA"),
+        ("ROLLUP_TIMEZONE", "CET", "IANA"),
+        ("ROLLUP_TIMEZONE", "right/UTC", "IANA"),
+        ("ROLLUP_INTERVAL_HOURS", "²", "divides a day"),
+        ("DATABASE_URL", f"postgresql://me:p@{SECRET}/w:rd@db/calc", "percent-encoded"),
         ("ROLLUP_START_DATE", "1.1.2025", "YYYY-MM-DD"),
         ("ROLLUP_INTERVAL_HOURS", "5", "divides a day"),
         ("ROLLUP_INTERVAL_HOURS", "one", "divides a day"),
@@ -74,6 +78,13 @@ def test_every_way_to_write_postgresql_becomes_psycopg_3(scheme: str):
     url = settings(DATABASE_URL=URL.replace("postgresql", scheme, 1)).database_url
     assert url is not None
     assert url.drivername == "postgresql+psycopg"
+
+
+@pytest.mark.parametrize("option", ["password", "sslpassword", "passfile"])
+def test_options_of_the_url_are_not_shown(option: str):
+    url = settings(DATABASE_URL=f"postgresql://me@db.example/calc?{option}={SECRET}&host=/run/pg").database_url
+    assert url is not None
+    assert shown(url) == "postgresql://me@db.example/calc?host=/run/pg"
 
 
 def test_no_representation_holds_the_password():
