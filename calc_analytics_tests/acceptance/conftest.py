@@ -19,7 +19,7 @@ import psutil
 import pytest
 from sqlalchemy.engine import Engine
 
-from calc_analytics.config import project_root
+from calc_analytics.config import project_root, with_driver
 from calc_analytics.database.engine import engine_for
 from calc_analytics.supervisor import free_port
 from calc_analytics_tests.conftest import stay_clear_of_midnight
@@ -115,7 +115,7 @@ class Up:
 
     def engine(self) -> Engine:
         """An engine on its database."""
-        return engine_for(self.database_url.replace("postgresql://", "postgresql+psycopg://"))
+        return engine_for(with_driver(self.database_url, "psycopg"))
 
     def descendants(self) -> list[psutil.Process]:
         """All its processes, the embedded server's (which detaches itself) included."""
