@@ -12,6 +12,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -173,8 +174,8 @@ def rollup(single: tuple[str, ...], first: str | None, last: str | None, allow_s
 def verify(single: tuple[str, ...], first: str | None, last: str | None, as_json: bool) -> None:
     """Prove that statistics equal logs, day by day.
 
-    Default: every built day. Exact while writers run: the answer is zero difference, or a bug. Exit code 1 on any
-    difference, and for a day asked for that has logs but was never built.
+    Default: every built day. Exact while writers run: the answer is zero difference, or logs were deleted, or a bug.
+    Exit code 1 on any difference, for a day asked for that has logs but was never built, and if every day waits.
     """
     settings = Settings.from_environment()
     wanted = _chosen(single, first, last, settings)
@@ -182,8 +183,11 @@ def verify(single: tuple[str, ...], first: str | None, last: str | None, as_json
     chosen = built_days(engine, ROLLUP) if wanted is None else wanted
     with terminal.bar("comparing days", len(chosen)) as advance:
         report = verify_days(engine, ROLLUP, settings.timezone, chosen, progress=lambda proof: advance(1))
+    if wanted is None:
+        report = replace(report, waiting=waiting_days(engine, ROLLUP))
     _print(report, as_json, terminal.show_verify)
-    sys.exit(1 if report.different or report.never_built else 0)
+    nothing_proven = report.waiting and not report.days
+    sys.exit(1 if report.different or report.never_built or nothing_proven else 0)
 
 
 def _chosen(single: tuple[str, ...], first: str | None, last: str | None, settings: Settings) -> list[date] | None:

@@ -61,9 +61,13 @@ def show_verify(report: VerifyReport) -> None:
             verdict = "equal"
         elif day.built:
             verdict = f"DIFFERENT for {day.differing_keys:,} publishers: {day.differences}"
+            if day.log_rows < day.counted_rows:
+                verdict += "; were logs deleted?"
         else:
             verdict = f"never built: run 'calc-analytics rollup --day {day.day}'"
         say(f"  {day.day}  logs {day.log_rows:>11,}  stats {day.counted_rows:>11,}  {verdict}")
+    if report.waiting:
+        say(f"{len(report.waiting):,} days wait for a rebuild and were not compared: run 'calc-analytics rollup'")
     say(f"{len(report.days):,} days compared in {report.seconds:.2f} s: difference {report.difference:,}")
 
 

@@ -123,6 +123,8 @@ class VerifyReport:
 
     days: list[DayProof]
     seconds: float
+    waiting: list[date] = field(default_factory=list)
+    """Days on record that wait for a rebuild and were not asked for."""
 
     @property
     def different(self) -> list[DayProof]:
@@ -152,5 +154,6 @@ class VerifyReport:
                 }
                 for d in self.days
             },
+            "waiting_days": [str(day) for day in self.waiting],
             "seconds": round(self.seconds, 4),
         }

@@ -24,7 +24,7 @@ TEACHES = {
     "migrate": "Safe to repeat",
     "refresh": "Cost: the new rows only",
     "rollup": "Running it twice changes nothing",
-    "verify": "zero difference, or a bug",
+    "verify": "zero difference, or logs were deleted, or a bug",
     "rebase": "Statistics stay until each day is rebuilt",
     "simulate": "COPY",
     "up": "Ctrl-C or SIGTERM stops all of it",
@@ -93,6 +93,17 @@ def test_rollup_builds_a_day_that_only_its_own_refresh_finds_waiting(calc, engin
     write(writer, [row(NOON)] * 5)
     assert "2026-03-01  6 rows" in calc("rollup").output
     assert stored(engine) == oracle(engine)
+
+
+def test_verify_says_that_days_wait_and_fails_when_none_could_be_proven(calc, engine, connect):
+    write(connect(), [row(NOON)])
+    calc("rollup", "--day", "2026-03-01")
+    assert calc("rebase", "--yes").exit_code == 0
+    result = calc("verify")
+    assert result.exit_code == 1
+    assert "1 days wait for a rebuild" in result.output
+    calc("rollup")
+    assert json.loads(calc("verify", "--json").stdout)["waiting_days"] == []
 
 
 def test_an_error_nobody_foresaw_is_one_line_too(calc, monkeypatch, tmp_path):

@@ -109,7 +109,7 @@ def test_a_wrong_day_turns_the_streamed_check_red(location, instance, engine, co
     assert "differs" in wrong["stats_match_logs"].description
 
 
-def test_under_steady_load_events_tell_of_a_day_every_twenty_seconds(location, instance, engine, connect):
+def test_under_steady_load_events_tell_of_a_day_every_thirty_seconds(location, instance, engine, connect):
     rebuild(engine, ROLLUP, "UTC", [today()])
     write(connect(), [row(now())] * 3)
     first = tick(location, instance)
