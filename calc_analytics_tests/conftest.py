@@ -45,7 +45,7 @@ def server_url() -> Iterator[URL]:
         yield with_driver(given, "psycopg")
         return
     folder = Path(tempfile.mkdtemp(prefix="ca-"))
-    server = embedded._start(folder / "pg")
+    server = embedded.start(folder / "pg")
     try:
         uri = server.get_uri(database="postgres").replace("postgres:@", "postgres@")
         yield with_driver(make_url(uri), "psycopg")

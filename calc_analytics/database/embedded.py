@@ -58,14 +58,15 @@ def _server(pgdata: Path) -> Any:
         pgdata.parent.mkdir(parents=True, exist_ok=True)
         lock = open(pgdata.parent / "server.users", "w")  # noqa: SIM115 (held until the process ends)
         fcntl.flock(lock, fcntl.LOCK_SH)
-        _held[pgdata] = (lock, _start(pgdata))
+        _held[pgdata] = (lock, start(pgdata))
         atexit.register(_leave, pgdata, os.getpid())
     elif not _runs(_held[pgdata][1]):
-        _held[pgdata] = (_held[pgdata][0], _start(pgdata))
+        _held[pgdata] = (_held[pgdata][0], start(pgdata))
     return _held[pgdata][1]
 
 
-def _start(pgdata: Path) -> Any:
+def start(pgdata: Path) -> Any:
+    """The server on that folder, started if it does not run; who calls this must also stop it."""
     awkward = set(str(pgdata)) & set(" %'\"\\")
     if awkward:
         raise EmbeddedServerFailed(
@@ -98,6 +99,6 @@ def _leave(pgdata: Path, pid: int) -> None:
         return
     else:
         # It may have died and been started again by another process.
-        (server if _runs(server) else _start(pgdata)).stop()
+        (server if _runs(server) else start(pgdata)).stop()
     finally:
         lock.close()

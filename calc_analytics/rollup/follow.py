@@ -19,7 +19,8 @@ from calc_analytics.rollup.index import SUMMARIZE_ROWS, summarize
 from calc_analytics.rollup.refresh import is_uncounted_since, refresh
 from calc_analytics.rollup.reports import RefreshReport
 
-POLL_SECONDS = 0.1
+# While nothing is new it looks this often: four times per debounce, within these bounds.
+POLL_SECONDS = (0.05, 0.25)
 
 
 @dataclass
@@ -50,6 +51,7 @@ class Follower:
     ) -> None:
         self.engine, self.rollup, self.timezone = engine, rollup, timezone
         self.debounce_seconds, self.stopping = debounce_seconds, stopping
+        self._poll_seconds = min(max(debounce_seconds / 4, POLL_SECONDS[0]), POLL_SECONDS[1])
         self._lock = threading.Lock()
         self._until = 0.0
         self._thread: threading.Thread | None = None
@@ -65,7 +67,7 @@ class Follower:
         deadline = time.monotonic() + seconds
         self._keep(deadline + linger_seconds)
         while time.monotonic() < deadline and self._error is None:
-            if self.stopping.wait(min(POLL_SECONDS, max(deadline - time.monotonic(), 0))):
+            if self.stopping.wait(min(self._poll_seconds, max(deadline - time.monotonic(), 0))):
                 break
         return self._take()
 
@@ -100,7 +102,7 @@ class Follower:
                 started = time.monotonic()
                 if is_uncounted_since(connection, self.rollup, counted):
                     report = refresh(self.engine, self.rollup, self.timezone)
-                    counted = state.read(connection, self.rollup, self.timezone).snapshot
+                    counted = report.snapshot
                     next_at = started + self.debounce_seconds
                     with self._lock:
                         self._followed.add(report)
@@ -108,7 +110,7 @@ class Follower:
                     if unsummarized >= SUMMARIZE_ROWS and summarize(self.engine, self.rollup):
                         unsummarized = 0
                 self._followed.probes += 1
-                self.stopping.wait(max(next_at - time.monotonic(), POLL_SECONDS))
+                self.stopping.wait(max(next_at - time.monotonic(), self._poll_seconds))
 
     def _is_over(self) -> bool:
         """Whether nobody asks any more. Decided under the lock: who asks at this moment gets a new thread."""

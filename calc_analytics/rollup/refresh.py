@@ -22,11 +22,12 @@ def refresh(engine: Engine, rollup: Rollup, timezone: str) -> RefreshReport:
     """Counts all that was committed before the call, and maybe more. One transaction, safe to repeat."""
     started = time.perf_counter()
     with transaction(engine) as connection:
-        _, days = refresh_locked(connection, rollup, timezone)
+        snapshot, days = refresh_locked(connection, rollup, timezone)
     return RefreshReport(
         counted=[day for day in days if day.status == "built"],
         unbuilt=[day for day in days if day.status != "built"],
         seconds=time.perf_counter() - started,
+        snapshot=snapshot,
     )
 
 

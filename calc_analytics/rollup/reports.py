@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any
 
+from calc_analytics.rollup.snapshot import Snapshot
+
 
 @dataclass(frozen=True)
 class DayCount:
@@ -22,11 +24,13 @@ class DayCount:
 
 @dataclass(frozen=True)
 class RefreshReport:
-    """What one refresh counted. `counted` days are exact now; `unbuilt` ones saw rows but wait for a rebuild."""
+    """What one refresh counted. `counted` days are exact now, as of `snapshot`; `unbuilt` ones saw rows but wait for a
+    rebuild."""
 
     counted: list[DayCount]
     unbuilt: list[DayCount]
     seconds: float
+    snapshot: Snapshot
 
     @property
     def rows(self) -> int:

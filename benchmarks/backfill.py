@@ -1,0 +1,111 @@
+"""A backfill of 90 days of 100,000 rows through the real Dagster, beside one bare GROUP BY and a run per day.
+
+    python -m benchmarks.backfill
+"""
+
+import shutil
+import tempfile
+import time
+from datetime import date, timedelta
+from pathlib import Path
+
+from benchmarks.common import ROLLUP, execute, fill, median_seconds, plain, seconds, show
+from calc_analytics.days import days_between, today
+from calc_analytics.rollup.refresh import refresh
+from calc_analytics_tests.acceptance.conftest import Project, Up, eventually
+
+DAYS, ROWS_PER_DAY, SINGLE_RUNS = 90, 100_000, 6
+LAUNCH = """
+mutation ($days: [String!]) {
+  launchPartitionBackfill(backfillParams: {
+    assetSelection: [{path: ["calculation_stats_daily"]}], partitionNames: $days
+  }) { ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } }
+}
+"""
+STATUS = "query ($id: String!) { partitionBackfillOrError(backfillId: $id) { ... on PartitionBackfill { status } } }"
+STEPS = """
+query { runsOrError { ... on Runs { results {
+  runId startTime endTime status tags { key value } stepStats { stepKey startTime endTime }
+} } } }
+"""
+
+
+def main() -> None:
+    """Prints seconds and rows per second."""
+    folder = Path(tempfile.mkdtemp(prefix="ca-"))
+    project = Project(folder)
+    last = today("UTC") - timedelta(days=10)
+    days = days_between(last - timedelta(days=DAYS - 1), last)
+    with project.up() as up:
+        engine = up.engine()
+        for day in days:
+            fill(engine, day, ROWS_PER_DAY)
+        # Counted by the sensor as they came; a rebuild counts them again from the rows.
+        refresh(engine, ROLLUP, "UTC")
+        execute(engine, "vacuum analyze calculation_logs")
+        with plain(engine) as reader:
+            bare = median_seconds(lambda: seconds(lambda: reader.execute(range_sql(days)).fetchall()), 5)
+        whole, runs = backfill(up, days)
+        first = backfill_each(up, days[:SINGLE_RUNS])
+    shutil.rmtree(folder)
+    rows = DAYS * ROWS_PER_DAY
+    steps = [step for run in runs for step in run["stepStats"]]
+    rebuilding = sum(s["endTime"] - s["startTime"] for s in steps if s["stepKey"] == "calculation_stats_daily")
+    proving = sum(s["endTime"] - s["startTime"] for s in steps if "stats_match_logs" in s["stepKey"])
+    per_day = first / SINGLE_RUNS * DAYS
+    table = [
+        ("one bare GROUP BY over the range", bare),
+        (f"the asset's steps ({len(runs)} runs): rebuild, events, previews", rebuilding),
+        ("the check's steps: proof of every day", proving),
+        ("the backfill, from click to the last run's end", whole),
+        (f"a run per day, {SINGLE_RUNS} measured, times {DAYS / SINGLE_RUNS:.0f}", per_day),
+    ]
+    show(
+        f"A backfill of {DAYS} days of {ROWS_PER_DAY:,} rows",
+        ("", "seconds", "rows/s", "share of the bare throughput"),
+        [(name, f"{took:.1f}", f"{rows / took:,.0f}", f"{bare / took:.0%}") for name, took in table],
+    )
+    print(f"\ntimes faster than a run per day: {per_day / whole:.1f}")
+
+
+def range_sql(days: list[date]) -> str:
+    """What an engineer would type over the whole range."""
+    return f"""
+        select publisher_id, (created_at at time zone 'UTC')::date, {ROLLUP.aggregates} from calculation_logs
+        where created_at >= '{days[0]} 00:00Z' and created_at < '{days[-1]} 24:00Z' group by 1, 2
+    """
+
+
+def backfill(up: Up, days: list[date]) -> tuple[float, list[dict]]:
+    """Launches a backfill as the UI does; seconds until its last run has ended, and its runs."""
+    started = time.time()
+    launched = launch(up, days)
+    eventually(lambda: status(up, launched) == "COMPLETED_SUCCESS", "the backfill's end", 900)
+    tag = {"key": "dagster/backfill", "value": launched}
+    runs = [run for run in up.graphql(STEPS)["runsOrError"]["results"] if tag in run["tags"]]
+    return max(run["endTime"] for run in runs) - started, runs
+
+
+def backfill_each(up: Up, days: list[date]) -> float:
+    """A run for each day, all asked for at once; seconds until the last has ended."""
+    started = time.time()
+    launched = [launch(up, [day]) for day in days]
+    for each in launched:
+        eventually(lambda each=each: status(up, each) == "COMPLETED_SUCCESS", "the run's end", 900)
+    tags = [{"key": "dagster/backfill", "value": each} for each in launched]
+    runs = [r for r in up.graphql(STEPS)["runsOrError"]["results"] if any(tag in r["tags"] for tag in tags)]
+    return max(run["endTime"] for run in runs) - started
+
+
+def launch(up: Up, days: list[date]) -> str:
+    """The backfill's id."""
+    return str(up.graphql(LAUNCH, days=[str(day) for day in days])["launchPartitionBackfill"]["backfillId"])
+
+
+def status(up: Up, backfill_id: str) -> str:
+    """Where the backfill stands."""
+    return str(up.graphql(STATUS, id=backfill_id)["partitionBackfillOrError"]["status"])
+
+
+if __name__ == "__main__":
+    main()

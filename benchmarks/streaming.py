@@ -1,0 +1,228 @@
+"""From commit to statistic through the real daemon: seconds, CPU, event rows; beside a run per batch.
+
+    python -m benchmarks.streaming            # about twelve minutes; --seconds 30 for a quick look
+"""
+
+import argparse
+import shutil
+import statistics
+import tempfile
+import threading
+import time
+from bisect import bisect_left
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import psutil
+import psycopg
+from sqlalchemy import text
+
+from benchmarks.common import ROLLUP, cpu_seconds, plain, project_database, show
+from calc_analytics.config import with_driver
+from calc_analytics.database.engine import engine_for
+from calc_analytics.days import today
+from calc_analytics.rollup.follow import Follower
+from calc_analytics.rollup.verify import built_days, verify
+from calc_analytics.simulate import Traffic, simulate
+from calc_analytics_tests.acceptance.conftest import Project, Up, eventually
+
+RATE, WRITERS = 4_000, 4
+REFRESH_CPU_RATE = 5_000
+TOTAL = "select coalesce(sum(total_calculations), 0) from calculation_stats_daily"
+OPEN = "insert into calculation_logs (publisher_id, locality_id, date_calculated, source) values (1, 1, '2030-01-01', 1)"
+
+
+def main() -> None:
+    """Prints the tables."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=int, default=120, help="how long each measurement takes")
+    length = parser.parse_args().seconds
+    latencies, costs = [], []
+    with project() as fresh, fresh.up() as up:
+        settle(up)
+        costs += idle(up, length)
+        events = event_rows(up)
+        latencies.append(("default debounce (1 s)", *streamed(up, length)))
+        costs.append((f"event-log rows per hour of today's partition, {RATE:,} rows/s", hourly(up, events, length)))
+        latencies.append(("with a writer's transaction held open", *streamed(up, length, held=True)))
+    with project() as fresh, fresh.up(ROLLUP_DEBOUNCE_SECONDS="0.1") as up:
+        settle(up)
+        latencies.append(("debounce 0.1 s", *streamed(up, length)))
+    costs.append((f"refreshing at {REFRESH_CPU_RATE:,} rows/s, client and server", f"{refresh_cpu(length):.2%} of a core"))
+    columns = ("", "p50", "p95", "max", "proofs meanwhile", "greatest difference", "rows")
+    show(f"Commit to calculation_stats_daily, {WRITERS} writers, {RATE:,} rows/s in all, {length} s", columns, latencies)
+    show("What it costs", ("", "measured"), costs)
+
+
+@contextmanager
+def project() -> Iterator[Project]:
+    """A copy of the project in a folder of its own."""
+    folder = Path(tempfile.mkdtemp(prefix="ca-"))
+    yield Project(folder)
+    shutil.rmtree(folder)
+
+
+def settle(up: Up) -> None:
+    """Until today is built and the first runs have ended."""
+    engine = up.engine()
+    eventually(lambda: today("UTC") in built_days(engine, ROLLUP), "today built")
+    runs = "query { runsOrError { ... on Runs { results { status } } } }"
+    ended = ("SUCCESS", "FAILURE")
+    eventually(lambda: all(r["status"] in ended for r in up.graphql(runs)["runsOrError"]["results"]), "the runs' end")
+
+
+def streamed(up: Up, length: float, held: bool = False) -> tuple[str, str, str, int, int, str]:
+    """Latencies of every batch while writers write: p50, p95, max; and the proofs made meanwhile."""
+    engine = up.engine()
+    with plain(engine) as reader:
+        base = total(reader)
+        commits, seen, over = Commits(), [(0.0, base)], threading.Event()
+        watcher = threading.Thread(target=watch, args=(reader, seen, over))
+        prover = Prover(engine, over)
+        watcher.start()
+        prover.start()
+        with held_open(engine) if held else nullcontext():
+            traffic = Traffic(rate=RATE, writers=WRITERS, late_share=0)
+            report = simulate(engine.url, traffic, seconds=length, progress=commits.add)
+            eventually(lambda: seen[-1][1] >= base + report.rows, "every row counted", 60)
+        over.set()
+        watcher.join()
+        prover.join()
+    waits = sorted(commits.waits(base, seen))
+    p95 = waits[int(len(waits) * 0.95)]
+    figures = (f"{statistics.median(waits):.2f} s", f"{p95:.2f} s", f"{waits[-1]:.2f} s")
+    return (*figures, prover.proofs, prover.difference, f"{report.rows:,}")
+
+
+class Commits:
+    """When each batch was committed, and how many rows there were by then."""
+
+    def __init__(self) -> None:
+        self.lock, self.rows = threading.Lock(), 0
+        self.made: list[tuple[float, int]] = []
+
+    def add(self, rows: int) -> None:
+        """A batch has just been committed."""
+        with self.lock:
+            self.rows += rows
+            self.made.append((time.monotonic(), self.rows))
+
+    def waits(self, base: int, seen: list[tuple[float, int]]) -> Iterator[float]:
+        """Seconds from each commit to the first look at which the statistics held as many rows."""
+        totals = [rows for _, rows in seen]
+        for at, rows in self.made:
+            yield max(seen[bisect_left(totals, base + rows)][0] - at, 0.0)
+
+
+def watch(reader: psycopg.Connection, seen: list[tuple[float, int]], over: threading.Event) -> None:
+    """Looks at the statistics every ten milliseconds."""
+    while not over.wait(0.01):
+        rows = total(reader)
+        if rows > seen[-1][1]:
+            seen.append((time.monotonic(), rows))
+
+
+def total(reader: psycopg.Connection) -> int:
+    """Rows counted in the statistics."""
+    found = reader.execute(TOTAL).fetchone()
+    return int(found[0]) if found else 0
+
+
+class Prover(threading.Thread):
+    """Asks for a proof every five seconds."""
+
+    def __init__(self, engine, over: threading.Event) -> None:
+        super().__init__()
+        self.engine, self.over = engine, over
+        self.proofs = self.difference = 0
+
+    def run(self) -> None:
+        """Until it is over."""
+        while not self.over.wait(5):
+            report = verify(self.engine, ROLLUP, "UTC", built_days(self.engine, ROLLUP))
+            self.proofs, self.difference = self.proofs + 1, max(self.difference, report.difference)
+
+
+@contextmanager
+def held_open(engine) -> Iterator[None]:
+    """A writer that has written and does not commit until the end, when it gives up."""
+    url = engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
+    with psycopg.connect(url) as writer:
+        writer.execute(OPEN)
+        yield
+        writer.rollback()
+
+
+def idle(up: Up, length: float) -> list[tuple[str, str]]:
+    """CPU of Dagster's processes and of PostgreSQL while nobody writes."""
+    postgres = [p for p in psutil.process_iter() if "postgres" in p.name() and belongs(p, up)]
+    dagster = [p for p in up.descendants() if "postgres" not in p.name()]
+    before = spent(dagster), spent(postgres)
+    time.sleep(length)
+    used = [(spent(processes) - then) / length for processes, then in zip((dagster, postgres), before, strict=True)]
+    return [
+        ("idle: webserver, daemon and code server together", f"{used[0]:.1%} of a core"),
+        ("idle: PostgreSQL, Dagster's own storage included", f"{used[1]:.1%} of a core"),
+    ]
+
+
+def belongs(process: psutil.Process, up: Up) -> bool:
+    """Whether it is the project's own server or one of its lasting processes."""
+    postmaster = (up.project.folder / ".calc_analytics" / "pgdata" / "postmaster.pid").read_text().split()[0]
+    return int(postmaster) in (process.pid, process.ppid())
+
+
+def spent(processes: list[psutil.Process]) -> float:
+    """CPU seconds so far; those of backends that have ended are in their parent's account of children."""
+    times = [process.cpu_times() for process in processes if process.is_running()]
+    return sum(t.user + t.system + t.children_user + t.children_system for t in times)
+
+
+def event_rows(up: Up) -> int:
+    """Rows of Dagster's event log for today's partition and for the log table."""
+    url = with_driver(up.database_url, "psycopg").set(database="dagster")
+    statement = f"""
+        select count(*) from event_logs
+        where asset_key like '%calculation_logs%' or partition = '{today("UTC")}' or dagster_event_type like 'ASSET_CHECK%'
+    """
+    engine = engine_for(url)
+    with engine.connect() as connection:
+        found = int(connection.execute(text(statement)).scalar_one())
+    engine.dispose()
+    return found
+
+
+def hourly(up: Up, before: int, length: float) -> str:
+    """Rows per hour since the count `before`."""
+    return f"{(event_rows(up) - before) * 3600 / length:,.0f}"
+
+
+def refresh_cpu(length: float) -> float:
+    """CPU seconds per second of a follower and its connections, while another process writes."""
+    with project_database() as engine, project() as writers:
+        day = today("UTC")
+        stopping = threading.Event()
+        follower = Follower(engine, ROLLUP, "UTC", 1.0, stopping)
+        url = engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
+        options = ("--rate", str(REFRESH_CPU_RATE), "--seconds", str(length + 10), "--late-share", "0")
+        writing = writers.start("calc_analytics.cli", "simulate", *options, DATABASE_URL=url)
+        follower.follow(8, length)
+        before = time.process_time() + backends(engine)
+        follower.follow(length, 1)
+        used = time.process_time() + backends(engine) - before
+        stopping.set()
+        writing.wait()
+        assert day in built_days(engine, ROLLUP)
+    return used / length
+
+
+def backends(engine) -> float:
+    """CPU seconds of this process's connections to PostgreSQL."""
+    with engine.connect() as connection:
+        statement = text("select pid from pg_stat_activity where application_name = 'calc_analytics'")
+        return sum(cpu_seconds(pid) for pid in connection.execute(statement).scalars())
+
+
+if __name__ == "__main__":
+    main()
