@@ -1,6 +1,6 @@
 """A rebuild of a day of five million rows beside the bare SELECT … GROUP BY of that day.
 
-    python -m benchmarks.rebuild
+python -m benchmarks.rebuild
 """
 
 from benchmarks.common import BARE, DAY, ROLLUP, execute, fill, median_seconds, plain, project_database, seconds, show

@@ -1,12 +1,23 @@
 """A refresh of 5,000 new rows, and the live view over them, however big the day; beside the whole-day SQL.
 
-    python -m benchmarks.refresh
+python -m benchmarks.refresh
 """
 
 from sqlalchemy.engine import Engine
 
-from benchmarks.common import DAY, ROLLUP, WHOLE_DAY, copy_rows, execute, fill, median_seconds, plain
-from benchmarks.common import project_database, seconds, show
+from benchmarks.common import (
+    DAY,
+    ROLLUP,
+    WHOLE_DAY,
+    copy_rows,
+    execute,
+    fill,
+    median_seconds,
+    plain,
+    project_database,
+    seconds,
+    show,
+)
 from calc_analytics.rollup.index import summarize
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh

@@ -1,6 +1,6 @@
 """From commit to statistic through the real daemon: seconds, CPU, event rows; beside a run per batch.
 
-    python -m benchmarks.streaming            # about twelve minutes; --seconds 30 for a quick look
+python -m benchmarks.streaming            # about twelve minutes; --seconds 30 for a quick look
 """
 
 import argparse
@@ -30,7 +30,9 @@ from calc_analytics_tests.acceptance.conftest import Project, Up, eventually
 RATE, WRITERS = 4_000, 4
 REFRESH_CPU_RATE = 5_000
 TOTAL = "select coalesce(sum(total_calculations), 0) from calculation_stats_daily"
-OPEN = "insert into calculation_logs (publisher_id, locality_id, date_calculated, source) values (1, 1, '2030-01-01', 1)"
+OPEN = (
+    "insert into calculation_logs (publisher_id, locality_id, date_calculated, source) values (1, 1, '2030-01-01', 1)"
+)
 
 
 def main() -> None:
@@ -49,9 +51,13 @@ def main() -> None:
     with project() as fresh, fresh.up(ROLLUP_DEBOUNCE_SECONDS="0.1") as up:
         settle(up)
         latencies.append(("debounce 0.1 s", *streamed(up, length)))
-    costs.append((f"refreshing at {REFRESH_CPU_RATE:,} rows/s, client and server", f"{refresh_cpu(length):.2%} of a core"))
+    costs.append(
+        (f"refreshing at {REFRESH_CPU_RATE:,} rows/s, client and server", f"{refresh_cpu(length):.2%} of a core")
+    )
     columns = ("", "p50", "p95", "max", "proofs meanwhile", "greatest difference", "rows")
-    show(f"Commit to calculation_stats_daily, {WRITERS} writers, {RATE:,} rows/s in all, {length} s", columns, latencies)
+    show(
+        f"Commit to calculation_stats_daily, {WRITERS} writers, {RATE:,} rows/s in all, {length} s", columns, latencies
+    )
     show("What it costs", ("", "measured"), costs)
 
 

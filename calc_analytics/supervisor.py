@@ -201,6 +201,8 @@ class Supervisor:
             **os.environ,
             "DAGSTER_HOME": os.environ.get("DAGSTER_HOME") or str(project_root()),
             "DAGSTER_GRPC_SHUTDOWN_GRACE_PERIOD": "3",
+            # The materializations of a run's days are stored together.
+            "DAGSTER_EVENT_BATCH_SIZE": os.environ.get("DAGSTER_EVENT_BATCH_SIZE", "100"),
             "PYTHONUNBUFFERED": "1",
         }
 

@@ -17,7 +17,7 @@ from dagster import (
 from pydantic import Field
 
 from calc_analytics import rollup
-from calc_analytics.orchestration.metadata import day_metadata, log_metadata, preview
+from calc_analytics.orchestration.metadata import day_metadata, log_metadata, previews
 from calc_analytics.orchestration.partitions import as_days
 from calc_analytics.orchestration.resources import RollupDatabase
 from calc_analytics.orchestration.retries import TRANSIENT_ERRORS, failing_in_one_line
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from calc_analytics.rollup.reports import RebuildReport
 
 GROUP = "calculations"
-# A run rebuilds up to this many days in one pass; a backfill of a quarter takes three runs.
-DAYS_PER_RUN = 31
+# A run rebuilds up to this many days in one pass: starting a run takes longer than rebuilding a quarter.
+DAYS_PER_RUN = 100
 
 calculation_logs = AssetSpec(
     "calculation_logs",
@@ -84,8 +84,9 @@ def stats_asset(partitions: PartitionsDefinition) -> AssetsDefinition:
 
 
 def _log_chunk(context: AssetExecutionContext, chunk: "RebuildReport") -> None:
-    for day in chunk.rebuilt:
-        context.log.info(f"{day.day} rebuilt: {day.rows:,} rows, {day.keys:,} publishers")
+    if chunk.rebuilt:
+        span = f"{chunk.rebuilt[0].day} to {chunk.rebuilt[-1].day}"
+        context.log.info(f"{span}: {len(chunk.rebuilt)} days rebuilt, {chunk.rows:,} rows in {chunk.seconds:.2f} s")
     for shrunk in chunk.shrunk:
         context.log.error(str(shrunk))
 
@@ -93,8 +94,9 @@ def _log_chunk(context: AssetExecutionContext, chunk: "RebuildReport") -> None:
 def _attach(context: AssetExecutionContext, database: RollupDatabase, report: "RebuildReport") -> None:
     """Metadata for every rebuilt day. If some were refused, the others are on record before the run fails."""
     seconds = report.seconds / max(len(report.rebuilt), 1)
+    tables = previews(database, [day.day for day in report.rebuilt])
     for day in report.rebuilt:
-        metadata = {**day_metadata(day.measures, day.keys, seconds), "top_publishers": preview(database, day.day)}
+        metadata = {**day_metadata(day.measures, day.keys, seconds), "top_publishers": tables[day.day]}
         if report.shrunk:
             context.log_event(AssetMaterialization(context.asset_key, partition=str(day.day), metadata=metadata))
         else:

@@ -1,5 +1,6 @@
 """Domain reports as Dagster metadata: what the operator reads on a run's and a partition's page."""
 
+from collections.abc import Sequence
 from datetime import date
 from typing import Any
 
@@ -22,15 +23,17 @@ def day_metadata(
     }
 
 
-def preview(database: RollupDatabase, day: date) -> MetadataValue:
-    """The day's busiest publishers as a table."""
+def previews(database: RollupDatabase, days: Sequence[date]) -> dict[date, MetadataValue]:
+    """Each day's busiest publishers as a table."""
     import pandas
 
-    table = pandas.DataFrame(rollup.figures.top_keys(database.engine, database.rollup, day))
-    if table.empty:
-        return MetadataValue.md("no calculations on this day")
-    table["cache_hit_rate"] = (table["cache_hits"] / table["total_calculations"]).map("{:.0%}".format)
-    return MetadataValue.md(table.to_markdown(index=False))
+    found: dict[date, MetadataValue[Any]] = dict.fromkeys(days, MetadataValue.md("no calculations on this day"))
+    busiest = pandas.DataFrame(rollup.figures.top_keys(database.engine, database.rollup, days))
+    if not busiest.empty:
+        busiest["cache_hit_rate"] = (busiest["cache_hits"] / busiest["total_calculations"]).map("{:.0%}".format)
+        for day, table in busiest.groupby("date"):
+            found[day] = MetadataValue.md(table.drop(columns="date").to_markdown(index=False))
+    return found
 
 
 def log_metadata(database: RollupDatabase, counted: int | None = None) -> dict[str, Any]:

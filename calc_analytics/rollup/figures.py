@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
+from typing import Any
 
 from sqlalchemy import text
 from sqlalchemy.engine import Engine
@@ -66,14 +67,20 @@ def built_by_others(engine: Engine, rollup: Rollup, since: datetime | None, limi
         return [(row.date, row.built_at) for row in rows]
 
 
-def top_keys(engine: Engine, rollup: Rollup, day: date, limit: int = 10) -> list[dict[str, int]]:
-    """The rows of a day with the largest counts, as plain dictionaries of keys and measures."""
+def top_keys(engine: Engine, rollup: Rollup, days: Sequence[date], limit: int = 10) -> list[dict[str, Any]]:
+    """The rows of each of these days with the largest counts, as plain dictionaries of date, keys and measures."""
+    order = f"{rollup.count} desc, {rollup.key_columns}"
     statement = f"""
-        select {rollup.key_columns}, {", ".join(rollup.measure_names)} from {rollup.target}
-        where date = :day order by {rollup.count} desc, {rollup.key_columns} limit :limit
+        select date, {rollup.key_columns}, {", ".join(rollup.measure_names)}
+        from (
+            select *, row_number() over (partition by date order by {order}) as place
+            from {rollup.target} where date = any(:days)
+        ) placed
+        where place <= :limit order by date, place
     """
     with transaction(engine) as connection:
-        return [dict(row) for row in connection.execute(text(statement), {"day": day, "limit": limit}).mappings()]
+        rows = connection.execute(text(statement), {"days": list(days), "limit": limit})
+        return [dict(row) for row in rows.mappings()]
 
 
 def unknown_sources(engine: Engine, days: Sequence[date]) -> dict[date, int]:
