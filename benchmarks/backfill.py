@@ -11,6 +11,7 @@ from pathlib import Path
 
 from benchmarks.common import ROLLUP, execute, fill, median_seconds, plain, seconds, show
 from calc_analytics.days import days_between, today
+from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
 from calc_analytics_tests.acceptance.conftest import Project, Up, eventually
 
@@ -45,28 +46,31 @@ def main() -> None:
         execute(engine, "vacuum analyze calculation_logs")
         with plain(engine) as reader:
             bare = median_seconds(lambda: seconds(lambda: reader.execute(range_sql(days)).fetchall()), 5)
+        domain = median_seconds(lambda: seconds(lambda: rebuild(engine, ROLLUP, "UTC", days)), 3)
         whole, runs = backfill(up, days)
-        first = backfill_each(up, days[:SINGLE_RUNS])
+        each = backfill_each(up, days[:SINGLE_RUNS])
     shutil.rmtree(folder)
     rows = DAYS * ROWS_PER_DAY
     steps = [step for run in runs for step in run["stepStats"]]
     rebuilding = sum(s["endTime"] - s["startTime"] for s in steps if s["stepKey"] == "calculation_stats_daily")
     proving = sum(s["endTime"] - s["startTime"] for s in steps if "stats_match_logs" in s["stepKey"])
-    per_day = first / SINGLE_RUNS * DAYS
+    per_day = each / SINGLE_RUNS * DAYS
+    running = max(run["endTime"] for run in runs) - min(run["startTime"] for run in runs)
     table = [
         ("one bare GROUP BY over the range", bare),
+        ("rebuild by itself (calc-analytics rollup)", domain),
         (f"the asset's steps ({len(runs)} runs): rebuild, events, previews", rebuilding),
         ("the check's steps: proof of every day", proving),
-        ("the runs, from their start to their end", sum(run["endTime"] - run["startTime"] for run in runs)),
+        ("the runs, from start to end", running),
         ("the backfill, from click to the last run's end", whole),
-        (f"a run per day, {SINGLE_RUNS} measured, times {DAYS / SINGLE_RUNS:.0f}", per_day),
+        (f"a run per day, from start to end; {SINGLE_RUNS} measured, times {DAYS / SINGLE_RUNS:.0f}", per_day),
     ]
     show(
         f"A backfill of {DAYS} days of {ROWS_PER_DAY:,} rows",
         ("", "seconds", "rows/s", "share of the bare throughput"),
         [(name, f"{took:.1f}", f"{rows / took:,.0f}", f"{bare / took:.0%}") for name, took in table],
     )
-    print(f"\ntimes faster than a run per day: {per_day / whole:.1f}")
+    print(f"\ntimes faster than a run per day: {per_day / running:.1f}")
 
 
 def range_sql(days: list[date]) -> str:
@@ -88,14 +92,13 @@ def backfill(up: Up, days: list[date]) -> tuple[float, list[dict]]:
 
 
 def backfill_each(up: Up, days: list[date]) -> float:
-    """A run for each day, all asked for at once; seconds until the last has ended."""
-    started = time.time()
+    """A run for each day, all asked for at once; seconds from the first one's start to the last one's end."""
     launched = [launch(up, [day]) for day in days]
     for each in launched:
         eventually(lambda each=each: status(up, each) == "COMPLETED_SUCCESS", "the run's end", 900)
     tags = [{"key": "dagster/backfill", "value": each} for each in launched]
     runs = [r for r in up.graphql(STEPS)["runsOrError"]["results"] if any(tag in r["tags"] for tag in tags)]
-    return max(run["endTime"] for run in runs) - started
+    return max(run["endTime"] for run in runs) - min(run["startTime"] for run in runs)
 
 
 def launch(up: Up, days: list[date]) -> str:

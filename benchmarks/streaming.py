@@ -190,7 +190,8 @@ def event_rows(up: Up) -> int:
     url = with_driver(up.database_url, "psycopg").set(database="dagster")
     statement = f"""
         select count(*) from event_logs
-        where asset_key like '%calculation_logs%' or partition = '{today("UTC")}' or dagster_event_type like 'ASSET_CHECK%'
+        where asset_key like '%calculation_logs%' or partition = '{today("UTC")}'
+           or dagster_event_type like 'ASSET_CHECK%'
     """
     engine = engine_for(url)
     with engine.connect() as connection:
