@@ -1,4 +1,4 @@
-"""From commit to statistic through the real daemon: seconds, CPU, event rows; beside a run per batch.
+"""From commit to statistic through the real daemon: seconds, proofs meanwhile, CPU, event rows.
 
 python -m benchmarks.streaming            # about twelve minutes; --seconds 30 for a quick look
 """
