@@ -85,7 +85,7 @@ def backfill(up: Up, days: list[date]) -> tuple[float, list[dict]]:
     """Launches a backfill as the UI does; seconds until its last run has ended, and its runs."""
     started = time.time()
     launched = launch(up, days)
-    eventually(lambda: status(up, launched) == "COMPLETED_SUCCESS", "the backfill's end", 900)
+    await_end(up, launched)
     tag = {"key": "dagster/backfill", "value": launched}
     runs = [run for run in up.graphql(STEPS)["runsOrError"]["results"] if tag in run["tags"]]
     return max(run["endTime"] for run in runs) - started, runs
@@ -95,7 +95,7 @@ def backfill_each(up: Up, days: list[date]) -> float:
     """A run for each day, all asked for at once; seconds from the first one's start to the last one's end."""
     launched = [launch(up, [day]) for day in days]
     for each in launched:
-        eventually(lambda each=each: status(up, each) == "COMPLETED_SUCCESS", "the run's end", 900)
+        await_end(up, each)
     tags = [{"key": "dagster/backfill", "value": each} for each in launched]
     runs = [r for r in up.graphql(STEPS)["runsOrError"]["results"] if any(tag in r["tags"] for tag in tags)]
     return max(run["endTime"] for run in runs) - min(run["startTime"] for run in runs)
@@ -104,6 +104,11 @@ def backfill_each(up: Up, days: list[date]) -> float:
 def launch(up: Up, days: list[date]) -> str:
     """The backfill's id."""
     return str(up.graphql(LAUNCH, days=[str(day) for day in days])["launchPartitionBackfill"]["backfillId"])
+
+
+def await_end(up: Up, backfill_id: str) -> None:
+    """Waits until the backfill has succeeded."""
+    eventually(lambda: status(up, backfill_id) == "COMPLETED_SUCCESS", "the backfill's end", 900)
 
 
 def status(up: Up, backfill_id: str) -> str:

@@ -83,7 +83,7 @@ def fill(engine: Engine, day: date, rows: int, first: int = 0) -> None:
                        floor(random() * 200)::int, 30, 1 + floor(random() * 3)::int,
                        timestamptz '{day} 00:00Z' + n * (interval '24 hours' / {rows})
                 from generate_series({begin}, {min(begin + 20_000, rows) - 1}) n
-                """  # type: ignore[arg-type]
+                """
             )
 
 

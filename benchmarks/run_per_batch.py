@@ -9,7 +9,7 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import psutil
@@ -48,7 +48,7 @@ TODAY = f"""
 def whole_day() -> None:
     """Today's statistics, all of them, again."""
     with psycopg.connect(os.environ["BENCHMARK_URL"]) as connection:
-        connection.execute(TODAY)  # type: ignore[arg-type]
+        connection.execute(TODAY)
 
 
 job = define_asset_job("whole_day_job", selection=[whole_day])
@@ -105,7 +105,7 @@ def everything(processes: Callable[[], list[psutil.Process]]) -> list[psutil.Pro
 
 
 @contextmanager
-def dagster_dev(fresh: Project):
+def dagster_dev(fresh: Project) -> Iterator[tuple[Engine, Callable[[], list[psutil.Process]]]]:
     """The baseline running on a migrated embedded server: its engine and its processes."""
     assert fresh.cli("migrate").returncode == 0
     postmaster = fresh.folder / ".calc_analytics" / "pgdata"
@@ -144,7 +144,7 @@ def runs_tick(engine: Engine) -> bool:
     try:
         with plain(engine) as connection:
             columns = "publisher_id, locality_id, date_calculated, source"
-            connection.execute(f"insert into calculation_logs ({columns}) values (1, 1, now(), 1)")  # type: ignore[arg-type]
+            connection.execute(f"insert into calculation_logs ({columns}) values (1, 1, now(), 1)")
             return total(connection) > 0
     except psycopg.OperationalError:
         return False

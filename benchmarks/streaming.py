@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import psycopg
 from sqlalchemy import text
+from sqlalchemy.engine import Engine
 
 from benchmarks.common import ROLLUP, cpu_seconds, plain, project_database, show
 from calc_analytics.config import with_driver
@@ -138,7 +139,7 @@ def total(reader: psycopg.Connection) -> int:
 class Prover(threading.Thread):
     """Asks for a proof every five seconds."""
 
-    def __init__(self, engine, over: threading.Event) -> None:
+    def __init__(self, engine: Engine, over: threading.Event) -> None:
         super().__init__()
         self.engine, self.over = engine, over
         self.proofs = self.difference = 0
@@ -151,7 +152,7 @@ class Prover(threading.Thread):
 
 
 @contextmanager
-def held_open(engine) -> Iterator[None]:
+def held_open(engine: Engine) -> Iterator[None]:
     """A writer that has written and does not commit until the end, when it gives up."""
     url = engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
     with psycopg.connect(url) as writer:
@@ -224,7 +225,7 @@ def refresh_cpu(length: float) -> float:
     return used / length
 
 
-def backends(engine) -> float:
+def backends(engine: Engine) -> float:
     """CPU seconds of this process's connections to PostgreSQL."""
     with engine.connect() as connection:
         statement = text("select pid from pg_stat_activity where application_name = 'calc_analytics'")

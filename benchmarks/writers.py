@@ -66,19 +66,19 @@ def measure(connection: psycopg.Connection, reused: bool) -> dict[str, tuple[flo
 
 def prepare(connection: psycopg.Connection, table: str, columns: str, indexes: list[str], reused: bool) -> None:
     """Creates the table and, if space is to be reused, fills it, deletes nearly all, and vacuums."""
-    connection.execute(f"drop table if exists {table}")  # type: ignore[arg-type]
-    connection.execute(f"create table {table} ({columns})")  # type: ignore[arg-type]
+    connection.execute(f"drop table if exists {table}")
+    connection.execute(f"create table {table} ({columns})")
     for index in indexes:
-        connection.execute(f"create index on {table} {index}")  # type: ignore[arg-type]
+        connection.execute(f"create index on {table} {index}")
     if reused:
         rows = BATCH_ROWS * BATCHES * (ROUNDS + 3)
         connection.execute(
             f"insert into {table} ({COLUMNS}) select 1, 1, '2030-01-01', true, 1, 1, 1, timestamptz '2025-12-01' "
-            f"from generate_series(1, {rows})"  # type: ignore[arg-type]
+            f"from generate_series(1, {rows})"
         )
-        connection.execute(f"vacuum {table}")  # type: ignore[arg-type]
-        connection.execute(f"delete from {table} where id < {rows - 100}")  # type: ignore[arg-type]
-        connection.execute(f"vacuum {table}")  # type: ignore[arg-type]
+        connection.execute(f"vacuum {table}")
+        connection.execute(f"delete from {table} where id < {rows - 100}")
+        connection.execute(f"vacuum {table}")
 
 
 def write(connection: psycopg.Connection, table: str, batches: int) -> tuple[float, float]:
