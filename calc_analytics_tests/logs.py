@@ -59,9 +59,9 @@ def random_rows(rng: random.Random, count: int, begin: datetime, end: datetime, 
     ]
 
 
-def copy_rows(connection: psycopg.Connection, rows: Iterable[Row]) -> None:
+def copy_rows(connection: psycopg.Connection, rows: Iterable[Row], table: str = "calculation_logs") -> None:
     """Writes rows by COPY, as the API does, into the connection's open transaction."""
-    with connection.cursor().copy(f"copy calculation_logs ({', '.join(COLUMNS)}) from stdin") as copy:
+    with connection.cursor().copy(f"copy {table} ({', '.join(COLUMNS)}) from stdin") as copy:
         for values in rows:
             copy.write_row(values)
 
