@@ -26,6 +26,7 @@ TEACHES = {
     "rollup": "Running it twice changes nothing",
     "verify": "zero difference, or logs were deleted, or a bug",
     "rebase": "Statistics stay until each day is rebuilt",
+    "prune": "Their statistics stay",
     "simulate": "COPY",
     "up": "Ctrl-C or SIGTERM stops all of it",
     "demo": "a table of today's totals that grows",
