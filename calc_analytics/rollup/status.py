@@ -22,22 +22,24 @@ WRITERS_LIMIT = 20
 
 
 @dataclass(frozen=True)
-class Counting:
-    """How far the counting has come: rows committed and not counted, and for how long at most the oldest has waited.
+class Refreshed:
+    """When rows were last counted (None: never), by the server's clock, which shows `now`."""
 
-    `lag_rows` stops at LAG_ROWS_LIMIT. `now` is the server's clock.
-    """
-
+    at: datetime | None
     now: datetime
-    timezone: str
-    refreshed_at: datetime | None
-    lag_rows: int
-    lag_seconds: float
 
     @property
-    def seconds_since_refresh(self) -> float | None:
-        """Since new rows were last counted; None if never."""
-        return None if self.refreshed_at is None else max((self.now - self.refreshed_at).total_seconds(), 0.0)
+    def seconds_ago(self) -> float | None:
+        """How long ago that was."""
+        return None if self.at is None else max((self.now - self.at).total_seconds(), 0.0)
+
+
+@dataclass(frozen=True)
+class Lag:
+    """Rows committed and not counted (at most LAG_ROWS_LIMIT of them), and how long the oldest has waited at most."""
+
+    rows: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -114,16 +116,25 @@ def server(engine: Engine) -> Server:
     return Server(row.version, row.number, row.standby)
 
 
-def counting(engine: Engine, rollup: Rollup, timezone: str) -> Counting:
-    """How far the counting has come; raises what `state.read` raises.
+def refreshed(engine: Engine, rollup: Rollup, timezone: str) -> Refreshed:
+    """When rows were last counted; raises what `state.read` raises if counting could not go on."""
+    statement = "select refreshed_at, clock_timestamp() as now from rollup_state where rollup = :rollup"
+    with transaction(engine) as connection:
+        state.read(connection, rollup, timezone)
+        row = connection.execute(text(statement), {"rollup": rollup.name}).one()
+    return Refreshed(row.refreshed_at, row.now)
+
+
+def lag(engine: Engine, rollup: Rollup, timezone: str) -> Lag:
+    """What is not counted yet.
 
     A row has waited since it was written and, at most, since the last refresh: late rows are written long after
     their `created_at`, and where nobody writes nothing is refreshed.
     """
     statement = f"""
-        select s.refreshed_at, clock_timestamp() as now, n.rows, greatest(0, least(
+        select n.rows, greatest(0, least(
             extract(epoch from clock_timestamp() - n.oldest),
-            extract(epoch from clock_timestamp() - s.refreshed_at))) as lag
+            extract(epoch from clock_timestamp() - s.refreshed_at))) as seconds
         from rollup_state s, (
             select count(*) as rows, min({rollup.event_time}) as oldest
             from (
@@ -137,7 +148,7 @@ def counting(engine: Engine, rollup: Rollup, timezone: str) -> Counting:
         before = state.read(connection, rollup, timezone)
         span = between(before.snapshot, Snapshot.now(connection))
         row = connection.execute(text(statement), {"rollup": rollup.name, **span}).one()
-    return Counting(row.now, before.timezone, row.refreshed_at, row.rows, float(row.lag) if row.rows else 0.0)
+    return Lag(row.rows, float(row.seconds) if row.rows else 0.0)
 
 
 def days(engine: Engine, rollup: Rollup) -> Days:
@@ -164,7 +175,7 @@ def recent_days(engine: Engine, rollup: Rollup, limit: int) -> list[DayStatus]:
             select date, sum({rollup.count}) as rows, count(*) as keys
             from {rollup.target} where date = any(array(select date from recent)) group by date
         )
-        select r.*, {_SEALED.format(days="r")}, coalesce(held.rows, 0) as rows, coalesce(held.keys, 0) as keys
+        select r.*, coalesce(held.rows, 0) as rows, coalesce(held.keys, 0) as keys
         from recent r left join held using (date) order by date desc
     """
     with transaction(engine) as connection:
@@ -190,16 +201,12 @@ def _day(row: Any) -> DayStatus:
     )
 
 
-_SEALED = """
-    cast(to_jsonb({days}) ->> 'sealed_at' as timestamptz) as sealed_at, to_jsonb({days}) ->> 'sealed_by' as sealed_by,
-    to_jsonb({days}) -> 'missing' as missing
-"""
 _DAYS = """
-    select status, count(*) as days, count(to_jsonb(d) ->> 'sealed_at') as sealed,
+    select status, count(*) as days, count(sealed_at) as sealed,
            count(*) filter (where status = 'built' and difference <> 0) as different,
            coalesce(sum(difference) filter (where status = 'built'), 0) as difference,
            max(built_at) filter (where method = 'rebuild') as rebuilt_at, max(verified_at) as verified_at
-    from rollup_days d where rollup = :rollup group by status
+    from rollup_days where rollup = :rollup group by status
 """
 # A transaction has an id from its first write on. Of other roles' transactions the age is hidden from those without
 # pg_read_all_stats; a prepared one keeps its locks under '-1/' and its id.

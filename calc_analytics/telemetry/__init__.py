@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from calc_analytics.telemetry import logs
 
 if TYPE_CHECKING:
-    from calc_analytics.rollup.reports import RebuildReport, RefreshReport, VerifyReport
+    from calc_analytics.rollup.reports import PruneReport, RebuildReport, RefreshReport, VerifyReport
     from calc_analytics.telemetry.metrics import Counts
 
 
@@ -30,14 +30,25 @@ def refreshed(report: "RefreshReport", log: bool = True, **fields: Any) -> None:
 
 
 def rebuilt(report: "RebuildReport", log: bool = True, **fields: Any) -> None:
-    """One rebuild of one or more days; days it refused to shrink are a warning."""
-    _count(lambda counts: counts.rebuilt(report))
+    """One rebuild of one or more days; days left alone are a warning, unless they are known to be pruned."""
+    _count(lambda counts: counts.rebuilt(report, unexpectedly_refused(report)))
     if log:
-        refused = [str(day.day) for day in report.shrunk]
+        refused = [str(day.day) for day in report.refused]
         fields = {**({"refused_days": refused} if refused else {}), **fields}
-        level = logging.WARNING if refused else logging.INFO
+        level = logging.WARNING if unexpectedly_refused(report) else logging.INFO
         days = _span([str(day.day) for day in report.rebuilt])
         _log(level, "rebuild", rows=report.rows, days=days, seconds=round(report.seconds, 4), **fields)
+
+
+def unexpectedly_refused(report: "RebuildReport") -> int:
+    """Days left alone for another reason than that their logs are known to be pruned."""
+    deleted = [day for day in report.shrunk if day.counted_rows - day.raw_rows != day.pruned_rows]
+    return len(deleted) + len(report.overflowed)
+
+
+def pruned(report: "PruneReport") -> None:
+    """Log rows deleted; the command line prints them, so there is no line."""
+    _count(lambda counts: counts.pruned(report))
 
 
 def verified(report: "VerifyReport", log: bool = True) -> None:

@@ -22,7 +22,7 @@ from calc_analytics.config import metrics_folder
 from calc_analytics.database.embedded import data_folder
 
 if TYPE_CHECKING:
-    from calc_analytics.rollup.reports import RebuildReport, RefreshReport, VerifyReport
+    from calc_analytics.rollup.reports import PruneReport, RebuildReport, RefreshReport, VerifyReport
 
 PREFIX = "calc_analytics"
 OPERATIONS = ("refresh", "rebuild", "verify")
@@ -93,7 +93,8 @@ class Counts:
             self.rows = _counter("rows_counted", "Log rows that refreshes added to the statistics.")
             self.rebuilt_rows = _counter("rows_rebuilt", "Log rows in the days that rebuilds recounted.")
             self.rebuilt_days = _counter("days_rebuilt", "Days that rebuilds recounted.")
-            self.refused_days = _counter("days_refused", "Days a rebuild left alone, because logs were deleted.")
+            self.refused_days = _counter("days_refused", "Days a rebuild left alone, not known to be pruned.")
+            self.pruned_rows = _counter("rows_pruned", "Counted log rows that were deleted by prune.")
             self.verified_days = _counter("days_verified", "Days that were compared with the logs.")
             self.different_days = _counter("days_different", "Days whose statistics were found to differ.")
             failures = _counter("failures", "Operations that ended in an error.", ("operation",))
@@ -104,12 +105,16 @@ class Counts:
         self.durations["refresh"].observe(report.seconds)
         self.rows.inc(report.rows)
 
-    def rebuilt(self, report: "RebuildReport") -> None:
-        """Counts one rebuild."""
+    def rebuilt(self, report: "RebuildReport", refused: int) -> None:
+        """Counts one rebuild, and the days it left alone for no known reason."""
         self.durations["rebuild"].observe(report.seconds)
         self.rebuilt_rows.inc(report.rows)
         self.rebuilt_days.inc(len(report.rebuilt))
-        self.refused_days.inc(len(report.shrunk))
+        self.refused_days.inc(refused)
+
+    def pruned(self, report: "PruneReport") -> None:
+        """Counts deleted log rows."""
+        self.pruned_rows.inc(report.rows)
 
     def verified(self, report: "VerifyReport") -> None:
         """Counts one comparison."""

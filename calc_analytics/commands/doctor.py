@@ -1,0 +1,8 @@
+"""doctor"""
+
+import click
+
+
+@click.command()
+def doctor() -> None:
+    """doctor"""

@@ -1,0 +1,8 @@
+"""status"""
+
+import click
+
+
+@click.command()
+def status() -> None:
+    """status"""
