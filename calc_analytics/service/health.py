@@ -16,8 +16,9 @@ from calc_analytics.service.probes import Answer, Prober, Question
 from calc_analytics.service.sources import Sources
 from calc_analytics.service.words import ago, instant
 
-# A daemon writes a heartbeat every 30 seconds (Dagster's default) and tells of its death by two that are missing.
-HEARTBEAT_SECONDS = 30
+# Dagster's daemons write a heartbeat every 30 seconds; the scheduler sleeps from minute to minute. Two that are missing
+# tell of a death.
+HEARTBEAT_SECONDS = {"SENSOR": 30, "QUEUED_RUN_COORDINATOR": 30, "SCHEDULER": 60}
 HEARTBEATS_MISSED = 2
 # The sensor begins a tick every ten seconds; one that has much to count may take longer.
 TICK_SECONDS = 60
@@ -154,12 +155,19 @@ def _daemon(sources: Sources) -> Verdict:
     from calc_analytics.orchestration import history
 
     needed = [beat for beat in history.heartbeats(sources.dagster()) if beat.needed]
-    ages = {beat.daemon: _age(beat.at) for beat in needed}
-    limit = HEARTBEAT_SECONDS * HEARTBEATS_MISSED
-    dead = [name for name, age in ages.items() if age is None or age > limit]
-    said = ", ".join(f"{name} {_since(age)}" for name, age in ages.items())
-    against = f"last heartbeats: {said}; the limit is {limit} s"
-    return Verdict(not dead, against, "calc-analytics up" * bool(dead))
+    dead = [beat.daemon for beat in needed if not is_alive(beat)]
+    said = ", ".join(f"{beat.daemon} {_since(_age(beat.at))} (limit {_limit(beat)} s)" for beat in needed)
+    return Verdict(not dead, f"last heartbeats: {said}", "calc-analytics up" * bool(dead))
+
+
+def is_alive(beat: Any) -> bool:
+    """Whether the daemon of this `history.Heartbeat` missed fewer than two."""
+    age = _age(beat.at)
+    return age is not None and age <= _limit(beat)
+
+
+def _limit(beat: Any) -> int:
+    return HEARTBEATS_MISSED * HEARTBEAT_SECONDS.get(beat.daemon, 30)
 
 
 def _sensor(sources: Sources) -> Verdict:

@@ -120,10 +120,11 @@ class Service:
         """A line when the health changes, and none for the questions between."""
         if found.healthy != self._was_healthy:
             self._was_healthy = found.healthy
-            wrong = [finding.name for finding in found.wrong]
-            fields = {"wrong": wrong, "first": found.wrong[0].compared} if wrong else {}
-            level = logging.INFO if found.healthy else logging.WARNING
-            logs.line(level, "health", **{"status": "ok" if found.healthy else "unhealthy", **fields})
+            if found.healthy:
+                logs.line(logging.INFO, "health", status="ok")
+            else:
+                wrong = [finding.name for finding in found.wrong]
+                logs.line(logging.WARNING, "health", status="unhealthy", wrong=wrong, first=found.wrong[0].compared)
 
     @asynccontextmanager
     async def _warm_up(self, app: Starlette) -> AsyncIterator[None]:
