@@ -19,7 +19,7 @@ from dagster._core.storage.dagster_run import FINISHED_STATUSES
 from dagster_postgres.utils import DagsterPostgresException
 from sqlalchemy.exc import DBAPIError
 
-from calc_analytics.config import dagster_home, with_driver
+from calc_analytics.config import dagster_home, shown, with_driver
 from calc_analytics.database.engine import DatabaseTrouble, engine_for, impatient, transaction
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.orchestration.sensors import STATS
@@ -105,6 +105,12 @@ def require_answer(dagster: DagsterInstance) -> None:
     if url is not None:
         with _trouble_in_words(), transaction(_engine(url)) as connection:
             connection.exec_driver_sql("select 1")
+
+
+def storage(dagster: DagsterInstance) -> str:
+    """Where the instance keeps its record, without a password."""
+    url = getattr(dagster.run_storage, "postgres_url", None)
+    return type(dagster.run_storage).__name__ if url is None else shown(with_driver(url, "psycopg"))
 
 
 @lru_cache(maxsize=2)

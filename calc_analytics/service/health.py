@@ -156,8 +156,13 @@ def _daemon(sources: Sources) -> Verdict:
 
     needed = [beat for beat in history.heartbeats(sources.dagster()) if beat.needed]
     dead = [beat.daemon for beat in needed if not is_alive(beat)]
-    said = ", ".join(f"{beat.daemon} {_since(_age(beat.at))} (limit {_limit(beat)} s)" for beat in needed)
+    said = ", ".join(f"{name_of(beat)} {_since(_age(beat.at))} (limit {_limit(beat)} s)" for beat in needed)
     return Verdict(not dead, f"last heartbeats: {said}", "calc-analytics up" * bool(dead))
+
+
+def name_of(beat: Any) -> str:
+    """The daemon's name for people: 'queued run coordinator'."""
+    return str(beat.daemon).lower().replace("_", " ")
 
 
 def is_alive(beat: Any) -> bool:
@@ -196,11 +201,12 @@ def _instigator(found: Any, name: str, kind: str) -> Verdict:
     tick = found.last_tick
     if tick is None:
         return Verdict(True, f"the {kind} {name} is on and has not ticked yet")
-    said = f"the {kind} {name} is on; its last tick, {_since(_age(tick.at))}, was a {tick.status}"
     if tick.failures_in_a_row >= RED_TICKS:
-        said += f", the {tick.failures_in_a_row}th in a row: {tick.error}"
-        return Verdict(False, said, "calc-analytics status")
-    return Verdict(True, said)
+        said = f"the last {tick.failures_in_a_row} ticks of the {kind} {name} failed: {tick.error}"
+        return Verdict(False, said, "calc-analytics doctor")
+    return Verdict(
+        True, f"the {kind} {name} is on; the last tick that ended began {_since(_age(tick.at))}: {tick.status}"
+    )
 
 
 def _checks(sources: Sources) -> Verdict:

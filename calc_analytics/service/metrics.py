@@ -4,7 +4,6 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Metric
@@ -15,10 +14,10 @@ from prometheus_client.registry import Collector
 
 from calc_analytics import __version__
 from calc_analytics.rollup import status
-from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
 from calc_analytics.service import health
 from calc_analytics.service.probes import Answer, Prober, Question
 from calc_analytics.service.sources import Sources
+from calc_analytics.service.status import figures
 from calc_analytics.telemetry import logs
 from calc_analytics.telemetry.metrics import PREFIX, AllProcesses
 from calc_analytics.telemetry.metrics import counts as own_counts
@@ -69,21 +68,6 @@ def _counts() -> list[Metric]:
 def questions(sources: Sources) -> dict[str, Question]:
     """The health probes, and the figures beside them."""
     return {**health.questions(sources), **figures(sources)}
-
-
-def figures(sources: Sources) -> dict[str, Question]:
-    """What `status` and the gauges know beyond the health report."""
-    ask: dict[str, Any] = {"days": status.days, "writers": status.writers}
-    zone = sources.settings.timezone
-    return {
-        **{name: partial(_about, sources, question) for name, question in ask.items()},
-        "lag": lambda: status.lag(sources.engine(), ROLLUP, zone),
-        "refreshed": lambda: status.refreshed(sources.engine(), ROLLUP, zone),
-    }
-
-
-def _about(sources: Sources, question: Any) -> Any:
-    return question(sources.engine(), ROLLUP)
 
 
 def gauges(answers: Mapping[str, Answer[Any]]) -> Iterator[Metric]:
