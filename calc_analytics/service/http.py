@@ -4,13 +4,14 @@ Answers are `{"data": …}`, errors `{"error": {"code", "message"}}`, at any pat
 stack trace, a query or a password. `openapi.py` describes all of it.
 """
 
+import asyncio
 import hmac
 import logging
-import threading
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -25,7 +26,7 @@ from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.service.health import Health, health
 from calc_analytics.service.metrics import Exposition
 from calc_analytics.service.openapi import description
-from calc_analytics.service.probes import Prober
+from calc_analytics.service.probes import Prober, in_background
 from calc_analytics.service.sources import Sources
 from calc_analytics.service.trigger import AlreadyTriggered, Trigger
 from calc_analytics.telemetry import logs
@@ -100,8 +101,11 @@ class Service:
         if not self._may_trigger(request.headers):
             said = "send the header 'Authorization: Bearer TOKEN' with the token of ROLLUP_TRIGGER_TOKEN"
             return _error(401, said, {"WWW-Authenticate": "Bearer"})
+        running = in_background("trigger", partial(self.trigger_.run, uuid.uuid4().hex))
         try:
-            done = await run_in_threadpool(self.trigger_.run, uuid.uuid4().hex)
+            done = await asyncio.wrap_future(running)
+        except asyncio.CancelledError:
+            return _error(503, "the service is stopping; what was under way is either done or undone as a whole")
         except AlreadyTriggered as error:
             return _error(409, str(error), {"Retry-After": "1"})
         except CalcAnalyticsError as error:
@@ -129,7 +133,7 @@ class Service:
     @asynccontextmanager
     async def _warm_up(self, app: Starlette) -> AsyncIterator[None]:
         """Imports and connects in the background, so that the first who asks need not wait for it."""
-        threading.Thread(target=health, args=(self.sources, self.prober), name="warm-up", daemon=True).start()
+        in_background("warm-up", partial(health, self.sources, self.prober))
         yield
 
 

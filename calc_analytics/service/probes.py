@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotInTime
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from calc_analytics.errors import CalcAnalyticsError
@@ -65,25 +66,24 @@ class Prober:
             under_way = [each for each in self._under_way.get(name, []) if not each.answer.done()]
             if under_way and not _may_ask_again(under_way):
                 return under_way[-1]
-            asked = Asked(time.monotonic(), Future())
+            at = time.monotonic()
+            asked = Asked(at, in_background(f"probe {name}", partial(_answer, question, at)))
             self._under_way[name] = [*under_way, asked]
-        # A daemon thread: a question that hangs does not keep the process from ending.
-        threading.Thread(target=_answer, args=(question, asked), name=f"probe {name}", daemon=True).start()
-        return asked
+            return asked
 
     def _await(self, name: str, asked: Asked, deadline: float) -> Answer[Any]:
         try:
             return asked.answer.result(max(deadline - time.monotonic(), 0))
         except NotInTime:
             waited = time.monotonic() - asked.at
-            return Answer(None, f"no answer within {self.deadline_seconds:g} s (asked {waited:.0f} s ago)", waited)
+            return Answer(None, f"no answer within {self.deadline_seconds:g} s", waited)
 
 
 def _may_ask_again(under_way: list[Asked]) -> bool:
     return len(under_way) < HANGING_AT_MOST and time.monotonic() - under_way[-1].at >= GIVEN_UP_SECONDS
 
 
-def _answer(question: Question, asked: Asked) -> None:
+def _answer(question: Question, at: float) -> Answer[Any]:
     value = trouble = None
     try:
         value = question()
@@ -91,4 +91,18 @@ def _answer(question: Question, asked: Asked) -> None:
         trouble = logs.in_one_line(error)
         if not isinstance(error, CalcAnalyticsError):
             logs.line(logging.ERROR, "probe", exc_info=True, failed=trouble)
-    asked.answer.set_result(Answer(value, trouble, time.monotonic() - asked.at))
+    return Answer(value, trouble, time.monotonic() - at)
+
+
+def in_background(name: str, work: Callable[[], T]) -> "Future[T]":
+    """Runs `work` in a daemon thread: one that hangs does not keep the process from ending."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except Exception as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return future

@@ -9,7 +9,7 @@ from calc_analytics.service.http import Service
 from calc_analytics.telemetry import logs
 
 # A trigger that still runs gets that long; `up` waits a little longer before it kills.
-SHUTDOWN_SECONDS = 5
+SHUTDOWN_SECONDS = 3
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
 

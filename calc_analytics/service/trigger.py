@@ -13,6 +13,7 @@ from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.reports import RebuildReport, RefreshReport
+from calc_analytics.rollup.status import server
 
 # A rebuild of two busy days takes a minute at most; an answer is wanted in any case.
 STATEMENT_SECONDS = 120.0
@@ -67,6 +68,7 @@ class Trigger:
         engine = engine_for(impatient(database_url(self.settings), STATEMENT_SECONDS), "calc_analytics trigger")
         try:
             with telemetry.failures_noted("refresh", request_id=request_id):
+                server(engine)  # a database that is away is said at once; the refresh would try again and again
                 refreshed = refresh(engine, ROLLUP, zone)
             telemetry.refreshed(refreshed, request_id=request_id)
             with telemetry.failures_noted("rebuild", request_id=request_id):
