@@ -129,10 +129,15 @@ def _state(sources: Sources) -> Verdict:
     return Verdict(True, f"the stored snapshot is this cluster's, its days are in {sources.settings.timezone}")
 
 
-def _freshness(sources: Sources) -> Verdict:
+def schedule_seconds(sources: Sources) -> float:
+    """The longest time between two runs of the schedule."""
     from calc_analytics.orchestration.cron import longest_pause
 
-    limit = FRESH_INTERVALS * longest_pause(sources.settings.cron).total_seconds()
+    return longest_pause(sources.settings.cron).total_seconds()
+
+
+def _freshness(sources: Sources) -> Verdict:
+    limit = FRESH_INTERVALS * schedule_seconds(sources)
     last = status.refreshed(sources.engine(), ROLLUP, sources.settings.timezone)
     facts = {"refreshed_at": instant(last.at) if last.at else None}
     against = f"the limit is {ago(limit)}, twice the schedule's interval"

@@ -96,9 +96,9 @@ def _refreshed(last: status.Refreshed) -> Iterator[Metric]:
 
 def _days(days: status.Days) -> Iterator[Metric]:
     by_status = {name: days.by_status.get(name, 0) for name in DAY_STATUSES}
-    yield _labelled("days", "Days on record, by their status.", "status", by_status)
-    yield _gauge("days_sealed", "Days whose logs were deleted after they were counted.", days.sealed)
-    yield _gauge("days_differing", "Built days that differed from their logs when last compared.", days.different)
+    yield _labelled("partitions", "Days on record, by their status.", "status", by_status)
+    yield _gauge("partitions_sealed", "Days whose logs were deleted after they were counted.", days.sealed)
+    yield _gauge("partitions_differing", "Built days that differed from their logs when last compared.", days.different)
     yield _gauge("difference", "The sum of those differences: zero, or a bug.", days.difference)
     yield from _instant("last_rebuild", "When a day was last rebuilt.", days.rebuilt_at)
     yield from _instant("last_verify", "When a day was last compared with its logs.", days.verified_at)
@@ -113,7 +113,17 @@ def _writers(writers: list[status.Writer]) -> Iterator[Metric]:
     yield _gauge("open_writers", "Open transactions that have written log rows (at most 20 are seen).", len(of_logs))
 
 
-FAMILIES: dict[str, Any] = {"lag": _lag, "refreshed": _refreshed, "days": _days, "writers": _writers}
+def _interval(seconds: float) -> Iterator[Metric]:
+    yield _gauge("schedule_interval_seconds", "The longest time between two runs of the schedule.", seconds)
+
+
+FAMILIES: dict[str, Any] = {
+    "lag": _lag,
+    "refreshed": _refreshed,
+    "days": _days,
+    "writers": _writers,
+    "interval": _interval,
+}
 
 
 def _gauge(name: str, help_text: str, value: float) -> Metric:

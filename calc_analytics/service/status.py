@@ -30,6 +30,7 @@ class Status:
     days: status.Days | None
     recent: list[status.DayStatus] | None
     writers: list[status.Writer] | None
+    interval: float | None
     heartbeats: list[Any] | None
     trouble: dict[str, str]
 
@@ -46,6 +47,7 @@ class Status:
             "database": self.database,
             "timezone": self.timezone,
             "health": self.health.as_dict(),
+            "schedule_interval_seconds": self.interval,
             "lag": asdict(self.lag) if self.lag else None,
             "last": {name: _plain(value) for name, value in at.items()},
             "days": None if self.days is None else {**days.by_status, "sealed": days.sealed},
@@ -86,6 +88,7 @@ def figures(sources: Sources) -> dict[str, Question]:
         "lag": partial(_about, sources, partial(status.lag, timezone=zone)),
         "days": partial(_about, sources, status.days),
         "writers": partial(_about, sources, status.writers),
+        "interval": partial(health.schedule_seconds, sources),
     }
 
 

@@ -92,11 +92,11 @@ class Counts:
             self.durations = {operation: _histogram(operation) for operation in OPERATIONS}
             self.rows = _counter("rows_counted", "Log rows that refreshes added to the statistics.")
             self.rebuilt_rows = _counter("rows_rebuilt", "Log rows in the days that rebuilds recounted.")
-            self.rebuilt_days = _counter("days_rebuilt", "Days that rebuilds recounted.")
-            self.refused_days = _counter("days_refused", "Days a rebuild left alone, not known to be pruned.")
+            self.rebuilt_days = _counter("partitions_rebuilt", "Days that rebuilds recounted.")
+            self.refused_days = _counter("partitions_refused", "Days a rebuild left alone, not known to be pruned.")
             self.pruned_rows = _counter("rows_pruned", "Counted log rows that were deleted by prune.")
-            self.verified_days = _counter("days_verified", "Days that were compared with the logs.")
-            self.different_days = _counter("days_different", "Days whose statistics were found to differ.")
+            self.verified_days = _counter("partitions_verified", "Days that were compared with the logs.")
+            self.different_days = _counter("differences_found", "Days that differed from their logs.")
             failures = _counter("failures", "Operations that ended in an error.", ("operation",))
             self.failures = {operation: failures.labels(operation) for operation in OPERATIONS}
 
