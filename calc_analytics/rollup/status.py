@@ -209,7 +209,7 @@ _DAYS = """
     from rollup_days where rollup = :rollup group by status
 """
 # A transaction has an id from its first write on. Of other roles' transactions the age is hidden from those without
-# pg_read_all_stats; a prepared one keeps its locks under '-1/' and its id.
+# pg_read_all_stats. A prepared one belongs to no process; of its locks, one is on its own id.
 _WRITERS = """
     with logs as (
         select to_regclass(:source) as relid union select relid from pg_partition_tree(to_regclass(:source))
@@ -227,7 +227,8 @@ _WRITERS = """
     union all
     select null, p.gid, null, cast(p.owner as text), 'prepared',
            cast(extract(epoch from clock_timestamp() - p.prepared) as float),
-           exists (select from writing w where w.virtualtransaction = '-1/' || cast(p.transaction as text))
+           exists (select from writing w join pg_locks own using (virtualtransaction)
+                   where w.pid is null and own.pid is null and own.transactionid = p.transaction)
     from pg_prepared_xacts p
     where p.database = current_database()
     order by seconds desc nulls last limit :limit
