@@ -114,10 +114,8 @@ def _together(said: Verdicts) -> Verdict:
 def _proofs(database: RollupDatabase, days: list[date]) -> Verdicts:
     report = rollup.verify.verify(database.engine, database.rollup, database.timezone, days)
     rollup.verify.record(database.engine, database.rollup, report)
-    found, nowhere = (
-        {p.day: p for p in report.days},
-        rollup.figures.rows_without_a_day(database.engine, database.rollup),
-    )
+    found = {proof.day: proof for proof in report.days}
+    nowhere = rollup.figures.rows_without_a_day(database.engine, database.rollup)
     return {day: _with_nowhere(_proof(day, found.get(day)), nowhere) for day in days}
 
 
@@ -154,9 +152,7 @@ def _proof(day: date, proof: "DayProof | None") -> Verdict:
 def _unbuilt(proof: "DayProof", metadata: dict[str, Any]) -> Verdict:
     said = f"{proof.day} has {proof.log_rows:,} log rows and "
     if proof.status == "overflow":
-        return Verdict(
-            False, f"{said}is not counted: a counter exceeds its column; materialize it to see which", metadata
-        )
+        return Verdict(False, said + NOT_COUNTED, metadata)
     if proof.status == "kept":
         said += f"{proof.counted_rows:,} counted before this project: its logs were deleted, so it is left as it was"
         return Verdict(False, said, metadata, AssetCheckSeverity.WARN)
