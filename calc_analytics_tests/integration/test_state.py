@@ -7,8 +7,8 @@ from datetime import date
 import pytest
 from sqlalchemy import text
 
-from calc_analytics.days import days_between
 from calc_analytics.database.engine import DatabaseTrouble
+from calc_analytics.days import days_between
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
 from calc_analytics.rollup.install import install, rebase
