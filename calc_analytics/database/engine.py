@@ -40,6 +40,16 @@ _TRANSIENT = (
     "25P04",
 )
 
+# While connecting, psycopg has the server's words only. After these, trying again is of no use.
+_REFUSALS = (
+    "does not exist",
+    "authentication failed",
+    "not permitted to log in",
+    "no pg_hba.conf entry",
+    "permission denied",
+    "no password supplied",
+)
+
 # New rows must be found by index. After retention the planner's statistics of `xact_id` (its correlation with the
 # place of a row, near zero once new rows reuse freed space) can make it read the whole table; compiling never pays.
 PLANNER = "-c enable_seqscan=off -c jit=off"
@@ -175,7 +185,8 @@ def is_transient(error: DBAPIError | psycopg.Error) -> bool:
     """Whether the same work may succeed a moment later."""
     state, said = sqlstate(error), _driver_error(error)
     if state is None:
-        return isinstance(said, psycopg.OperationalError | psycopg.InterfaceError) and "does not exist" not in str(said)
+        broken = isinstance(said, psycopg.OperationalError | psycopg.InterfaceError)
+        return broken and not any(refusal in str(said) for refusal in _REFUSALS)
     return state.startswith(_TRANSIENT)
 
 
