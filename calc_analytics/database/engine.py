@@ -6,12 +6,12 @@ a generic plan cannot know how few rows are new.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import psycopg
 import sqlalchemy
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnectionLeft
@@ -99,7 +99,7 @@ def create_engine(settings: Settings, application_name: str = "calc_analytics") 
 
 def engine_for(url: URL, application_name: str = "calc_analytics") -> Engine:
     """An engine on any URL with the project's rules: at most 5 connections, READ COMMITTED, UTC, no prepare."""
-    return sqlalchemy.create_engine(
+    engine = sqlalchemy.create_engine(
         url,
         isolation_level="READ COMMITTED",
         pool_size=2,
@@ -112,6 +112,17 @@ def engine_for(url: URL, application_name: str = "calc_analytics") -> Engine:
             "options": f"{url.query.get('options', '')} -c timezone=UTC {PLANNER}",
         },
     )
+    event.listen(engine, "connect", _notice_a_dead_client)
+    return engine
+
+
+def _notice_a_dead_client(connection: psycopg.Connection, record: object) -> None:
+    """The server rolls back a second after this process was killed, even in the midst of a long statement or a wait
+    for a lock; a server on Windows cannot, and finishes the statement first."""
+    connection.autocommit = True
+    with suppress(psycopg.Error):
+        connection.execute("set client_connection_check_interval = 1000")
+    connection.autocommit = False
 
 
 def ensure_database(url: URL) -> None:
