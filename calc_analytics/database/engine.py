@@ -125,6 +125,19 @@ def _notice_a_dead_client(connection: psycopg.Connection, record: object) -> Non
     connection.autocommit = False
 
 
+def impatient(url: URL, statement_seconds: float) -> URL:
+    """The URL for a process that would rather get an error than wait: for a connection, an answer, or a dead peer."""
+    limits = {
+        "connect_timeout": "3",
+        "keepalives_idle": "10",
+        "keepalives_interval": "5",
+        "keepalives_count": "3",
+        "tcp_user_timeout": "20000",
+    }
+    options = f"{url.query.get('options', '')} -c statement_timeout={round(statement_seconds * 1000)}".strip()
+    return url.update_query_dict({**limits, **url.query, "options": options})
+
+
 def ensure_database(url: URL) -> None:
     """Creates the URL's database if the server lacks it; raises `DatabaseTrouble` if it may not."""
     maintenance = engine_for(url.set(database="postgres"))

@@ -29,6 +29,9 @@ TEACHES = {
     "simulate": "COPY",
     "up": "Ctrl-C or SIGTERM stops all of it",
     "demo": "a table of today's totals that grows",
+    "serve": "It starts, and stays up, while the database and Dagster are down",
+    "status": "who holds an old transaction",
+    "doctor": "the fact, why it matters, what to type",
 }
 
 
