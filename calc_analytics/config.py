@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 
@@ -61,6 +62,7 @@ class Settings:
     start_date: date = date(2025, 1, 1)
     cron: str = "0 * * * *"
     debounce_seconds: float = 1.0
+    alert_webhook_url: str | None = field(default=None, repr=False)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Settings":
@@ -74,6 +76,7 @@ class Settings:
             cron=_read(values, "ROLLUP_CRON", _cron, None)
             or _read(values, "ROLLUP_INTERVAL_HOURS", _hours, "0 * * * *"),
             debounce_seconds=_read(values, "ROLLUP_DEBOUNCE_SECONDS", _seconds, 1.0),
+            alert_webhook_url=_read(values, "ALERT_WEBHOOK_URL", _webhook_url, None),
         )
 
     @property
@@ -116,6 +119,20 @@ def _postgres_url(text: str) -> "URL":
     if {"@", "/"} & set(url.database):
         raise ValueError("write @, / and : in the password percent-encoded, as %40, %2F and %3A")
     return with_driver(url, "psycopg")
+
+
+def _webhook_url(text: str) -> str:
+    form = "the accepted form is https://host/path, as Slack's incoming webhooks have it"
+    try:
+        url = urlsplit(text)
+        usable = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:
+        raise ValueError(form) from None
+    if not usable or not re.fullmatch(r"[!-~]+", text):
+        raise ValueError(form)
+    if "@" in url.netloc:
+        raise ValueError("a user name or password in it would not be sent; " + form)
+    return text
 
 
 def _timezone(text: str) -> str:
