@@ -9,6 +9,7 @@ from calc_analytics.orchestration.alerts import check_failure_alerts, run_failur
 from calc_analytics.orchestration.assets import calculation_logs, stats_asset
 from calc_analytics.orchestration.checks import stats_checks
 from calc_analytics.orchestration.cron import freshness_policy
+from calc_analytics.orchestration.housekeeping import daily_housekeeping, housekeeping_job
 from calc_analytics.orchestration.partitions import daily_partitions
 from calc_analytics.orchestration.resources import RollupDatabase
 from calc_analytics.orchestration.schedules import hourly_schedule
@@ -34,8 +35,8 @@ def defs() -> Definitions:
     return Definitions(
         assets=[calculation_logs, calculation_stats_daily],
         asset_checks=checks,
-        jobs=[rollup_job],
-        schedules=[hourly_schedule(rollup_job, partitions, settings)],
+        jobs=[rollup_job, housekeeping_job],
+        schedules=[hourly_schedule(rollup_job, partitions, settings), daily_housekeeping(settings)],
         sensors=[
             new_log_batches_sensor(rollup_job, partitions),
             run_failure_alerts(settings),

@@ -6,6 +6,7 @@ red and leaves the cursor where it was. Delivery is at least once. Ticks take 15
 """
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -128,10 +129,10 @@ def _deliver(incidents: Incidents, url: str, pause: Pause) -> str:
     """Posts what is due, and says so; raises `AlertNotDelivered`, which makes the tick red."""
     due = incidents.due()
     if not due:
-        return f"nothing to tell: {len(incidents.open)} incidents are open and told"
+        return f"nothing to tell; open incidents that were told: {len(incidents.open)}"
     if time.monotonic() < pause.until:
         wait = pause.until - time.monotonic()
-        return f"{len(due)} alerts wait: {place(url)} failed {pause.failures} times; next attempt in {wait:.0f} s"
+        return f"alerts that wait: {len(due)}; {place(url)} failed {pause.failures} times, next attempt in {wait:.0f} s"
     try:
         post(url, message(due, SOURCE), stopping)
     except AlertNotDelivered:
@@ -139,7 +140,7 @@ def _deliver(incidents: Incidents, url: str, pause: Pause) -> str:
         raise
     pause.failures = 0
     incidents.told()
-    return f"posted {len(due)} alerts to {place(url)}"
+    return f"alerts posted to {place(url)}: {len(due)}"
 
 
 def _new_records(instance: DagsterInstance, memory: Memory, *kinds: DagsterEventType) -> list[EventLogRecord]:
@@ -243,7 +244,7 @@ def _said(error: SerializableErrorInfo) -> str:
     while error.cause:
         error = error.cause
         lines.append(error.message)
-    own = [line for line in lines if line.startswith("calc_analytics")]
+    own = [found.group(1) for line in lines if (found := re.match(r"calc_analytics[\w.]+: (.+)", line))]
     return (own or lines)[-1].strip()
 
 
