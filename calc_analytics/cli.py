@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,11 @@ from calc_analytics.database import embedded
 from calc_analytics.database.embedded import data_folder
 from calc_analytics.database.engine import create_engine, dagster_url, database_url, ensure_database
 from calc_analytics.errors import CalcAnalyticsError
-from calc_analytics.rollup import install
+from calc_analytics.rollup import install, retention
 from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh as refresh_once
-from calc_analytics.rollup.verify import built_days, waiting_days
+from calc_analytics.rollup.verify import built_days, overflowed_days, waiting_days
 from calc_analytics.rollup.verify import verify as verify_days
 from calc_analytics.supervisor import Supervisor, claim
 
@@ -160,10 +160,10 @@ def rollup(single: tuple[str, ...], first: str | None, last: str | None, allow_s
     with terminal.bar("rebuilding days", len(set(wanted))) as advance:
         report = rebuild(
             engine, ROLLUP, settings.timezone, wanted, allow_shrink=allow_shrink,
-            progress=lambda chunk: advance(len(chunk.rebuilt) + len(chunk.shrunk)),
+            progress=lambda chunk: advance(len(chunk.rebuilt) + len(chunk.refused)),
         )  # fmt: skip
     _print(report, as_json, terminal.show_rebuild)
-    sys.exit(1 if report.shrunk else 0)
+    sys.exit(1 if report.refused else 0)
 
 
 @main.command()
@@ -175,6 +175,7 @@ def verify(single: tuple[str, ...], first: str | None, last: str | None, as_json
     """Prove that statistics equal logs, day by day.
 
     Default: every built day. Exact while writers run: the answer is zero difference, or logs were deleted, or a bug.
+    Of a day that was pruned the totals are compared, with the deleted rows added.
     Exit code 1 on any difference, for a day asked for that has logs but was never built, and if every day waits.
     """
     settings = Settings.from_environment()
@@ -184,10 +185,11 @@ def verify(single: tuple[str, ...], first: str | None, last: str | None, as_json
     with terminal.bar("comparing days", len(chosen)) as advance:
         report = verify_days(engine, ROLLUP, settings.timezone, chosen, progress=lambda proof: advance(1))
     if wanted is None:
-        report = replace(report, waiting=waiting_days(engine, ROLLUP))
+        waiting, overflowed = waiting_days(engine, ROLLUP), overflowed_days(engine, ROLLUP)
+        report = replace(report, waiting=waiting, overflowed=overflowed)
     _print(report, as_json, terminal.show_verify)
     nothing_proven = report.waiting and not report.days
-    sys.exit(1 if report.different or report.never_built or nothing_proven else 0)
+    sys.exit(1 if report.different or report.never_built or report.overflowed or nothing_proven else 0)
 
 
 def _chosen(single: tuple[str, ...], first: str | None, last: str | None, settings: Settings) -> list[date] | None:
@@ -201,6 +203,36 @@ def _chosen(single: tuple[str, ...], first: str | None, last: str | None, settin
             raise click.UsageError(f"--from {begin} lies after today ({end})")
         chosen += days.days_between(begin, end)
     return chosen or None
+
+
+@main.command()
+@click.option(
+    "--older-than",
+    "keep_days",
+    metavar="DAYS",
+    required=True,
+    type=click.IntRange(0, 100_000),
+    help="Keep the logs of today and of so many days before it.",
+)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@as_json
+def prune(keep_days: int, yes: bool, as_json: bool) -> None:
+    """Delete old raw logs whose days are counted, and only those. Their statistics stay.
+
+    In small batches, beside writers; may be stopped and repeated. Days that were never built keep their logs. A pruned
+    day is sealed: late rows still add to it, `verify` compares its totals, and `rollup` refuses to lower it. The role
+    needs the right to delete from calculation_logs.
+    """
+    settings = Settings.from_environment()
+    engine, before = _engine(settings), days.today(settings.timezone) - timedelta(days=keep_days)
+    refresh_once(engine, ROLLUP, settings.timezone)
+    there = retention.prunable(engine, ROLLUP, before)
+    question = f"Delete {sum(there.values()):,} counted log rows of {len(there):,} days before {before} for good?"
+    if there and not yes:
+        click.confirm(question, abort=True)
+    with terminal.bar("deleting log rows", sum(there.values())) as advance:
+        report = retention.prune(engine, ROLLUP, settings.timezone, before, progress=advance)
+    _print(report, as_json, terminal.show_prune)
 
 
 @main.command()

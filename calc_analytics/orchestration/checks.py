@@ -41,6 +41,7 @@ class Verdict:
 
 
 Verdicts = dict[date, Verdict]
+NOT_COUNTED = "is not counted: a counter exceeds its column; materialize it to see which"
 
 
 def stats_checks(stats: AssetsDefinition, partitions: PartitionsDefinition) -> list[AssetChecksDefinition]:
@@ -128,7 +129,16 @@ def _proofs(database: RollupDatabase, days: list[date]) -> Verdicts:
     report = rollup.verify.verify(database.engine, database.rollup, database.timezone, days)
     rollup.verify.record(database.engine, database.rollup, report)
     found = {proof.day: proof for proof in report.days}
-    return {day: _proof(day, found.get(day)) for day in days}
+    nowhere = rollup.figures.rows_without_a_day(database.engine, database.rollup)
+    return {day: _with_nowhere(_proof(day, found.get(day)), nowhere) for day in days}
+
+
+def _with_nowhere(verdict: Verdict, rows: int) -> Verdict:
+    """Rows that no day can hold are said with every day, for lack of a day of their own."""
+    if not rows:
+        return verdict
+    said = f"{verdict.description}; of all logs, {rows:,} rows have no day (created_at is infinite or out of range)"
+    return replace(verdict, description=said, metadata={**verdict.metadata, "rows_without_a_day": rows})
 
 
 def _proof(day: date, proof: "DayProof | None") -> Verdict:
@@ -139,17 +149,37 @@ def _proof(day: date, proof: "DayProof | None") -> Verdict:
         "counted_rows": proof.counted_rows,
         "difference": proof.difference,
         "duration_seconds": round(proof.seconds, 4),
+        **({"pruned_rows": proof.pruned_rows} if proof.pruned_rows else {}),
+        **proof.suspects,
     }
+    suspects = "".join(f"; {rows:,} {name.replace('_', ' ')}" for name, rows in proof.suspects.items())
     if not proof.built:
-        return Verdict(False, f"{day} has {proof.log_rows:,} log rows and was never built: materialize it", metadata)
+        return _unbuilt(proof, metadata)
+    if proof.proven and proof.pruned_rows:
+        said = f"totals equal the logs and the {proof.pruned_rows:,} rows deleted after they were counted"
+        return Verdict(True, said + suspects, metadata)
     if proof.proven:
-        return Verdict(True, "statistics equal logs: zero difference", metadata)
+        return Verdict(True, f"statistics equal logs: zero difference{suspects}", metadata)
     return Verdict(False, f"{day} differs for {proof.differing_keys:,} publishers: {proof.differences}", metadata)
+
+
+def _unbuilt(proof: "DayProof", metadata: dict[str, Any]) -> Verdict:
+    said = f"{proof.day} has {proof.log_rows:,} log rows and "
+    if proof.status == "overflow":
+        return Verdict(False, said + NOT_COUNTED, metadata)
+    if proof.status == "kept":
+        said += f"{proof.counted_rows:,} counted before this project: its logs were deleted, so it is left as it was"
+        return Verdict(False, said, metadata, AssetCheckSeverity.WARN)
+    return Verdict(False, f"{said}was never built: materialize it", metadata)
 
 
 def _last_proofs(database: RollupDatabase, days: Sequence[date]) -> Verdicts:
     proofs = rollup.verify.keep_proven(database.engine, database.rollup, database.timezone, days)
-    return {day: _last_proof(day, proof) for day, proof in proofs.items()}
+    overflowed = set(days) & set(rollup.verify.overflowed_days(database.engine, database.rollup))
+    return {
+        **{day: _last_proof(day, proof) for day, proof in proofs.items()},
+        **{day: Verdict(False, f"{day} {NOT_COUNTED}") for day in overflowed},
+    }
 
 
 def _last_proof(day: date, proof: "LastProof") -> Verdict:

@@ -13,6 +13,7 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 
 from calc_analytics.config import Settings
 from calc_analytics.days import today_and_yesterday
+from calc_analytics.orchestration.assets import automatic
 
 
 def hourly_schedule(
@@ -31,6 +32,6 @@ def hourly_schedule(
         """Recounts and checks today and yesterday, as the scheduler in the API server was meant to do."""
         at = context.scheduled_execution_time
         days = [day for day in today_and_yesterday(settings.timezone, at) if day >= settings.start_date]
-        return [RunRequest(run_key=f"{day}@{at.isoformat()}", partition_key=str(day)) for day in days]
+        return automatic([str(day) for day in days], at.isoformat())
 
     return hourly_rollup

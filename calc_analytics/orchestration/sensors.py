@@ -20,7 +20,6 @@ from dagster import (
     DefaultSensorStatus,
     JobDefinition,
     PartitionsDefinition,
-    RunRequest,
     SensorDefinition,
     SensorEvaluationContext,
     SensorResult,
@@ -31,7 +30,7 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 
 from calc_analytics import rollup
 from calc_analytics.days import parse_day, today_and_yesterday
-from calc_analytics.orchestration.assets import calculation_logs
+from calc_analytics.orchestration.assets import automatic, calculation_logs
 from calc_analytics.orchestration.checks import streamed_evaluations
 from calc_analytics.orchestration.cursor import Cursor
 from calc_analytics.orchestration.metadata import day_metadata, log_metadata
@@ -91,7 +90,7 @@ def new_log_batches_sensor(
         requested, cursor = _ask(wanted, before or Cursor(), partitions)
         events, cursor = _tell(database, followed, cursor, partitions)
         return SensorResult(
-            run_requests=[RunRequest(partition_key=day) for day in requested],
+            run_requests=automatic(requested),
             asset_events=events,
             skip_reason=None if requested else SkipReason(_summary(followed)),
             cursor=cursor.text(),

@@ -41,6 +41,9 @@ class Followed:
         self.refreshes += 1
         for day in report.counted:
             self.rows_by_day[day.day] = self.rows_by_day.get(day.day, 0) + day.rows
+        for day in report.unbuilt:
+            if day.status == "overflow":  # for its check to say so
+                self.rows_by_day.setdefault(day.day, 0)
 
 
 class Follower:
