@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 
@@ -75,6 +76,7 @@ class Settings:
     trigger_token: str | None = field(default=None, repr=False)
     log_format: str = "text"
     log_level: str = "info"
+    alert_webhook_url: str | None = field(default=None, repr=False)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Settings":
@@ -92,6 +94,7 @@ class Settings:
             trigger_token=_read(values, "ROLLUP_TRIGGER_TOKEN", _token, None),
             log_format=_read(values, "LOG_FORMAT", _one_of("text", "json"), "text"),
             log_level=_read(values, "LOG_LEVEL", _one_of("debug", "info", "warning", "error"), "info"),
+            alert_webhook_url=_read(values, "ALERT_WEBHOOK_URL", _webhook_url, None),
         )
 
     @property
@@ -134,6 +137,20 @@ def _postgres_url(text: str) -> "URL":
     if {"@", "/"} & set(url.database):
         raise ValueError("write @, / and : in the password percent-encoded, as %40, %2F and %3A")
     return with_driver(url, "psycopg")
+
+
+def _webhook_url(text: str) -> str:
+    form = "the accepted form is https://host/path, as Slack's incoming webhooks have it"
+    try:
+        url = urlsplit(text)
+        usable = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:
+        raise ValueError(form) from None
+    if not usable or not re.fullmatch(r"[!-~]+", text):
+        raise ValueError(form)
+    if "@" in url.netloc:
+        raise ValueError("a user name or password in it would not be sent; " + form)
+    return text
 
 
 def _timezone(text: str) -> str:

@@ -1,11 +1,14 @@
 """The code location on the test's own database, and an ephemeral Dagster instance."""
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from dagster import DagsterInstance, Definitions
 from sqlalchemy.engine import URL
 
+from calc_analytics.config import project_root
 from calc_analytics.definitions import defs
 from calc_analytics.orchestration import resources, sensors
 from calc_analytics_tests.conftest import ROLE, stay_clear_of_midnight
@@ -44,4 +47,15 @@ def location(database: URL) -> Definitions:
 def instance() -> Iterator[DagsterInstance]:
     """A Dagster instance in memory."""
     with DagsterInstance.ephemeral() as instance:
+        yield instance
+
+
+@pytest.fixture
+def stored_instance(
+    database: URL, empty_url: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[DagsterInstance]:
+    """A Dagster instance on the project's own storage, in a PostgreSQL database of the test's own."""
+    monkeypatch.setenv("DAGSTER_POSTGRES_URL", empty_url.render_as_string(hide_password=False))
+    shutil.copy(project_root() / "dagster.yaml", tmp_path)
+    with DagsterInstance.from_config(str(tmp_path)) as instance:
         yield instance
