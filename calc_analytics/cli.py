@@ -23,7 +23,6 @@ from sqlalchemy.engine import Engine
 from calc_analytics import __version__, days, telemetry, terminal
 from calc_analytics.commands import COMMANDS
 from calc_analytics.config import Settings, shown
-from calc_analytics.database import embedded
 from calc_analytics.database.embedded import data_folder
 from calc_analytics.database.engine import create_engine, dagster_url, database_url, ensure_database
 from calc_analytics.errors import CalcAnalyticsError
@@ -332,8 +331,9 @@ def up(ui_port: int, service_port: int) -> None:
 
     Ctrl-C or SIGTERM stops all of it. Logs are in .calc_analytics/logs/.
     """
-    settings, stop = Settings.from_environment(), _stop_on_signals()
+    settings = Settings.from_environment()
     claim(ui_port, service_port)
+    stop = _stop_on_signals(insisting=False)
     with _running(settings, ui_port, service_port, stop) as supervisor:
         while not stop.wait(0.5):
             _watch(supervisor)
@@ -359,13 +359,14 @@ def demo(ui_port: int, service_port: int, rate: float, history: int, seconds: fl
     """
     from calc_analytics import demo as demonstration
 
-    settings, stop = Settings.from_environment(), _stop_on_signals()
+    settings = Settings.from_environment()
     if not settings.embedded:
         raise CalcAnalyticsError(
             "demo writes made-up rows: unset DATABASE_URL, so that it uses the embedded PostgreSQL"
         )
     claim(ui_port, service_port)
-    _ready(settings)
+    stop = _stop_on_signals(insisting=False)
+    _prepare(settings, stop)
     demonstration.history(settings, history, stop)
     with _running(settings, ui_port, service_port, stop) as supervisor:
         demonstration.live(settings, rate, seconds, stop, lambda: _watch(supervisor))
@@ -374,8 +375,7 @@ def demo(ui_port: int, service_port: int, rate: float, history: int, seconds: fl
 @contextmanager
 def _running(settings: Settings, ui_port: int, service_port: int, stop: threading.Event) -> Iterator[Supervisor]:
     """A context in which everything runs; says where it is, and stops it all at the end."""
-    _ready(settings)
-    ensure_database(dagster_url(settings))
+    _prepare(settings, stop)
     click.echo(f"database  {shown(database_url(settings))}")
     click.echo("starting Dagster, which takes some ten seconds")
     supervisor = Supervisor(ui_port, service_port, stop)
@@ -389,25 +389,53 @@ def _running(settings: Settings, ui_port: int, service_port: int, stop: threadin
         supervisor.stop()
 
 
+def _prepare(settings: Settings, stop: threading.Event) -> None:
+    """Both databases with everything in them. A signal ends a migration that waits for its turn, but not the start
+    of the embedded server, half of which would be left running."""
+    database_url(settings)
+    with _ending_at_once(stop):
+        _ready(settings)
+        ensure_database(dagster_url(settings))
+
+
 def _watch(supervisor: Supervisor) -> None:
-    if embedded.is_down():
-        embedded.url()
-        click.echo("the database had died and was started again", err=True)
-    for name in supervisor.watch():
-        click.echo(f"the {name} had died and was started again", err=True)
+    for line in supervisor.watch():
+        click.echo(line, err=True)
 
 
-def _stop_on_signals() -> threading.Event:
-    """An event that SIGINT and SIGTERM set; a second signal is the default again."""
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def _stop_on_signals(insisting: bool = True) -> threading.Event:
+    """An event that SIGINT, SIGTERM and SIGHUP set; a second signal is the default again if that is `insisting`."""
     stop = threading.Event()
 
     def handle(number: int, frame: Any) -> None:
         stop.set()
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        if insisting:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in STOP_SIGNALS:
         signal.signal(number, handle)
     return stop
+
+
+@contextmanager
+def _ending_at_once(stop: threading.Event) -> Iterator[None]:
+    """Within it a signal that stops, or one that came before, ends the command wherever it is, with exit code 0."""
+
+    def end(number: int, frame: Any) -> None:
+        stop.set()
+        raise SystemExit(0)
+
+    handlers = [signal.signal(number, end) for number in STOP_SIGNALS]
+    try:
+        if stop.is_set():
+            raise SystemExit(0)
+        yield
+    finally:
+        for number, handler in zip(STOP_SIGNALS, handlers, strict=True):
+            signal.signal(number, handler)
 
 
 for command in COMMANDS:

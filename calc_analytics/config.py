@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import quote, quote_plus, urlsplit
 
 from dotenv import dotenv_values
 
@@ -61,6 +62,16 @@ def shown(url: "URL") -> str:
     return plain.render_as_string(hide_password=True).replace("%2F", "/")
 
 
+def without_secrets(said: str, url: "URL") -> str:
+    """The text with stars for each password of the URL, in every form in which a URL may hold it."""
+    for secret in (url.password, url.query.get("password"), url.query.get("sslpassword")):
+        if secret and secret != url.username:
+            # SQLAlchemy writes spaces and plus signs as they are; others do not.
+            for form in (str(secret), quote(str(secret), ""), quote(str(secret), " +"), quote_plus(str(secret))):
+                said = said.replace(form, "***")
+    return said
+
+
 @dataclass(frozen=True)
 class Settings:
     """Everything that can be configured, typed and checked. Times in seconds unless the name says hours."""
@@ -75,6 +86,7 @@ class Settings:
     trigger_token: str | None = field(default=None, repr=False)
     log_format: str = "text"
     log_level: str = "info"
+    alert_webhook_url: str | None = field(default=None, repr=False)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Settings":
@@ -92,6 +104,7 @@ class Settings:
             trigger_token=_read(values, "ROLLUP_TRIGGER_TOKEN", _token, None),
             log_format=_read(values, "LOG_FORMAT", _one_of("text", "json"), "text"),
             log_level=_read(values, "LOG_LEVEL", _one_of("debug", "info", "warning", "error"), "info"),
+            alert_webhook_url=_read(values, "ALERT_WEBHOOK_URL", _webhook_url, None),
         )
 
     @property
@@ -131,9 +144,23 @@ def _postgres_url(text: str) -> "URL":
         )
     if not url.database:
         raise ValueError("it names no database; the accepted form is postgresql://user:password@host:5432/database")
-    if {"@", "/"} & set(url.database):
+    if {"@", "/"} & set(url.database) or "@" in (url.host or ""):
         raise ValueError("write @, / and : in the password percent-encoded, as %40, %2F and %3A")
     return with_driver(url, "psycopg")
+
+
+def _webhook_url(text: str) -> str:
+    form = "the accepted form is https://host/path, as Slack's incoming webhooks have it"
+    try:
+        url = urlsplit(text)
+        usable = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:
+        raise ValueError(form) from None
+    if not usable or not re.fullmatch(r"[!-~]+", text):
+        raise ValueError(form)
+    if "@" in url.netloc:
+        raise ValueError("a user name or password in it would not be sent; " + form)
+    return text
 
 
 def _timezone(text: str) -> str:

@@ -21,13 +21,16 @@ from pathlib import Path
 from typing import IO
 
 from calc_analytics.config import dagster_home, metrics_folder, project_root
+from calc_analytics.database import embedded
 from calc_analytics.database.embedded import data_folder
 from calc_analytics.errors import CalcAnalyticsError
 
 HOST = "127.0.0.1"
-STOP_SECONDS = 8.0
+# All of it ends within ten seconds: these, and the embedded database's checkpoint.
+STOP_SECONDS = 7.0
 STARTED_SECONDS = 90.0
 LONGEST_PAUSE_SECONDS = 30.0
+DATABASE_RETRY_SECONDS = 5.0
 
 
 class PortTaken(CalcAnalyticsError):
@@ -128,6 +131,10 @@ class Service:
         """Starts it again if it died; the pause doubles while it keeps dying young."""
         if self.is_running():
             return False
+        if self.process is not None:
+            # Run workers that a killed code server left behind: nobody would end them.
+            self.signal(signal.SIGKILL)
+            self.process = None
         if time.monotonic() - self.started_at > STARTED_SECONDS:
             self.pause_seconds = 0.0
         if time.monotonic() - self.started_at < self.pause_seconds:
@@ -157,6 +164,7 @@ class Supervisor:
     stop_asked: threading.Event = field(default_factory=threading.Event)
     code_port: int = field(default_factory=free_port)
     services: list[Service] = field(default_factory=list)
+    database_retry_at: float = 0.0
 
     def start(self) -> None:
         """Starts everything and returns when the UI answers; raises `PortTaken` or `NotStarted`."""
@@ -182,8 +190,21 @@ class Supervisor:
         self._await(service, lambda: is_listening(self.service_port))
 
     def watch(self) -> list[str]:
-        """Starts dead services again; returns their names."""
-        return [service.name for service in self.services if service.restart_if_dead()]
+        """Starts what died again, the embedded database first; returns a line for each."""
+        database = self._restart_database()
+        services = [service.name for service in self.services if service.restart_if_dead()]
+        return [*database, *(f"the {name} had died and was started again" for name in services)]
+
+    def _restart_database(self) -> list[str]:
+        """A server that recovers from its death counts as alive. A start that fails is tried again."""
+        if not embedded.is_down() or time.monotonic() < self.database_retry_at:
+            return []
+        try:
+            embedded.restart()
+        except embedded.EmbeddedServerFailed as error:
+            self.database_retry_at = time.monotonic() + DATABASE_RETRY_SECONDS
+            return [f"error: {error}; trying again"]
+        return ["the database had died and was started again"]
 
     def stop(self) -> None:
         """SIGTERM to all; whatever is left after a few seconds is killed, run workers included."""

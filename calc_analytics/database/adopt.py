@@ -82,7 +82,7 @@ def add_xact_id(connection: Connection) -> None:
 
 def forget_xact_ids(connection: Connection) -> None:
     """Makes every row "older than any snapshot", in an instant: the column is dropped and added again."""
-    connection.execute(text(f"alter table {LOGS} drop column if exists xact_id cascade"))
+    connection.execute(text(f"alter table {LOGS} drop column if exists xact_id"))
     add_xact_id(connection)
 
 

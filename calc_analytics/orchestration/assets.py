@@ -12,6 +12,7 @@ from dagster import (
     BackfillPolicy,
     Config,
     Failure,
+    FreshnessPolicy,
     PartitionsDefinition,
     RunRequest,
     asset,
@@ -59,14 +60,15 @@ def automatic(keys: Sequence[str], at: str | None = None) -> list[RunRequest]:
     return [RunRequest(run_key=f"{key}@{at}" if at else None, partition_key=key, run_config=config) for key in keys]
 
 
-def stats_asset(partitions: PartitionsDefinition) -> AssetsDefinition:
-    """`calculation_stats_daily` over these daily partitions."""
+def stats_asset(partitions: PartitionsDefinition, freshness: FreshnessPolicy) -> AssetsDefinition:
+    """`calculation_stats_daily` over these daily partitions, stale when the policy says so."""
 
     @asset(
         partitions_def=partitions,
         deps=[calculation_logs],
         backfill_policy=BackfillPolicy.multi_run(max_partitions_per_run=DAYS_PER_RUN),
         retry_policy=TRANSIENT_ERRORS,
+        freshness_policy=freshness,
         group_name=GROUP,
         kinds={"postgres"},
     )

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from calc_analytics.rollup.reports import DayProof, LastProof
 
 
+# In the metadata of streamed evaluations: the days they speak of, joined by commas. The alerts read them.
+DAYS_PASSED, DAYS_FAILED = "passed_for", "failed_for"
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What a check says of one day."""
@@ -73,7 +77,17 @@ def streamed_evaluations(database: RollupDatabase, asset: AssetKey, days: Sequen
         "source_breakdown_complete": _breakdowns_without_codes(database, days),
         "cache_hits_within_total": _cache_hits(database, days),
     }
-    return [_evaluation(asset, name, _together(said)) for name, said in verdicts.items() if said]
+    return [_evaluation(asset, name, _with_days(said)) for name, said in verdicts.items() if said]
+
+
+def _with_days(said: Verdicts) -> Verdict:
+    """One verdict that names the days it speaks of, since the evaluation has no partition to do so."""
+    verdict = _together(said)
+    days: dict[str, list[str]] = {DAYS_PASSED: [], DAYS_FAILED: []}
+    for day, each in said.items():
+        days[DAYS_PASSED if each.passed else DAYS_FAILED].append(str(day))
+    named = {name: ", ".join(sorted(listed)) for name, listed in days.items() if listed}
+    return replace(verdict, metadata={**verdict.metadata, **named})
 
 
 def _checked(context: AssetCheckExecutionContext, evaluate: Callable[[list[date]], Verdicts]) -> AssetCheckResult:
@@ -116,10 +130,8 @@ def _proofs(database: RollupDatabase, days: list[date]) -> Verdicts:
         report = rollup.verify.verify(database.engine, database.rollup, database.timezone, days)
         rollup.verify.record(database.engine, database.rollup, report)
     telemetry.verified(report)
-    found, nowhere = (
-        {p.day: p for p in report.days},
-        rollup.figures.rows_without_a_day(database.engine, database.rollup),
-    )
+    found = {proof.day: proof for proof in report.days}
+    nowhere = rollup.figures.rows_without_a_day(database.engine, database.rollup)
     return {day: _with_nowhere(_proof(day, found.get(day)), nowhere) for day in days}
 
 
@@ -156,9 +168,7 @@ def _proof(day: date, proof: "DayProof | None") -> Verdict:
 def _unbuilt(proof: "DayProof", metadata: dict[str, Any]) -> Verdict:
     said = f"{proof.day} has {proof.log_rows:,} log rows and "
     if proof.status == "overflow":
-        return Verdict(
-            False, f"{said}is not counted: a counter exceeds its column; materialize it to see which", metadata
-        )
+        return Verdict(False, said + NOT_COUNTED, metadata)
     if proof.status == "kept":
         said += f"{proof.counted_rows:,} counted before this project: its logs were deleted, so it is left as it was"
         return Verdict(False, said, metadata, AssetCheckSeverity.WARN)

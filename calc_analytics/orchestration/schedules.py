@@ -10,9 +10,8 @@ from dagster import (
     schedule,
 )
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
-from dagster._utils.schedules import is_valid_cron_schedule
 
-from calc_analytics.config import InvalidSetting, Settings
+from calc_analytics.config import Settings
 from calc_analytics.days import today_and_yesterday
 from calc_analytics.orchestration.assets import automatic
 
@@ -21,8 +20,6 @@ def hourly_schedule(
     job: JobDefinition | UnresolvedAssetJobDefinition, partitions: PartitionsDefinition, settings: Settings
 ) -> ScheduleDefinition:
     """`hourly_rollup`: on by default, at ROLLUP_CRON in the reporting time zone."""
-    if not is_valid_cron_schedule(settings.cron):
-        raise InvalidSetting(f"ROLLUP_CRON: '{settings.cron}' is not a cron line such as '0 * * * *'")
 
     @schedule(
         name="hourly_rollup",

@@ -13,7 +13,7 @@ from datetime import date
 
 from sqlalchemy.engine import Engine
 
-from calc_analytics.database.engine import trouble_in_words
+from calc_analytics.database.engine import persistently, trouble_in_words
 from calc_analytics.rollup import state
 from calc_analytics.rollup.declaration import Rollup
 from calc_analytics.rollup.index import SUMMARIZE_ROWS, summarize
@@ -101,11 +101,14 @@ class Follower:
 
     def _run(self) -> None:
         try:
-            with trouble_in_words(self.engine.url):
-                self._refresh_when_new()
+            persistently(self._refresh_when_new_in_words)
         except Exception as error:
             with self._lock:
                 self._error, self._thread = error, None
+
+    def _refresh_when_new_in_words(self) -> None:
+        with trouble_in_words(self.engine.url):
+            self._refresh_when_new()
 
     def _refresh_when_new(self) -> None:
         with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:

@@ -80,8 +80,8 @@ def _batches(engine: Engine, rollup: Rollup, timezone: str, day: date, size: int
         connection.execute(WHOLE_DAYS)
         statement = text(f"select id from {rollup.source} where {of_day(rollup.event_time, span)}")
         parameters = {**span.parameters(), "tz": timezone}
-        found = connection.execution_options(yield_per=size).execute(statement, parameters)
-        yield from found.scalars().partitions()
+        found = connection.execution_options(stream_results=True).execute(statement, parameters)
+        yield from found.scalars().partitions(size)
 
 
 def _delete(engine: Engine, rollup: Rollup, timezone: str, day: date, ids: Sequence[int]) -> int:

@@ -4,7 +4,7 @@ from datetime import date
 
 import pytest
 
-from calc_analytics.config import InvalidSetting, Settings, shown
+from calc_analytics.config import InvalidSetting, Settings, shown, without_secrets
 
 SECRET = "hunter2"
 URL = f"postgresql://me:{SECRET}@db.example/calc"
@@ -30,6 +30,12 @@ def test_without_any_variable_the_defaults_hold():
         ("ROLLUP_CRON", "*/30 * * * *", "cron", "*/30 * * * *"),
         ("ROLLUP_DEBOUNCE_SECONDS", "0.25", "debounce_seconds", 0.25),
         ("ROLLUP_DEBOUNCE_SECONDS", "  ", "debounce_seconds", 1.0),
+        (
+            "ALERT_WEBHOOK_URL",
+            "https://hooks.example/services/T0/B0",
+            "alert_webhook_url",
+            "https://hooks.example/services/T0/B0",
+        ),
     ],
 )
 def test_a_value_is_read_and_cast(variable: str, value: str, field: str, read: object):
@@ -49,6 +55,7 @@ def test_cron_wins_over_the_interval():
         ("ROLLUP_TIMEZONE", "right/UTC", "IANA"),
         ("ROLLUP_INTERVAL_HOURS", "²", "divides a day"),
         ("DATABASE_URL", f"postgresql://me:p@{SECRET}/w:rd@db/calc", "percent-encoded"),
+        ("DATABASE_URL", f"postgresql://me:p@{SECRET}%2Fword@db/calc", "percent-encoded"),
         ("ROLLUP_START_DATE", "1.1.2025", "YYYY-MM-DD"),
         ("ROLLUP_INTERVAL_HOURS", "5", "divides a day"),
         ("ROLLUP_INTERVAL_HOURS", "one", "divides a day"),
@@ -61,6 +68,12 @@ def test_cron_wins_over_the_interval():
         ("DATABASE_URL", f"postgresql://me:{SECRET}@db", "names no database"),
         ("DATABASE_URL", f"postgresql://me:{SECRET}@db:port/calc", "postgresql://"),
         ("DAGSTER_POSTGRES_URL", "sqlite:///x", "postgresql://"),
+        ("ALERT_WEBHOOK_URL", f"hooks.example/{SECRET}", "https://host/path"),
+        ("ALERT_WEBHOOK_URL", f"ftp://hooks.example/{SECRET}", "https://host/path"),
+        ("ALERT_WEBHOOK_URL", f"https:///{SECRET}", "https://host/path"),
+        ("ALERT_WEBHOOK_URL", f"https://hooks.example:port/{SECRET}", "https://host/path"),
+        ("ALERT_WEBHOOK_URL", f"https://hooks.example/{SECRET} x", "https://host/path"),
+        ("ALERT_WEBHOOK_URL", f"https://me:{SECRET}@hooks.example/x", "would not be sent"),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_name_and_the_form(variable: str, value: str, form: str):
@@ -87,8 +100,15 @@ def test_options_of_the_url_are_not_shown(option: str):
     assert shown(url) == "postgresql://me@db.example/calc?host=/run/pg"
 
 
+@pytest.mark.parametrize("form", ["p@/hunter2 +", "p%40%2Fhunter2%20%2B", "p%40%2Fhunter2 +", "p%40%2Fhunter2+%2B"])
+def test_a_password_is_hidden_in_every_form_in_which_a_driver_may_quote_it(form: str):
+    url = settings(DATABASE_URL="postgresql://me:p%40%2Fhunter2%20%2B@db/calc").database_url
+    assert url
+    assert without_secrets(f'cannot use "{form}"', url) == 'cannot use "***"'
+
+
 def test_no_representation_holds_the_password():
-    given = settings(DATABASE_URL=URL, DAGSTER_POSTGRES_URL=URL)
+    given = settings(DATABASE_URL=URL, DAGSTER_POSTGRES_URL=URL, ALERT_WEBHOOK_URL=f"https://hooks.example/{SECRET}")
     assert SECRET not in repr(given)
     assert given.database_url is not None
     assert shown(given.database_url) == "postgresql://me:***@db.example/calc"
