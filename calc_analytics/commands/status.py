@@ -91,9 +91,10 @@ def _counting(found: "Status") -> Iterator[str]:
     from calc_analytics.rollup.status import LAG_ROWS_LIMIT
     from calc_analytics.service.words import ago
 
-    unknown = "not known: " + next(iter(found.trouble.values()), "")
     if found.lag is None or found.refreshed is None or found.days is None:
-        yield f"  counting   {unknown}"
+        said = {finding.compared for finding in found.health.wrong}
+        unknown = next((trouble for trouble in found.trouble.values() if trouble not in said), "see above")
+        yield f"  counting   not known: {unknown}"
         return
     rows = f"{found.lag.rows:,}" + " or more" * (found.lag.rows >= LAG_ROWS_LIMIT)
     waiting = f", the oldest for {ago(found.lag.seconds)} at most" if found.lag.rows else ""

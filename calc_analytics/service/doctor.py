@@ -28,6 +28,11 @@ OLDEST, NEWEST = 15, 18
 SKEW_SECONDS = 5.0
 TICKS_KEPT_DAYS = 90
 FREE_CONNECTIONS = 20
+# Why the two that all others rest on matter, and what to do where they do not answer.
+UNANSWERED = {
+    "database": ("without it nothing is counted", "start PostgreSQL, or correct DATABASE_URL"),
+    "dagster": ("without it there are no ticks and no runs", "start PostgreSQL, or correct DAGSTER_POSTGRES_URL"),
+}
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ def examine(sources: Sources, prober: Prober, ports: Ports) -> list[Finding]:
     answers = prober.ask({**parts, "ports": lambda: list(_ports(ports))})
     found: list[Finding] = []
     for name, answer in answers.items():
-        listed = answer.value if answer.value is not None else [_unanswered(answer)]
+        listed = answer.value if answer.value is not None else [_unanswered(name, answer)]
         # Where the database is away, its trouble is said once.
         found += [replace(each, part=name) for each in listed if each.level == OK or not _said(each, found)]
     return found
@@ -88,8 +93,9 @@ def _wrong(fact: str, why: str, command: str) -> Finding:
     return Finding("", WRONG, fact, why, command)
 
 
-def _unanswered(answer: Answer[Any]) -> Finding:
-    return _wrong(answer.trouble or "", "this part could not be examined", "calc-analytics status")
+def _unanswered(part: str, answer: Answer[Any]) -> Finding:
+    why, command = UNANSWERED.get(part, ("this part could not be examined", "calc-analytics status"))
+    return _wrong(answer.trouble or "", why, command)
 
 
 def _database(sources: Sources) -> Findings:
@@ -265,7 +271,8 @@ def _housekeeping(schedule: Any, run: Any) -> Finding:
     if run is not None and not run.succeeded:
         fact = f"the last clean-up of Dagster's event log failed (run {run.run_id[:8]})"
         return _note(fact, why, f"open run {run.run_id} in the Dagster UI")
-    return _ok(f"Dagster's event log is cleaned up daily, last {f'{run.ended_at:%Y-%m-%d}' if run else 'never yet'}")
+    last = f"last at {run.ended_at:%Y-%m-%d %H:%M} UTC" if run else "not yet for the first time"
+    return _ok(f"Dagster's event log is cleaned up daily, {last}")
 
 
 def _ticks(kept: dict[str, int]) -> Findings:

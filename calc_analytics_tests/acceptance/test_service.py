@@ -146,15 +146,14 @@ def test_doctor_finds_nothing_wrong_with_what_up_runs(up: Up):
 
 def test_a_sensor_that_is_turned_off_is_unhealthy_and_the_named_command_mends_it(up: Up):
     environment = {"DAGSTER_HOME": str(up.project.folder)}
-    workspace = ("-w", str(up.project.folder / ".calc_analytics" / "workspace.yaml"))
-    assert up.project.run("dagster", "sensor", "stop", "new_log_batches", *workspace, **environment).returncode == 0
+    assert up.project.run("dagster", "sensor", "stop", "new_log_batches", **environment).returncode == 0
     probe = eventually(
         lambda: None if (found := probes(up.service_port)["sensor"])["ok"] else found, "the sensor's probe turns"
     )
     assert "is turned off" in probe["compared"]
     assert up.get("/health/rollup")[0] == 503
     command, *words = probe["next_command"].split()
-    done = up.project.run(command, *words, *workspace, **environment)
+    done = up.project.run(command, *words, **environment)
     assert done.returncode == 0, done.stderr
     eventually(lambda: healthy(up), "healthy again")
 

@@ -361,7 +361,7 @@ def test_a_database_that_is_down_is_said_once_and_the_rest_is_examined(calc, mon
     ("schedule", "run", "level", "said"),
     [
         (None, None, "ok", "begins with the daemon"),
-        (Instigator("daily_housekeeping", True, None, None), None, "ok", "never yet"),
+        (Instigator("daily_housekeeping", True, None, None), None, "ok", "not yet for the first time"),
         (Instigator("daily_housekeeping", False, None, None), None, "note", "turned off"),
         (
             Instigator("daily_housekeeping", True, None, None),
