@@ -20,9 +20,9 @@ from typing import Any
 import click
 from sqlalchemy.engine import Engine
 
-from calc_analytics import __version__, days, terminal
+from calc_analytics import __version__, days, telemetry, terminal
+from calc_analytics.commands import COMMANDS
 from calc_analytics.config import Settings, shown
-from calc_analytics.database import embedded
 from calc_analytics.database.embedded import data_folder
 from calc_analytics.database.engine import create_engine, dagster_url, database_url, ensure_database
 from calc_analytics.errors import CalcAnalyticsError
@@ -37,6 +37,20 @@ from calc_analytics.supervisor import Supervisor, claim
 DAY = "YYYY-MM-DD"
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 from_day = click.option("--from", "first", metavar=DAY, help="First day, included.")
+ui_port_option = click.option(
+    "--ui-port",
+    default=3000,
+    show_default=True,
+    type=click.IntRange(1, 65535),
+    help="Port of the Dagster UI on 127.0.0.1.",
+)
+service_port_option = click.option(
+    "--service-port",
+    default=8080,
+    show_default=True,
+    type=click.IntRange(1, 65535),
+    help="Port of the HTTP service (health, metrics, trigger) on 127.0.0.1.",
+)
 to_day = click.option("--to", "last", metavar=DAY, help="Last day, included. Default: today.")
 
 
@@ -136,7 +150,9 @@ def refresh(as_json: bool) -> None:
     Cost: the new rows only. Prints rows counted and days touched. Days that were never built are left to `rollup`.
     """
     settings = Settings.from_environment()
-    _print(refresh_once(_engine(settings), ROLLUP, settings.timezone), as_json, terminal.show_refresh)
+    report = refresh_once(_engine(settings), ROLLUP, settings.timezone)
+    telemetry.refreshed(report, log=False)
+    _print(report, as_json, terminal.show_refresh)
 
 
 @main.command()
@@ -162,6 +178,7 @@ def rollup(single: tuple[str, ...], first: str | None, last: str | None, allow_s
             engine, ROLLUP, settings.timezone, wanted, allow_shrink=allow_shrink,
             progress=lambda chunk: advance(len(chunk.rebuilt) + len(chunk.refused)),
         )  # fmt: skip
+    telemetry.rebuilt(report, log=False)
     _print(report, as_json, terminal.show_rebuild)
     sys.exit(1 if report.refused else 0)
 
@@ -187,6 +204,7 @@ def verify(single: tuple[str, ...], first: str | None, last: str | None, as_json
     if wanted is None:
         waiting, overflowed = waiting_days(engine, ROLLUP), overflowed_days(engine, ROLLUP)
         report = replace(report, waiting=waiting, overflowed=overflowed)
+    telemetry.verified(report, log=False)
     _print(report, as_json, terminal.show_verify)
     nothing_proven = report.waiting and not report.days
     sys.exit(1 if report.different or report.never_built or report.overflowed or nothing_proven else 0)
@@ -232,6 +250,7 @@ def prune(keep_days: int, yes: bool, as_json: bool) -> None:
         click.confirm(question, abort=True)
     with terminal.bar("deleting log rows", sum(there.values())) as advance:
         report = retention.prune(engine, ROLLUP, settings.timezone, before, progress=advance)
+    telemetry.pruned(report)
     _print(report, as_json, terminal.show_prune)
 
 
@@ -305,33 +324,24 @@ def simulate(
 
 
 @main.command()
-@click.option(
-    "--ui-port",
-    default=3000,
-    show_default=True,
-    type=click.IntRange(1, 65535),
-    help="Port of the Dagster UI on 127.0.0.1.",
-)
-def up(ui_port: int) -> None:
-    """Run everything in the foreground: database, migrations, code server, webserver, daemon.
+@ui_port_option
+@service_port_option
+def up(ui_port: int, service_port: int) -> None:
+    """Run everything in the foreground: database, migrations, code server, webserver, daemon, HTTP service.
 
     Ctrl-C or SIGTERM stops all of it. Logs are in .calc_analytics/logs/.
     """
-    settings, stop = Settings.from_environment(), _stop_on_signals()
-    claim(ui_port)
-    with _running(settings, ui_port, stop) as supervisor:
+    settings = Settings.from_environment()
+    claim(ui_port, service_port)
+    stop = _stop_on_signals(insisting=False)
+    with _running(settings, ui_port, service_port, stop) as supervisor:
         while not stop.wait(0.5):
             _watch(supervisor)
 
 
 @main.command()
-@click.option(
-    "--ui-port",
-    default=3000,
-    show_default=True,
-    type=click.IntRange(1, 65535),
-    help="Port of the Dagster UI on 127.0.0.1.",
-)
+@ui_port_option
+@service_port_option
 @click.option("--rate", default=100.0, show_default=True, type=Finite(min=0.1), help="Live rows per second.")
 @click.option(
     "--days",
@@ -342,35 +352,36 @@ def up(ui_port: int) -> None:
     help="Days of history to write first.",
 )
 @click.option("--seconds", type=Finite(min=1), help="Stop after that long. Default: until Ctrl-C.")
-def demo(ui_port: int, rate: float, history: int, seconds: float | None) -> None:
+def demo(ui_port: int, service_port: int, rate: float, history: int, seconds: float | None) -> None:
     """See it work: history, live batches, and a table of today's totals that grows.
 
     Always on the embedded PostgreSQL, never on DATABASE_URL. The Dagster UI shows the same figures.
     """
     from calc_analytics import demo as demonstration
 
-    settings, stop = Settings.from_environment(), _stop_on_signals()
+    settings = Settings.from_environment()
     if not settings.embedded:
         raise CalcAnalyticsError(
             "demo writes made-up rows: unset DATABASE_URL, so that it uses the embedded PostgreSQL"
         )
-    claim(ui_port)
-    _ready(settings)
+    claim(ui_port, service_port)
+    stop = _stop_on_signals(insisting=False)
+    _prepare(settings, stop)
     demonstration.history(settings, history, stop)
-    with _running(settings, ui_port, stop) as supervisor:
+    with _running(settings, ui_port, service_port, stop) as supervisor:
         demonstration.live(settings, rate, seconds, stop, lambda: _watch(supervisor))
 
 
 @contextmanager
-def _running(settings: Settings, ui_port: int, stop: threading.Event) -> Iterator[Supervisor]:
+def _running(settings: Settings, ui_port: int, service_port: int, stop: threading.Event) -> Iterator[Supervisor]:
     """A context in which everything runs; says where it is, and stops it all at the end."""
-    _ready(settings)
-    ensure_database(dagster_url(settings))
+    _prepare(settings, stop)
     click.echo(f"database  {shown(database_url(settings))}")
     click.echo("starting Dagster, which takes some ten seconds")
-    supervisor = Supervisor(ui_port, stop)
+    supervisor = Supervisor(ui_port, service_port, stop)
     try:
         supervisor.start()
+        click.echo(f"service   http://127.0.0.1:{service_port}/health/rollup")
         click.echo(f"Dagster   http://127.0.0.1:{ui_port}   (Ctrl-C stops everything)")
         yield supervisor
     finally:
@@ -378,26 +389,57 @@ def _running(settings: Settings, ui_port: int, stop: threading.Event) -> Iterato
         supervisor.stop()
 
 
+def _prepare(settings: Settings, stop: threading.Event) -> None:
+    """Both databases with everything in them. A signal ends a migration that waits for its turn, but not the start
+    of the embedded server, half of which would be left running."""
+    database_url(settings)
+    with _ending_at_once(stop):
+        _ready(settings)
+        ensure_database(dagster_url(settings))
+
+
 def _watch(supervisor: Supervisor) -> None:
-    if embedded.is_down():
-        embedded.url()
-        click.echo("the database had died and was started again", err=True)
-    for name in supervisor.watch():
-        click.echo(f"the {name} had died and was started again", err=True)
+    for line in supervisor.watch():
+        click.echo(line, err=True)
 
 
-def _stop_on_signals() -> threading.Event:
-    """An event that SIGINT and SIGTERM set; a second signal is the default again."""
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def _stop_on_signals(insisting: bool = True) -> threading.Event:
+    """An event that SIGINT, SIGTERM and SIGHUP set; a second signal is the default again if that is `insisting`."""
     stop = threading.Event()
 
     def handle(number: int, frame: Any) -> None:
         stop.set()
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        if insisting:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in STOP_SIGNALS:
         signal.signal(number, handle)
     return stop
 
+
+@contextmanager
+def _ending_at_once(stop: threading.Event) -> Iterator[None]:
+    """Within it a signal that stops, or one that came before, ends the command wherever it is, with exit code 0."""
+
+    def end(number: int, frame: Any) -> None:
+        stop.set()
+        raise SystemExit(0)
+
+    handlers = [signal.signal(number, end) for number in STOP_SIGNALS]
+    try:
+        if stop.is_set():
+            raise SystemExit(0)
+        yield
+    finally:
+        for number, handler in zip(STOP_SIGNALS, handlers, strict=True):
+            signal.signal(number, handler)
+
+
+for command in COMMANDS:
+    main.add_command(command)
 
 if __name__ == "__main__":
     main()

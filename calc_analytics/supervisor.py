@@ -1,4 +1,4 @@
-"""The processes of `calc-analytics up`: code server, webserver, daemon; started, watched, restarted, stopped.
+"""The processes of `calc-analytics up`: code server, webserver, daemon, HTTP service; watched, restarted, stopped.
 
 One code server serves the other two (a `python_module` workspace would make the daemon start a new one every
 minute). A process that dies is started again after a growing pause. Output goes to files in `.calc_analytics/logs`.
@@ -20,14 +20,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from calc_analytics.config import project_root
+from calc_analytics.config import dagster_home, metrics_folder, project_root
+from calc_analytics.database import embedded
 from calc_analytics.database.embedded import data_folder
 from calc_analytics.errors import CalcAnalyticsError
 
 HOST = "127.0.0.1"
-STOP_SECONDS = 8.0
+# All of it ends within ten seconds: these, and the embedded database's checkpoint.
+STOP_SECONDS = 7.0
 STARTED_SECONDS = 90.0
 LONGEST_PAUSE_SECONDS = 30.0
+DATABASE_RETRY_SECONDS = 5.0
 
 
 class PortTaken(CalcAnalyticsError):
@@ -67,9 +70,10 @@ def require_free(port: int, option: str) -> None:
 _claims: list[IO[str]] = []
 
 
-def claim(ui_port: int) -> None:
-    """Makes sure that the port is free and no other `up` runs in this folder, until the process ends."""
+def claim(ui_port: int, service_port: int) -> None:
+    """Makes sure that the ports are free and no other `up` runs in this folder, until the process ends."""
     require_free(ui_port, "--ui-port")
+    require_free(service_port, "--service-port")
     data_folder().mkdir(parents=True, exist_ok=True)
     lock = open(data_folder() / "up.lock", "w")  # noqa: SIM115 (held until the process ends)
     try:
@@ -127,6 +131,10 @@ class Service:
         """Starts it again if it died; the pause doubles while it keeps dying young."""
         if self.is_running():
             return False
+        if self.process is not None:
+            # Run workers that a killed code server left behind: nobody would end them.
+            self.signal(signal.SIGKILL)
+            self.process = None
         if time.monotonic() - self.started_at > STARTED_SECONDS:
             self.pause_seconds = 0.0
         if time.monotonic() - self.started_at < self.pause_seconds:
@@ -152,13 +160,16 @@ class Supervisor:
     """All services, in the order in which they start. They stop in the same order: ticks end first."""
 
     ui_port: int
+    service_port: int
     stop_asked: threading.Event = field(default_factory=threading.Event)
     code_port: int = field(default_factory=free_port)
     services: list[Service] = field(default_factory=list)
+    database_retry_at: float = 0.0
 
     def start(self) -> None:
         """Starts everything and returns when the UI answers; raises `PortTaken` or `NotStarted`."""
         require_free(self.ui_port, "--ui-port")
+        require_free(self.service_port, "--service-port")
         environment = self._environment()
         code = self._service(
             "code-server", environment,
@@ -172,11 +183,28 @@ class Supervisor:
             "webserver", environment, "dagster_webserver", *workspace, "--host", HOST, "--port", str(self.ui_port)
         )
         self._service("daemon", environment, "dagster._daemon", "run", *workspace)
+        service = self._service(
+            "service", environment, "calc_analytics.cli", "serve", "--host", HOST, "--port", str(self.service_port)
+        )
         self._await(web, lambda: is_listening(self.ui_port))
+        self._await(service, lambda: is_listening(self.service_port))
 
     def watch(self) -> list[str]:
-        """Starts dead services again; returns their names."""
-        return [service.name for service in self.services if service.restart_if_dead()]
+        """Starts what died again, the embedded database first; returns a line for each."""
+        database = self._restart_database()
+        services = [service.name for service in self.services if service.restart_if_dead()]
+        return [*database, *(f"the {name} had died and was started again" for name in services)]
+
+    def _restart_database(self) -> list[str]:
+        """A server that recovers from its death counts as alive. A start that fails is tried again."""
+        if not embedded.is_down() or time.monotonic() < self.database_retry_at:
+            return []
+        try:
+            embedded.restart()
+        except embedded.EmbeddedServerFailed as error:
+            self.database_retry_at = time.monotonic() + DATABASE_RETRY_SECONDS
+            return [f"error: {error}; trying again"]
+        return ["the database had died and was started again"]
 
     def stop(self) -> None:
         """SIGTERM to all; whatever is left after a few seconds is killed, run workers included."""
@@ -199,7 +227,8 @@ class Supervisor:
     def _environment(self) -> dict[str, str]:
         return {
             **os.environ,
-            "DAGSTER_HOME": os.environ.get("DAGSTER_HOME") or str(project_root()),
+            "DAGSTER_HOME": str(dagster_home()),
+            "PROMETHEUS_MULTIPROC_DIR": str(metrics_folder(data_folder() / "metrics")),
             "DAGSTER_GRPC_SHUTDOWN_GRACE_PERIOD": "3",
             # The materializations of a run's days are stored together.
             "DAGSTER_EVENT_BATCH_SIZE": os.environ.get("DAGSTER_EVENT_BATCH_SIZE", "100"),

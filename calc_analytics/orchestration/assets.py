@@ -19,7 +19,7 @@ from dagster import (
 )
 from pydantic import Field
 
-from calc_analytics import rollup
+from calc_analytics import rollup, telemetry
 from calc_analytics.orchestration.metadata import day_metadata, kept_metadata, log_metadata, previews
 from calc_analytics.orchestration.partitions import as_days
 from calc_analytics.orchestration.resources import RollupDatabase
@@ -83,14 +83,16 @@ def stats_asset(partitions: PartitionsDefinition, freshness: FreshnessPolicy) ->
         """
         days = as_days(context.partition_keys)
         with failing_in_one_line():
-            report = rollup.rebuild.rebuild(
-                database.engine,
-                database.rollup,
-                database.timezone,
-                days,
-                allow_shrink=config.allow_shrink,
-                progress=lambda chunk: _log_chunk(context, chunk),
-            )
+            with telemetry.failures_noted("rebuild", run=context.run.run_id):
+                report = rollup.rebuild.rebuild(
+                    database.engine,
+                    database.rollup,
+                    database.timezone,
+                    days,
+                    allow_shrink=config.allow_shrink,
+                    progress=lambda chunk: _log_chunk(context, chunk),
+                )
+            telemetry.rebuilt(report, run=context.run.run_id)
             _attach(context, database, report, config.keep_pruned)
             context.log_event(AssetObservation(calculation_logs.key, metadata=log_metadata(database)))
 

@@ -17,7 +17,7 @@ from dagster import (
     asset_check,
 )
 
-from calc_analytics import rollup
+from calc_analytics import rollup, telemetry
 from calc_analytics.orchestration.partitions import as_days
 from calc_analytics.orchestration.resources import RollupDatabase
 from calc_analytics.orchestration.retries import TRANSIENT_ERRORS, failing_in_one_line
@@ -126,8 +126,10 @@ def _together(said: Verdicts) -> Verdict:
 
 
 def _proofs(database: RollupDatabase, days: list[date]) -> Verdicts:
-    report = rollup.verify.verify(database.engine, database.rollup, database.timezone, days)
-    rollup.verify.record(database.engine, database.rollup, report)
+    with telemetry.failures_noted("verify"):
+        report = rollup.verify.verify(database.engine, database.rollup, database.timezone, days)
+        rollup.verify.record(database.engine, database.rollup, report)
+    telemetry.verified(report)
     found = {proof.day: proof for proof in report.days}
     nowhere = rollup.figures.rows_without_a_day(database.engine, database.rollup)
     return {day: _with_nowhere(_proof(day, found.get(day)), nowhere) for day in days}

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from dagster import Backoff, Failure, Jitter, RetryPolicy
+from dagster._core.errors import DagsterExecutionInterruptedError
 
 from calc_analytics.errors import CalcAnalyticsError
 
@@ -17,6 +18,9 @@ def failing_in_one_line() -> Iterator[None]:
         yield
     except Failure:
         raise
+    except DagsterExecutionInterruptedError:
+        # Dagster takes an interrupt for one more reason to retry: a run that was terminated in the UI went on.
+        raise Failure(description="interrupted", allow_retries=False) from None
     except CalcAnalyticsError as error:
         raise Failure(description=str(error), allow_retries=error.transient) from None
     except Exception as error:

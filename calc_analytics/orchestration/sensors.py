@@ -28,7 +28,7 @@ from dagster import (
 )
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from calc_analytics import rollup
+from calc_analytics import rollup, telemetry
 from calc_analytics.days import parse_day, today_and_yesterday
 from calc_analytics.orchestration.assets import automatic, calculation_logs
 from calc_analytics.orchestration.checks import streamed_evaluations
@@ -64,7 +64,7 @@ stopping = threading.Event()
 @lru_cache(maxsize=4)
 def _follower(engine: "Engine", declared: "Rollup", timezone: str, debounce_seconds: float) -> "Follower":
     """One per database and setting, for the life of the process."""
-    return rollup.follow.Follower(engine, declared, timezone, debounce_seconds, stopping)
+    return rollup.follow.Follower(engine, declared, timezone, debounce_seconds, stopping, telemetry.refreshed)
 
 
 def new_log_batches_sensor(
@@ -83,7 +83,8 @@ def new_log_batches_sensor(
     def new_log_batches(context: SensorEvaluationContext, database: RollupDatabase) -> SensorResult:
         """Keeps built days exact within about a second of each batch, and asks for runs for days never built."""
         before = Cursor.parse(context.cursor)
-        followed = _follow(database, 0 if before is None else follow_seconds(interval_seconds), interval_seconds)
+        with telemetry.failures_noted("refresh"):
+            followed = _follow(database, 0 if before is None else follow_seconds(interval_seconds), interval_seconds)
         wanted = set(rollup.verify.waiting_days(database.engine, database.rollup))
         if before is None:
             wanted.update(today_and_yesterday(database.timezone))
@@ -108,7 +109,9 @@ def _follow(database: RollupDatabase, seconds: float, interval_seconds: int) -> 
     """Streams for `seconds`; with an interval above the default, one refresh."""
     if interval_seconds > INTERVAL_SECONDS:
         followed = rollup.follow.Followed(probes=1)
-        followed.add(rollup.refresh.refresh(database.engine, database.rollup, database.timezone))
+        report = rollup.refresh.refresh(database.engine, database.rollup, database.timezone)
+        telemetry.refreshed(report)
+        followed.add(report)
         return followed
     debounce = database.settings.debounce_seconds
     return _follower(database.engine, database.rollup, database.timezone, debounce).follow(seconds, LINGER_SECONDS)

@@ -29,6 +29,9 @@ TEACHES = {
     "simulate": "COPY",
     "up": "Ctrl-C or SIGTERM stops all of it",
     "demo": "a table of today's totals that grows",
+    "serve": "It starts, and stays up, while the database and Dagster are down",
+    "status": "who holds an old transaction",
+    "doctor": "the fact, why it matters, what to type",
 }
 
 
@@ -138,6 +141,28 @@ def test_rollup_refuses_to_shrink_with_both_counts_and_exit_code_1(calc, engine,
     assert stored(engine) == {}
 
 
+def test_prune_asks_deletes_what_is_counted_and_says_what_it_left(calc_as_owner, engine, connect):
+    calc, writer = calc_as_owner, connect()
+    write(writer, [row(NOON)] * 5 + [row(NOON + timedelta(days=1))] * 4)
+    calc("rollup", "--day", "2026-03-01")
+    execute(engine, "update rollup_days set status = 'pending' where date = '2026-03-02'")
+    assert "Delete 5 counted log rows of 1 days" in calc("prune", "--older-than", "1").output
+    assert len(oracle(engine)) == 2, "nobody said yes"
+    said = calc("prune", "--older-than", "1", "--yes").output
+    assert "2026-03-01  5 rows deleted, statistics kept" in said
+    assert "2026-03-02  not built, so its logs stay: run 'calc-analytics rollup --day 2026-03-02'" in said
+    assert {day for _, day in oracle(engine)} == {date(2026, 3, 2)}
+    assert "equal with the 5 rows that were deleted" in calc("verify").output
+    assert json.loads(calc("prune", "--older-than", "1", "--yes", "--json").stdout)["rows"] == 0
+    assert "5 were deleted after they were counted" in refused(calc("rollup", "--day", "2026-03-01"))
+
+
+def test_prune_without_the_right_to_delete_says_what_to_grant(calc, engine, connect):
+    write(connect(), [row(NOON)] * 5)
+    assert f"grant it to the role '{ROLE}'" in refused(calc("prune", "--older-than", "1", "--yes"))
+    assert sum(measures[0] for measures in oracle(engine).values()) == 5
+
+
 def test_verify_proves_and_fails_on_a_difference(calc, engine, connect):
     write(connect(), [row(NOON)] * 5)
     calc("rollup", "--day", "2026-03-01")
@@ -230,6 +255,9 @@ def test_a_malformed_day_is_named(calc, words: list[str], said: str):
         ["simulate", "--rate", "nan"],
         ["simulate", "--seconds", "inf"],
         ["verify", "--no"],
+        ["prune"],
+        ["prune", "--older-than", "-1"],
+        ["prune", "--older-than", "soon"],
     ],
 )
 def test_wrong_usage_is_exit_code_2(calc, words: list[str]):

@@ -1,0 +1,50 @@
+"""Dagster's default run launcher, which can also say whether a run's worker process still lives.
+
+Run monitoring asks the launcher. Dagster's own has no answer, so a run whose worker was killed together with its code
+server stayed "started" for ever. `dagster.yaml` names this class.
+"""
+
+import json
+from contextlib import suppress
+
+import psutil
+from dagster import DagsterEventType, DagsterRun
+from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
+from dagster._core.storage.tags import GRPC_INFO_TAG
+
+# Worker's clock and the kernel's record of when it began differ by less.
+SLACK_SECONDS = 2.0
+
+
+class WatchfulRunLauncher(DefaultRunLauncher):
+    """`DefaultRunLauncher` with a health check: the worker's pid is in the run's events."""
+
+    @property
+    def supports_check_run_worker_health(self) -> bool:
+        """Yes: run monitoring then asks at each poll."""
+        return True
+
+    def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
+        """FAILED if the worker is gone; a run of another machine's code server is taken to be well."""
+        if not _is_of_this_machine(run) or any(_lives(pid, since) for pid, since in self._workers(run)):
+            return CheckRunHealthResult(WorkerStatus.RUNNING)
+        return CheckRunHealthResult(WorkerStatus.FAILED, "the run's process was killed or crashed")
+
+    def _workers(self, run: DagsterRun) -> list[tuple[int, float]]:
+        """Pid and instant of each event in which a process says that it works on the run."""
+        events = self._instance.all_logs(run.run_id, of_type=DagsterEventType.ENGINE_EVENT)
+        said = [(event.get_dagster_event().engine_event_data.metadata.get("pid"), event.timestamp) for event in events]
+        return [(int(str(pid.value)), at) for pid, at in said if pid is not None]
+
+
+def _is_of_this_machine(run: DagsterRun) -> bool:
+    server = json.loads(run.tags.get(GRPC_INFO_TAG, "{}"))
+    return "socket" in server or server.get("host") in ("localhost", "127.0.0.1")
+
+
+def _lives(pid: int, since: float) -> bool:
+    """Whether the process that had this pid at that instant is there; a later one has the number by chance."""
+    with suppress(psutil.Error):
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and process.create_time() < since + SLACK_SECONDS
+    return False

@@ -1,0 +1,224 @@
+"""Load on a running `up`, and the questions that are asked about it: proofs, runs, ticks, rows and processes."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import date
+from typing import Any
+
+import psutil
+from sqlalchemy import text
+from sqlalchemy.engine import Engine
+from sqlalchemy.exc import DBAPIError
+
+from calc_analytics.database.engine import DatabaseTrouble
+from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
+from calc_analytics.rollup.verify import built_days, verify
+from calc_analytics_tests.acceptance.conftest import Project, Up, eventually
+
+OURS = 'repositoryName: "__repository__", repositoryLocationName: "calc_analytics"'
+LAUNCH = f"""
+mutation ($day: String!) {{ launchRun(executionParams: {{
+  selector: {{{OURS}, jobName: "rollup_job"}}, executionMetadata: {{tags: [{{key: "dagster/partition", value: $day}}]}}
+}}) {{ __typename ... on LaunchRunSuccess {{ run {{ runId }} }} }} }}
+"""
+BACKFILL = """
+mutation ($days: [String!]) { launchPartitionBackfill(backfillParams: {
+  assetSelection: [{path: ["calculation_stats_daily"]}], partitionNames: $days
+}) { __typename ... on LaunchBackfillSuccess { backfillId } } }
+"""
+RUNS = "query { runsOrError { ... on Runs { results { runId parentRunId status } } } }"
+TICKS = f"""
+query {{ instigationStateOrError(instigationSelector: {{{OURS}, name: "new_log_batches"}}) {{
+  ... on InstigationState {{ ticks(limit: 1) {{ status timestamp }} }} }} }}
+"""
+# In one statement, so at one instant: the live view and all logs, for the days that are built.
+LIVE_AND_LOGS = f"""
+    with built as (select date from rollup_days where rollup = '{ROLLUP.name}' and status = 'built'),
+    raw as (
+        select publisher_id, cast(created_at at time zone 'UTC' as date) as date, {ROLLUP.aggregates}
+        from calculation_logs group by 1, 2
+    )
+    select count(*) filter (where {ROLLUP.each_measure("raw.{name} is distinct from live.{name}", " or ")}) as differing
+    from raw full join calculation_stats_daily_live live using (publisher_id, date)
+    where date in (select date from built)
+"""
+Run = dict[str, Any]
+
+
+class Proofs(threading.Thread):
+    """Whenever the database answers: statistics = logs, and live view = logs, for every built day."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(name="proofs", daemon=True)
+        self.engine, self.over = engine, threading.Event()
+        self.made = self.unanswered = 0
+        self.wrong: list[str] = []
+
+    def run(self) -> None:
+        """Proves until `over` is set."""
+        while not self.over.wait(0.3):
+            try:
+                self._prove()
+            except (DatabaseTrouble, DBAPIError):
+                self.unanswered += 1
+            except Exception as error:
+                self.wrong.append(f"the proof failed: {error!r}")
+
+    def _prove(self) -> None:
+        report = verify(self.engine, ROLLUP, "UTC", built_days(self.engine, ROLLUP))
+        if report.difference:
+            self.wrong.append(f"statistics differ from logs: {report.as_dict()}")
+        with self.engine.begin() as connection:
+            differing = connection.execute(text(LIVE_AND_LOGS)).scalar_one()
+        if differing:
+            self.wrong.append(f"the live view differs from the logs for {differing} keys")
+        self.made += 1
+
+
+@contextmanager
+def proving(up: Up) -> Iterator[Proofs]:
+    """Proofs are made until the end of the block, and none may fail."""
+    engine = up.engine()
+    proofs = Proofs(engine)
+    proofs.start()
+    try:
+        yield proofs
+    finally:
+        proofs.over.set()
+        proofs.join()
+        engine.dispose()
+    assert not proofs.wrong, proofs.wrong
+
+
+def answered(question: Callable[[], Any]) -> Any:
+    """The answer, or None while there is nobody who could give it."""
+    try:
+        return question()
+    except (OSError, DBAPIError, DatabaseTrouble, psutil.Error, LookupError, ValueError, AssertionError):
+        return None
+
+
+def launch_a_run(up: Up, day: date, seconds: float) -> str:
+    """Materializes a day, as an operator does, as soon as there is a webserver that can; returns the run's id."""
+
+    def launched() -> str | None:
+        answer = answered(lambda: up.graphql(LAUNCH, day=str(day))["launchRun"])
+        return answer["run"]["runId"] if answer and answer["__typename"] == "LaunchRunSuccess" else None
+
+    return eventually(launched, "a run launched", seconds)
+
+
+def launch_a_backfill(up: Up, wanted: list[date]) -> None:
+    """Materializes these days."""
+    answer = up.graphql(BACKFILL, days=[str(day) for day in wanted])["launchPartitionBackfill"]
+    assert answer["__typename"] == "LaunchBackfillSuccess", answer
+
+
+def runs(up: Up) -> list[Run]:
+    """Every run, newest first."""
+    return up.graphql(RUNS)["runsOrError"]["results"]
+
+
+def unfinished_runs(up: Up) -> list[Run]:
+    """Runs that have not come to an end."""
+    return [run for run in runs(up) if run["status"] not in ("SUCCESS", "FAILURE", "CANCELED")]
+
+
+def ticked_well_since(up: Up, instant: float) -> bool:
+    """Whether the sensor's last tick began after the instant, and did not fail."""
+    ticks = up.graphql(TICKS)["instigationStateOrError"]["ticks"]
+    return bool(ticks) and ticks[0]["timestamp"] > instant and ticks[0]["status"] in ("SUCCESS", "SKIPPED")
+
+
+def scalar(up: Up, statement: str, **values: Any) -> Any:
+    """One value from the database."""
+    engine = up.engine()
+    try:
+        with engine.begin() as connection:
+            return connection.execute(text(statement), values).scalar()
+    finally:
+        engine.dispose()
+
+
+def logged(up: Up) -> dict[int, int]:
+    """Rows in the logs by marker."""
+    pairs = "select jsonb_object_agg(marker, rows) from (select locality_id, count(*) from calculation_logs group by 1)"
+    return {int(marker): int(rows) for marker, rows in scalar(up, f"{pairs} as logs (marker, rows)").items()}
+
+
+def counted(up: Up) -> int:
+    """Rows in the statistics."""
+    return int(scalar(up, "select coalesce(sum(total_calculations), 0) from calculation_stats_daily"))
+
+
+@contextmanager
+def nobody_may_count(up: Up) -> Iterator[None]:
+    """Holds the state's lock: refreshes and rebuilds wait in the midst of their transactions, writers do not."""
+    engine = up.engine()
+    try:
+        with engine.connect() as connection:
+            connection.execute(text("select from rollup_state for update"))
+            yield
+            connection.invalidate()
+    finally:
+        engine.dispose()
+
+
+def waits_for_the_lock(up: Up) -> bool:
+    """Whether a transaction of a run or tick waits for its turn."""
+    return bool(scalar(up, f"select count(*) {ACTIVE} and wait_event_type = 'Lock'"))
+
+
+ACTIVE = "from pg_stat_activity where application_name = 'calc_analytics dagster' and datname = current_database()"
+
+
+def cmdline(process: psutil.Process) -> str:
+    """Its words; nothing if it has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def processes(up: Up, module: str) -> list[psutil.Process]:
+    """Processes below `up` that run the module."""
+    return [p for p in psutil.Process(up.process.pid).children(recursive=True) if module in cmdline(p)]
+
+
+def run_workers(up: Up) -> list[psutil.Process]:
+    """The processes of runs."""
+    return processes(up, "multiprocessing.spawn")
+
+
+def postmaster(project: Project) -> psutil.Process | None:
+    """The embedded server, if it lives."""
+    pid_file = project.folder / ".calc_analytics" / "pgdata" / "postmaster.pid"
+    process = psutil.Process(int(pid_file.read_text().splitlines()[0]))
+    return process if process.status() != psutil.STATUS_ZOMBIE and process.name() == "postgres" else None
+
+
+def processes_of(project: Project) -> list[psutil.Process]:
+    """Every process that runs in the project's folder or for it, wherever it hangs in the tree of processes."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            inside = process.cwd().startswith(str(project.folder))
+            if inside or process.environ().get("PYTHONPATH") == str(project.folder):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return [process for process in found if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+
+
+def strays(up: Up) -> list[psutil.Process]:
+    """Processes of the project that do not belong to the running `up`."""
+    server, own = postmaster(up.project), psutil.Process(up.process.pid)
+    tree = {own, *own.children(recursive=True), *([server, *server.children(recursive=True)] if server else [])}
+    return [process for process in processes_of(up.project) if process not in tree]
+
+
+def say(line: str) -> None:
+    """One line of what happens, with the time; shown by pytest -s and after a failure."""
+    print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)

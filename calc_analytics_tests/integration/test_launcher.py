@@ -1,0 +1,77 @@
+"""The run launcher's health check: it knows a living worker from a dead one, and a number from a process."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from dagster import DagsterInstance, DagsterRun
+from dagster._core.events import EngineEventData
+from dagster._core.launcher import WorkerStatus
+from dagster._core.storage.tags import GRPC_INFO_TAG
+from dagster._core.test_utils import create_run_for_test
+
+from calc_analytics.orchestration.launcher import WatchfulRunLauncher
+from calc_analytics_tests.acceptance.conftest import eventually
+
+Health = Callable[[DagsterRun], WorkerStatus]
+
+
+@pytest.fixture
+def worker() -> Iterator["subprocess.Popen[bytes]"]:
+    """A process that plays the run's worker."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def health(instance: DagsterInstance) -> Health:
+    """What the launcher says of a run."""
+    launcher = WatchfulRunLauncher()
+    launcher.register_instance(instance)
+    assert launcher.supports_check_run_worker_health
+    return lambda run: launcher.check_run_worker_health(run).status
+
+
+def launched(instance: DagsterInstance, pid: int, **server: object) -> DagsterRun:
+    """A run that a process with this pid says it works on, launched through this code server."""
+    run = create_run_for_test(instance, tags={GRPC_INFO_TAG: json.dumps(server or {"host": "127.0.0.1", "port": 1})})
+    instance.report_engine_event("Launching", run)
+    instance.report_engine_event(f"Started process for run (pid: {pid}).", run, EngineEventData.in_process(pid))
+    return run
+
+
+def test_a_living_worker_runs(instance: DagsterInstance, health: Health, worker: "subprocess.Popen[bytes]"):
+    assert health(launched(instance, worker.pid)) == WorkerStatus.RUNNING
+
+
+def test_a_killed_worker_has_failed_though_nobody_has_buried_it(
+    instance: DagsterInstance, health: Health, worker: "subprocess.Popen[bytes]"
+):
+    run = launched(instance, worker.pid)
+    worker.kill()
+    eventually(lambda: health(run) == WorkerStatus.FAILED, "a dead worker is seen")
+    worker.wait()
+    assert health(run) == WorkerStatus.FAILED
+
+
+def test_a_later_process_with_the_workers_number_is_not_the_worker(
+    instance: DagsterInstance,
+    health: Health,
+    worker: "subprocess.Popen[bytes]",
+    monkeypatch: pytest.MonkeyPatch,
+):
+    an_hour_ago = time.time() - 3600
+    with monkeypatch.context() as earlier:
+        earlier.setattr("time.time", lambda: an_hour_ago)
+        run = launched(instance, worker.pid)
+    assert health(run) == WorkerStatus.FAILED
+
+
+def test_a_run_of_another_machines_code_server_is_taken_to_be_well(instance: DagsterInstance, health: Health):
+    assert health(launched(instance, 2**22 + 1, host="code.example.org", port=4000)) == WorkerStatus.RUNNING
+    assert health(create_run_for_test(instance)) == WorkerStatus.RUNNING
