@@ -27,6 +27,7 @@ from dagster import (
 )
 from dagster._core.definitions.freshness import FreshnessState
 from dagster._core.scheduler.instigation import InstigatorState, InstigatorType, TickStatus
+from dagster._core.storage.tags import WILL_RETRY_TAG
 from dagster._utils.error import SerializableErrorInfo
 
 from calc_analytics.config import Settings
@@ -86,7 +87,8 @@ class Pause:
 
 
 def run_failure_alerts(settings: Settings) -> SensorDefinition:
-    """Tells of failed runs (told once per job and days until one succeeds) and of ticks that keep failing."""
+    """Tells of failed runs (once per job and days until one succeeds; not of those that Dagster starts again by itself)
+    and of ticks that keep failing."""
     return _alerting("run_failure_alerts", settings, _runs_and_ticks)
 
 
@@ -180,7 +182,7 @@ def _runs_and_ticks(context: SensorEvaluationContext, memory: Memory) -> Iterato
     kinds = (DagsterEventType.RUN_FAILURE, DagsterEventType.RUN_SUCCESS)
     for record in _new_records(context.instance, memory, *kinds):
         run = context.instance.get_run_by_id(record.run_id)
-        if run is not None and _is_ours(context, run):
+        if run is not None and _is_ours(context, run) and run.tags.get(WILL_RETRY_TAG) != "true":
             yield _run_outcome(record, run)
     for state in context.instance.all_instigator_state():
         if state.is_running and _location(state) == _own_location(context):

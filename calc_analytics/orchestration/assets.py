@@ -83,7 +83,7 @@ def stats_asset(partitions: PartitionsDefinition, freshness: FreshnessPolicy) ->
         """
         days = as_days(context.partition_keys)
         with failing_in_one_line():
-            with telemetry.failures_noted("rebuild", run=context.run_id):
+            with telemetry.failures_noted("rebuild", run=context.run.run_id):
                 report = rollup.rebuild.rebuild(
                     database.engine,
                     database.rollup,
@@ -92,7 +92,7 @@ def stats_asset(partitions: PartitionsDefinition, freshness: FreshnessPolicy) ->
                     allow_shrink=config.allow_shrink,
                     progress=lambda chunk: _log_chunk(context, chunk),
                 )
-            telemetry.rebuilt(report, run=context.run_id)
+            telemetry.rebuilt(report, run=context.run.run_id)
             _attach(context, database, report, config.keep_pruned)
             context.log_event(AssetObservation(calculation_logs.key, metadata=log_metadata(database)))
 
