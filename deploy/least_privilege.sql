@@ -23,3 +23,6 @@ grant execute on function calculation_logs_summarize() to rollup_writer;
 
 -- Only if this role is to run `calc-analytics prune`, which deletes raw logs that are counted:
 -- grant delete on calculation_logs to rollup_writer;
+
+-- Only if `calc-analytics status` and the metrics are to show how old other roles' open transactions are:
+-- grant pg_read_all_stats to rollup_writer;

@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from dagster import AssetCheckKey, AssetRecordsFilter, DagsterInstance, DagsterRun, RunsFilter
+from dagster import AssetCheckKey, DagsterInstance, DagsterRun, RunsFilter
 from dagster._core.definitions.run_request import InstigatorType
 from dagster._core.errors import DagsterError
 from dagster._core.scheduler.instigation import TickStatus
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 # What counting and the hourly rebuild need; others (backfills, freshness) are reported, but nothing stops with them.
 NEEDED_DAEMONS = ("SENSOR", "SCHEDULER", "QUEUED_RUN_COORDINATOR")
 CHECKS = ("stats_match_logs", "source_breakdown_complete", "cache_hits_within_total")
-SENSOR, SCHEDULE = "new_log_batches", "hourly_rollup"
+SENSOR, SCHEDULE, HOUSEKEEPING = "new_log_batches", "hourly_rollup", "daily_housekeeping"
 
 
 class DagsterTrouble(CalcAnalyticsError):
@@ -138,14 +138,14 @@ def sensor(dagster: DagsterInstance) -> Instigator | None:
     return _instigator(dagster, InstigatorType.SENSOR, SENSOR)
 
 
-def schedule(dagster: DagsterInstance) -> Instigator | None:
-    """The schedule `hourly_rollup`; None if no daemon has ever seen it."""
-    return _instigator(dagster, InstigatorType.SCHEDULE, SCHEDULE)
+def schedule(dagster: DagsterInstance, name: str = SCHEDULE) -> Instigator | None:
+    """The schedule of that name; None if no daemon has ever seen it."""
+    return _instigator(dagster, InstigatorType.SCHEDULE, name)
 
 
-def last_run(dagster: DagsterInstance) -> LastRun | None:
+def last_run(dagster: DagsterInstance, schedule: str = SCHEDULE) -> LastRun | None:
     """The last run of the schedule that ended."""
-    wanted = RunsFilter(tags={"dagster/schedule_name": SCHEDULE}, statuses=FINISHED_STATUSES)
+    wanted = RunsFilter(tags={"dagster/schedule_name": schedule}, statuses=FINISHED_STATUSES)
     with _trouble_in_words():
         for record in dagster.get_run_records(wanted, limit=1):
             run: DagsterRun = record.dagster_run
@@ -167,13 +167,6 @@ def tick_retention_days(dagster: DagsterInstance) -> dict[str, int]:
     with _trouble_in_words():
         kept = dagster.get_tick_retention_settings(InstigatorType.SENSOR)
     return {status.value.lower(): days for status, days in kept.items()}
-
-
-def oldest_event(dagster: DagsterInstance) -> datetime | None:
-    """When the oldest materialization of the statistics was stored: how far back Dagster's event log reaches."""
-    with _trouble_in_words():
-        records = dagster.fetch_materializations(AssetRecordsFilter(STATS), limit=1, ascending=True).records
-    return _instant(records[0].timestamp) if records else None
 
 
 def _instigator(dagster: DagsterInstance, kind: InstigatorType, name: str) -> Instigator | None:

@@ -21,14 +21,12 @@ from calc_analytics.rollup import diagnosis, install, status
 from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
 from calc_analytics.service.probes import Answer, Prober
 from calc_analytics.service.sources import Sources
-from calc_analytics.service.words import ago
 from calc_analytics.supervisor import HOST, is_listening
 
 OK, NOTE, WRONG = "ok", "note", "wrong"
 OLDEST, NEWEST = 15, 18
 SKEW_SECONDS = 5.0
 TICKS_KEPT_DAYS = 90
-EVENTS_KEPT_DAYS = 100
 FREE_CONNECTIONS = 20
 
 
@@ -171,7 +169,6 @@ def _xact_id(sources: Sources) -> Findings:
             yield finding
     if not wrong:
         yield _ok(f"each row of {ROLLUP.source} gets its transaction's id, whichever way it is inserted")
-    yield from _bypassing(diagnosis.rows_bypassing(sources.engine(), ROLLUP))
 
 
 def _of_table(table: diagnosis.LogTable) -> Findings:
@@ -197,7 +194,8 @@ def _of_table(table: diagnosis.LogTable) -> Findings:
         yield _wrong(f"{name} is filled by logical replication", why, "leave xact_id out of the publication's columns")
 
 
-def _bypassing(rows: diagnosis.Bypassing) -> Findings:
+def _rows(sources: Sources) -> Findings:
+    rows = diagnosis.rows_bypassing(sources.engine(), ROLLUP)
     rebase = "find the writer that names xact_id; then calc-analytics rebase && calc-analytics rollup"
     if rows.from_the_future:
         fact = f"{_number(rows.from_the_future, 'log row')} or more have an xact_id that no transaction has had yet"
@@ -251,14 +249,23 @@ def _dagster(sources: Sources) -> Findings:
     dagster = sources.dagster()
     yield _ok(f"Dagster's storage answers: {history.storage(dagster)}")
     yield from _ticks(history.tick_retention_days(dagster))
-    oldest = history.oldest_event(dagster)
-    age = (datetime.now(timezone.utc) - oldest).total_seconds() if oldest else 0.0
-    fact = f"the oldest event of {ROLLUP.target} is {ago(age)} old" if oldest else "no event is stored yet"
-    if age > EVENTS_KEPT_DAYS * 86_400:
-        why = "streaming stores some hundred events an hour; nothing removes them"
-        yield _note(fact, why, "turn on the clean-up of events (docs/runbook.md)")
-    else:
-        yield _ok(fact)
+    yield _housekeeping(
+        history.schedule(dagster, history.HOUSEKEEPING), history.last_run(dagster, history.HOUSEKEEPING)
+    )
+
+
+def _housekeeping(schedule: Any, run: Any) -> Finding:
+    """The schedule that prunes Dagster's event log, and its last run."""
+    why = "streaming stores some hundred events an hour, which nothing else removes"
+    if schedule is None:
+        return _ok("the clean-up of Dagster's event log begins with the daemon")
+    if not schedule.on:
+        fact = f"the schedule {schedule.name} is turned off"
+        return _note(fact, why, f"dagster schedule start {schedule.name}")
+    if run is not None and not run.succeeded:
+        fact = f"the last clean-up of Dagster's event log failed (run {run.run_id[:8]})"
+        return _note(fact, why, f"open run {run.run_id} in the Dagster UI")
+    return _ok(f"Dagster's event log is cleaned up daily, last {f'{run.ended_at:%Y-%m-%d}' if run else 'never yet'}")
 
 
 def _ticks(kept: dict[str, int]) -> Findings:
@@ -307,6 +314,7 @@ EXAMINATIONS: dict[str, Callable[[Sources], Findings]] = {
     "permissions": _permissions,
     "indexes": _indexes,
     "xact_id": _xact_id,
+    "log rows": _rows,
     "clock": _clock,
     "time zone": _time_zone,
     "dagster": _dagster,

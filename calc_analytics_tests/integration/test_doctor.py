@@ -17,6 +17,7 @@ from calc_analytics.cli import main
 from calc_analytics.config import Settings
 from calc_analytics.database.engine import engine_for
 from calc_analytics.orchestration import history
+from calc_analytics.orchestration.history import Instigator, LastRun
 from calc_analytics.rollup import diagnosis
 from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
 from calc_analytics.rollup.install import install
@@ -54,8 +55,8 @@ def examined(database: URL, home: Path) -> Examine:
     return run
 
 
-def execute(engine: Engine, *statements: str) -> None:
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+def execute(owner: Engine, *statements: str) -> None:
+    with owner.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         for statement in statements:
             connection.execute(text(statement))
 
@@ -69,12 +70,12 @@ def commands(found: list[Finding]) -> list[str]:
     return [line.rstrip(";") for finding in found for line in finding.command.splitlines()]
 
 
-def mended(engine: Engine, found: list[Finding], again: Examine, part: str) -> None:
+def mended(owner: Engine, found: list[Finding], again: Examine, part: str) -> None:
     """Runs what the findings of that part name; afterwards nothing is wrong with it."""
     wrong = level(found, "wrong", part)
     assert wrong
     assert all(finding.why for finding in wrong)
-    execute(engine, *commands(wrong))
+    execute(owner, *commands(wrong))
     assert level(again(), "wrong", part) == []
 
 
@@ -84,24 +85,24 @@ def test_of_a_database_that_is_ready_nothing_is_wrong(examined: Examine):
     assert {finding.part for finding in found} == {*doctor.EXAMINATIONS, "ports"}
 
 
-def test_missing_rights_are_found_and_the_grants_mend_them(examined, engine, database, maintenance, monkeypatch):
-    role = f"doctor_{engine.url.database}"
+def test_missing_rights_are_found_and_the_grants_mend_them(examined, owner, database, maintenance, monkeypatch):
+    role = f"doctor_{owner.url.database}"
     maintenance(f'create role "{role}" login')
-    maintenance(f'revoke temporary on database "{engine.url.database}" from public')
+    maintenance(f'revoke temporary on database "{owner.url.database}" from public')
     monkeypatch.setenv("DATABASE_URL", database.set(username=role).render_as_string(hide_password=False))
     try:
         found = examined()
         (wrong,) = level(found, "wrong", "permissions")
         assert f'grant select on calculation_logs to "{role}";' in wrong.command
         assert f'grant select, insert, update, delete on calculation_stats_daily to "{role}";' in wrong.command
-        assert f'grant temporary on database "{engine.url.database}" to "{role}";' in wrong.command
-        execute(engine, *commands([wrong]))
+        assert f'grant temporary on database "{owner.url.database}" to "{role}";' in wrong.command
+        execute(owner, *commands([wrong]))
         assert level(examined(), "wrong") == []
         own = engine_for(database.set(username=role))
-        write_and_rebuild(engine, own)
+        write_and_rebuild(owner, own)
         own.dispose()
     finally:
-        execute(engine, f'drop owned by "{role}"')
+        execute(owner, f'drop owned by "{role}"')
         maintenance(f'drop role "{role}"')
 
 
@@ -116,10 +117,10 @@ def write_and_rebuild(owner: Engine, role: Engine) -> None:
     assert verify(role, ROLLUP, "UTC", [utc(2026, 3, 1).date()]).difference == 0
 
 
-def test_notes_say_what_a_role_could_do_with_more(examined, engine, database, maintenance, monkeypatch):
-    role = f"notes_{engine.url.database}"
+def test_notes_say_what_a_role_could_do_with_more(examined, owner, database, maintenance, monkeypatch):
+    role = f"notes_{owner.url.database}"
     maintenance(f'create role "{role}" login')
-    execute(engine, f'grant select on all tables in schema public to "{role}"')
+    execute(owner, f'grant select on all tables in schema public to "{role}"')
     monkeypatch.setenv("DATABASE_URL", database.set(username=role).render_as_string(hide_password=False))
     try:
         notes = level(examined(), "note", "permissions")
@@ -127,32 +128,32 @@ def test_notes_say_what_a_role_could_do_with_more(examined, engine, database, ma
             f'grant pg_read_all_stats to "{role}"',
             f'grant delete on calculation_logs to "{role}"',
         ]
-        execute(engine, *commands(notes))
+        execute(owner, *commands(notes))
         assert level(examined(), "note", "permissions") == []
     finally:
-        execute(engine, f'drop owned by "{role}"')
+        execute(owner, f'drop owned by "{role}"')
         maintenance(f'drop role "{role}"')
 
 
-def test_a_missing_index_is_found_with_the_statement_that_builds_it(examined, engine):
-    execute(engine, "drop index calculation_logs_rollup_idx")
+def test_a_missing_index_is_found_with_the_statement_that_builds_it(examined, owner):
+    execute(owner, "drop index calculation_logs_rollup_idx")
     found = examined()
     (wrong,) = level(found, "wrong", "indexes")
     assert wrong.command.startswith("create index concurrently if not exists calculation_logs_rollup_idx")
-    mended(engine, found, examined, "indexes")
+    mended(owner, found, examined, "indexes")
 
 
-def test_an_invalid_index_is_dropped_first(examined, engine):
-    execute(engine, "update pg_index set indisvalid = false where indexrelid = 'calculation_logs_rollup_idx'::regclass")
+def test_an_invalid_index_is_dropped_first(examined, owner):
+    execute(owner, "update pg_index set indisvalid = false where indexrelid = 'calculation_logs_rollup_idx'::regclass")
     found = examined()
     assert "is invalid" in level(found, "wrong", "indexes")[0].fact
-    mended(engine, found, examined, "indexes")
+    mended(owner, found, examined, "indexes")
 
 
-def partition(engine: Engine) -> None:
+def partition(owner: Engine) -> None:
     """Makes the log table a partitioned one, as an API may have it."""
     execute(
-        engine,
+        owner,
         "drop table calculation_logs cascade",
         "create table calculation_logs (id bigserial, publisher_id int not null, locality_id bigint not null, "
         "date_calculated date not null, cache_hit boolean not null default false, response_time_ms smallint, "
@@ -163,78 +164,78 @@ def partition(engine: Engine) -> None:
     )
 
 
-def test_of_partitions_each_needs_its_index(examined, engine):
-    partition(engine)
-    install(engine, "UTC")
+def test_of_partitions_each_needs_its_index(examined, owner):
+    partition(owner)
+    install(owner, "UTC")
     found = examined()
     assert [finding.fact.split()[3] for finding in level(found, "wrong", "indexes")] == [
         "logs_new",
         "logs_old",
         "calculation_logs",
     ]
-    mended(engine, found, examined, "indexes")
-    with engine.begin() as connection:
+    mended(owner, found, examined, "indexes")
+    with owner.begin() as connection:
         valid = "select indisvalid from pg_index where indexrelid = 'calculation_logs_rollup_idx'::regclass"
         assert connection.execute(text(valid)).scalar_one()
 
 
-def test_a_partition_without_the_default_is_found(examined, engine):
-    partition(engine)
-    execute(engine, "alter table logs_new alter column xact_id drop default")
+def test_a_partition_without_the_default_is_found(examined, owner):
+    partition(owner)
+    execute(owner, "alter table logs_new alter column xact_id drop default")
     found = examined()
     assert level(found, "wrong", "xact_id")[0].fact == "the default of logs_new.xact_id is missing"
-    mended(engine, found, examined, "xact_id")
+    mended(owner, found, examined, "xact_id")
 
 
-def test_a_default_of_another_kind_is_found(examined, engine):
-    execute(engine, "alter table calculation_logs alter column xact_id set default 0")
+def test_a_default_of_another_kind_is_found(examined, owner):
+    execute(owner, "alter table calculation_logs alter column xact_id set default 0")
     found = examined()
     assert "is 0" in level(found, "wrong", "xact_id")[0].fact
-    mended(engine, found, examined, "xact_id")
+    mended(owner, found, examined, "xact_id")
 
 
-def test_a_trigger_that_sets_xact_id_is_found_and_another_is_not(examined, engine):
+def test_a_trigger_that_sets_xact_id_is_found_and_another_is_not(examined, owner):
     for name, body in (("sets_it", "new.xact_id := null"), ("other", "new.zman_count := 1")):
         execute(
-            engine,
+            owner,
             f"create function {name}() returns trigger language plpgsql as $$ begin {body}; return new; end $$",
             f"create trigger {name} before insert on calculation_logs for each row execute function {name}()",
         )
     found = examined()
     (wrong,) = level(found, "wrong", "xact_id")
     assert "the trigger sets_it" in wrong.fact
-    mended(engine, found, examined, "xact_id")
+    mended(owner, found, examined, "xact_id")
 
 
-def test_a_rule_on_inserts_is_found(examined, engine):
-    execute(engine, "create rule aside as on insert to calculation_logs do instead nothing")
+def test_a_rule_on_inserts_is_found(examined, owner):
+    execute(owner, "create rule aside as on insert to calculation_logs do instead nothing")
     found = examined()
     assert "the rule aside" in level(found, "wrong", "xact_id")[0].fact
-    mended(engine, found, examined, "xact_id")
+    mended(owner, found, examined, "xact_id")
 
 
-def test_a_table_filled_by_logical_replication_is_found(examined, engine):
+def test_a_table_filled_by_logical_replication_is_found(examined, owner):
     execute(
-        engine,
+        owner,
         "insert into pg_subscription_rel (srsubid, srrelid, srsubstate) values (1, 'calculation_logs'::regclass, 'r')",
     )
     assert any("logical replication" in finding.fact for finding in level(examined(), "wrong", "xact_id"))
 
 
-def test_rows_that_came_past_the_default_are_found(examined, engine, connect):
+def test_rows_that_came_past_the_default_are_found(examined, owner, connect):
     now = datetime.now(timezone.utc)
     writer = connect()
     write(writer, [row(now), row(now - timedelta(hours=3))])
-    assert diagnosis.rows_bypassing(engine, ROLLUP) == diagnosis.Bypassing(0, 0)
+    assert diagnosis.rows_bypassing(owner, ROLLUP) == diagnosis.Bypassing(0, 0)
     writer.execute("update calculation_logs set xact_id = null")
     writer.commit()
-    assert diagnosis.rows_bypassing(engine, ROLLUP) == diagnosis.Bypassing(1, 0)
-    assert "have no xact_id" in level(examined(), "note", "xact_id")[0].fact
+    assert diagnosis.rows_bypassing(owner, ROLLUP) == diagnosis.Bypassing(1, 0)
+    assert "have no xact_id" in level(examined(), "note", "log rows")[0].fact
     write(writer, [row(now)])
     writer.execute("update calculation_logs set xact_id = 1000000000 where xact_id is not null")
     writer.commit()
-    assert diagnosis.rows_bypassing(engine, ROLLUP) == diagnosis.Bypassing(1, 1)
-    assert "no transaction has had yet" in level(examined(), "wrong", "xact_id")[0].fact
+    assert diagnosis.rows_bypassing(owner, ROLLUP) == diagnosis.Bypassing(1, 1)
+    assert "no transaction has had yet" in level(examined(), "wrong", "log rows")[0].fact
 
 
 def test_tables_that_were_never_made_say_what_to_run(home, empty_url, monkeypatch):
@@ -245,21 +246,21 @@ def test_tables_that_were_never_made_say_what_to_run(home, empty_url, monkeypatc
     assert len(level(found, "wrong")) == 2
 
 
-def test_an_api_table_that_cannot_be_counted_says_why(examined, engine):
-    execute(engine, "alter table calculation_logs alter column source drop not null")
+def test_an_api_table_that_cannot_be_counted_says_why(examined, owner):
+    execute(owner, "alter table calculation_logs alter column source drop not null")
     assert any("source may be null" in finding.fact for finding in level(examined(), "wrong", "tables"))
 
 
-def test_a_restored_cluster_and_another_time_zone_are_found(examined, engine, monkeypatch):
+def test_a_restored_cluster_and_another_time_zone_are_found(examined, owner, monkeypatch):
     monkeypatch.setenv("ROLLUP_TIMEZONE", "Asia/Jerusalem")
     assert "ROLLUP_TIMEZONE is Asia/Jerusalem" in level(examined(), "wrong", "state")[0].fact
-    execute(engine, "update rollup_state set system_identifier = 7, relation = 7")
+    execute(owner, "update rollup_state set system_identifier = 7, relation = 7")
     assert "restored into another" in level(examined(), "wrong", "state")[0].fact
 
 
 def test_clocks_that_differ_are_found(examined, monkeypatch):
     clock = diagnosis.clock
-    monkeypatch.setattr(diagnosis, "clock", lambda engine: clock(engine) + timedelta(minutes=3))
+    monkeypatch.setattr(diagnosis, "clock", lambda owner: clock(owner) + timedelta(minutes=3))
     assert "ahead of this machine's" in level(examined(), "wrong", "clock")[0].fact
 
 
@@ -270,12 +271,12 @@ def test_time_zone_data_that_differ_are_found(examined, monkeypatch):
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Asia/Jerusalem", "America/Havana", "Pacific/Apia", "Africa/Casablanca"])
-def test_python_and_postgresql_agree_on_offsets(engine, zone: str):
+def test_python_and_postgresql_agree_on_offsets(owner, zone: str):
     from calc_analytics import days
 
     instants = [utc(2026, 1, 1) + timedelta(days=10 * n) for n in range(40)]
     here = [at.astimezone(days.zone(zone)).utcoffset().total_seconds() for at in instants]
-    assert diagnosis.utc_offsets(engine, zone, instants) == here
+    assert diagnosis.utc_offsets(owner, zone, instants) == here
 
 
 def test_ticks_that_are_kept_for_ever_are_found(examined, home):
@@ -329,10 +330,10 @@ def calc(database: URL, home: Path):
     return lambda *words: CliRunner().invoke(main, words)
 
 
-def test_the_command_prints_fact_reason_and_command(calc, engine):
+def test_the_command_prints_fact_reason_and_command(calc, owner):
     ports = ("--ui-port", str(free_port()), "--service-port", str(free_port()))
     assert calc("doctor", *ports).exit_code == 0
-    execute(engine, "drop index calculation_logs_rollup_idx")
+    execute(owner, "drop index calculation_logs_rollup_idx")
     result = calc("doctor", *ports)
     assert result.exit_code == 1
     assert "!!  indexes      the index of calculation_logs" in result.output
@@ -354,3 +355,24 @@ def test_a_database_that_is_down_is_said_once_and_the_rest_is_examined(calc, mon
     assert "cannot connect to postgresql://me:***" in wrong[0]["fact"]
     assert [finding["part"] for finding in found if finding["level"] == "ok"][:1] == ["dagster"]
     assert "hunter2" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("schedule", "run", "level", "said"),
+    [
+        (None, None, "ok", "begins with the daemon"),
+        (Instigator("daily_housekeeping", True, None, None), None, "ok", "never yet"),
+        (Instigator("daily_housekeeping", False, None, None), None, "note", "turned off"),
+        (
+            Instigator("daily_housekeeping", True, None, None),
+            LastRun("0a1b2c3d4e", False, None, utc(2026, 3, 1)),
+            "note",
+            "failed (run 0a1b2c3d)",
+        ),
+    ],
+)
+def test_the_clean_up_of_dagsters_event_log_is_looked_at(schedule, run, level: str, said: str):
+    found = doctor._housekeeping(schedule, run)
+    assert found.level == level
+    assert said in found.fact
+    assert bool(found.command) is (level == "note")

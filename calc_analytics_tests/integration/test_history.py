@@ -105,7 +105,7 @@ def test_of_an_instance_that_saw_nothing_nothing_is_known(dagster):
     assert history.schedule(dagster) is None
     assert history.last_run(dagster) is None
     assert history.last_checks(dagster) == []
-    assert history.oldest_event(dagster) is None
+    assert history.schedule(dagster, history.HOUSEKEEPING) is None
 
 
 def test_heartbeats_say_which_daemons_the_counting_needs(dagster):
@@ -198,7 +198,6 @@ def test_the_last_run_is_that_of_the_schedule(dagster, location, database, conne
     assert (found.succeeded, found.partition) == (True, "2026-03-01")
     assert probes(database, "last_run")["last_run"].ok
     assert {check.name for check in history.last_checks(dagster)} == set(CHECKS)
-    assert history.oldest_event(dagster) is not None
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("calc_analytics.rollup.rebuild.rebuild", lambda *given, **options: 1 / 0)

@@ -61,20 +61,20 @@ def test_lag_is_the_rows_that_are_committed_and_not_counted(engine, connect):
     assert status.lag(engine, ROLLUP, "UTC").rows == 100
 
 
-def test_a_row_waits_no_longer_than_since_the_last_refresh_and_since_it_was_written(engine, connect):
+def test_a_row_waits_no_longer_than_since_the_last_refresh_and_since_it_was_written(engine, owner, connect):
     refresh(engine, ROLLUP, "UTC")
     write(connect(), [row(now() - timedelta(days=2)), row(now() + timedelta(hours=1))])
     assert status.lag(engine, ROLLUP, "UTC").seconds < 60
     execute(engine, "update rollup_state set refreshed_at = now() - interval '1 day'")
     assert status.lag(engine, ROLLUP, "UTC").seconds == pytest.approx(86_400, abs=60)
-    execute(engine, "delete from calculation_logs")
+    execute(owner, "delete from calculation_logs")
     write(connect(), [row(now() - timedelta(hours=1))])
     assert status.lag(engine, ROLLUP, "UTC").seconds == pytest.approx(3600, abs=60)
 
 
-def test_rows_that_no_day_can_hold_do_not_lag_for_ever(engine, connect):
+def test_rows_that_no_day_can_hold_do_not_lag_for_ever(engine, owner, connect):
     write(connect(), [row(now())])
-    execute(engine, "update calculation_logs set created_at = '-infinity'")
+    execute(owner, "update calculation_logs set created_at = '-infinity'")
     assert status.lag(engine, ROLLUP, "UTC").rows == 0
 
 
@@ -86,11 +86,11 @@ def test_what_could_not_go_on_counting_is_said(engine):
         status.refreshed(engine, ROLLUP, "UTC")
 
 
-def test_days_are_told_apart(engine, connect):
+def test_days_are_told_apart(engine, owner, connect):
     write(connect(), [row(NOON), row(NOON + timedelta(days=1)), row(NOON + timedelta(days=2))])
     rebuild(engine, ROLLUP, "UTC", [DAY, DAY + timedelta(days=1), DAY + timedelta(days=2)])
     record(engine, ROLLUP, verify(engine, ROLLUP, "UTC", [DAY]))
-    prune(engine, ROLLUP, "UTC", DAY + timedelta(days=1))
+    prune(owner, ROLLUP, "UTC", DAY + timedelta(days=1))
     execute(engine, "update rollup_days set difference = 4 where date = '2026-03-02'")
     execute(engine, "update rollup_days set status = 'stale', difference = 9 where date = '2026-03-03'")
     days = status.days(engine, ROLLUP)
@@ -110,14 +110,14 @@ def test_recent_days_hold_what_their_statistics_hold(engine, connect):
     assert len(status.recent_days(engine, ROLLUP, 1)) == 1
 
 
-def test_open_transactions_that_have_written_are_listed_oldest_first(engine, connect):
+def test_open_transactions_that_have_written_are_listed_oldest_first(owner, connect):
     reader, of_logs, of_others = connect(), connect(), connect()
     reader.execute("select count(*) from calculation_logs")
     of_logs.execute("set application_name = 'calc-api-3'")
     of_logs.commit()
     copy_rows(of_logs, [row(NOON)])
     of_others.execute("insert into rollup_days (rollup, date, status) values ('x', '2026-03-01', 'built')")
-    first, second = status.writers(engine, ROLLUP)
+    first, second = status.writers(owner, ROLLUP)
     assert (first.pid, first.application, first.writes_logs) == (of_logs.info.backend_pid, "calc-api-3", True)
     assert (second.pid, second.writes_logs) == (of_others.info.backend_pid, False)
     assert first.state == "idle in transaction"
@@ -126,23 +126,30 @@ def test_open_transactions_that_have_written_are_listed_oldest_first(engine, con
     assert first.seconds >= second.seconds >= 0
     of_logs.rollback()
     of_others.rollback()
-    assert status.writers(engine, ROLLUP) == []
+    assert status.writers(owner, ROLLUP) == []
 
 
-def test_who_writes_into_a_partition_writes_the_logs(engine, connect):
-    execute(engine, "create table part (like calculation_logs including defaults)")
-    execute(engine, "drop view calculation_stats_daily_live")
-    execute(engine, "alter table calculation_logs rename to old")
+def test_of_other_roles_transactions_the_age_is_hidden_but_not_that_they_write(engine, connect):
+    writer = connect()
+    copy_rows(writer, [row(NOON)])
+    (found,) = status.writers(engine, ROLLUP)
+    assert (found.pid, found.seconds, found.writes_logs) == (writer.info.backend_pid, None, True)
+
+
+def test_who_writes_into_a_partition_writes_the_logs(owner, connect):
+    execute(owner, "create table part (like calculation_logs including defaults)")
+    execute(owner, "drop view calculation_stats_daily_live")
+    execute(owner, "alter table calculation_logs rename to old")
     execute(
-        engine,
+        owner,
         "create table calculation_logs (like old including defaults) partition by range (created_at)",
     )
-    execute(engine, "alter table calculation_logs attach partition part default")
+    execute(owner, "alter table calculation_logs attach partition part default")
     writer = connect()
     writer.execute(
         "insert into part (publisher_id, locality_id, date_calculated, source) values (1, 1, current_date, 1)"
     )
-    assert [found.writes_logs for found in status.writers(engine, ROLLUP)] == [True]
+    assert [found.writes_logs for found in status.writers(owner, ROLLUP)] == [True]
 
 
 def test_a_prepared_transaction_has_a_name_and_no_pid(tmp_path):
