@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import quote, quote_plus, urlsplit
 
 from dotenv import dotenv_values
 
@@ -60,6 +60,16 @@ def shown(url: "URL") -> str:
     place = {name: value for name, value in url.query.items() if name in ("host", "port")}
     plain = url.set(drivername="postgresql", query=place)
     return plain.render_as_string(hide_password=True).replace("%2F", "/")
+
+
+def without_secrets(said: str, url: "URL") -> str:
+    """The text with stars for each password of the URL, in every form in which a URL may hold it."""
+    for secret in (url.password, url.query.get("password"), url.query.get("sslpassword")):
+        if secret and secret != url.username:
+            # SQLAlchemy writes spaces and plus signs as they are; others do not.
+            for form in (str(secret), quote(str(secret), ""), quote(str(secret), " +"), quote_plus(str(secret))):
+                said = said.replace(form, "***")
+    return said
 
 
 @dataclass(frozen=True)
@@ -134,7 +144,7 @@ def _postgres_url(text: str) -> "URL":
         )
     if not url.database:
         raise ValueError("it names no database; the accepted form is postgresql://user:password@host:5432/database")
-    if {"@", "/"} & set(url.database):
+    if {"@", "/"} & set(url.database) or "@" in (url.host or ""):
         raise ValueError("write @, / and : in the password percent-encoded, as %40, %2F and %3A")
     return with_driver(url, "psycopg")
 

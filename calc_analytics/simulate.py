@@ -228,11 +228,9 @@ class _Rows:
 
 
 def _connect(url: URL) -> psycopg.Connection:
-    return psycopg.connect(
-        url.set(drivername="postgresql").render_as_string(hide_password=False),
-        application_name="calc_analytics simulate",
-        connect_timeout=10,
-    )
+    # Not as one string: SQLAlchemy and libpq differ in which characters of a password they want percent-encoded.
+    _, arguments = url.get_dialect()().create_connect_args(url)
+    return psycopg.connect(**{"connect_timeout": 10, **arguments, "application_name": "calc_analytics simulate"})
 
 
 def _copy(connection: psycopg.Connection, lines: list[str]) -> None:

@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnectionLeft
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
 
-from calc_analytics.config import DAGSTER_DATABASE, Settings, shown
+from calc_analytics.config import DAGSTER_DATABASE, Settings, shown, without_secrets
 from calc_analytics.database import embedded
 from calc_analytics.errors import CalcAnalyticsError
 
@@ -226,9 +226,7 @@ def _driver_error(error: DBAPIError | psycopg.Error) -> BaseException | None:
 def _in_words(error: DBAPIError | psycopg.Error, url: URL) -> str:
     place, original = shown(url), _driver_error(error)
     said = str(original).strip().splitlines()[0] if str(original).strip() else type(original).__name__
-    for secret in (url.password, url.query.get("password"), url.query.get("sslpassword")):
-        if secret and secret != url.username:
-            said = said.replace(str(secret), "***")
+    said = without_secrets(said, url)
     match sqlstate(error):
         case "42501":
             return f"{said}: grant it to the role '{url.username}', or use another role in {place}"

@@ -4,7 +4,7 @@ from datetime import date
 
 import pytest
 
-from calc_analytics.config import InvalidSetting, Settings, shown
+from calc_analytics.config import InvalidSetting, Settings, shown, without_secrets
 
 SECRET = "hunter2"
 URL = f"postgresql://me:{SECRET}@db.example/calc"
@@ -55,6 +55,7 @@ def test_cron_wins_over_the_interval():
         ("ROLLUP_TIMEZONE", "right/UTC", "IANA"),
         ("ROLLUP_INTERVAL_HOURS", "²", "divides a day"),
         ("DATABASE_URL", f"postgresql://me:p@{SECRET}/w:rd@db/calc", "percent-encoded"),
+        ("DATABASE_URL", f"postgresql://me:p@{SECRET}%2Fword@db/calc", "percent-encoded"),
         ("ROLLUP_START_DATE", "1.1.2025", "YYYY-MM-DD"),
         ("ROLLUP_INTERVAL_HOURS", "5", "divides a day"),
         ("ROLLUP_INTERVAL_HOURS", "one", "divides a day"),
@@ -97,6 +98,13 @@ def test_options_of_the_url_are_not_shown(option: str):
     url = settings(DATABASE_URL=f"postgresql://me@db.example/calc?{option}={SECRET}&host=/run/pg").database_url
     assert url is not None
     assert shown(url) == "postgresql://me@db.example/calc?host=/run/pg"
+
+
+@pytest.mark.parametrize("form", ["p@/hunter2 +", "p%40%2Fhunter2%20%2B", "p%40%2Fhunter2 +", "p%40%2Fhunter2+%2B"])
+def test_a_password_is_hidden_in_every_form_in_which_a_driver_may_quote_it(form: str):
+    url = settings(DATABASE_URL="postgresql://me:p%40%2Fhunter2%20%2B@db/calc").database_url
+    assert url
+    assert without_secrets(f'cannot use "{form}"', url) == 'cannot use "***"'
 
 
 def test_no_representation_holds_the_password():
