@@ -57,7 +57,7 @@ class Service:
 
     def app(self) -> Starlette:
         """The ASGI application."""
-        return Starlette(
+        app = Starlette(
             routes=[
                 Route("/", self.index),
                 Route("/openapi.json", self.openapi),
@@ -69,6 +69,8 @@ class Service:
             exception_handlers={HTTPException: _refused, Exception: _failed},
             lifespan=self._warm_up,
         )
+        app.router.redirect_slashes = False
+        return app
 
     async def index(self, request: Request) -> Response:
         """What there is."""

@@ -8,7 +8,7 @@ import logging
 import sys
 from datetime import datetime, timezone
 from functools import lru_cache
-from typing import Any, TextIO
+from typing import Any
 
 from calc_analytics.config import Settings
 from calc_analytics.errors import CalcAnalyticsError
@@ -16,7 +16,7 @@ from calc_analytics.errors import CalcAnalyticsError
 NAME = "calc_analytics"
 
 
-class _StandardError(logging.StreamHandler[TextIO]):
+class _StandardError(logging.StreamHandler):
     """Whatever standard error is at the moment of the line."""
 
     def __init__(self) -> None:
