@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from dagster import (
     AssetCheckEvaluation,
@@ -26,7 +27,6 @@ from dagster import (
     sensor,
 )
 from dagster._core.definitions.freshness import FreshnessState
-from dagster._core.scheduler.instigation import InstigatorState, InstigatorType, TickStatus
 from dagster._core.storage.tags import WILL_RETRY_TAG
 from dagster._utils.error import SerializableErrorInfo
 
@@ -35,6 +35,10 @@ from calc_analytics.orchestration.checks import DAYS_FAILED, DAYS_PASSED
 from calc_analytics.orchestration.incidents import Incidents, Outcome, Span, message
 from calc_analytics.orchestration.sensors import STATS, stopping
 from calc_analytics.orchestration.webhook import AlertNotDelivered, place, post
+
+if TYPE_CHECKING:
+    # Loading it takes a tenth of what loading Dagster takes.
+    from dagster._core.scheduler.instigation import InstigatorState
 
 SOURCE = "calc_analytics"
 INTERVAL_SECONDS = 30
@@ -199,7 +203,7 @@ def _own_location(context: SensorEvaluationContext) -> str | None:
     return context.code_location_origin.location_name if context.code_location_origin else None
 
 
-def _location(state: InstigatorState) -> str:
+def _location(state: "InstigatorState") -> str:
     return state.origin.repository_origin.code_location_origin.location_name
 
 
@@ -227,8 +231,10 @@ def _days(run: DagsterRun) -> Span | None:
     return (ends[0], ends[1]) if ends[0] and ends[1] else None
 
 
-def _tick_outcomes(instance: DagsterInstance, state: InstigatorState) -> Iterator[Outcome]:
+def _tick_outcomes(instance: DagsterInstance, state: "InstigatorState") -> Iterator[Outcome]:
     """Whether the sensor or schedule does its work: its last finished tick, red several times in a row or not."""
+    from dagster._core.scheduler.instigation import InstigatorType, TickStatus
+
     finished = [TickStatus.SUCCESS, TickStatus.SKIPPED, TickStatus.FAILURE]
     ticks = instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=1, statuses=finished)
     for tick in ticks:
