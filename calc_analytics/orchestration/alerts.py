@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from dagster import (
     AssetCheckEvaluation,
@@ -26,7 +27,7 @@ from dagster import (
     sensor,
 )
 from dagster._core.definitions.freshness import FreshnessState
-from dagster._core.scheduler.instigation import InstigatorState, InstigatorType, TickStatus
+from dagster._core.storage.tags import WILL_RETRY_TAG
 from dagster._utils.error import SerializableErrorInfo
 
 from calc_analytics.config import Settings
@@ -34,6 +35,10 @@ from calc_analytics.orchestration.checks import DAYS_FAILED, DAYS_PASSED
 from calc_analytics.orchestration.incidents import Incidents, Outcome, Span, message
 from calc_analytics.orchestration.sensors import STATS, stopping
 from calc_analytics.orchestration.webhook import AlertNotDelivered, place, post
+
+if TYPE_CHECKING:
+    # Loading it takes a tenth of what loading Dagster takes.
+    from dagster._core.scheduler.instigation import InstigatorState
 
 SOURCE = "calc_analytics"
 INTERVAL_SECONDS = 30
@@ -86,7 +91,8 @@ class Pause:
 
 
 def run_failure_alerts(settings: Settings) -> SensorDefinition:
-    """Tells of failed runs (told once per job and days until one succeeds) and of ticks that keep failing."""
+    """Tells of failed runs (once per job and days until one succeeds; not of those that Dagster starts again by itself)
+    and of ticks that keep failing."""
     return _alerting("run_failure_alerts", settings, _runs_and_ticks)
 
 
@@ -180,7 +186,7 @@ def _runs_and_ticks(context: SensorEvaluationContext, memory: Memory) -> Iterato
     kinds = (DagsterEventType.RUN_FAILURE, DagsterEventType.RUN_SUCCESS)
     for record in _new_records(context.instance, memory, *kinds):
         run = context.instance.get_run_by_id(record.run_id)
-        if run is not None and _is_ours(context, run):
+        if run is not None and _is_ours(context, run) and run.tags.get(WILL_RETRY_TAG) != "true":
             yield _run_outcome(record, run)
     for state in context.instance.all_instigator_state():
         if state.is_running and _location(state) == _own_location(context):
@@ -197,7 +203,7 @@ def _own_location(context: SensorEvaluationContext) -> str | None:
     return context.code_location_origin.location_name if context.code_location_origin else None
 
 
-def _location(state: InstigatorState) -> str:
+def _location(state: "InstigatorState") -> str:
     return state.origin.repository_origin.code_location_origin.location_name
 
 
@@ -225,8 +231,10 @@ def _days(run: DagsterRun) -> Span | None:
     return (ends[0], ends[1]) if ends[0] and ends[1] else None
 
 
-def _tick_outcomes(instance: DagsterInstance, state: InstigatorState) -> Iterator[Outcome]:
+def _tick_outcomes(instance: DagsterInstance, state: "InstigatorState") -> Iterator[Outcome]:
     """Whether the sensor or schedule does its work: its last finished tick, red several times in a row or not."""
+    from dagster._core.scheduler.instigation import InstigatorType, TickStatus
+
     finished = [TickStatus.SUCCESS, TickStatus.SKIPPED, TickStatus.FAILURE]
     ticks = instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=1, statuses=finished)
     for tick in ticks:

@@ -138,16 +138,18 @@ def is_in_transaction(engine: Engine, application: str) -> bool:
         return bool(connection.execute(text(statement), {"name": application}).scalar())
 
 
-def test_a_run_whose_worker_code_server_and_database_are_killed_together_ends_and_is_repeated(up: Up):
+def test_a_killed_code_servers_run_ends_with_it_and_is_repeated_though_the_database_dies_too(up: Up):
     eventually(lambda: answered(lambda: runs(up) and unfinished_runs(up) == []), "the first runs to end", WAIT_SECONDS)
     with nobody_may_count(up):
         run_id = launch_a_run(up, days.today("UTC"), WAIT_SECONDS)
         started = {"runId": run_id, "parentRunId": None, "status": "STARTED"}
         eventually(lambda: started in runs(up) and waits_for_the_lock(up), "the run in its transaction")
-        # The code server first: it would report the death of its run.
-        for victim in (*processes(up, "orchestration.code_server"), *run_workers(up), postmaster(up.project)):
-            assert victim
-            victim.kill()
+        (worker,), (code_server,) = run_workers(up), processes(up, "orchestration.code_server")
+        code_server.kill()
+        eventually(lambda: worker not in processes_of(up.project), "the end of the run's worker")
+        server = postmaster(up.project)
+        assert server
+        server.kill()
 
     def statuses() -> list[str]:
         return [run["status"] for run in runs(up) if run_id in (run["runId"], run["parentRunId"])]

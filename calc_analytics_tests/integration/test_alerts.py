@@ -29,7 +29,6 @@ from dagster._core.scheduler.instigation import (
 )
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._utils.error import SerializableErrorInfo
-from sqlalchemy import text
 from sqlalchemy.engine import Engine
 
 from calc_analytics.definitions import defs
@@ -41,7 +40,7 @@ from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.verify import keep_proven
 from calc_analytics_tests.integration.test_dagster_runs import run
-from calc_analytics_tests.logs import row, utc, write
+from calc_analytics_tests.logs import execute, row, utc, write
 from calc_analytics_tests.receiver import SECRET, Receiver, receiving
 
 STATS = AssetKey("calculation_stats_daily")
@@ -97,18 +96,13 @@ def stream(instance: DagsterInstance, *days: date) -> None:
         instance.report_runless_asset_event(evaluation)
 
 
-def execute(engine: Engine, statement: str) -> None:
-    with engine.begin() as connection:
-        connection.execute(text(statement))
-
-
 @pytest.fixture
-def built(engine: Engine, connect) -> Engine:
+def built(engine: Engine, owner: Engine, connect) -> Engine:
     """Two built days, proven just now: streamed evaluations do not prove them again within a minute."""
     write(connect(), [row(utc(2026, 3, day, 12)) for day in (1, 2) for _ in range(3)])
     rebuild(engine, ROLLUP, "UTC", [DAY, NEXT])
     keep_proven(engine, ROLLUP, "UTC", [DAY, NEXT])
-    return engine
+    return owner
 
 
 WRONG = "update calculation_stats_daily set cache_hits = 99 where date = '2026-03-01'"
@@ -203,13 +197,18 @@ def test_a_failed_run_is_told_once_until_one_succeeds(runs, built, receiver):
     assert "well again: the rebuild of 2026-03-01" in receiver.taken[1]
 
 
-def test_a_run_whose_process_died_is_told(runs, built, receiver):
-    dead = runs.instance.create_run_for_job(
-        runs.location.resolve_job_def("rollup_job"), tags={"dagster/partition": str(DAY)}
-    )
+@pytest.mark.parametrize(("retries", "told"), [(0, True), (3, False)])
+def test_a_run_whose_process_died_is_told_unless_it_is_started_again(runs, built, receiver, retries: int, told: bool):
+    tags = {"dagster/partition": str(DAY), "dagster/max_retries": str(retries)}
+    dead = runs.instance.create_run_for_job(runs.location.resolve_job_def("rollup_job"), tags=tags)
     runs.instance.report_run_failed(dead, "the run's process ended unexpectedly")
     runs.tick()
-    assert "the run's process ended unexpectedly" in receiver.taken[0]
+    assert ["the run's process ended unexpectedly" in text for text in receiver.taken] == [True] * told
+
+
+def test_there_is_a_thread_for_each_sensor_so_none_waits_for_a_webhook(database, stored_instance):
+    assert stored_instance.get_settings("sensors")["use_threads"]
+    assert stored_instance.get_settings("sensors")["num_workers"] >= len(list(defs().sensors))
 
 
 def test_what_happened_before_the_first_tick_is_told_if_it_is_less_than_an_hour_old(checks, built, receiver):

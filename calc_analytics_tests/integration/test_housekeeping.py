@@ -48,10 +48,11 @@ def dagster_database(stored_instance: DagsterInstance, empty_url: URL) -> Iterat
 
 
 @pytest.fixture
-def built(engine: Engine, connect) -> Engine:
+def built(engine: Engine, owner: Engine, connect) -> Engine:
+    """Three built days; the engine is their owner's."""
     write(connect(), [row(utc(2026, 3, day.day, 12)) for day in DAYS for _ in range(3)])
     rebuild(engine, ROLLUP, "UTC", DAYS)
-    return engine
+    return owner
 
 
 def age(database: Engine, days: int) -> None:

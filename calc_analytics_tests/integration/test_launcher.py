@@ -1,4 +1,4 @@
-"""The run launcher's health check: it knows a living worker from a dead one, and a number from a process."""
+"""Looking after run workers: a living one is known from a dead one, and nothing ends the look."""
 
 import json
 import subprocess
@@ -13,6 +13,7 @@ from dagster._core.launcher import WorkerStatus
 from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._core.test_utils import create_run_for_test
 
+from calc_analytics.orchestration.code_server import _tried_again
 from calc_analytics.orchestration.launcher import WatchfulRunLauncher
 from calc_analytics_tests.acceptance.conftest import eventually
 
@@ -75,3 +76,13 @@ def test_a_later_process_with_the_workers_number_is_not_the_worker(
 def test_a_run_of_another_machines_code_server_is_taken_to_be_well(instance: DagsterInstance, health: Health):
     assert health(launched(instance, 2**22 + 1, host="code.example.org", port=4000)) == WorkerStatus.RUNNING
     assert health(create_run_for_test(instance)) == WorkerStatus.RUNNING
+
+
+def test_the_code_servers_look_at_its_workers_survives_a_database_that_is_away(caplog: pytest.LogCaptureFixture):
+    def look(server: object) -> None:
+        raise ConnectionError("a URL with a password")
+
+    _tried_again(look)(None)
+    assert [record.message for record in caplog.records] == [
+        "cannot look after run workers at the moment (ConnectionError)"
+    ]
