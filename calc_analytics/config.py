@@ -40,12 +40,19 @@ def project_root() -> Path:
 
 def dagster_home() -> Path:
     """The folder of Dagster's configuration: DAGSTER_HOME, else the project's."""
-    return Path(os.environ.get("DAGSTER_HOME") or project_root())
+    return project_root() / (_variable("DAGSTER_HOME") or "")
 
 
 def metrics_folder(default: Path) -> Path:
-    """Where each process leaves its counts for `/metrics`; prometheus-client reads the same variable."""
-    return Path(os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", str(default)))
+    """Where each process leaves its counts for `/metrics`; set for prometheus-client, which reads the variable too."""
+    folder = project_root() / (_variable("PROMETHEUS_MULTIPROC_DIR") or default)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
+    return folder
+
+
+def _variable(name: str) -> str | None:
+    """One variable of the environment or, below it, of the project's `.env`."""
+    return os.environ.get(name) or _dotenv().get(name)
 
 
 def with_driver(url: "str | URL", driver: str) -> "URL":

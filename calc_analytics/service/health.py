@@ -28,7 +28,7 @@ FRESH_INTERVALS = 2
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether something is as it should be, what was compared, and the next command if it is not."""
+    """Whether something is as it should be, what was compared, and the command for where it is not."""
 
     ok: bool
     compared: str
@@ -107,7 +107,8 @@ def _finding(name: str, answer: Answer[Verdict]) -> Finding:
     if answer.value is None:
         return Finding(name, False, answer.trouble or "", "calc-analytics doctor", answer.seconds)
     verdict = answer.value
-    return Finding(name, verdict.ok, verdict.compared, verdict.command or None, answer.seconds)
+    command = None if verdict.ok else verdict.command or "calc-analytics status"
+    return Finding(name, verdict.ok, verdict.compared, command, answer.seconds)
 
 
 def _database(sources: Sources) -> Verdict:
@@ -144,7 +145,7 @@ def _freshness(sources: Sources) -> Verdict:
     if last.seconds_ago is None:
         return Verdict(False, "nothing was ever counted", "calc-analytics up, or calc-analytics refresh", facts)
     said = f"last counted {ago(last.seconds_ago)} ago; {against}"
-    return Verdict(last.seconds_ago <= limit, said, "calc-analytics status" * (last.seconds_ago > limit), facts)
+    return Verdict(last.seconds_ago <= limit, said, "calc-analytics status", facts)
 
 
 def _proofs(sources: Sources) -> Verdict:
@@ -162,7 +163,7 @@ def _daemon(sources: Sources) -> Verdict:
     needed = [beat for beat in history.heartbeats(sources.dagster()) if beat.needed]
     dead = [beat.daemon for beat in needed if not is_alive(beat)]
     said = ", ".join(f"{name_of(beat)} {_since(_age(beat.at))} (limit {_limit(beat)} s)" for beat in needed)
-    return Verdict(not dead, f"last heartbeats: {said}", "calc-analytics up" * bool(dead))
+    return Verdict(not dead, f"last heartbeats: {said}", "calc-analytics up")
 
 
 def name_of(beat: Any) -> str:
@@ -235,7 +236,7 @@ def _last_run(sources: Sources) -> Verdict:
         return Verdict(True, "no run of the schedule has ended yet")
     ended = "succeeded" if run.succeeded else "did not succeed"
     said = f"the schedule's last run ({run.run_id[:8]}, {run.partition}) {ended} {_since(_age(run.ended_at))}"
-    return Verdict(run.succeeded, said, f"open run {run.run_id} in the Dagster UI" * (not run.succeeded))
+    return Verdict(run.succeeded, said, f"open run {run.run_id} in the Dagster UI")
 
 
 def _age(at: datetime | None) -> float | None:

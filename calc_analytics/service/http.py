@@ -52,7 +52,7 @@ class Service:
     _was_healthy: bool | None = None
 
     def __post_init__(self) -> None:
-        self.sources, self.trigger_ = Sources(self.settings), Trigger(self.settings)
+        self.sources, self.rebuilding = Sources(self.settings), Trigger(self.settings)
         self.exposition = Exposition(self.sources, self.prober)
 
     def app(self) -> Starlette:
@@ -103,7 +103,7 @@ class Service:
         if not self._may_trigger(request.headers):
             said = "send the header 'Authorization: Bearer TOKEN' with the token of ROLLUP_TRIGGER_TOKEN"
             return _error(401, said, {"WWW-Authenticate": "Bearer"})
-        running = in_background("trigger", partial(self.trigger_.run, uuid.uuid4().hex))
+        running = in_background("trigger", partial(self.rebuilding.run, uuid.uuid4().hex))
         try:
             done = await asyncio.wrap_future(running)
         except asyncio.CancelledError:
@@ -140,7 +140,9 @@ class Service:
 
 
 def _error(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    return JSONResponse({"error": {"code": CODES[status], "message": message}}, status, {**FRESH, **(headers or {})})
+    return JSONResponse(
+        {"error": {"code": CODES.get(status, "refused"), "message": message}}, status, {**FRESH, **(headers or {})}
+    )
 
 
 async def _refused(request: Request, error: Exception) -> Response:

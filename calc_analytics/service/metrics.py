@@ -19,7 +19,7 @@ from calc_analytics.service.probes import Answer, Prober, Question
 from calc_analytics.service.sources import Sources
 from calc_analytics.service.status import figures
 from calc_analytics.telemetry import logs
-from calc_analytics.telemetry.metrics import PREFIX, AllProcesses
+from calc_analytics.telemetry.metrics import PREFIX, UNREADABLE, AllProcesses
 from calc_analytics.telemetry.metrics import counts as own_counts
 
 DAY_STATUSES = ("built", "pending", "stale", "kept", "overflow")
@@ -60,7 +60,7 @@ def _counts() -> list[Metric]:
     try:
         own_counts()  # so that every counter is there, at zero, before anything has happened
         return list(AllProcesses().collect())
-    except (OSError, RuntimeError) as error:
+    except (OSError, *UNREADABLE) as error:
         logs.line(logging.WARNING, "metrics", failed=f"counts cannot be read: {error}")
         return []
 

@@ -8,8 +8,9 @@ host whenever a process begins, so that a worker per run does not pile up files 
 import fcntl
 import os
 import socket
+import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 PREFIX = "calc_analytics"
 OPERATIONS = ("refresh", "rebuild", "verify")
 MERGED = "ended"
+UNREADABLE = (struct.error, RuntimeError, UnicodeDecodeError)
 # From a refresh of one batch to a rebuild of a quarter.
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
@@ -50,7 +52,10 @@ def merge_ended(folder: Path) -> None:
     for path in sorted(folder.glob(f"*_{socket.gethostname()}~*.db")):
         kind, owner = path.stem.split("_", 1)
         if not owner.endswith(f"~{MERGED}") and not _lives(int(owner.rpartition("~")[2])):
-            _add(path, folder / f"{kind}_{socket.gethostname()}~{MERGED}.db")
+            # A process that was killed while it made its file left nothing to count.
+            with suppress(*UNREADABLE):
+                _add(path, folder / f"{kind}_{socket.gethostname()}~{MERGED}.db")
+            path.unlink()
 
 
 def _add(path: Path, total: Path) -> None:
@@ -60,7 +65,6 @@ def _add(path: Path, total: Path) -> None:
             into.write_value(key, into.read_value(key)[0] + value, 0.0)
     finally:
         into.close()
-    path.unlink()
 
 
 def _lives(pid: int) -> bool:
@@ -144,4 +148,5 @@ class AllProcesses:
     def collect(self) -> Iterator[Metric]:
         """The sums over all files."""
         with _locked(folder(), fcntl.LOCK_SH):
-            yield from MultiProcessCollector(None, str(folder())).collect()
+            begun = [str(path) for path in folder().glob("*.db") if path.stat().st_size]
+            yield from MultiProcessCollector.merge(begun)

@@ -1,6 +1,7 @@
 """The command line: reports, JSON, exit codes, and one line for each kind of trouble."""
 
 import json
+import socket
 from datetime import date, datetime, timedelta, timezone
 
 import pytest
@@ -125,6 +126,14 @@ def test_an_error_nobody_foresaw_is_one_line_too(calc, monkeypatch, tmp_path):
     assert "Traceback" in (tmp_path / "logs" / "cli.log").read_text()
 
 
+def test_a_port_of_the_service_that_is_taken_is_named_with_its_option(calc):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        said = refused(calc("up", "--ui-port", str(free_port()), "--service-port", port))
+    assert f"port {port} is in use" in said
+    assert "--service-port" in said
+
+
 def test_a_role_that_may_not_create_anything_runs_what_is_installed(calc):
     assert cli._ready(Settings.from_environment()) is not None
     assert f"grant it to the role '{ROLE}'" in refused(calc("migrate"))
@@ -211,7 +220,7 @@ def test_rebase_is_the_way_on_after_a_restore(calc_as_owner, engine, connect):
 @pytest.mark.parametrize("command", ["refresh", "rollup", "verify", "migrate", "simulate", "up"])
 def test_a_server_that_is_down_is_named(calc, monkeypatch, command: str):
     monkeypatch.setenv("DATABASE_URL", f"postgresql://me:{SECRET}@127.0.0.1:{free_port()}/db")
-    free = ["--ui-port", str(free_port())] if command == "up" else []
+    free = ["--ui-port", str(free_port()), "--service-port", str(free_port())] if command == "up" else []
     assert "cannot connect to postgresql://me:***@127.0.0.1" in refused(calc(command, *free))
 
 

@@ -30,6 +30,11 @@ def test_without_any_variable_the_defaults_hold():
         ("ROLLUP_CRON", "*/30 * * * *", "cron", "*/30 * * * *"),
         ("ROLLUP_DEBOUNCE_SECONDS", "0.25", "debounce_seconds", 0.25),
         ("ROLLUP_DEBOUNCE_SECONDS", "  ", "debounce_seconds", 1.0),
+        ("ENABLE_TEST_ENDPOINTS", "True", "enable_test_endpoints", True),
+        ("ENABLE_TEST_ENDPOINTS", "false", "enable_test_endpoints", False),
+        ("ROLLUP_TRIGGER_TOKEN", "correct-horse", "trigger_token", "correct-horse"),
+        ("LOG_FORMAT", "JSON", "log_format", "json"),
+        ("LOG_LEVEL", "warning", "log_level", "warning"),
         (
             "ALERT_WEBHOOK_URL",
             "https://hooks.example/services/T0/B0",
@@ -60,6 +65,10 @@ def test_cron_wins_over_the_interval():
         ("ROLLUP_INTERVAL_HOURS", "5", "divides a day"),
         ("ROLLUP_INTERVAL_HOURS", "one", "divides a day"),
         ("ROLLUP_CRON", "hourly", "five fields"),
+        ("ENABLE_TEST_ENDPOINTS", "1", "true or false"),
+        ("ROLLUP_TRIGGER_TOKEN", f"{SECRET} with spaces", "printable"),
+        ("LOG_FORMAT", "xml", "text or json"),
+        ("LOG_LEVEL", "verbose", "error"),
         ("ROLLUP_DEBOUNCE_SECONDS", "0", "seconds"),
         ("ROLLUP_DEBOUNCE_SECONDS", "nan", "seconds"),
         ("ROLLUP_DEBOUNCE_SECONDS", "-1", "seconds"),
@@ -108,7 +117,12 @@ def test_a_password_is_hidden_in_every_form_in_which_a_driver_may_quote_it(form:
 
 
 def test_no_representation_holds_the_password():
-    given = settings(DATABASE_URL=URL, DAGSTER_POSTGRES_URL=URL, ALERT_WEBHOOK_URL=f"https://hooks.example/{SECRET}")
+    given = settings(
+        DATABASE_URL=URL,
+        DAGSTER_POSTGRES_URL=URL,
+        ROLLUP_TRIGGER_TOKEN=SECRET,
+        ALERT_WEBHOOK_URL=f"https://hooks.example/{SECRET}",
+    )
     assert SECRET not in repr(given)
     assert given.database_url is not None
     assert shown(given.database_url) == "postgresql://me:***@db.example/calc"

@@ -188,6 +188,19 @@ def test_counts_of_all_processes_are_summed_up_and_outlive_them_in_two_files(tmp
     living.communicate("")
 
 
+def test_what_a_process_left_that_was_killed_while_it_began_is_cleared_away(tmp_path: Path):
+    ended = counting(tmp_path, 1)
+    ended.communicate("")
+    own = next(tmp_path.glob("counter_*.db")).name.rpartition("~")[0]
+    nobody = subprocess.Popen([sys.executable, "-c", ""])
+    nobody.wait()
+    (tmp_path / f"{own}~{nobody.pid}.db").write_bytes(b"")
+    (tmp_path / f"{own.replace('counter', 'histogram')}~{nobody.pid}.db").write_bytes(b"\xff" * 64)
+    (tmp_path / "counter_elsewhere~1.db").write_bytes(b"")
+    assert read(tmp_path)["calc_analytics_rows_counted_total"] == 3
+    assert not list(tmp_path.glob(f"*~{nobody.pid}.db"))
+
+
 def test_a_folder_that_cannot_be_written_is_said_once_and_stops_nothing(tmp_path: Path):
     (tmp_path / "file").write_text("")
     done = subprocess.run(
