@@ -27,7 +27,7 @@ from calc_analytics.errors import CalcAnalyticsError
 
 HOST = "127.0.0.1"
 # All of it ends within ten seconds: these, and the embedded database's checkpoint.
-STOP_SECONDS = 7.0
+STOP_SECONDS = 6.0
 STARTED_SECONDS = 90.0
 LONGEST_PAUSE_SECONDS = 30.0
 DATABASE_RETRY_SECONDS = 5.0
@@ -229,7 +229,7 @@ class Supervisor:
             **os.environ,
             "DAGSTER_HOME": str(dagster_home()),
             "PROMETHEUS_MULTIPROC_DIR": str(metrics_folder(data_folder() / "metrics")),
-            "DAGSTER_GRPC_SHUTDOWN_GRACE_PERIOD": "3",
+            "DAGSTER_GRPC_SHUTDOWN_GRACE_PERIOD": "2",
             # The materializations of a run's days are stored together.
             "DAGSTER_EVENT_BATCH_SIZE": os.environ.get("DAGSTER_EVENT_BATCH_SIZE", "100"),
             "PYTHONUNBUFFERED": "1",

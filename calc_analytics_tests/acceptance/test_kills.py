@@ -159,6 +159,21 @@ def test_a_killed_code_servers_run_ends_with_it_and_is_repeated_though_the_datab
     )
 
 
+def test_a_database_that_cannot_start_is_tried_again_until_it_can(up: Up):
+    settings = up.project.folder / ".calc_analytics" / "pgdata" / "postgresql.conf"
+    good, server = settings.read_text(), postmaster(up.project)
+    assert server
+    settings.write_text(good + "\nshared_buffers = nonsense\n")
+    server.kill()
+    assert up.process.stdout
+    while "did not start" not in (line := up.process.stdout.readline()):
+        assert line, "up ended"
+    assert line.endswith("; trying again\n")
+    settings.write_text(good)
+    begun = time.time()
+    eventually(lambda: answered(lambda: ticked_well_since(up, begun)), "a tick that succeeds", WAIT_SECONDS)
+
+
 def test_kills_at_random_moments_lose_no_row_and_everything_runs_again_by_itself(up: Up):
     say(f"KILL_SEED={SEED} KILLS={KILLS}")
     rng = random.Random(SEED)

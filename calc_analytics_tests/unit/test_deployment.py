@@ -270,3 +270,7 @@ def test_every_file_is_spoken_of_in_the_folders_readme():
     for path in sorted(DEPLOY.rglob("*")):
         if path.parent in (DEPLOY, DEPLOY / "kubernetes") and path.is_file() and path.name != "README.md":
             assert path.name in readme, path
+
+
+def test_the_password_of_compose_cannot_be_committed():
+    assert "/deploy/.env" in (project_root() / ".gitignore").read_text().splitlines()
