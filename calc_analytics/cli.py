@@ -13,29 +13,44 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 import click
 from sqlalchemy.engine import Engine
 
-from calc_analytics import __version__, days, terminal
+from calc_analytics import __version__, days, telemetry, terminal
+from calc_analytics.commands import COMMANDS
 from calc_analytics.config import Settings, shown
 from calc_analytics.database.embedded import data_folder
 from calc_analytics.database.engine import create_engine, dagster_url, database_url, ensure_database
 from calc_analytics.errors import CalcAnalyticsError
-from calc_analytics.rollup import install
+from calc_analytics.rollup import install, retention
 from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh as refresh_once
-from calc_analytics.rollup.verify import built_days, waiting_days
+from calc_analytics.rollup.verify import built_days, overflowed_days, waiting_days
 from calc_analytics.rollup.verify import verify as verify_days
 from calc_analytics.supervisor import Supervisor, claim
 
 DAY = "YYYY-MM-DD"
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 from_day = click.option("--from", "first", metavar=DAY, help="First day, included.")
+ui_port_option = click.option(
+    "--ui-port",
+    default=3000,
+    show_default=True,
+    type=click.IntRange(1, 65535),
+    help="Port of the Dagster UI on 127.0.0.1.",
+)
+service_port_option = click.option(
+    "--service-port",
+    default=8080,
+    show_default=True,
+    type=click.IntRange(1, 65535),
+    help="Port of the HTTP service (health, metrics, trigger) on 127.0.0.1.",
+)
 to_day = click.option("--to", "last", metavar=DAY, help="Last day, included. Default: today.")
 
 
@@ -135,7 +150,9 @@ def refresh(as_json: bool) -> None:
     Cost: the new rows only. Prints rows counted and days touched. Days that were never built are left to `rollup`.
     """
     settings = Settings.from_environment()
-    _print(refresh_once(_engine(settings), ROLLUP, settings.timezone), as_json, terminal.show_refresh)
+    report = refresh_once(_engine(settings), ROLLUP, settings.timezone)
+    telemetry.refreshed(report, log=False)
+    _print(report, as_json, terminal.show_refresh)
 
 
 @main.command()
@@ -159,10 +176,11 @@ def rollup(single: tuple[str, ...], first: str | None, last: str | None, allow_s
     with terminal.bar("rebuilding days", len(set(wanted))) as advance:
         report = rebuild(
             engine, ROLLUP, settings.timezone, wanted, allow_shrink=allow_shrink,
-            progress=lambda chunk: advance(len(chunk.rebuilt) + len(chunk.shrunk)),
+            progress=lambda chunk: advance(len(chunk.rebuilt) + len(chunk.refused)),
         )  # fmt: skip
+    telemetry.rebuilt(report, log=False)
     _print(report, as_json, terminal.show_rebuild)
-    sys.exit(1 if report.shrunk else 0)
+    sys.exit(1 if report.refused else 0)
 
 
 @main.command()
@@ -174,6 +192,7 @@ def verify(single: tuple[str, ...], first: str | None, last: str | None, as_json
     """Prove that statistics equal logs, day by day.
 
     Default: every built day. Exact while writers run: the answer is zero difference, or logs were deleted, or a bug.
+    Of a day that was pruned the totals are compared, with the deleted rows added.
     Exit code 1 on any difference, for a day asked for that has logs but was never built, and if every day waits.
     """
     settings = Settings.from_environment()
@@ -183,10 +202,12 @@ def verify(single: tuple[str, ...], first: str | None, last: str | None, as_json
     with terminal.bar("comparing days", len(chosen)) as advance:
         report = verify_days(engine, ROLLUP, settings.timezone, chosen, progress=lambda proof: advance(1))
     if wanted is None:
-        report = replace(report, waiting=waiting_days(engine, ROLLUP))
+        waiting, overflowed = waiting_days(engine, ROLLUP), overflowed_days(engine, ROLLUP)
+        report = replace(report, waiting=waiting, overflowed=overflowed)
+    telemetry.verified(report, log=False)
     _print(report, as_json, terminal.show_verify)
     nothing_proven = report.waiting and not report.days
-    sys.exit(1 if report.different or report.never_built or nothing_proven else 0)
+    sys.exit(1 if report.different or report.never_built or report.overflowed or nothing_proven else 0)
 
 
 def _chosen(single: tuple[str, ...], first: str | None, last: str | None, settings: Settings) -> list[date] | None:
@@ -200,6 +221,37 @@ def _chosen(single: tuple[str, ...], first: str | None, last: str | None, settin
             raise click.UsageError(f"--from {begin} lies after today ({end})")
         chosen += days.days_between(begin, end)
     return chosen or None
+
+
+@main.command()
+@click.option(
+    "--older-than",
+    "keep_days",
+    metavar="DAYS",
+    required=True,
+    type=click.IntRange(0, 100_000),
+    help="Keep the logs of today and of so many days before it.",
+)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@as_json
+def prune(keep_days: int, yes: bool, as_json: bool) -> None:
+    """Delete old raw logs whose days are counted, and only those. Their statistics stay.
+
+    In small batches, beside writers; may be stopped and repeated. Days that were never built keep their logs. A pruned
+    day is sealed: late rows still add to it, `verify` compares its totals, and `rollup` refuses to lower it. The role
+    needs the right to delete from calculation_logs.
+    """
+    settings = Settings.from_environment()
+    engine, before = _engine(settings), days.today(settings.timezone) - timedelta(days=keep_days)
+    refresh_once(engine, ROLLUP, settings.timezone)
+    there = retention.prunable(engine, ROLLUP, before)
+    question = f"Delete {sum(there.values()):,} counted log rows of {len(there):,} days before {before} for good?"
+    if there and not yes:
+        click.confirm(question, abort=True)
+    with terminal.bar("deleting log rows", sum(there.values())) as advance:
+        report = retention.prune(engine, ROLLUP, settings.timezone, before, progress=advance)
+    telemetry.pruned(report)
+    _print(report, as_json, terminal.show_prune)
 
 
 @main.command()
@@ -272,34 +324,24 @@ def simulate(
 
 
 @main.command()
-@click.option(
-    "--ui-port",
-    default=3000,
-    show_default=True,
-    type=click.IntRange(1, 65535),
-    help="Port of the Dagster UI on 127.0.0.1.",
-)
-def up(ui_port: int) -> None:
-    """Run everything in the foreground: database, migrations, code server, webserver, daemon.
+@ui_port_option
+@service_port_option
+def up(ui_port: int, service_port: int) -> None:
+    """Run everything in the foreground: database, migrations, code server, webserver, daemon, HTTP service.
 
     Ctrl-C or SIGTERM stops all of it. Logs are in .calc_analytics/logs/.
     """
     settings = Settings.from_environment()
-    claim(ui_port)
+    claim(ui_port, service_port)
     stop = _stop_on_signals(insisting=False)
-    with _running(settings, ui_port, stop) as supervisor:
+    with _running(settings, ui_port, service_port, stop) as supervisor:
         while not stop.wait(0.5):
             _watch(supervisor)
 
 
 @main.command()
-@click.option(
-    "--ui-port",
-    default=3000,
-    show_default=True,
-    type=click.IntRange(1, 65535),
-    help="Port of the Dagster UI on 127.0.0.1.",
-)
+@ui_port_option
+@service_port_option
 @click.option("--rate", default=100.0, show_default=True, type=Finite(min=0.1), help="Live rows per second.")
 @click.option(
     "--days",
@@ -310,7 +352,7 @@ def up(ui_port: int) -> None:
     help="Days of history to write first.",
 )
 @click.option("--seconds", type=Finite(min=1), help="Stop after that long. Default: until Ctrl-C.")
-def demo(ui_port: int, rate: float, history: int, seconds: float | None) -> None:
+def demo(ui_port: int, service_port: int, rate: float, history: int, seconds: float | None) -> None:
     """See it work: history, live batches, and a table of today's totals that grows.
 
     Always on the embedded PostgreSQL, never on DATABASE_URL. The Dagster UI shows the same figures.
@@ -322,23 +364,24 @@ def demo(ui_port: int, rate: float, history: int, seconds: float | None) -> None
         raise CalcAnalyticsError(
             "demo writes made-up rows: unset DATABASE_URL, so that it uses the embedded PostgreSQL"
         )
-    claim(ui_port)
+    claim(ui_port, service_port)
     stop = _stop_on_signals(insisting=False)
     _prepare(settings, stop)
     demonstration.history(settings, history, stop)
-    with _running(settings, ui_port, stop) as supervisor:
+    with _running(settings, ui_port, service_port, stop) as supervisor:
         demonstration.live(settings, rate, seconds, stop, lambda: _watch(supervisor))
 
 
 @contextmanager
-def _running(settings: Settings, ui_port: int, stop: threading.Event) -> Iterator[Supervisor]:
+def _running(settings: Settings, ui_port: int, service_port: int, stop: threading.Event) -> Iterator[Supervisor]:
     """A context in which everything runs; says where it is, and stops it all at the end."""
     _prepare(settings, stop)
     click.echo(f"database  {shown(database_url(settings))}")
     click.echo("starting Dagster, which takes some ten seconds")
-    supervisor = Supervisor(ui_port, stop)
+    supervisor = Supervisor(ui_port, service_port, stop)
     try:
         supervisor.start()
+        click.echo(f"service   http://127.0.0.1:{service_port}/health/rollup")
         click.echo(f"Dagster   http://127.0.0.1:{ui_port}   (Ctrl-C stops everything)")
         yield supervisor
     finally:
@@ -394,6 +437,9 @@ def _ending_at_once(stop: threading.Event) -> Iterator[None]:
         for number, handler in zip(STOP_SIGNALS, handlers, strict=True):
             signal.signal(number, handler)
 
+
+for command in COMMANDS:
+    main.add_command(command)
 
 if __name__ == "__main__":
     main()

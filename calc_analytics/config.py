@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import quote, quote_plus
+from urllib.parse import quote, quote_plus, urlsplit
 
 from dotenv import dotenv_values
 
@@ -36,6 +36,16 @@ def project_root() -> Path:
     """The folder that holds dagster.yaml: the checkout this package runs from, else the current folder."""
     checkout = Path(__file__).resolve().parent.parent
     return checkout if (checkout / "dagster.yaml").exists() else Path.cwd()
+
+
+def dagster_home() -> Path:
+    """The folder of Dagster's configuration: DAGSTER_HOME, else the project's."""
+    return Path(os.environ.get("DAGSTER_HOME") or project_root())
+
+
+def metrics_folder(default: Path) -> Path:
+    """Where each process leaves its counts for `/metrics`; prometheus-client reads the same variable."""
+    return Path(os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", str(default)))
 
 
 def with_driver(url: "str | URL", driver: str) -> "URL":
@@ -72,6 +82,11 @@ class Settings:
     start_date: date = date(2025, 1, 1)
     cron: str = "0 * * * *"
     debounce_seconds: float = 1.0
+    enable_test_endpoints: bool = False
+    trigger_token: str | None = field(default=None, repr=False)
+    log_format: str = "text"
+    log_level: str = "info"
+    alert_webhook_url: str | None = field(default=None, repr=False)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Settings":
@@ -85,6 +100,11 @@ class Settings:
             cron=_read(values, "ROLLUP_CRON", _cron, None)
             or _read(values, "ROLLUP_INTERVAL_HOURS", _hours, "0 * * * *"),
             debounce_seconds=_read(values, "ROLLUP_DEBOUNCE_SECONDS", _seconds, 1.0),
+            enable_test_endpoints=_read(values, "ENABLE_TEST_ENDPOINTS", _yes_or_no, False),
+            trigger_token=_read(values, "ROLLUP_TRIGGER_TOKEN", _token, None),
+            log_format=_read(values, "LOG_FORMAT", _one_of("text", "json"), "text"),
+            log_level=_read(values, "LOG_LEVEL", _one_of("debug", "info", "warning", "error"), "info"),
+            alert_webhook_url=_read(values, "ALERT_WEBHOOK_URL", _webhook_url, None),
         )
 
     @property
@@ -106,7 +126,7 @@ def _read(values: Mapping[str, str], name: str, cast: Callable[[str], T], defaul
     try:
         return cast(text)
     except ValueError as error:
-        shown = "" if name.endswith("_URL") else f": '{text}'"
+        shown = "" if name.endswith(("_URL", "_TOKEN")) else f": '{text}'"
         raise InvalidSetting(f"{name}{shown} is not usable: {error}") from None
 
 
@@ -127,6 +147,20 @@ def _postgres_url(text: str) -> "URL":
     if {"@", "/"} & set(url.database) or "@" in (url.host or ""):
         raise ValueError("write @, / and : in the password percent-encoded, as %40, %2F and %3A")
     return with_driver(url, "psycopg")
+
+
+def _webhook_url(text: str) -> str:
+    form = "the accepted form is https://host/path, as Slack's incoming webhooks have it"
+    try:
+        url = urlsplit(text)
+        usable = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:
+        raise ValueError(form) from None
+    if not usable or not re.fullmatch(r"[!-~]+", text):
+        raise ValueError(form)
+    if "@" in url.netloc:
+        raise ValueError("a user name or password in it would not be sent; " + form)
+    return text
 
 
 def _timezone(text: str) -> str:
@@ -162,3 +196,22 @@ def _seconds(text: str) -> float:
     if not re.fullmatch(r"\d+(\.\d+)?", text) or not 0.05 <= float(text) <= 60:
         raise ValueError("the accepted form is a number of seconds from 0.05 to 60, for example 1 or 0.5")
     return float(text)
+
+
+def _yes_or_no(text: str) -> bool:
+    return _one_of("true", "false")(text) == "true"
+
+
+def _token(text: str) -> str:
+    if not re.fullmatch(r"[\x21-\x7e]+", text):
+        raise ValueError("the accepted form is printable ASCII without spaces")
+    return text
+
+
+def _one_of(*words: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text.lower() not in words:
+            raise ValueError(f"the accepted form is {', '.join(words[:-1])} or {words[-1]}")
+        return text.lower()
+
+    return read

@@ -1,4 +1,4 @@
-"""The processes of `calc-analytics up`: code server, webserver, daemon; started, watched, restarted, stopped.
+"""The processes of `calc-analytics up`: code server, webserver, daemon, HTTP service; watched, restarted, stopped.
 
 One code server serves the other two (a `python_module` workspace would make the daemon start a new one every
 minute). A process that dies is started again after a growing pause. Output goes to files in `.calc_analytics/logs`.
@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from calc_analytics.config import project_root
+from calc_analytics.config import dagster_home, metrics_folder, project_root
 from calc_analytics.database import embedded
 from calc_analytics.database.embedded import data_folder
 from calc_analytics.errors import CalcAnalyticsError
@@ -70,9 +70,10 @@ def require_free(port: int, option: str) -> None:
 _claims: list[IO[str]] = []
 
 
-def claim(ui_port: int) -> None:
-    """Makes sure that the port is free and no other `up` runs in this folder, until the process ends."""
+def claim(ui_port: int, service_port: int) -> None:
+    """Makes sure that the ports are free and no other `up` runs in this folder, until the process ends."""
     require_free(ui_port, "--ui-port")
+    require_free(service_port, "--service-port")
     data_folder().mkdir(parents=True, exist_ok=True)
     lock = open(data_folder() / "up.lock", "w")  # noqa: SIM115 (held until the process ends)
     try:
@@ -159,6 +160,7 @@ class Supervisor:
     """All services, in the order in which they start. They stop in the same order: ticks end first."""
 
     ui_port: int
+    service_port: int
     stop_asked: threading.Event = field(default_factory=threading.Event)
     code_port: int = field(default_factory=free_port)
     services: list[Service] = field(default_factory=list)
@@ -167,6 +169,7 @@ class Supervisor:
     def start(self) -> None:
         """Starts everything and returns when the UI answers; raises `PortTaken` or `NotStarted`."""
         require_free(self.ui_port, "--ui-port")
+        require_free(self.service_port, "--service-port")
         environment = self._environment()
         code = self._service(
             "code-server", environment,
@@ -180,7 +183,11 @@ class Supervisor:
             "webserver", environment, "dagster_webserver", *workspace, "--host", HOST, "--port", str(self.ui_port)
         )
         self._service("daemon", environment, "dagster._daemon", "run", *workspace)
+        service = self._service(
+            "service", environment, "calc_analytics.cli", "serve", "--host", HOST, "--port", str(self.service_port)
+        )
         self._await(web, lambda: is_listening(self.ui_port))
+        self._await(service, lambda: is_listening(self.service_port))
 
     def watch(self) -> list[str]:
         """Starts what died again, the embedded database first; returns a line for each."""
@@ -220,7 +227,8 @@ class Supervisor:
     def _environment(self) -> dict[str, str]:
         return {
             **os.environ,
-            "DAGSTER_HOME": os.environ.get("DAGSTER_HOME") or str(project_root()),
+            "DAGSTER_HOME": str(dagster_home()),
+            "PROMETHEUS_MULTIPROC_DIR": str(metrics_folder(data_folder() / "metrics")),
             "DAGSTER_GRPC_SHUTDOWN_GRACE_PERIOD": "2",
             # The materializations of a run's days are stored together.
             "DAGSTER_EVENT_BATCH_SIZE": os.environ.get("DAGSTER_EVENT_BATCH_SIZE", "100"),

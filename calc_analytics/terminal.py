@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from datetime import date
 from typing import Any
 
-from calc_analytics.rollup.reports import DayCount, RebuildReport, RefreshReport, VerifyReport
+from calc_analytics.rollup.reports import DayCount, PruneReport, RebuildReport, RefreshReport, VerifyReport
 
 MEASURES = {
     "total_calculations": "total",
@@ -50,24 +50,41 @@ def show_rebuild(report: RebuildReport) -> None:
     for day in report.rebuilt:
         say(f"  {day.day}  {_figures(day)}")
     say(f"{len(report.rebuilt):,} days rebuilt, {report.rows:,} rows in {report.seconds:.2f} s")
-    for shrunk in report.shrunk:
-        say(f"error: {shrunk}", error=True)
+    for refused in report.refused:
+        say(f"error: {refused}", error=True)
+
+
+def show_prune(report: PruneReport) -> None:
+    """Rows deleted per day, and the days that keep their logs."""
+    for day, rows in report.rows_by_day.items():
+        say(f"  {day}  {rows:,} rows deleted, statistics kept")
+    for day in report.not_built:
+        say(f"  {day}  not built, so its logs stay: run 'calc-analytics rollup --day {day}'")
+    say(f"{report.rows:,} rows of {len(report.rows_by_day):,} days deleted in {report.seconds:.2f} s")
 
 
 def show_verify(report: VerifyReport) -> None:
     """Each day's comparison and the verdict."""
     for day in report.days:
         if day.proven:
-            verdict = "equal"
+            verdict = f"equal with the {day.pruned_rows:,} rows that were deleted" if day.pruned_rows else "equal"
+            verdict += "".join(f"; {rows:,} {name.replace('_', ' ')}" for name, rows in day.suspects.items())
         elif day.built:
             verdict = f"DIFFERENT for {day.differing_keys:,} publishers: {day.differences}"
-            if day.log_rows < day.counted_rows:
-                verdict += "; were logs deleted?"
+            if day.log_rows + day.pruned_rows < day.counted_rows:
+                verdict += f"; were logs deleted? 'calc-analytics rollup --day {day.day}' compares and notes it"
+        elif day.status == "overflow":
+            verdict = f"a counter exceeds its column: run 'calc-analytics rollup --day {day.day}' to see which"
+        elif day.status == "kept":
+            verdict = "left as a predecessor counted it: its logs were deleted"
         else:
             verdict = f"never built: run 'calc-analytics rollup --day {day.day}'"
         say(f"  {day.day}  logs {day.log_rows:>11,}  stats {day.counted_rows:>11,}  {verdict}")
     if report.waiting:
         say(f"{len(report.waiting):,} days wait for a rebuild and were not compared: run 'calc-analytics rollup'")
+    if report.overflowed:
+        days = ", ".join(map(str, report.overflowed))
+        say(f"not counted, because a counter exceeds its column: {days}; 'calc-analytics rollup --day DAY' says which")
     say(f"{len(report.days):,} days compared in {report.seconds:.2f} s: difference {report.difference:,}")
 
 

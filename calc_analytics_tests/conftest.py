@@ -1,11 +1,13 @@
 """One PostgreSQL per session, a migrated template database, and a clone of it for each test.
 
-The server is the embedded one, in a folder of its own under a short path (a Unix socket's path may have about 100
-characters), unless TEST_DATABASE_URL names a server where databases may be created.
+The server has the binaries of the embedded one, or those in TEST_POSTGRES_BIN, and a folder of its own under a short
+path (a Unix socket's path may have about 100 characters); unless TEST_DATABASE_URL names a server where databases and
+roles may be created.
 """
 
 import itertools
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -16,14 +18,17 @@ from pathlib import Path
 import psycopg
 import pytest
 from sqlalchemy import text
-from sqlalchemy.engine import URL, Engine, make_url
+from sqlalchemy.engine import URL, Engine
 
-from calc_analytics.config import with_driver
-from calc_analytics.database import embedded
+from calc_analytics.config import project_root, with_driver
 from calc_analytics.database.engine import engine_for
 from calc_analytics.rollup.install import install
+from calc_analytics_tests.clusters import BINARIES, Cluster
+from calc_analytics_tests.logs import OWNER
 
 TEMPLATE = f"calc_analytics_template_{os.getpid()}"
+# The documented role (deploy/least_privilege.sql) under a name of this session's own.
+ROLE = f"rollup_writer_{os.getpid()}"
 _numbers = itertools.count(1)
 
 
@@ -37,20 +42,28 @@ def stay_clear_of_midnight(seconds: float) -> None:
             time.sleep(0.5)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _counts_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What tests count is not the project's."""
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(tmp_path_factory.mktemp("metrics"))
+
+
 @pytest.fixture(scope="session")
 def server_url() -> Iterator[URL]:
     """The server's maintenance database."""
     given = os.environ.get("TEST_DATABASE_URL")
     if given:
-        yield with_driver(given, "psycopg")
+        url = with_driver(given, "psycopg")
+        OWNER.update(username=url.username, password=url.password)
+        yield url
         return
     folder = Path(tempfile.mkdtemp(prefix="ca-"))
-    server = embedded.start(folder / "pg")
+    cluster = Cluster(folder, BINARIES).create().start()
     try:
-        uri = server.get_uri(database="postgres").replace("postgres:@", "postgres@")
-        yield with_driver(make_url(uri), "psycopg")
+        OWNER.update(username=cluster.url().username, password=None)
+        yield cluster.url()
     finally:
-        server.stop()
+        cluster.stop("immediate")
         shutil.rmtree(folder)
 
 
@@ -74,9 +87,18 @@ def template(server_url: URL, maintenance: Callable[[str], None]) -> Iterator[st
     maintenance(f'create database "{TEMPLATE}"')
     engine = engine_for(server_url.set(database=TEMPLATE))
     install(engine, "UTC")
+    with engine.begin() as connection:
+        connection.execute(text(least_privilege(ROLE)))
     engine.dispose()
     yield TEMPLATE
     maintenance(f'drop database "{TEMPLATE}" with (force)')
+    maintenance(f"drop role {ROLE}")
+
+
+def least_privilege(role: str) -> str:
+    """The documented grants, for a role of that name."""
+    script = (project_root() / "deploy" / "least_privilege.sql").read_text()
+    return re.sub("^ *--.*$", "", script, flags=re.M).replace("rollup_writer", role)
 
 
 @pytest.fixture
@@ -98,9 +120,17 @@ def url(server_url: URL, template: str, maintenance: Callable[[str], None]) -> I
 
 
 @pytest.fixture
-def engine(url: URL) -> Iterator[Engine]:
-    """The project's engine on that database."""
+def owner(url: URL) -> Iterator[Engine]:
+    """An engine of the role that owns the tables of that database."""
     engine = engine_for(url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def engine(url: URL) -> Iterator[Engine]:
+    """The project's engine on that database, as the role that may read logs and write statistics only."""
+    engine = engine_for(url.set(username=ROLE))
     yield engine
     engine.dispose()
 

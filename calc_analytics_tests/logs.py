@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo
 
 import pandas
 import psycopg
+import sqlalchemy
 from sqlalchemy import text
 from sqlalchemy.engine import Engine
 
@@ -24,6 +25,8 @@ MEASURES = [
     "source_api",
     "source_external",
 ]
+OWNER: dict[str, Any] = {}
+"""User name and password of the role that owns the tables; the session's server says."""
 Row = tuple[Any, ...]
 Statistics = dict[tuple[int, date], tuple[int, ...]]
 """(publisher_id, date) to the measures in the order of MEASURES."""
@@ -98,6 +101,14 @@ def oracle(engine: Engine, zone: str = "UTC", days: Iterable[date] | None = None
     )
     sums = frame.groupby(["publisher_id", "date"])[MEASURES].sum()
     return {key: tuple(int(value) for value in values) for key, *values in sums.itertuples()}
+
+
+def execute(engine: Engine, statement: str) -> None:
+    """One statement as the owner of the tables, outside any transaction: what the API or an administrator does."""
+    owner = sqlalchemy.create_engine(engine.url.set(**OWNER), isolation_level="AUTOCOMMIT")
+    with owner.connect() as connection:
+        connection.execute(text(statement))
+    owner.dispose()
 
 
 def stored(engine: Engine, relation: str = "calculation_stats_daily") -> Statistics:

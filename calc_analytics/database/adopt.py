@@ -82,7 +82,7 @@ def add_xact_id(connection: Connection) -> None:
 
 def forget_xact_ids(connection: Connection) -> None:
     """Makes every row "older than any snapshot", in an instant: the column is dropped and added again."""
-    connection.execute(text(f"alter table {LOGS} drop column if exists xact_id cascade"))
+    connection.execute(text(f"alter table {LOGS} drop column if exists xact_id"))
     add_xact_id(connection)
 
 
@@ -119,11 +119,14 @@ def _create_index(connection: Connection, name: str, path: str, table: str, conc
     if valid is False and concurrently:
         connection.execute(text(f"drop index concurrently if exists {path}"))
     if not valid:
-        columns = f"xact_id, ({hour('created_at')})"
-        options = f"pages_per_range = {PAGES_PER_RANGE}, autosummarize = on"
-        connection.execute(
-            text(f"create index {concurrently} if not exists {name} on {table} using brin ({columns}) with ({options})")
-        )
+        connection.execute(text(index_sql(name, table, concurrently)))
+
+
+def index_sql(name: str, table: str, concurrently: str = "concurrently") -> str:
+    """The statement that builds the index, for us or for whoever owns the table."""
+    columns = f"xact_id, ({hour('created_at')})"
+    options = f"pages_per_range = {PAGES_PER_RANGE}, autosummarize = on"
+    return f"create index {concurrently} if not exists {name} on {table} using brin ({columns}) with ({options})"
 
 
 def create_summarize_function(connection: Connection) -> None:

@@ -5,22 +5,50 @@ what was committed before them. Statements are planned with their actual values 
 a generic plan cannot know how few rows are new.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import TypeVar
 
 import psycopg
 import sqlalchemy
 from sqlalchemy import event, text
 from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as NoConnectionLeft
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
 
 from calc_analytics.config import DAGSTER_DATABASE, Settings, shown, without_secrets
 from calc_analytics.database import embedded
 from calc_analytics.errors import CalcAnalyticsError
 
-# SQLSTATE classes and codes after which the same transaction may well succeed: connection trouble, rolled back by
-# the server (serialization, deadlock), too many connections, shutting down, lock not available.
-_TRANSIENT = ("08", "40", "53300", "57P01", "57P02", "57P03", "55P03", "57014")
+# SQLSTATE classes and codes after which the same transaction may well succeed: connection trouble, rolled back by the
+# server (serialization, deadlock), a timeout, out of disk, memory or connections, lock not available, shutting down or
+# starting, I/O error. Npgsql's list is nearly the same.
+_TRANSIENT = (
+    "08",
+    "40",
+    "53",
+    "57014",
+    "57P01",
+    "57P02",
+    "57P03",
+    "57P05",
+    "55P03",
+    "58000",
+    "58030",
+    "25P03",
+    "25P04",
+)
+
+# While connecting, psycopg has the server's words only. After these, trying again is of no use.
+_REFUSALS = (
+    "does not exist",
+    "authentication failed",
+    "not permitted to log in",
+    "no pg_hba.conf entry",
+    "permission denied",
+    "no password supplied",
+)
 
 # New rows must be found by index. After retention the planner's statistics of `xact_id` (its correlation with the
 # place of a row, near zero once new rows reuse freed space) can make it read the whole table; compiling never pays.
@@ -28,6 +56,13 @@ PLANNER = "-c enable_seqscan=off -c jit=off"
 # For the rest of a transaction: a day may well be most of the table; and back.
 WHOLE_DAYS = text("set local enable_seqscan = on")
 NEW_ROWS = text("set local enable_seqscan = off")
+
+
+T = TypeVar("T")
+# Pauses of about 0.1, 0.2, 0.4 and 0.8 seconds: a lost connection, a deadlock or a restart is over by then. What takes
+# longer is an error, which Dagster's own policies try again.
+ATTEMPTS = 5
+FIRST_PAUSE_SECONDS = 0.1
 
 
 class DatabaseTrouble(CalcAnalyticsError):
@@ -90,6 +125,19 @@ def _notice_a_dead_client(connection: psycopg.Connection, record: object) -> Non
     connection.autocommit = False
 
 
+def impatient(url: URL, statement_seconds: float) -> URL:
+    """The URL for a process that would rather get an error than wait: for a connection, an answer, or a dead peer."""
+    limits = {
+        "connect_timeout": "3",
+        "keepalives_idle": "10",
+        "keepalives_interval": "5",
+        "keepalives_count": "3",
+        "tcp_user_timeout": "20000",
+    }
+    options = f"{url.query.get('options', '')} -c statement_timeout={round(statement_seconds * 1000)}".strip()
+    return url.update_query_dict({**limits, **url.query, "options": options})
+
+
 def ensure_database(url: URL) -> None:
     """Creates the URL's database if the server lacks it; raises `DatabaseTrouble` if it may not."""
     maintenance = engine_for(url.set(database="postgres"))
@@ -132,6 +180,20 @@ def transaction(engine: Engine) -> Iterator[Connection]:
         yield connection
 
 
+def persistently(work: Callable[[], T]) -> T:
+    """What `work` returns; after transient trouble it is called again, with exponential pauses and jitter.
+
+    `work` must be one transaction that may be repeated: that a commit got lost with its connection is never known.
+    """
+    again = Retrying(
+        retry=retry_if_exception(lambda error: isinstance(error, CalcAnalyticsError) and error.transient),
+        stop=stop_after_attempt(ATTEMPTS),
+        wait=wait_exponential(multiplier=FIRST_PAUSE_SECONDS) + wait_random(0, FIRST_PAUSE_SECONDS),
+        reraise=True,
+    )
+    return again(work)
+
+
 @contextmanager
 def trouble_in_words(url: URL) -> Iterator[None]:
     """Turns driver errors into `DatabaseTrouble` with one line that never holds the password."""
@@ -139,13 +201,16 @@ def trouble_in_words(url: URL) -> Iterator[None]:
         yield
     except (DBAPIError, psycopg.Error) as error:
         raise DatabaseTrouble(_in_words(error, url), is_transient(error), sqlstate(error)) from error
+    except NoConnectionLeft as error:
+        raise DatabaseTrouble(f"all of this process's connections to {shown(url)} are in use", True) from error
 
 
 def is_transient(error: DBAPIError | psycopg.Error) -> bool:
     """Whether the same work may succeed a moment later."""
     state, said = sqlstate(error), _driver_error(error)
     if state is None:
-        return isinstance(said, psycopg.OperationalError | psycopg.InterfaceError) and "does not exist" not in str(said)
+        broken = isinstance(said, psycopg.OperationalError | psycopg.InterfaceError)
+        return broken and not any(refusal in str(said) for refusal in _REFUSALS)
     return state.startswith(_TRANSIENT)
 
 

@@ -17,7 +17,7 @@ from calc_analytics.database.engine import sqlstate, trouble_in_words
 from calc_analytics.errors import CalcAnalyticsError
 
 # The newest revision in migrations/versions.
-HEAD = "0002"
+HEAD = "0003"
 ADVISORY_LOCK = 7_244_100_501
 # Shorter than deadlock_timeout (one second): who waits for us is never the one that is aborted.
 LOCK_TIMEOUT = "800ms"

@@ -18,6 +18,7 @@ from sqlalchemy import (
     Text,
     text,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.types import UserDefinedType
 
 metadata = MetaData()
@@ -72,6 +73,8 @@ rollup_state = Table(
     Column("system_identifier", BigInteger, nullable=False, comment="the cluster whose transaction ids these are"),
     Column("snapshot", PgSnapshot, nullable=False, comment="logs visible in it are counted, in every built day"),
     Column("refreshed_at", DateTime(timezone=True), comment="when the snapshot was last moved"),
+    Column("relation", BigInteger, comment="this table's oid when the row was written"),
+    Column("written_by", BigInteger, comment="the transaction that wrote the row: its xmin, unless it was restored"),
 )
 
 rollup_days = Table(
@@ -83,7 +86,8 @@ rollup_days = Table(
         "status",
         Text,
         nullable=False,
-        comment="built; pending: logs seen, never built; stale: rebuild me; kept: a rebuild refused, its logs are gone",
+        comment="built; pending: logs seen, never built; stale: rebuild me; kept: a rebuild refused, its logs are "
+        "gone; overflow: a counter would not fit its column",
     ),
     Column("timezone", Text, comment="the zone its statistics were built in"),
     Column("method", Text, comment="how it was built: rebuild, or refresh for a day that began in one"),
@@ -93,4 +97,7 @@ rollup_days = Table(
     Column("verified_at", DateTime(timezone=True), comment="when it was last compared with the logs"),
     Column("verified_seconds", Float, comment="how long that took"),
     Column("difference", BigInteger, comment="what was found: zero, or a bug"),
+    Column("sealed_at", DateTime(timezone=True), comment="when its logs were first deleted"),
+    Column("sealed_by", Text, comment="prune, or found: a rebuild found logs deleted by somebody else"),
+    Column("missing", JSONB, comment="per measure, what its statistics hold and its logs no longer do"),
 )

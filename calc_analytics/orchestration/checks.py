@@ -1,7 +1,7 @@
 """The asset checks: for each partition of a run, on demand from the UI, and carried along by the sensor's ticks."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +17,17 @@ from dagster import (
     asset_check,
 )
 
-from calc_analytics import rollup
+from calc_analytics import rollup, telemetry
 from calc_analytics.orchestration.partitions import as_days
 from calc_analytics.orchestration.resources import RollupDatabase
 from calc_analytics.orchestration.retries import TRANSIENT_ERRORS, failing_in_one_line
 
 if TYPE_CHECKING:
     from calc_analytics.rollup.reports import DayProof, LastProof
+
+
+# In the metadata of streamed evaluations: the days they speak of, joined by commas. The alerts read them.
+DAYS_PASSED, DAYS_FAILED = "passed_for", "failed_for"
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Verdict:
 
 
 Verdicts = dict[date, Verdict]
+NOT_COUNTED = "is not counted: a counter exceeds its column; materialize it to see which"
 
 
 def stats_checks(stats: AssetsDefinition, partitions: PartitionsDefinition) -> list[AssetChecksDefinition]:
@@ -72,7 +77,17 @@ def streamed_evaluations(database: RollupDatabase, asset: AssetKey, days: Sequen
         "source_breakdown_complete": _breakdowns_without_codes(database, days),
         "cache_hits_within_total": _cache_hits(database, days),
     }
-    return [_evaluation(asset, name, _together(said)) for name, said in verdicts.items() if said]
+    return [_evaluation(asset, name, _with_days(said)) for name, said in verdicts.items() if said]
+
+
+def _with_days(said: Verdicts) -> Verdict:
+    """One verdict that names the days it speaks of, since the evaluation has no partition to do so."""
+    verdict = _together(said)
+    days: dict[str, list[str]] = {DAYS_PASSED: [], DAYS_FAILED: []}
+    for day, each in said.items():
+        days[DAYS_PASSED if each.passed else DAYS_FAILED].append(str(day))
+    named = {name: ", ".join(sorted(listed)) for name, listed in days.items() if listed}
+    return replace(verdict, metadata={**verdict.metadata, **named})
 
 
 def _checked(context: AssetCheckExecutionContext, evaluate: Callable[[list[date]], Verdicts]) -> AssetCheckResult:
@@ -111,10 +126,21 @@ def _together(said: Verdicts) -> Verdict:
 
 
 def _proofs(database: RollupDatabase, days: list[date]) -> Verdicts:
-    report = rollup.verify.verify(database.engine, database.rollup, database.timezone, days)
-    rollup.verify.record(database.engine, database.rollup, report)
+    with telemetry.failures_noted("verify"):
+        report = rollup.verify.verify(database.engine, database.rollup, database.timezone, days)
+        rollup.verify.record(database.engine, database.rollup, report)
+    telemetry.verified(report)
     found = {proof.day: proof for proof in report.days}
-    return {day: _proof(day, found.get(day)) for day in days}
+    nowhere = rollup.figures.rows_without_a_day(database.engine, database.rollup)
+    return {day: _with_nowhere(_proof(day, found.get(day)), nowhere) for day in days}
+
+
+def _with_nowhere(verdict: Verdict, rows: int) -> Verdict:
+    """Rows that no day can hold are said with every day, for lack of a day of their own."""
+    if not rows:
+        return verdict
+    said = f"{verdict.description}; of all logs, {rows:,} rows have no day (created_at is infinite or out of range)"
+    return replace(verdict, description=said, metadata={**verdict.metadata, "rows_without_a_day": rows})
 
 
 def _proof(day: date, proof: "DayProof | None") -> Verdict:
@@ -125,17 +151,37 @@ def _proof(day: date, proof: "DayProof | None") -> Verdict:
         "counted_rows": proof.counted_rows,
         "difference": proof.difference,
         "duration_seconds": round(proof.seconds, 4),
+        **({"pruned_rows": proof.pruned_rows} if proof.pruned_rows else {}),
+        **proof.suspects,
     }
+    suspects = "".join(f"; {rows:,} {name.replace('_', ' ')}" for name, rows in proof.suspects.items())
     if not proof.built:
-        return Verdict(False, f"{day} has {proof.log_rows:,} log rows and was never built: materialize it", metadata)
+        return _unbuilt(proof, metadata)
+    if proof.proven and proof.pruned_rows:
+        said = f"totals equal the logs and the {proof.pruned_rows:,} rows deleted after they were counted"
+        return Verdict(True, said + suspects, metadata)
     if proof.proven:
-        return Verdict(True, "statistics equal logs: zero difference", metadata)
+        return Verdict(True, f"statistics equal logs: zero difference{suspects}", metadata)
     return Verdict(False, f"{day} differs for {proof.differing_keys:,} publishers: {proof.differences}", metadata)
+
+
+def _unbuilt(proof: "DayProof", metadata: dict[str, Any]) -> Verdict:
+    said = f"{proof.day} has {proof.log_rows:,} log rows and "
+    if proof.status == "overflow":
+        return Verdict(False, said + NOT_COUNTED, metadata)
+    if proof.status == "kept":
+        said += f"{proof.counted_rows:,} counted before this project: its logs were deleted, so it is left as it was"
+        return Verdict(False, said, metadata, AssetCheckSeverity.WARN)
+    return Verdict(False, f"{said}was never built: materialize it", metadata)
 
 
 def _last_proofs(database: RollupDatabase, days: Sequence[date]) -> Verdicts:
     proofs = rollup.verify.keep_proven(database.engine, database.rollup, database.timezone, days)
-    return {day: _last_proof(day, proof) for day, proof in proofs.items()}
+    overflowed = set(days) & set(rollup.verify.overflowed_days(database.engine, database.rollup))
+    return {
+        **{day: _last_proof(day, proof) for day, proof in proofs.items()},
+        **{day: Verdict(False, f"{day} {NOT_COUNTED}") for day in overflowed},
+    }
 
 
 def _last_proof(day: date, proof: "LastProof") -> Verdict:

@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from datetime import date
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dagster import MetadataValue
 
 from calc_analytics import rollup
 from calc_analytics.orchestration.resources import RollupDatabase
+
+if TYPE_CHECKING:
+    from calc_analytics.rollup.reports import Shrunk
 
 
 def day_metadata(
@@ -20,6 +23,20 @@ def day_metadata(
         "publishers": publishers,
         **{name: value for name, value in measures.items() if name != "keys"},
         **({} if seconds is None else {"duration_seconds": round(seconds, 4)}),
+    }
+
+
+def kept_metadata(database: RollupDatabase, kept: "Sequence[Shrunk]") -> dict[date, dict[str, Any]]:
+    """Days that were left as they are because their logs were deleted: their figures, and why."""
+    totals = rollup.figures.day_totals(database.engine, database.rollup, [day.day for day in kept])
+    return {
+        day.day: {
+            **day_metadata(totals[day.day], totals[day.day]["keys"]),
+            "rows_without_logs": day.counted_rows - day.raw_rows,
+            "left_as_it_is": str(day),
+        }
+        for day in kept
+        if day.day in totals
     }
 
 
@@ -43,5 +60,6 @@ def log_metadata(database: RollupDatabase, counted: int | None = None) -> dict[s
         "estimated_rows": figures.estimated_rows,
         "uncounted_rows": figures.uncounted_rows,
         "lag_seconds": round(figures.lag_seconds, 3),
+        **({"rows_without_a_day": figures.rows_without_a_day} if figures.rows_without_a_day else {}),
         **({} if counted is None else {"rows_counted": counted}),
     }

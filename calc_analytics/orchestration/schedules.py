@@ -10,18 +10,16 @@ from dagster import (
     schedule,
 )
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
-from dagster._utils.schedules import is_valid_cron_schedule
 
-from calc_analytics.config import InvalidSetting, Settings
+from calc_analytics.config import Settings
 from calc_analytics.days import today_and_yesterday
+from calc_analytics.orchestration.assets import automatic
 
 
 def hourly_schedule(
     job: JobDefinition | UnresolvedAssetJobDefinition, partitions: PartitionsDefinition, settings: Settings
 ) -> ScheduleDefinition:
     """`hourly_rollup`: on by default, at ROLLUP_CRON in the reporting time zone."""
-    if not is_valid_cron_schedule(settings.cron):
-        raise InvalidSetting(f"ROLLUP_CRON: '{settings.cron}' is not a cron line such as '0 * * * *'")
 
     @schedule(
         name="hourly_rollup",
@@ -34,6 +32,6 @@ def hourly_schedule(
         """Recounts and checks today and yesterday, as the scheduler in the API server was meant to do."""
         at = context.scheduled_execution_time
         days = [day for day in today_and_yesterday(settings.timezone, at) if day >= settings.start_date]
-        return [RunRequest(run_key=f"{day}@{at.isoformat()}", partition_key=str(day)) for day in days]
+        return automatic([str(day) for day in days], at.isoformat())
 
     return hourly_rollup

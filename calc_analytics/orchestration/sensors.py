@@ -20,7 +20,6 @@ from dagster import (
     DefaultSensorStatus,
     JobDefinition,
     PartitionsDefinition,
-    RunRequest,
     SensorDefinition,
     SensorEvaluationContext,
     SensorResult,
@@ -29,9 +28,9 @@ from dagster import (
 )
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from calc_analytics import rollup
+from calc_analytics import rollup, telemetry
 from calc_analytics.days import parse_day, today_and_yesterday
-from calc_analytics.orchestration.assets import calculation_logs
+from calc_analytics.orchestration.assets import automatic, calculation_logs
 from calc_analytics.orchestration.checks import streamed_evaluations
 from calc_analytics.orchestration.cursor import Cursor
 from calc_analytics.orchestration.metadata import day_metadata, log_metadata
@@ -65,7 +64,7 @@ stopping = threading.Event()
 @lru_cache(maxsize=4)
 def _follower(engine: "Engine", declared: "Rollup", timezone: str, debounce_seconds: float) -> "Follower":
     """One per database and setting, for the life of the process."""
-    return rollup.follow.Follower(engine, declared, timezone, debounce_seconds, stopping)
+    return rollup.follow.Follower(engine, declared, timezone, debounce_seconds, stopping, telemetry.refreshed)
 
 
 def new_log_batches_sensor(
@@ -84,14 +83,15 @@ def new_log_batches_sensor(
     def new_log_batches(context: SensorEvaluationContext, database: RollupDatabase) -> SensorResult:
         """Keeps built days exact within about a second of each batch, and asks for runs for days never built."""
         before = Cursor.parse(context.cursor)
-        followed = _follow(database, 0 if before is None else follow_seconds(interval_seconds), interval_seconds)
+        with telemetry.failures_noted("refresh"):
+            followed = _follow(database, 0 if before is None else follow_seconds(interval_seconds), interval_seconds)
         wanted = set(rollup.verify.waiting_days(database.engine, database.rollup))
         if before is None:
             wanted.update(today_and_yesterday(database.timezone))
         requested, cursor = _ask(wanted, before or Cursor(), partitions)
         events, cursor = _tell(database, followed, cursor, partitions)
         return SensorResult(
-            run_requests=[RunRequest(partition_key=day) for day in requested],
+            run_requests=automatic(requested),
             asset_events=events,
             skip_reason=None if requested else SkipReason(_summary(followed)),
             cursor=cursor.text(),
@@ -109,7 +109,9 @@ def _follow(database: RollupDatabase, seconds: float, interval_seconds: int) -> 
     """Streams for `seconds`; with an interval above the default, one refresh."""
     if interval_seconds > INTERVAL_SECONDS:
         followed = rollup.follow.Followed(probes=1)
-        followed.add(rollup.refresh.refresh(database.engine, database.rollup, database.timezone))
+        report = rollup.refresh.refresh(database.engine, database.rollup, database.timezone)
+        telemetry.refreshed(report)
+        followed.add(report)
         return followed
     debounce = database.settings.debounce_seconds
     return _follower(database.engine, database.rollup, database.timezone, debounce).follow(seconds, LINGER_SECONDS)

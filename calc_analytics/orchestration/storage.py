@@ -14,6 +14,15 @@ from dagster_postgres import DagsterPostgresStorage
 from calc_analytics.config import Settings, with_driver
 from calc_analytics.database.engine import dagster_url, ensure_database
 
+# A server that vanished without a word is an error after half a minute, not after hours.
+PATIENCE = {
+    "connect_timeout": "10",
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "30000",
+}
+
 
 class CalcAnalyticsStorage(DagsterPostgresStorage):
     """`DagsterPostgresStorage` at DAGSTER_POSTGRES_URL, or in the database `dagster` beside DATABASE_URL."""
@@ -30,4 +39,5 @@ class CalcAnalyticsStorage(DagsterPostgresStorage):
         """Called by Dagster when an instance is loaded; creates the database if it is missing."""
         url = dagster_url(Settings.from_environment())
         ensure_database(url)
-        return cls(with_driver(url, "psycopg2").render_as_string(hide_password=False), inst_data=inst_data)
+        url = with_driver(url, "psycopg2").update_query_dict({**PATIENCE, **url.query})
+        return cls(url.render_as_string(hide_password=False), inst_data=inst_data)

@@ -5,6 +5,8 @@ visible since, `rebuild` recounts a day, `verify` proves them. At every commit, 
 
     stats(day) == aggregate(logs of that day that are visible in the stored snapshot)
 
+where logs that were deleted after they were counted stay counted (`retention`, `seals`).
+
 The modules are imported when they are first used (`from calc_analytics import rollup`, then `rollup.verify.verify(…)`),
 so that Dagster loads the code location without SQLAlchemy and a driver.
 """
@@ -14,9 +16,19 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from calc_analytics.rollup import declaration, figures, follow, install, rebuild, refresh, reports, verify
+    from calc_analytics.rollup import (
+        declaration,
+        figures,
+        follow,
+        install,
+        rebuild,
+        refresh,
+        reports,
+        retention,
+        verify,
+    )
 
-__all__ = ["declaration", "figures", "follow", "install", "rebuild", "refresh", "reports", "verify"]
+__all__ = ["declaration", "figures", "follow", "install", "rebuild", "refresh", "reports", "retention", "verify"]
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -18,6 +18,19 @@ class Measure:
     aggregate: str
     type: str = "integer"
 
+    @property
+    def greatest(self) -> int:
+        """The greatest value its column holds."""
+        return {"smallint": 2**15, "integer": 2**31, "bigint": 2**63}[self.type] - 1
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """Log rows that are counted as they are, but that somebody should look at."""
+
+    name: str
+    condition: str
+
 
 @dataclass(frozen=True)
 class Rollup:
@@ -31,6 +44,7 @@ class Rollup:
     event_time: str
     keys: tuple[str, ...]
     measures: tuple[Measure, ...]
+    suspects: tuple[Suspect, ...] = ()
 
     @property
     def name(self) -> str:
@@ -67,6 +81,16 @@ class Rollup:
         """'count(*) as total_calculations, …': the measures over log rows."""
         return self.each_measure("{aggregate} as {name}")
 
+    @property
+    def suspicions(self) -> str:
+        """'count(*) filter (where …) as negative_response_times, …': the suspects among log rows, to be added last."""
+        return "".join(f", count(*) filter (where {s.condition}) as {s.name}" for s in self.suspects)
+
+    def overflows(self, value: str) -> str:
+        """SQL: one of the measures does not fit its column; `value` is a pattern for it, with {name} filled in."""
+        each = "{value} not between -{greatest} and {greatest}"
+        return " or ".join(each.format(value=value.format(name=m.name), greatest=m.greatest) for m in self.measures)
+
     def each_measure(self, pattern: str, joined_by: str = ", ") -> str:
         """The pattern once per measure, with {name}, {aggregate} and {type} filled in."""
         return joined_by.join(pattern.format(name=m.name, aggregate=m.aggregate, type=m.type) for m in self.measures)
@@ -85,6 +109,7 @@ CALCULATION_STATS_DAILY = Rollup(
         Measure("source_api", "count(*) filter (where source = 2)"),
         Measure("source_external", "count(*) filter (where source = 3)"),
     ),
+    suspects=(Suspect("negative_response_times", "response_time_ms < 0"),),
 )
 
 ROLLUPS = (CALCULATION_STATS_DAILY,)

@@ -12,18 +12,20 @@ from calc_analytics.database.engine import transaction
 from calc_analytics.rollup import state
 from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY, Rollup
 from calc_analytics.rollup.snapshot import Snapshot, between, rows_between
-from calc_analytics.rollup.windows import of_day, windows
+from calc_analytics.rollup.windows import has_a_day, has_no_day, of_day, windows
 
 KNOWN_SOURCES = (1, 2, 3)
 
 
 @dataclass(frozen=True)
 class LogFigures:
-    """The log table: rows as PostgreSQL estimates them, rows not yet counted, and seconds since the oldest of those."""
+    """The log table: rows as PostgreSQL estimates them, rows not yet counted, and seconds since the oldest of those;
+    and rows that no day can count, because they lie at infinity or beyond the years 1 to 9999."""
 
     estimated_rows: int
     uncounted_rows: int
     lag_seconds: float
+    rows_without_a_day: int
 
 
 def log_figures(engine: Engine, rollup: Rollup, timezone: str) -> LogFigures:
@@ -34,12 +36,20 @@ def log_figures(engine: Engine, rollup: Rollup, timezone: str) -> LogFigures:
             select (select greatest(reltuples, 0) from pg_class where oid = to_regclass(:source)) as estimated,
                    count(*) as uncounted,
                    coalesce(extract(epoch from clock_timestamp() - min({rollup.event_time})), 0) as lag
-            from {rows_between(rollup.source)} l where {rollup.event_time} > '0001-01-03'
+            from {rows_between(rollup.source)} l where {has_a_day(rollup.event_time)}
         """
         row = connection.execute(
             text(statement), {"source": rollup.source, **between(before.snapshot, Snapshot.now(connection))}
         ).one()
-    return LogFigures(int(row.estimated or 0), row.uncounted, max(float(row.lag), 0.0))
+    nowhere = rows_without_a_day(engine, rollup)
+    return LogFigures(int(row.estimated or 0), row.uncounted, max(float(row.lag), 0.0), nowhere)
+
+
+def rows_without_a_day(engine: Engine, rollup: Rollup) -> int:
+    """Log rows whose event time no day holds. Cost: the index, and the ranges of pages that have such a row."""
+    with transaction(engine) as connection:
+        statement = f"select count(*) from {rollup.source} where {has_no_day(rollup.event_time)}"
+        return int(connection.execute(text(statement)).scalar_one())
 
 
 def day_totals(engine: Engine, rollup: Rollup, days: Sequence[date]) -> dict[date, dict[str, int]]:

@@ -7,12 +7,13 @@ that there is no gap before the next tick asks again.
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
 
 from sqlalchemy.engine import Engine
 
-from calc_analytics.database.engine import trouble_in_words
+from calc_analytics.database.engine import persistently, trouble_in_words
 from calc_analytics.rollup import state
 from calc_analytics.rollup.declaration import Rollup
 from calc_analytics.rollup.index import SUMMARIZE_ROWS, summarize
@@ -41,16 +42,28 @@ class Followed:
         self.refreshes += 1
         for day in report.counted:
             self.rows_by_day[day.day] = self.rows_by_day.get(day.day, 0) + day.rows
+        for day in report.unbuilt:
+            if day.status == "overflow":  # for its check to say so
+                self.rows_by_day.setdefault(day.day, 0)
 
 
 class Follower:
-    """Refreshes whenever rows are new, at least `debounce_seconds` apart, while `follow` is called often enough."""
+    """Refreshes whenever rows are new, at least `debounce_seconds` apart, while `follow` is called often enough.
+
+    `observe` gets each refresh's report, in the follower's thread.
+    """
 
     def __init__(
-        self, engine: Engine, rollup: Rollup, timezone: str, debounce_seconds: float, stopping: threading.Event
+        self,
+        engine: Engine,
+        rollup: Rollup,
+        timezone: str,
+        debounce_seconds: float,
+        stopping: threading.Event,
+        observe: Callable[[RefreshReport], None] = lambda report: None,
     ) -> None:
         self.engine, self.rollup, self.timezone = engine, rollup, timezone
-        self.debounce_seconds, self.stopping = debounce_seconds, stopping
+        self.debounce_seconds, self.stopping, self.observe = debounce_seconds, stopping, observe
         self._poll_seconds = min(max(debounce_seconds / 4, POLL_SECONDS[0]), POLL_SECONDS[1])
         self._lock = threading.Lock()
         self._until = 0.0
@@ -88,11 +101,14 @@ class Follower:
 
     def _run(self) -> None:
         try:
-            with trouble_in_words(self.engine.url):
-                self._refresh_when_new()
+            persistently(self._refresh_when_new_in_words)
         except Exception as error:
             with self._lock:
                 self._error, self._thread = error, None
+
+    def _refresh_when_new_in_words(self) -> None:
+        with trouble_in_words(self.engine.url):
+            self._refresh_when_new()
 
     def _refresh_when_new(self) -> None:
         with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
@@ -106,6 +122,7 @@ class Follower:
                     next_at = started + self.debounce_seconds
                     with self._lock:
                         self._followed.add(report)
+                    self.observe(report)
                     unsummarized += report.rows
                     if unsummarized >= SUMMARIZE_ROWS and summarize(self.engine, self.rollup):
                         unsummarized = 0

@@ -6,7 +6,7 @@ PostgreSQL does the same by itself (autosummarize, VACUUM), but about once a min
 from sqlalchemy import text
 from sqlalchemy.engine import Engine
 
-from calc_analytics.database.engine import DatabaseTrouble, transaction
+from calc_analytics.database.engine import DatabaseTrouble, persistently, transaction
 from calc_analytics.rollup.declaration import Rollup
 
 # New rows after which it is worth the few milliseconds.
@@ -19,10 +19,14 @@ _HARMLESS = ("55P03", "42883", "42P01", "XX000", "42501", "25006")
 def summarize(engine: Engine, rollup: Rollup) -> bool:
     """Brings the index up to the table's end; False if that must wait. Blocks no writer."""
     try:
-        with transaction(engine) as connection:
-            connection.execute(text(f"select {rollup.source}_summarize()"))
+        persistently(lambda: _summarize(engine, rollup))
     except DatabaseTrouble as trouble:
         if trouble.sqlstate in _HARMLESS:
             return False
         raise
     return True
+
+
+def _summarize(engine: Engine, rollup: Rollup) -> None:
+    with transaction(engine) as connection:
+        connection.execute(text(f"select {rollup.source}_summarize()"))

@@ -8,7 +8,7 @@ from calc_analytics.database.engine import trouble_in_words
 from calc_analytics.database.tables import metadata
 from calc_analytics.rollup import state
 from calc_analytics.rollup.declaration import ROLLUPS, Rollup
-from calc_analytics.rollup.live_view import create_live_view
+from calc_analytics.rollup.live_view import create_live_view, without_logs
 
 
 def install(engine: Engine, timezone: str) -> None:
@@ -54,6 +54,7 @@ def rebase(engine: Engine, timezone: str) -> None:
 def _rebase(connection: Connection, timezone: str) -> None:
     for rollup in ROLLUPS:
         state.wait_for_turn(connection, rollup)
+        without_logs(connection, rollup)
     adopt.forget_xact_ids(connection)
     for rollup in ROLLUPS:
         state.start_afresh(connection, rollup, timezone)

@@ -17,6 +17,12 @@ def create_live_view(connection: Connection, rollup: Rollup) -> None:
     connection.execute(text(f"create or replace view {rollup.live_view} as {live_view_sql(rollup)}"))
 
 
+def without_logs(connection: Connection, rollup: Rollup) -> None:
+    """For a moment the view is the stored statistics alone, so that `xact_id` can be dropped; its grants stay."""
+    statement = f"create or replace view {rollup.live_view} as select {rollup.columns} from {rollup.target}"
+    connection.execute(text(statement))
+
+
 def live_view_sql(rollup: Rollup) -> str:
     """The view's query, from the same measures and the same definition of `date` as everything else."""
     zone = "(select timezone from stored)"

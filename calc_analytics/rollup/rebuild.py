@@ -2,21 +2,24 @@
 
 Per chunk of days, one transaction: aggregate the rows visible in a snapshot SA without the lock; lock; refresh;
 add what the refresh and those before it counted since SA; replace the days. Running it twice changes nothing.
+
+A day whose logs were deleted is left as it is (`seals.py`).
 """
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import date
 
 from sqlalchemy import text
 from sqlalchemy.engine import Connection, Engine
 
 from calc_analytics.database.engine import NEW_ROWS, WHOLE_DAYS, transaction
-from calc_analytics.rollup import state
+from calc_analytics.rollup import seals, state
 from calc_analytics.rollup.declaration import Rollup
 from calc_analytics.rollup.index import summarize
-from calc_analytics.rollup.refresh import refresh, refresh_locked
-from calc_analytics.rollup.reports import DayCount, RebuildReport, Shrunk
+from calc_analytics.rollup.refresh import refresh, refresh_locked, whatever_overflows
+from calc_analytics.rollup.reports import DayCount, Overflowed, RebuildReport
 from calc_analytics.rollup.snapshot import Snapshot, between, rows_between, visible
 from calc_analytics.rollup.windows import Window, has_a_day, local_date, of_day, windows
 
@@ -35,7 +38,8 @@ def rebuild(
     """Rebuilds these days, ten per transaction, so that a stop loses at most ten and a repeat is harmless.
 
     Days whose raw rows are fewer than the rows they have counted are left alone and reported as `shrunk`, unless
-    `allow_shrink`. `progress` gets each chunk's report. All that was committed before the call is counted.
+    `allow_shrink`; days with a counter too great for its column as `overflowed`. `progress` gets each chunk's report.
+    All that was committed before the call is counted. Transient trouble is tried again.
     """
     started = time.perf_counter()
     refresh(engine, rollup, timezone)
@@ -43,9 +47,13 @@ def rebuild(
     total = RebuildReport(seconds=time.perf_counter() - started)
     for chunk in _chunks(sorted(set(days)), CHUNK_DAYS):
         started = time.perf_counter()
-        with transaction(engine) as connection:
-            rebuilt, shrunk = _rebuild_chunk(connection, rollup, timezone, chunk, allow_shrink)
-        report = RebuildReport(rebuilt, shrunk, time.perf_counter() - started)
+
+        def one(chunk: Sequence[date] = chunk) -> RebuildReport:
+            with transaction(engine) as connection:
+                return _rebuild_chunk(connection, rollup, timezone, chunk, allow_shrink)
+
+        done = whatever_overflows(engine, rollup, timezone, one)
+        report = replace(done, seconds=time.perf_counter() - started)
         progress(report)
         total = total + report
     return total
@@ -57,16 +65,20 @@ def _chunks(days: Sequence[date], size: int) -> Iterator[Sequence[date]]:
 
 def _rebuild_chunk(
     connection: Connection, rollup: Rollup, timezone: str, days: Sequence[date], allow_shrink: bool
-) -> tuple[list[DayCount], list[Shrunk]]:
+) -> RebuildReport:
+    seals.keep_out_prune(connection, rollup)
     spans = windows(connection, list(days), timezone)
     state.read(connection, rollup, timezone)  # refuses before the work rather than after it
     counted_at = _count_unlocked(connection, rollup, timezone, spans)
     now, _ = refresh_locked(connection, rollup, timezone)
     _add_since(connection, rollup, timezone, days, counted_at, now)
-    shrunk = [] if allow_shrink else _shrunk(connection, rollup, timezone, spans)
-    refused = [day.day for day in shrunk]
-    connection.execute(_KEEP, {"rollup": rollup.name, "days": refused})
-    return _replace(connection, rollup, timezone, [day for day in days if day not in refused]), shrunk
+    overflowed = _overflowed(connection, rollup)
+    judged = seals.Judgement() if allow_shrink else seals.judge(connection, rollup, timezone, spans)
+    refused = {*(day.day for day in overflowed), *(day.day for day in judged.shrunk), *judged.accounted}
+    _mark(connection, rollup, [day.day for day in overflowed], "overflow")
+    _replace(connection, rollup, timezone, [day for day in days if day not in refused])
+    done = [day for day in days if day not in refused or day in judged.accounted]
+    return RebuildReport(_totals(connection, rollup, done), judged.shrunk, 0.0, overflowed)
 
 
 def _count_unlocked(connection: Connection, rollup: Rollup, timezone: str, spans: list[Window]) -> Snapshot:
@@ -109,49 +121,20 @@ def _add_since(
     connection.execute(text(statement), {"tz": timezone, "days": list(days), **between(then, now)})
 
 
-def _shrunk(connection: Connection, rollup: Rollup, timezone: str, spans: list[Window]) -> list[Shrunk]:
-    """The days that would lose rows whose logs were deleted."""
+def _overflowed(connection: Connection, rollup: Rollup) -> list[Overflowed]:
+    """The recounted days with a measure that its column cannot hold, and the first such measure."""
+    sums = rollup.each_measure("sum({name}) as {name}")
     statement = f"""
-    with raw as (select date, sum({rollup.count}) as rows from rebuilt group by date),
-    counted as (select date, sum({rollup.count}) as rows from {rollup.target} where date = any(:days) group by date)
-    select counted.date, coalesce(raw.rows, 0) as raw_rows, counted.rows as counted_rows, d.status, d.timezone
-    from counted
-    left join raw using (date)
-    left join rollup_days d on d.rollup = :rollup and d.date = counted.date
-    where coalesce(raw.rows, 0) < counted.rows
-    order by counted.date
+    select distinct on (date) * from (
+        select {rollup.key_columns}, date, {sums} from rebuilt group by {rollup.key_columns}, date
+    ) summed where {rollup.overflows("{name}")} order by date
     """
-    by_day = {span.day: span for span in spans}
-    rows = connection.execute(text(statement), {"rollup": rollup.name, "days": list(by_day)}).all()
-    shrunk = []
-    for row in rows:
-        raw_rows = int(row.raw_rows)
-        if row.status in (None, "pending") and _has_old_rows(connection, rollup, timezone, by_day[row.date]):
-            continue
-        if row.timezone not in (None, timezone):
-            raw_rows = _rows_of_day(connection, rollup, row.date, row.timezone)
-        if raw_rows < row.counted_rows:
-            shrunk.append(Shrunk(row.date, raw_rows, int(row.counted_rows)))
-    return shrunk
+    rows = connection.execute(text(statement)).mappings().all()
+    found = [(row, next(m for m in rollup.measures if abs(row[m.name]) > m.greatest)) for row in rows]
+    return [Overflowed(row["date"], measure.name, int(row[measure.name])) for row, measure in found]
 
 
-def _has_old_rows(connection: Connection, rollup: Rollup, timezone: str, span: Window) -> bool:
-    """Whether the day has logs from before this project: then a predecessor whose statistics are higher counted them
-    more than once. If all its rows are newer, the logs of those statistics are gone."""
-    statement = (
-        f"select exists (select from {rollup.source} where {of_day(rollup.event_time, span)} and xact_id is null)"
-    )
-    return bool(connection.execute(text(statement), {**span.parameters(), "tz": timezone}).scalar())
-
-
-def _rows_of_day(connection: Connection, rollup: Rollup, day: date, timezone: str) -> int:
-    """Log rows of the day in the zone its statistics were built in: what they are to be compared with."""
-    (span,) = windows(connection, [day], timezone)
-    statement = f"select count(*) from {rollup.source} where {of_day(rollup.event_time, span)}"
-    return int(connection.execute(text(statement), {**span.parameters(), "tz": timezone}).scalar_one())
-
-
-def _replace(connection: Connection, rollup: Rollup, timezone: str, days: list[date]) -> list[DayCount]:
+def _replace(connection: Connection, rollup: Rollup, timezone: str, days: list[date]) -> None:
     """Puts the recounted days in the place of the stored ones; keys that vanished disappear."""
     parameters = {"rollup": rollup.name, "days": days, "tz": timezone}
     connection.execute(text(f"delete from {rollup.target} where date = any(:days)"), parameters)
@@ -164,13 +147,17 @@ def _replace(connection: Connection, rollup: Rollup, timezone: str, days: list[d
         parameters,
     )
     connection.execute(_RECORD, parameters)
+
+
+def _totals(connection: Connection, rollup: Rollup, days: list[date]) -> list[DayCount]:
+    """What the days have now."""
     zeros = rollup.each_measure("coalesce(sum({name}), 0) as {name}")
     rows = connection.execute(
         text(
             f"select d.date, count(t.date) as keys, {zeros} from unnest(cast(:days as date[])) as d (date) "
             f"left join {rollup.target} t on t.date = d.date group by d.date order by d.date"
         ),
-        parameters,
+        {"days": days},
     ).mappings()
     return [
         DayCount(row["date"], {name: int(row[name]) for name in rollup.measure_names}, row["keys"], "built")
@@ -178,9 +165,11 @@ def _replace(connection: Connection, rollup: Rollup, timezone: str, days: list[d
     ]
 
 
-_KEEP = text(
-    "update rollup_days set status = 'kept' where rollup = :rollup and date = any(:days) and status <> 'built'"
-)
+def _mark(connection: Connection, rollup: Rollup, days: list[date], status: str) -> None:
+    statement = text("update rollup_days set status = :status where rollup = :rollup and date = any(:days)")
+    connection.execute(statement, {"rollup": rollup.name, "days": days, "status": status})
+
+
 _RECORD = text(
     """
     insert into rollup_days (rollup, date, status, timezone, method, built_at, built_by, refreshed_at)
@@ -189,6 +178,7 @@ _RECORD = text(
     from unnest(cast(:days as date[])) as d (date)
     on conflict (rollup, date) do update
     set status = excluded.status, timezone = excluded.timezone, method = excluded.method, built_at = excluded.built_at,
-        built_by = excluded.built_by, refreshed_at = excluded.refreshed_at
+        built_by = excluded.built_by, refreshed_at = excluded.refreshed_at,
+        sealed_at = null, sealed_by = null, missing = null
     """
 )

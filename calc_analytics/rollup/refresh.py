@@ -6,29 +6,70 @@ twice and nothing waits for a slow writer; a crash undoes statistics and state t
 """
 
 import time
+from collections.abc import Callable
+from datetime import date
+from typing import TypeVar
 
 from sqlalchemy import text
 from sqlalchemy.engine import Connection, Engine
 
-from calc_analytics.database.engine import transaction
+from calc_analytics.database.engine import DatabaseTrouble, persistently, transaction
 from calc_analytics.rollup import state
 from calc_analytics.rollup.declaration import Rollup
 from calc_analytics.rollup.reports import DayCount, RefreshReport
 from calc_analytics.rollup.snapshot import Snapshot, between, rows_between, visible
 from calc_analytics.rollup.windows import day_begin, has_a_day, local_date, midnight, within
 
+T = TypeVar("T")
+NUMBER_OUT_OF_RANGE = "22003"
+
 
 def refresh(engine: Engine, rollup: Rollup, timezone: str) -> RefreshReport:
-    """Counts all that was committed before the call, and maybe more. One transaction, safe to repeat."""
+    """Counts all that was committed before the call, and maybe more. One transaction, safe to repeat.
+
+    Transient trouble is tried again. A day with a counter that would not fit its column is set aside (its status
+    becomes 'overflow') and does not keep the others from being counted.
+    """
     started = time.perf_counter()
-    with transaction(engine) as connection:
-        snapshot, days = refresh_locked(connection, rollup, timezone)
+    snapshot, days = whatever_overflows(engine, rollup, timezone, lambda: _refresh(engine, rollup, timezone))
     return RefreshReport(
         counted=[day for day in days if day.status == "built"],
         unbuilt=[day for day in days if day.status != "built"],
         seconds=time.perf_counter() - started,
         snapshot=snapshot,
     )
+
+
+def _refresh(engine: Engine, rollup: Rollup, timezone: str) -> tuple[Snapshot, list[DayCount]]:
+    with transaction(engine) as connection:
+        return refresh_locked(connection, rollup, timezone)
+
+
+def whatever_overflows(engine: Engine, rollup: Rollup, timezone: str, work: Callable[[], T]) -> T:
+    """What `work` returns, a transaction with a refresh in it; days that cannot be counted are set aside first."""
+    try:
+        return persistently(work)
+    except DatabaseTrouble as trouble:
+        if trouble.sqlstate != NUMBER_OUT_OF_RANGE or not _set_aside(engine, rollup, timezone):
+            raise
+        return persistently(work)
+
+
+def _set_aside(engine: Engine, rollup: Rollup, timezone: str) -> list[date]:
+    """Marks the days that the next refresh cannot count; returns them."""
+    statement = f"""
+    with {_diff(rollup)}
+    insert into rollup_days as r (rollup, date, status)
+    select distinct :rollup, diff.date, 'overflow'
+    from diff left join {rollup.target} t using ({rollup.key_columns}, date)
+    where {rollup.overflows("coalesce(t.{name}, 0) + diff.{name}")}
+    on conflict (rollup, date) do update set status = excluded.status where r.status = 'built'
+    returning date
+    """
+    with transaction(engine) as connection:
+        before = state.lock(connection, rollup, timezone)
+        parameters = {"rollup": rollup.name, "tz": timezone, **between(before.snapshot, Snapshot.now(connection))}
+        return list(connection.execute(text(statement), parameters).scalars())
 
 
 def refresh_locked(connection: Connection, rollup: Rollup, timezone: str) -> tuple[Snapshot, list[DayCount]]:
@@ -58,6 +99,17 @@ def is_uncounted_since(connection: Connection, rollup: Rollup, counted: Snapshot
     return bool(connection.execute(text(statement), span).scalar())
 
 
+def _diff(rollup: Rollup) -> str:
+    """CTE: the diff of the two snapshots, aggregated. READ COMMITTED would show later commits too: hence "visible in
+    S2". Rows without a day (infinity, the year 10000) are left out."""
+    return f"""diff as materialized (
+        select {rollup.key_columns}, {local_date(f"l.{rollup.event_time}", ":tz")} as date, {rollup.aggregates}
+        from {rows_between(rollup.source)} l
+        where {has_a_day(rollup.event_time)}
+        group by {rollup.key_columns}, 2
+    )"""
+
+
 def refresh_sql(rollup: Rollup) -> str:
     """The one statement of a refresh: it adds the diff, records the days, and returns what it did per day."""
     day, begin, end = (
@@ -66,13 +118,7 @@ def refresh_sql(rollup: Rollup) -> str:
         midnight("(d.date + 1)", ":tz"),
     )
     return f"""
-    -- The diff of the two snapshots, aggregated. READ COMMITTED would show later commits too: hence "visible in S2".
-    with diff as materialized (
-        select {rollup.key_columns}, {day} as date, {rollup.aggregates}
-        from {rows_between(rollup.source)} l
-        where {has_a_day(rollup.event_time)}
-        group by {rollup.key_columns}, 2
-    ),
+    with {_diff(rollup)},
     -- What is known of each day in the diff: built, pending or stale; null if it was never seen.
     seen as (
         select d.date, b.status

@@ -54,22 +54,50 @@ class Shrunk:
     day: date
     raw_rows: int
     counted_rows: int
+    pruned_rows: int = 0
+    """Of the rows counted, those that `prune` deleted or an earlier rebuild found deleted."""
 
     def __str__(self) -> str:
+        why = (
+            f"{self.pruned_rows:,} were deleted after they were counted"
+            if self.counted_rows - self.raw_rows == self.pruned_rows
+            else "so logs were deleted (or a predecessor counted them twice)"
+        )
         return (
-            f"{self.day} not rebuilt: {self.raw_rows:,} raw rows, but {self.counted_rows:,} already counted, so logs "
-            "were deleted (or a predecessor counted them twice) and rebuilding would lower the statistics; allow it by "
+            f"{self.day} not rebuilt: {self.raw_rows:,} raw rows, but {self.counted_rows:,} already counted, {why}; "
+            "rebuilding would lower the statistics; allow it by "
             f"'calc-analytics rollup --day {self.day} --allow-shrink'"
         )
 
 
 @dataclass(frozen=True)
+class Overflowed:
+    """A day that a rebuild left alone: a counter of it does not fit its column."""
+
+    day: date
+    measure: str
+    value: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.day} not rebuilt: {self.measure} would be {self.value:,}, which its column cannot hold: look for "
+            "log rows of that day that do not belong there, or alter the column to bigint"
+        )
+
+
+@dataclass(frozen=True)
 class RebuildReport:
-    """What one rebuild did: the days that are exact now, and those it refused to shrink."""
+    """What one rebuild did: the days that are exact now, and those it refused to shrink or could not hold."""
 
     rebuilt: list[DayCount] = field(default_factory=list)
     shrunk: list[Shrunk] = field(default_factory=list)
     seconds: float = 0.0
+    overflowed: list[Overflowed] = field(default_factory=list)
+
+    @property
+    def refused(self) -> list[Shrunk | Overflowed]:
+        """The days that were left as they are; each says why."""
+        return [*self.shrunk, *self.overflowed]
 
     @property
     def rows(self) -> int:
@@ -77,7 +105,12 @@ class RebuildReport:
         return sum(day.rows for day in self.rebuilt)
 
     def __add__(self, other: "RebuildReport") -> "RebuildReport":
-        return RebuildReport(self.rebuilt + other.rebuilt, self.shrunk + other.shrunk, self.seconds + other.seconds)
+        return RebuildReport(
+            self.rebuilt + other.rebuilt,
+            self.shrunk + other.shrunk,
+            self.seconds + other.seconds,
+            self.overflowed + other.overflowed,
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON: days as YYYY-MM-DD."""
@@ -85,6 +118,7 @@ class RebuildReport:
             "rows": self.rows,
             "days": {str(d.day): d.measures for d in self.rebuilt},
             "refused": {str(s.day): {"raw_rows": s.raw_rows, "counted_rows": s.counted_rows} for s in self.shrunk},
+            "overflowed": {str(o.day): {o.measure: o.value} for o in self.overflowed},
             "seconds": round(self.seconds, 4),
         }
 
@@ -98,8 +132,17 @@ class DayProof:
     counted_rows: int
     differences: dict[str, int]
     differing_keys: int
-    built: bool = True
+    status: str | None = "built"
     seconds: float = 0.0
+    pruned_rows: int = 0
+    """Rows that were deleted after they were counted; then the day's totals are compared, else each key's."""
+    suspects: dict[str, int] = field(default_factory=dict)
+    """Log rows that are counted, but look wrong: how many of each kind."""
+
+    @property
+    def built(self) -> bool:
+        """Whether the guarantee speaks of this day."""
+        return self.status == "built"
 
     @property
     def difference(self) -> int:
@@ -108,8 +151,8 @@ class DayProof:
 
     @property
     def proven(self) -> bool:
-        """Built, and not one measure of one key differs."""
-        return self.built and not self.differing_keys
+        """Built, and not one measure of one key (of a sealed day: of the totals) differs."""
+        return self.built and not self.differing_keys and not self.difference
 
 
 @dataclass(frozen=True)
@@ -129,6 +172,8 @@ class VerifyReport:
     seconds: float
     waiting: list[date] = field(default_factory=list)
     """Days on record that wait for a rebuild and were not asked for."""
+    overflowed: list[date] = field(default_factory=list)
+    """Days on record that have a counter too great for its column."""
 
     @property
     def different(self) -> list[DayProof]:
@@ -154,10 +199,35 @@ class VerifyReport:
                     "status": "proven" if d.proven else "different" if d.built else "never built",
                     "log_rows": d.log_rows,
                     "counted_rows": d.counted_rows,
+                    "pruned_rows": d.pruned_rows,
                     "differences": d.differences,
                 }
                 for d in self.days
             },
             "waiting_days": [str(day) for day in self.waiting],
+            "overflowed_days": [str(day) for day in self.overflowed],
+            "seconds": round(self.seconds, 4),
+        }
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """Log rows deleted per day, and the days before the limit that kept their logs because they are not built."""
+
+    rows_by_day: dict[date, int]
+    not_built: list[date]
+    seconds: float
+
+    @property
+    def rows(self) -> int:
+        """Log rows deleted."""
+        return sum(self.rows_by_day.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: days as YYYY-MM-DD."""
+        return {
+            "rows": self.rows,
+            "days": {str(day): rows for day, rows in self.rows_by_day.items()},
+            "not_built_days": [str(day) for day in self.not_built],
             "seconds": round(self.seconds, 4),
         }

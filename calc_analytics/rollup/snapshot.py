@@ -16,15 +16,28 @@ from sqlalchemy.engine import Connection
 # settles nearly every row, the list is searched for the newest only.
 VISIBLE = "(xact_id < {xmin} or (xact_id < {xmax} and xact_id <> all({xip}))) is not false"
 
+# The state row `s` is this cluster's own. A physical copy keeps the system identifier; pg_upgrade gives a new one, but
+# keeps transaction ids, oids, and each row's xmin. A dump and restore keeps none of them: its ids mean nothing here.
+SAME_CLUSTER = """(
+        s.system_identifier = (select system_identifier from pg_control_system())
+        or (cast(s.tableoid as bigint) = s.relation
+            and cast(cast(s.xmin as text) as bigint) = s.written_by % 4294967296)
+    )"""
+
 # The stored snapshot inside a statement that must read it at its own instant: `stored` has timezone, xmin, xmax, xip,
-# and those of xip that have ended since.
-STORED = """stored as materialized (
+# and those of xip that have ended since. In another cluster, reading it is an error whose text says what to do.
+STORED = f"""stored as materialized (
         select timezone, cast(cast(pg_snapshot_xmin(snapshot) as text) as bigint) as xmin,
                cast(cast(pg_snapshot_xmax(snapshot) as text) as bigint) as xmax,
                array(select cast(cast(xid as text) as bigint) from pg_snapshot_xip(snapshot) as xid) as xip,
                array(select cast(cast(xid as text) as bigint) from pg_snapshot_xip(snapshot) as xid
                      where pg_visible_in_snapshot(xid, pg_current_snapshot())) as ended
-        from rollup_state where rollup = '{rollup}'
+        from (
+            select timezone, case when {SAME_CLUSTER} then snapshot
+                else cast('restored into another cluster, run calc-analytics rebase: ' || rollup as pg_snapshot)
+                end as snapshot
+            from rollup_state s where rollup = '{{rollup}}'
+        ) state
     )"""
 STORED_XMAX = "(select xmax from stored)"
 STORED_ENDED = "cast((select ended from stored) as bigint[])"

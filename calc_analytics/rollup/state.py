@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection
 
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.rollup.declaration import Rollup
-from calc_analytics.rollup.snapshot import Snapshot
+from calc_analytics.rollup.snapshot import SAME_CLUSTER, Snapshot
 
 
 class NotInstalled(CalcAnalyticsError):
@@ -90,15 +90,19 @@ def _read(connection: Connection, rollup: Rollup, timezone: str, locking: str) -
     return State(row.timezone, Snapshot.parse(row.snapshot))
 
 
-_READ = """
-    select s.timezone, cast(s.snapshot as text) as snapshot,
-           s.system_identifier = (select system_identifier from pg_control_system()) as same_cluster
+_READ = f"""
+    select s.timezone, cast(s.snapshot as text) as snapshot, {SAME_CLUSTER} as same_cluster
     from rollup_state s
     where s.rollup = :rollup
 """
+# Where the row was written, for SAME_CLUSTER.
+_HERE = """
+    system_identifier = (select system_identifier from pg_control_system()),
+    relation = cast(tableoid as bigint), written_by = txid_current()
+"""
 _STORE = text(
-    """
-    update rollup_state set snapshot = cast(:snapshot as pg_snapshot), refreshed_at = clock_timestamp()
+    f"""
+    update rollup_state set snapshot = cast(:snapshot as pg_snapshot), refreshed_at = clock_timestamp(), {_HERE}
     where rollup = :rollup
     """
 )
@@ -114,16 +118,14 @@ _NEIGHBOURS = text(
 )
 _STALE = text("update rollup_days set status = 'stale' where rollup = :rollup and status in ('built', 'kept')")
 _AFRESH = text(
-    """
-    update rollup_state set timezone = :timezone, snapshot = pg_current_snapshot(),
-        system_identifier = (select system_identifier from pg_control_system())
-    where rollup = :rollup
-    """
+    f"update rollup_state set timezone = :timezone, snapshot = pg_current_snapshot(), {_HERE} where rollup = :rollup"
 )
 _CREATE = text(
     """
-    insert into rollup_state (rollup, timezone, system_identifier, snapshot)
-    select :rollup, :timezone, system_identifier, pg_current_snapshot() from pg_control_system()
+    insert into rollup_state (rollup, timezone, system_identifier, snapshot, relation, written_by)
+    select :rollup, :timezone, system_identifier, pg_current_snapshot(),
+           cast(cast('rollup_state' as regclass) as bigint), txid_current()
+    from pg_control_system()
     on conflict (rollup) do nothing
     """
 )

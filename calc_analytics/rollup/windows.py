@@ -36,9 +36,17 @@ def local_date(event_time: str, timezone: str) -> str:
     return f"cast(({event_time}) at time zone {timezone} as date)"
 
 
+FIRST_INSTANT, LAST_INSTANT = "timestamptz '0001-01-03 00:00+00'", "timestamptz '9999-12-30 00:00+00'"
+
+
 def has_a_day(event_time: str) -> str:
     """SQL: the instant's local date is one a client can hold; at infinity or in the year 10000 a row has no day."""
-    return f"{event_time} >= '0001-01-03' and {event_time} < '9999-12-30'"
+    return f"{event_time} >= {FIRST_INSTANT} and {event_time} < {LAST_INSTANT}"
+
+
+def has_no_day(event_time: str) -> str:
+    """SQL: the opposite, said by the hour, for the index."""
+    return f"({hour(event_time)} < {FIRST_INSTANT} or {hour(event_time)} >= {LAST_INSTANT})"
 
 
 def within(event_time: str, begin: str, end: str) -> str:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from calc_analytics.supervisor import free_port
 from calc_analytics_tests.conftest import stay_clear_of_midnight
 
 PATIENCE_SECONDS = 120
-SETTINGS = ("DATABASE_URL", "DAGSTER_", "ROLLUP_", "TEST_DATABASE_URL")
+SETTINGS = ("DATABASE_URL", "DAGSTER_", "ROLLUP_", "TEST_DATABASE_URL", "PROMETHEUS_", "ENABLE_", "LOG_")
 
 
 def eventually(fact: Callable[[], Any], what: str, seconds: float = PATIENCE_SECONDS) -> Any:
@@ -35,6 +36,19 @@ def eventually(fact: Callable[[], Any], what: str, seconds: float = PATIENCE_SEC
         assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
         time.sleep(0.2)
     return value
+
+
+def ask(port: int, path: str, method: str = "GET", **headers: str) -> tuple[int, Any]:
+    """Status and JSON (or text) of what listens on that port; (0, the reason) if nobody answers."""
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", method=method, headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            status, body = response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        status, body = error.code, error.read().decode()
+    except OSError as error:
+        return 0, str(error)
+    return status, json.loads(body) if body.startswith("{") else body
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -87,11 +101,12 @@ class Project:
 
     @contextmanager
     def up(self, **settings: str) -> Iterator["Up"]:
-        """`calc-analytics up` on a free port, from its first line until SIGTERM has ended it."""
-        port = free_port()
-        process = self.start("calc_analytics.cli", "up", "--ui-port", str(port), **settings)
+        """`calc-analytics up` on free ports, from its first line until SIGTERM has ended it."""
+        port, service_port = free_port(), free_port()
+        ports = ("--ui-port", str(port), "--service-port", str(service_port))
+        process = self.start("calc_analytics.cli", "up", *ports, **settings)
         try:
-            yield Up(self, process, port)
+            yield Up(self, process, port, service_port)
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
@@ -101,10 +116,10 @@ class Project:
 
 
 class Up:
-    """A running `up`: what it said, its UI, its database."""
+    """A running `up`: what it said, its UI, its HTTP service, its database."""
 
-    def __init__(self, project: Project, process: "subprocess.Popen[str]", port: int) -> None:
-        self.project, self.process, self.port = project, process, port
+    def __init__(self, project: Project, process: "subprocess.Popen[str]", port: int, service_port: int) -> None:
+        self.project, self.process, self.port, self.service_port = project, process, port, service_port
         self.said = ""
         assert process.stdout
         while "Dagster  " not in self.said:
@@ -130,6 +145,10 @@ class Up:
         return [
             p for p in self.descendants() if p.status() != psutil.STATUS_ZOMBIE and "dagster._daemon" in p.cmdline()
         ]
+
+    def get(self, path: str, method: str = "GET", **headers: str) -> tuple[int, Any]:
+        """Status and JSON (or text) of an answer of the HTTP service."""
+        return ask(self.service_port, path, method, **headers)
 
     def graphql(self, query: str, **variables: Any) -> Any:
         """The `data` of a query to the UI's own API."""

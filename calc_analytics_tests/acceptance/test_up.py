@@ -235,7 +235,7 @@ def test_a_database_that_dies_is_started_again_and_counting_goes_on(up: Up):
 
 
 def test_a_second_up_in_the_same_folder_says_so_in_one_line(up: Up):
-    second = up.project.cli("up", "--ui-port", str(free_port()))
+    second = up.project.cli("up", "--ui-port", str(free_port()), "--service-port", str(free_port()))
     assert second.returncode == 1
     assert second.stderr.count("\n") == 1
     assert "already runs in" in second.stderr

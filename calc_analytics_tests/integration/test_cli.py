@@ -1,12 +1,10 @@
 """The command line: reports, JSON, exit codes, and one line for each kind of trouble."""
 
 import json
-import time
 from datetime import date, datetime, timedelta, timezone
 
 import pytest
 from click.testing import CliRunner, Result
-from sqlalchemy import text
 from sqlalchemy.engine import URL
 
 from calc_analytics import cli
@@ -15,7 +13,8 @@ from calc_analytics.config import Settings
 from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.supervisor import free_port
-from calc_analytics_tests.logs import live, oracle, row, stored, utc, write
+from calc_analytics_tests.conftest import ROLE
+from calc_analytics_tests.logs import execute, live, oracle, row, stored, utc, write
 
 DAY = date(2026, 3, 1)
 NOON = utc(2026, 3, 1, 12)
@@ -26,9 +25,13 @@ TEACHES = {
     "rollup": "Running it twice changes nothing",
     "verify": "zero difference, or logs were deleted, or a bug",
     "rebase": "Statistics stay until each day is rebuilt",
+    "prune": "Their statistics stay",
     "simulate": "COPY",
     "up": "Ctrl-C or SIGTERM stops all of it",
     "demo": "a table of today's totals that grows",
+    "serve": "It starts, and stays up, while the database and Dagster are down",
+    "status": "who holds an old transaction",
+    "doctor": "the fact, why it matters, what to type",
 }
 
 
@@ -40,6 +43,13 @@ def calc(database: URL):
         return CliRunner().invoke(main, words)
 
     return run
+
+
+@pytest.fixture
+def calc_as_owner(calc, database: URL, monkeypatch):
+    """The same as the role that owns the tables, and writes logs as the API does."""
+    monkeypatch.setenv("DATABASE_URL", database.render_as_string(hide_password=False))
+    return calc
 
 
 def refused(result: Result, code: int = 1) -> str:
@@ -95,7 +105,8 @@ def test_rollup_builds_a_day_that_only_its_own_refresh_finds_waiting(calc, engin
     assert stored(engine) == oracle(engine)
 
 
-def test_verify_says_that_days_wait_and_fails_when_none_could_be_proven(calc, engine, connect):
+def test_verify_says_that_days_wait_and_fails_when_none_could_be_proven(calc_as_owner, engine, connect):
+    calc = calc_as_owner
     write(connect(), [row(NOON)])
     calc("rollup", "--day", "2026-03-01")
     assert calc("rebase", "--yes").exit_code == 0
@@ -114,26 +125,42 @@ def test_an_error_nobody_foresaw_is_one_line_too(calc, monkeypatch, tmp_path):
     assert "Traceback" in (tmp_path / "logs" / "cli.log").read_text()
 
 
-def test_a_role_that_may_not_create_anything_runs_what_is_installed(calc, engine, monkeypatch):
-    role = f"reader_{time.monotonic_ns()}"
-    with engine.begin() as connection:
-        connection.execute(text(f"create role {role} login"))
-        connection.execute(text(f"grant select, insert, update, delete on all tables in schema public to {role}"))
-    monkeypatch.setenv("DATABASE_URL", engine.url.set(username=role).render_as_string(hide_password=False))
+def test_a_role_that_may_not_create_anything_runs_what_is_installed(calc):
     assert cli._ready(Settings.from_environment()) is not None
-    assert f"grant it to the role '{role}'" in refused(calc("migrate"))
+    assert f"grant it to the role '{ROLE}'" in refused(calc("migrate"))
 
 
 def test_rollup_refuses_to_shrink_with_both_counts_and_exit_code_1(calc, engine, connect):
     write(connect(), [row(NOON)] * 5)
     calc("rollup", "--day", "2026-03-01")
-    with engine.begin() as connection:
-        connection.execute(text("delete from calculation_logs"))
+    execute(engine, "delete from calculation_logs")
     said = refused(calc("rollup", "--day", "2026-03-01"))
     assert "0 raw rows" in said
     assert "5 already counted" in said
     assert calc("rollup", "--day", "2026-03-01", "--allow-shrink").exit_code == 0
     assert stored(engine) == {}
+
+
+def test_prune_asks_deletes_what_is_counted_and_says_what_it_left(calc_as_owner, engine, connect):
+    calc, writer = calc_as_owner, connect()
+    write(writer, [row(NOON)] * 5 + [row(NOON + timedelta(days=1))] * 4)
+    calc("rollup", "--day", "2026-03-01")
+    execute(engine, "update rollup_days set status = 'pending' where date = '2026-03-02'")
+    assert "Delete 5 counted log rows of 1 days" in calc("prune", "--older-than", "1").output
+    assert len(oracle(engine)) == 2, "nobody said yes"
+    said = calc("prune", "--older-than", "1", "--yes").output
+    assert "2026-03-01  5 rows deleted, statistics kept" in said
+    assert "2026-03-02  not built, so its logs stay: run 'calc-analytics rollup --day 2026-03-02'" in said
+    assert {day for _, day in oracle(engine)} == {date(2026, 3, 2)}
+    assert "equal with the 5 rows that were deleted" in calc("verify").output
+    assert json.loads(calc("prune", "--older-than", "1", "--yes", "--json").stdout)["rows"] == 0
+    assert "5 were deleted after they were counted" in refused(calc("rollup", "--day", "2026-03-01"))
+
+
+def test_prune_without_the_right_to_delete_says_what_to_grant(calc, engine, connect):
+    write(connect(), [row(NOON)] * 5)
+    assert f"grant it to the role '{ROLE}'" in refused(calc("prune", "--older-than", "1", "--yes"))
+    assert sum(measures[0] for measures in oracle(engine).values()) == 5
 
 
 def test_verify_proves_and_fails_on_a_difference(calc, engine, connect):
@@ -142,8 +169,7 @@ def test_verify_proves_and_fails_on_a_difference(calc, engine, connect):
     result = calc("verify")
     assert result.exit_code == 0
     assert "difference 0" in result.output
-    with engine.begin() as connection:
-        connection.execute(text("update calculation_stats_daily set cache_hits = 2"))
+    execute(engine, "update calculation_stats_daily set cache_hits = 2")
     result = calc("verify", "--json")
     assert result.exit_code == 1
     assert json.loads(result.stdout)["days"]["2026-03-01"]["differences"]["cache_hits"] == 2
@@ -160,22 +186,22 @@ def test_verify_of_a_day_that_was_never_built_says_what_to_run(calc, connect):
     assert "run 'calc-analytics rollup --day 2026-03-01'" in result.output
 
 
-def test_simulate_writes_and_reports(calc, engine):
-    answer = json.loads(calc("simulate", "--rows", "250", "--rate", "5000", "--json").stdout)
+def test_simulate_writes_and_reports(calc_as_owner, engine):
+    answer = json.loads(calc_as_owner("simulate", "--rows", "250", "--rate", "5000", "--json").stdout)
     assert answer["rows"] == 250
     assert sum(measures[0] for measures in oracle(engine).values()) == 250
 
 
-def test_migrate_can_be_repeated_and_says_where(calc):
-    assert calc("migrate").output.startswith("ready: postgresql://")
-    assert calc("migrate").exit_code == 0
+def test_migrate_can_be_repeated_and_says_where(calc_as_owner):
+    assert calc_as_owner("migrate").output.startswith("ready: postgresql://")
+    assert calc_as_owner("migrate").exit_code == 0
 
 
-def test_rebase_is_the_way_on_after_a_restore(calc, engine, connect):
+def test_rebase_is_the_way_on_after_a_restore(calc_as_owner, engine, connect):
+    calc = calc_as_owner
     write(connect(), [row(NOON)] * 5)
     calc("rollup", "--day", "2026-03-01")
-    with engine.begin() as connection:
-        connection.execute(text("update rollup_state set system_identifier = 7"))
+    execute(engine, "update rollup_state set system_identifier = 7")
     assert "calc-analytics rebase" in refused(calc("refresh"))
     assert "1 days wait" in calc("rebase", "--yes").output
     assert calc("rollup").exit_code == 0
@@ -185,7 +211,8 @@ def test_rebase_is_the_way_on_after_a_restore(calc, engine, connect):
 @pytest.mark.parametrize("command", ["refresh", "rollup", "verify", "migrate", "simulate", "up"])
 def test_a_server_that_is_down_is_named(calc, monkeypatch, command: str):
     monkeypatch.setenv("DATABASE_URL", f"postgresql://me:{SECRET}@127.0.0.1:{free_port()}/db")
-    assert "cannot connect to postgresql://me:***@127.0.0.1" in refused(calc(command))
+    free = ["--ui-port", str(free_port())] if command == "up" else []
+    assert "cannot connect to postgresql://me:***@127.0.0.1" in refused(calc(command, *free))
 
 
 @pytest.mark.parametrize(
@@ -228,6 +255,9 @@ def test_a_malformed_day_is_named(calc, words: list[str], said: str):
         ["simulate", "--rate", "nan"],
         ["simulate", "--seconds", "inf"],
         ["verify", "--no"],
+        ["prune"],
+        ["prune", "--older-than", "-1"],
+        ["prune", "--older-than", "soon"],
     ],
 )
 def test_wrong_usage_is_exit_code_2(calc, words: list[str]):
@@ -242,8 +272,7 @@ def test_a_database_without_tables_says_what_to_run(calc, monkeypatch, empty_url
 
 
 def test_a_missing_column_says_so(calc, engine):
-    with engine.begin() as connection:
-        connection.execute(text("alter table calculation_logs rename column cache_hit to hit"))
+    execute(engine, "alter table calculation_logs rename column cache_hit to hit")
     assert "cache_hit" in refused(calc("refresh"))
 
 

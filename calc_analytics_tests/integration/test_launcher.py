@@ -13,8 +13,10 @@ from dagster._core.launcher import WorkerStatus
 from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._core.test_utils import create_run_for_test
 
+from calc_analytics.orchestration import launcher
 from calc_analytics.orchestration.code_server import _tried_again
 from calc_analytics.orchestration.launcher import WatchfulRunLauncher
+from calc_analytics.supervisor import free_port, is_listening
 from calc_analytics_tests.acceptance.conftest import eventually
 
 Health = Callable[[DagsterRun], WorkerStatus]
@@ -73,7 +75,9 @@ def test_a_later_process_with_the_workers_number_is_not_the_worker(
     assert health(run) == WorkerStatus.FAILED
 
 
-def test_a_run_of_another_machines_code_server_is_taken_to_be_well(instance: DagsterInstance, health: Health):
+def test_a_run_of_another_machines_code_server_that_does_not_answer_is_taken_to_be_well(
+    instance: DagsterInstance, health: Health
+):
     assert health(launched(instance, 2**22 + 1, host="code.example.org", port=4000)) == WorkerStatus.RUNNING
     assert health(create_run_for_test(instance)) == WorkerStatus.RUNNING
 
@@ -86,3 +90,18 @@ def test_the_code_servers_look_at_its_workers_survives_a_database_that_is_away(c
     assert [record.message for record in caplog.records] == [
         "cannot look after run workers at the moment (ConnectionError)"
     ]
+
+
+def test_a_run_that_another_machines_code_server_has_never_heard_of_has_failed(
+    instance: DagsterInstance, health: Health, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(launcher, "_is_of_this_machine", lambda run: False)
+    port = free_port()
+    command = ["-m", "calc_analytics.orchestration.code_server", "--host", "127.0.0.1", "--port", str(port)]
+    server = subprocess.Popen([sys.executable, *command], stderr=subprocess.DEVNULL)
+    try:
+        eventually(lambda: is_listening(port), "a code server")
+        assert health(launched(instance, 2**22 + 1, host="127.0.0.1", port=port)) == WorkerStatus.FAILED
+    finally:
+        server.terminate()
+        server.wait()

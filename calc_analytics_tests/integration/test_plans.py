@@ -31,9 +31,9 @@ RANGE = 100 * PAGES_PER_RANGE
 
 
 @pytest.fixture
-def busy(engine: Engine, connect) -> Engine:
+def busy(owner: Engine, connect) -> Engine:
     """Three built days of 40,000 rows, and a hundred rows of the last that are not counted yet."""
-    with engine.begin() as connection:
+    with owner.begin() as connection:
         for day in DAYS:
             connection.execute(
                 text(
@@ -43,16 +43,16 @@ def busy(engine: Engine, connect) -> Engine:
                 ),
                 {"day": f"{day} 00:00+00", "rows": ROWS_PER_DAY},
             )
-    rebuild(engine, ROLLUP, "UTC", DAYS)
+    rebuild(owner, ROLLUP, "UTC", DAYS)
     # Many small transactions, as the API makes them.
     writer = connect()
     for n in range(50):
         write(writer, [row(utc(2026, 3, 1, 12), publisher=n)])
-    refresh(engine, ROLLUP, "UTC")
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+    refresh(owner, ROLLUP, "UTC")
+    with owner.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("vacuum analyze"))
     write(writer, [row(utc(2026, 3, 3, 12), publisher=n) for n in range(NEW_ROWS)])
-    return engine
+    return owner
 
 
 def rows_read(engine: Engine, statement: str, parameters: dict[str, Any]) -> int:

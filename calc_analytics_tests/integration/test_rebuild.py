@@ -3,21 +3,15 @@
 from datetime import date, timedelta
 
 import pytest
-from sqlalchemy import text
 
 from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
 from calc_analytics.rollup.rebuild import CHUNK_DAYS, rebuild
 from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.verify import built_days, keep_proven, record, verify, waiting_days
-from calc_analytics_tests.logs import oracle, row, stored, utc, write
+from calc_analytics_tests.logs import execute, oracle, row, stored, utc, write
 
 DAY, NEXT = date(2026, 3, 1), date(2026, 3, 2)
 NOON = utc(2026, 3, 1, 12)
-
-
-def execute(engine, statement: str) -> None:
-    with engine.begin() as connection:
-        connection.execute(text(statement))
 
 
 @pytest.fixture

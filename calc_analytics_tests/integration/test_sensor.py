@@ -15,7 +15,6 @@ from dagster import (
     SensorResult,
     build_sensor_context,
 )
-from sqlalchemy import text
 
 from calc_analytics.config import Settings
 from calc_analytics.days import today_and_yesterday
@@ -28,7 +27,7 @@ from calc_analytics.orchestration.sensors import new_log_batches_sensor
 from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.supervisor import free_port
-from calc_analytics_tests.logs import oracle, row, stored, utc, write
+from calc_analytics_tests.logs import execute, oracle, row, stored, utc, write
 
 IDLE = Cursor().text()
 OLD = date(2026, 3, 1)
@@ -101,8 +100,7 @@ def test_a_batch_is_counted_in_place_and_told_of_once_per_day(location, instance
 
 def test_a_wrong_day_turns_the_streamed_check_red(location, instance, engine, connect):
     rebuild(engine, ROLLUP, "UTC", [today()])
-    with engine.begin() as connection:
-        connection.execute(text("insert into calculation_stats_daily values (9, current_date, 5, 9, 0, 0, 0, 0)"))
+    execute(engine, "insert into calculation_stats_daily values (9, current_date, 5, 9, 0, 0, 0, 0)")
     write(connect(), [row(now())])
     wrong = {check.check_name: check for check in of(tick(location, instance), AssetCheckEvaluation)}
     assert not any(check.passed for check in wrong.values())
@@ -226,16 +224,13 @@ def test_trouble_is_an_error_with_one_line_and_never_a_skip(location, instance, 
 
 def test_after_an_error_the_next_tick_goes_on(location, instance, engine, connect):
     rebuild(engine, ROLLUP, "UTC", [today()])
-    with engine.begin() as connection:
-        connection.execute(text("alter table calculation_logs rename column source to origin"))
+    execute(engine, "alter table calculation_logs rename column source to origin")
     write_raw = (
         "insert into calculation_logs (publisher_id, locality_id, date_calculated, origin) values (1, 1, now(), 1)"
     )
-    with engine.begin() as connection:
-        connection.execute(text(write_raw))
+    execute(engine, write_raw)
     with pytest.raises(CalcAnalyticsError, match="migrate"):
         tick(location, instance)
-    with engine.begin() as connection:
-        connection.execute(text("alter table calculation_logs rename column origin to source"))
+    execute(engine, "alter table calculation_logs rename column origin to source")
     tick(location, instance)
     assert stored(engine) == oracle(engine)

@@ -7,6 +7,7 @@ from datetime import date
 import pytest
 from sqlalchemy import text
 
+from calc_analytics.database.engine import DatabaseTrouble
 from calc_analytics.days import days_between
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
@@ -15,7 +16,7 @@ from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.state import ClusterChanged, NotInstalled, TimezoneChanged
 from calc_analytics.rollup.verify import verify, waiting_days
-from calc_analytics_tests.logs import live, oracle, random_rows, row, stored, utc, write
+from calc_analytics_tests.logs import execute, live, oracle, random_rows, row, stored, utc, write
 
 DAY = date(2026, 3, 1)
 LATE = utc(2026, 3, 1, 23)
@@ -32,14 +33,14 @@ TROUBLES = {
 
 
 @pytest.fixture
-def counted(engine, connect):
+def counted(owner, connect):
     """A built day of ten rows, and five rows that are not counted yet."""
     writer = connect()
-    rebuild(engine, ROLLUP, "UTC", [DAY])
+    rebuild(owner, ROLLUP, "UTC", [DAY])
     write(writer, [row(LATE)] * 10)
-    refresh(engine, ROLLUP, "UTC")
+    refresh(owner, ROLLUP, "UTC")
     write(writer, [row(LATE)] * 5)
-    return engine
+    return owner
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
@@ -69,6 +70,13 @@ def test_after_a_restore_into_another_cluster_rebase_counts_afresh(counted, conn
     assert stored(counted) == live(counted) == oracle(counted)
 
 
+def test_rebase_leaves_other_peoples_views_alone_and_says_so(counted):
+    execute(counted, "create view theirs as select * from calculation_logs")
+    with pytest.raises(DatabaseTrouble, match="other objects depend on it"):
+        rebase(counted, "UTC")
+    assert live(counted) == oracle(counted)
+
+
 def test_rows_written_between_rebase_and_rebuild_are_counted_once(counted, connect):
     rebase(counted, "UTC")
     write(connect(), [row(LATE)] * 2)
@@ -86,16 +94,16 @@ def test_a_new_time_zone_moves_rows_to_their_new_days(counted):
 
 
 @pytest.mark.parametrize("zone", ["America/Havana", "Australia/Lord_Howe", "Pacific/Apia"])
-def test_a_new_time_zone_needs_no_leave_to_shrink_and_loses_no_row(engine, connect, zone: str):
+def test_a_new_time_zone_needs_no_leave_to_shrink_and_loses_no_row(owner, connect, zone: str):
     days = days_between(date(2026, 2, 20), date(2026, 3, 20))
     rows = random_rows(random.Random(7), 3_000, utc(2026, 2, 20), utc(2026, 3, 21))
     write(connect(), rows)
-    rebuild(engine, ROLLUP, "UTC", days)
-    rebase(engine, zone)
-    report = rebuild(engine, ROLLUP, zone, waiting_days(engine, ROLLUP))
+    rebuild(owner, ROLLUP, "UTC", days)
+    rebase(owner, zone)
+    report = rebuild(owner, ROLLUP, zone, waiting_days(owner, ROLLUP))
     assert report.shrunk == []
     assert report.rows == len(rows)
-    assert stored(engine) == live(engine) == oracle(engine, zone)
+    assert stored(owner) == live(owner) == oracle(owner, zone)
 
 
 def test_a_new_time_zone_does_not_replace_a_day_whose_logs_were_deleted(counted):

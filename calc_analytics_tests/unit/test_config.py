@@ -30,6 +30,12 @@ def test_without_any_variable_the_defaults_hold():
         ("ROLLUP_CRON", "*/30 * * * *", "cron", "*/30 * * * *"),
         ("ROLLUP_DEBOUNCE_SECONDS", "0.25", "debounce_seconds", 0.25),
         ("ROLLUP_DEBOUNCE_SECONDS", "  ", "debounce_seconds", 1.0),
+        (
+            "ALERT_WEBHOOK_URL",
+            "https://hooks.example/services/T0/B0",
+            "alert_webhook_url",
+            "https://hooks.example/services/T0/B0",
+        ),
     ],
 )
 def test_a_value_is_read_and_cast(variable: str, value: str, field: str, read: object):
@@ -62,6 +68,12 @@ def test_cron_wins_over_the_interval():
         ("DATABASE_URL", f"postgresql://me:{SECRET}@db", "names no database"),
         ("DATABASE_URL", f"postgresql://me:{SECRET}@db:port/calc", "postgresql://"),
         ("DAGSTER_POSTGRES_URL", "sqlite:///x", "postgresql://"),
+        ("ALERT_WEBHOOK_URL", f"hooks.example/{SECRET}", "https://host/path"),
+        ("ALERT_WEBHOOK_URL", f"ftp://hooks.example/{SECRET}", "https://host/path"),
+        ("ALERT_WEBHOOK_URL", f"https:///{SECRET}", "https://host/path"),
+        ("ALERT_WEBHOOK_URL", f"https://hooks.example:port/{SECRET}", "https://host/path"),
+        ("ALERT_WEBHOOK_URL", f"https://hooks.example/{SECRET} x", "https://host/path"),
+        ("ALERT_WEBHOOK_URL", f"https://me:{SECRET}@hooks.example/x", "would not be sent"),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_name_and_the_form(variable: str, value: str, form: str):
@@ -96,7 +108,7 @@ def test_a_password_is_hidden_in_every_form_in_which_a_driver_may_quote_it(form:
 
 
 def test_no_representation_holds_the_password():
-    given = settings(DATABASE_URL=URL, DAGSTER_POSTGRES_URL=URL)
+    given = settings(DATABASE_URL=URL, DAGSTER_POSTGRES_URL=URL, ALERT_WEBHOOK_URL=f"https://hooks.example/{SECRET}")
     assert SECRET not in repr(given)
     assert given.database_url is not None
     assert shown(given.database_url) == "postgresql://me:***@db.example/calc"

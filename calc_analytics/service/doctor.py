@@ -1,0 +1,328 @@
+"""The doctor: what is misconfigured, why it matters, and the command that mends it. One examination per part.
+
+Findings are 'ok', 'note' (works, and could be better) or 'wrong'. Nothing is changed.
+"""
+
+import json
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timedelta, timezone
+from functools import partial
+from typing import Any
+
+from calc_analytics import days
+from calc_analytics.config import shown
+from calc_analytics.database import adopt
+from calc_analytics.database.engine import transaction
+from calc_analytics.rollup import diagnosis, install, status
+from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
+from calc_analytics.service.probes import Answer, Prober
+from calc_analytics.service.sources import Sources
+from calc_analytics.supervisor import HOST, is_listening
+
+OK, NOTE, WRONG = "ok", "note", "wrong"
+OLDEST, NEWEST = 15, 18
+SKEW_SECONDS = 5.0
+TICKS_KEPT_DAYS = 90
+FREE_CONNECTIONS = 20
+# Why the two that all others rest on matter, and what to do where they do not answer.
+UNANSWERED = {
+    "database": ("without it nothing is counted", "start PostgreSQL, or correct DATABASE_URL"),
+    "dagster": ("without it there are no ticks and no runs", "start PostgreSQL, or correct DAGSTER_POSTGRES_URL"),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A fact, and where it is not as it should be: why that matters and what to type (one command per line)."""
+
+    part: str
+    level: str
+    fact: str
+    why: str = ""
+    command: str = ""
+
+    def as_dict(self) -> dict[str, str]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+Findings = Iterator[Finding]
+
+
+@dataclass(frozen=True)
+class Ports:
+    """The ports that `up` wants."""
+
+    ui: int
+    service: int
+
+
+def examine(sources: Sources, prober: Prober, ports: Ports) -> list[Finding]:
+    """Every part, examined at the same time, within the prober's deadline."""
+    parts = {name: partial(_listed, examination, sources) for name, examination in EXAMINATIONS.items()}
+    answers = prober.ask({**parts, "ports": lambda: list(_ports(ports))})
+    found: list[Finding] = []
+    for name, answer in answers.items():
+        listed = answer.value if answer.value is not None else [_unanswered(name, answer)]
+        # Where the database is away, its trouble is said once.
+        found += [replace(each, part=name) for each in listed if each.level == OK or not _said(each, found)]
+    return found
+
+
+def _said(finding: Finding, before: list[Finding]) -> bool:
+    return finding.fact in [each.fact for each in before]
+
+
+def _listed(examination: "Callable[[Sources], Findings]", sources: Sources) -> list[Finding]:
+    return list(examination(sources))
+
+
+def _ok(fact: str) -> Finding:
+    return Finding("", OK, fact)
+
+
+def _note(fact: str, why: str, command: str = "") -> Finding:
+    return Finding("", NOTE, fact, why, command)
+
+
+def _wrong(fact: str, why: str, command: str) -> Finding:
+    return Finding("", WRONG, fact, why, command)
+
+
+def _unanswered(part: str, answer: Answer[Any]) -> Finding:
+    why, command = UNANSWERED.get(part, ("this part could not be examined", "calc-analytics status"))
+    return _wrong(answer.trouble or "", why, command)
+
+
+def _database(sources: Sources) -> Findings:
+    server, place = status.server(sources.engine()), shown(sources.url())
+    fact = f"PostgreSQL {server.version} at {place}"
+    major = server.version_number // 10_000
+    if server.standby:
+        yield _wrong(f"{fact} is a standby", "nothing can be counted there", "set DATABASE_URL to the primary")
+    elif major < OLDEST:
+        why = f"the project relies on what PostgreSQL {OLDEST} brought"
+        yield _wrong(fact, why, f"upgrade the server to {OLDEST} or newer")
+    elif major > NEWEST:
+        yield _note(fact, f"newer than the project was tested with ({OLDEST} to {NEWEST})")
+    else:
+        yield _ok(fact)
+    full = diagnosis.connections(sources.engine())
+    fact = f"{full.used} of {full.allowed} connections are in use"
+    if full.allowed - full.used < FREE_CONNECTIONS:
+        why = "Dagster's processes open many at a time; without a free one, ticks and runs fail"
+        yield _note(fact, why, "alter system set max_connections = 200  -- and restart PostgreSQL")
+    else:
+        yield _ok(fact)
+
+
+def _tables(sources: Sources) -> Findings:
+    engine = sources.engine()
+    with transaction(engine) as connection:
+        adopt.check_existing(connection)
+    if install.is_installed(engine):
+        yield _ok("tables, view and migrations are there")
+    else:
+        why = "without the newest migration nothing is counted"
+        yield _wrong("the newest migration has not run", why, "calc-analytics migrate")
+
+
+def _state(sources: Sources) -> Findings:
+    status.refreshed(sources.engine(), ROLLUP, sources.settings.timezone)
+    yield _ok("the stored snapshot belongs to this cluster")
+
+
+def _permissions(sources: Sources) -> Findings:
+    role = diagnosis.role(sources.engine(), ROLLUP)
+    if role.missing:
+        why = "counting, rebuilding or proving fails without"
+        yield _wrong(f"the role '{role.name}' lacks rights", why, ";\n".join(role.missing) + ";")
+    else:
+        yield _ok(f"the role '{role.name}' may do all that counting needs")
+    if role.superuser and not sources.settings.embedded:
+        why = "the project needs no superuser; a mistake of one reaches everything"
+        yield _note(f"'{role.name}' is a superuser", why, "set DATABASE_URL to an ordinary role")
+    if not role.sees_others:
+        why = "the age and state of other roles' transactions are hidden from 'status' and from the metrics"
+        yield _note(
+            f"'{role.name}' is no member of pg_read_all_stats", why, f'grant pg_read_all_stats to "{role.name}";'
+        )
+    if not role.may_prune:
+        why = "only 'calc-analytics prune' needs it"
+        yield _note(f"'{role.name}' may not delete log rows", why, f'grant delete on {ROLLUP.source} to "{role.name}";')
+
+
+def _indexes(sources: Sources) -> Findings:
+    found = diagnosis.log_indexes(sources.engine(), ROLLUP)
+    for index in found:
+        if index.state != "there":
+            fact = f"the index of {index.table} on (xact_id, hour of created_at) is {index.state}"
+            why = "every refresh reads the whole table to find the new rows"
+            yield _wrong(fact, why, ";\n".join(index.sql) + ";")
+    if all(index.state == "there" for index in found):
+        yield _ok(f"the index on (xact_id, hour of created_at) is there, on {_number(len(found), 'table')}")
+
+
+def _xact_id(sources: Sources) -> Findings:
+    wrong = False
+    for table in diagnosis.log_tables(sources.engine(), ROLLUP):
+        for finding in _of_table(table):
+            wrong = True
+            yield finding
+    if not wrong:
+        yield _ok(f"each row of {ROLLUP.source} gets its transaction's id, whichever way it is inserted")
+
+
+def _of_table(table: diagnosis.LogTable) -> Findings:
+    name, set_default = table.name, f"alter table {table.name} alter column xact_id set default txid_current();"
+    uncounted = "rows written there carry no id, or a wrong one: they are missed or counted twice"
+    if not table.has_column:
+        yield _wrong(f"{name} has no column xact_id", uncounted, "calc-analytics migrate")
+        return
+    if table.foreign:
+        yield _wrong(f"{name} is a foreign table", "its transactions are another cluster's", f"detach {name}")
+    if not table.default_in_place:
+        default = f"is {table.default}" if table.default else "is missing"
+        yield _wrong(f"the default of {name}.xact_id {default}", uncounted, set_default)
+    for trigger in table.triggers_setting_it:
+        yield _wrong(
+            f"the trigger {trigger} of {name} speaks of xact_id", uncounted, f"drop trigger {trigger} on {name};"
+        )
+    for rule in table.insert_rules:
+        why = "rows may end up elsewhere than where they are counted"
+        yield _wrong(f"the rule {rule} of {name} rewrites inserts", why, f"drop rule {rule} on {name};")
+    if table.subscriptions:
+        why = "replicated rows bring the ids of the cluster they come from"
+        yield _wrong(f"{name} is filled by logical replication", why, "leave xact_id out of the publication's columns")
+
+
+def _rows(sources: Sources) -> Findings:
+    rows = diagnosis.rows_bypassing(sources.engine(), ROLLUP)
+    rebase = "find the writer that names xact_id; then calc-analytics rebase && calc-analytics rollup"
+    if rows.from_the_future:
+        fact = f"{_number(rows.from_the_future, 'log row')} or more have an xact_id that no transaction has had yet"
+        yield _wrong(fact, "they were written by another cluster, or by hand, and are not counted", rebase)
+    if rows.without_id:
+        fact = f"{_number(rows.without_id, 'log row')} of the last hour have no xact_id"
+        why = "normal within an hour after 'migrate'; else a writer sets it to null, and its rows are missed"
+        yield _note(fact, why, rebase)
+    if not rows.from_the_future and not rows.without_id:
+        yield _ok("no log row of the last hour came past the default")
+
+
+def _clock(sources: Sources) -> Findings:
+    engine = sources.engine()
+    diagnosis.clock(engine)  # so that connecting is not measured
+    before = time.time()
+    server = diagnosis.clock(engine).timestamp()
+    after = time.time()
+    skew, uncertain = server - (before + after) / 2, (after - before) / 2
+    fact = f"the server's clock is {abs(skew):.2f} s {'ahead of' if skew > 0 else 'behind'} this machine's"
+    if abs(skew) > SKEW_SECONDS + uncertain:
+        why = "'today' begins at different times here and there, and ages are wrong by as much"
+        yield _wrong(fact, why, "timedatectl set-ntp true  # on both machines")
+    else:
+        yield _ok(fact)
+
+
+def _time_zone(sources: Sources) -> Findings:
+    name = sources.settings.timezone
+    here, now = days.zone(name), datetime.now(timezone.utc)
+    instants = [now + timedelta(days=n) for n in range(0, 400, 10)]
+    there = diagnosis.utc_offsets(sources.engine(), name, instants)
+    differ = [at for at, offset in zip(instants, there, strict=True) if offset != _offset(here, at)]
+    if differ:
+        fact = f"Python and PostgreSQL disagree about {name} from {differ[0]:%Y-%m-%d} on"
+        yield _wrong(
+            fact, "days would begin at different times", "pip install -U tzdata, and update the server's tzdata"
+        )
+    else:
+        yield _ok(f"days are in {name}; it is {days.today(name)} there")
+
+
+def _offset(zone: Any, at: datetime) -> float:
+    offset = at.astimezone(zone).utcoffset()
+    return offset.total_seconds() if offset is not None else 0.0
+
+
+def _dagster(sources: Sources) -> Findings:
+    from calc_analytics.orchestration import history
+
+    dagster = sources.dagster()
+    yield _ok(f"Dagster's storage answers: {history.storage(dagster)}")
+    yield from _ticks(history.tick_retention_days(dagster))
+    yield _housekeeping(
+        history.schedule(dagster, history.HOUSEKEEPING), history.last_run(dagster, history.HOUSEKEEPING)
+    )
+
+
+def _housekeeping(schedule: Any, run: Any) -> Finding:
+    """The schedule that prunes Dagster's event log, and its last run."""
+    why = "streaming stores some hundred events an hour, which nothing else removes"
+    if schedule is None:
+        return _ok("the clean-up of Dagster's event log begins with the daemon")
+    if not schedule.on:
+        fact = f"the schedule {schedule.name} is turned off"
+        return _note(fact, why, f"dagster schedule start {schedule.name}")
+    if run is not None and not run.succeeded:
+        fact = f"the last clean-up of Dagster's event log failed (run {run.run_id[:8]})"
+        return _note(fact, why, f"open run {run.run_id} in the Dagster UI")
+    last = f"last at {run.ended_at:%Y-%m-%d %H:%M} UTC" if run else "not yet for the first time"
+    return _ok(f"Dagster's event log is cleaned up daily, {last}")
+
+
+def _ticks(kept: dict[str, int]) -> Findings:
+    said = ", ".join(
+        f"{name} {'for ever' if kept_days < 0 else f'{kept_days} days'}" for name, kept_days in kept.items()
+    )
+    fact = f"ticks of sensors are kept: {said}"
+    counted = {name: kept_days for name, kept_days in kept.items() if name != "started"}
+    if any(kept_days < 0 or kept_days > TICKS_KEPT_DAYS for kept_days in counted.values()):
+        why = "the sensor ticks every ten seconds, 8,640 rows a day"
+        yield _note(fact, why, "copy the block 'retention' of the project's dagster.yaml into DAGSTER_HOME's")
+    else:
+        yield _ok(fact)
+
+
+def _ports(ports: Ports) -> Findings:
+    asked = (
+        (ports.ui, "--ui-port", "/server_info", "dagster_webserver_version", "the Dagster UI"),
+        (ports.service, "--service-port", "/", "data", "the HTTP service"),
+    )
+    for port, option, path, key, name in asked:
+        if not is_listening(port):
+            yield _ok(f"port {port} is free for {name}")
+        elif _answers(port, path, key):
+            yield _ok(f"{name} answers on port {port}")
+        else:
+            why = f"'calc-analytics up' wants it for {name}"
+            yield _wrong(f"another program has port {port}", why, f"calc-analytics up {option} {port + 1}")
+
+
+def _answers(port: int, path: str, key: str) -> bool:
+    """Whether what listens there is what we expect."""
+    with suppress(OSError, ValueError), urllib.request.urlopen(f"http://{HOST}:{port}{path}", timeout=2) as answer:
+        return key in json.load(answer)
+    return False
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+EXAMINATIONS: dict[str, Callable[[Sources], Findings]] = {
+    "database": _database,
+    "tables": _tables,
+    "state": _state,
+    "permissions": _permissions,
+    "indexes": _indexes,
+    "xact_id": _xact_id,
+    "log rows": _rows,
+    "clock": _clock,
+    "time zone": _time_zone,
+    "dagster": _dagster,
+}

@@ -1,0 +1,261 @@
+"""The health report: is the rollup running, and is it right? One finding per probe, each with what it compared.
+
+The same report answers `GET /health/rollup`, the gauges of `/metrics` and the head of `calc-analytics status`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from functools import partial
+from typing import Any
+
+from calc_analytics import __version__
+from calc_analytics.rollup import install, status
+from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
+from calc_analytics.service.probes import Answer, Prober, Question
+from calc_analytics.service.sources import Sources
+from calc_analytics.service.words import ago, instant
+
+# Dagster's daemons write a heartbeat every 30 seconds; the scheduler sleeps from minute to minute. Two that are missing
+# tell of a death.
+HEARTBEAT_SECONDS = {"SENSOR": 30, "QUEUED_RUN_COORDINATOR": 30, "SCHEDULER": 60}
+HEARTBEATS_MISSED = 2
+# The sensor begins a tick every ten seconds; one that has much to count may take longer.
+TICK_SECONDS = 60
+RED_TICKS = 2
+FRESH_INTERVALS = 2
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether something is as it should be, what was compared, and the next command if it is not."""
+
+    ok: bool
+    compared: str
+    command: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A probe's verdict, with its name and how long it took to answer."""
+
+    name: str
+    ok: bool
+    compared: str
+    next_command: str | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Health:
+    """All findings. `running`: the daemon, its sensor and its schedule; `healthy`: everything."""
+
+    at: datetime
+    findings: list[Finding]
+    last_run: str | None = None
+
+    @property
+    def healthy(self) -> bool:
+        """Whether every probe found what it should."""
+        return all(finding.ok for finding in self.findings)
+
+    @property
+    def running(self) -> bool:
+        """Whether rows are counted and days rebuilt without anybody's doing."""
+        return all(finding.ok for finding in self.findings if finding.name in RUNNING)
+
+    @property
+    def wrong(self) -> list[Finding]:
+        """What is not as it should be."""
+        return [finding for finding in self.findings if not finding.ok]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The `data` of `GET /health/rollup`."""
+        return {
+            "status": "ok" if self.healthy else "unhealthy",
+            "running": self.running,
+            "healthy": self.healthy,
+            "last_run": self.last_run,
+            "checked_at": instant(self.at),
+            "version": __version__,
+            "probes": [{**asdict(finding), "seconds": round(finding.seconds, 4)} for finding in self.findings],
+        }
+
+
+def health(sources: Sources, prober: Prober) -> Health:
+    """Asks every probe and returns within the prober's deadline."""
+    return report(prober.ask(questions(sources)))
+
+
+def questions(sources: Sources) -> dict[str, Question]:
+    """The probes, ready to be asked."""
+    return {name: partial(probe, sources) for name, probe in PROBES.items()}
+
+
+def report(answers: Mapping[str, Answer[Verdict]]) -> Health:
+    """The health report from the probes' answers; others among the answers are left aside."""
+    fresh = answers["freshness"].value
+    return Health(
+        at=datetime.now(timezone.utc),
+        findings=[_finding(name, answers[name]) for name in PROBES],
+        last_run=fresh.facts["refreshed_at"] if fresh else None,
+    )
+
+
+def _finding(name: str, answer: Answer[Verdict]) -> Finding:
+    if answer.value is None:
+        return Finding(name, False, answer.trouble or "", "calc-analytics doctor", answer.seconds)
+    verdict = answer.value
+    return Finding(name, verdict.ok, verdict.compared, verdict.command or None, answer.seconds)
+
+
+def _database(sources: Sources) -> Verdict:
+    server = status.server(sources.engine())
+    said = f"PostgreSQL {server.version} answered"
+    if server.standby:
+        return Verdict(False, f"{said}, but it is a standby: nothing can be counted", "set DATABASE_URL to the primary")
+    return Verdict(True, said)
+
+
+def _tables(sources: Sources) -> Verdict:
+    if install.is_installed(sources.engine()):
+        return Verdict(True, "tables, view and migrations are there")
+    return Verdict(False, "the newest migration has not run", "calc-analytics migrate")
+
+
+def _state(sources: Sources) -> Verdict:
+    status.refreshed(sources.engine(), ROLLUP, sources.settings.timezone)
+    return Verdict(True, f"the stored snapshot is this cluster's, its days are in {sources.settings.timezone}")
+
+
+def schedule_seconds(sources: Sources) -> float:
+    """The longest time between two runs of the schedule."""
+    from calc_analytics.orchestration.cron import longest_pause
+
+    return longest_pause(sources.settings.cron).total_seconds()
+
+
+def _freshness(sources: Sources) -> Verdict:
+    limit = FRESH_INTERVALS * schedule_seconds(sources)
+    last = status.refreshed(sources.engine(), ROLLUP, sources.settings.timezone)
+    facts = {"refreshed_at": instant(last.at) if last.at else None}
+    against = f"the limit is {ago(limit)}, twice the schedule's interval"
+    if last.seconds_ago is None:
+        return Verdict(False, "nothing was ever counted", "calc-analytics up, or calc-analytics refresh", facts)
+    said = f"last counted {ago(last.seconds_ago)} ago; {against}"
+    return Verdict(last.seconds_ago <= limit, said, "calc-analytics status" * (last.seconds_ago > limit), facts)
+
+
+def _proofs(sources: Sources) -> Verdict:
+    days = status.days(sources.engine(), ROLLUP)
+    built = days.by_status.get("built", 0)
+    if days.different:
+        said = f"{days.different:,} of {built:,} built days differed from their logs when last compared"
+        return Verdict(False, said, "calc-analytics verify")
+    return Verdict(True, f"none of {built:,} built days differed from its logs when last compared")
+
+
+def _daemon(sources: Sources) -> Verdict:
+    from calc_analytics.orchestration import history
+
+    needed = [beat for beat in history.heartbeats(sources.dagster()) if beat.needed]
+    dead = [beat.daemon for beat in needed if not is_alive(beat)]
+    said = ", ".join(f"{name_of(beat)} {_since(_age(beat.at))} (limit {_limit(beat)} s)" for beat in needed)
+    return Verdict(not dead, f"last heartbeats: {said}", "calc-analytics up" * bool(dead))
+
+
+def name_of(beat: Any) -> str:
+    """The daemon's name for people: 'queued run coordinator'."""
+    return str(beat.daemon).lower().replace("_", " ")
+
+
+def is_alive(beat: Any) -> bool:
+    """Whether the daemon of this `history.Heartbeat` missed fewer than two."""
+    age = _age(beat.at)
+    return age is not None and age <= _limit(beat)
+
+
+def _limit(beat: Any) -> int:
+    return HEARTBEATS_MISSED * HEARTBEAT_SECONDS.get(beat.daemon, 30)
+
+
+def _sensor(sources: Sources) -> Verdict:
+    from calc_analytics.orchestration import history
+
+    found = history.sensor(sources.dagster())
+    verdict = _instigator(found, history.SENSOR, "sensor")
+    age = _age(found.started_at if found else None)
+    if verdict.ok and (age is None or age > TICK_SECONDS):
+        return Verdict(False, f"its last tick began {_since(age)}; the limit is {TICK_SECONDS} s", "calc-analytics up")
+    return verdict
+
+
+def _schedule(sources: Sources) -> Verdict:
+    from calc_analytics.orchestration import history
+
+    return _instigator(history.schedule(sources.dagster()), history.SCHEDULE, "schedule")
+
+
+def _instigator(found: Any, name: str, kind: str) -> Verdict:
+    """The `history.Instigator` is there, on, and does not keep failing."""
+    if found is None:
+        return Verdict(False, f"no daemon has ever seen the {kind} {name}", "calc-analytics up")
+    if not found.on:
+        return Verdict(False, f"the {kind} {name} is turned off", f"dagster {kind} start {name}")
+    tick = found.last_tick
+    if tick is None:
+        return Verdict(True, f"the {kind} {name} is on and has not ticked yet")
+    if tick.failures_in_a_row >= RED_TICKS:
+        said = f"the last {tick.failures_in_a_row} ticks of the {kind} {name} failed: {tick.error}"
+        return Verdict(False, said, "calc-analytics doctor")
+    return Verdict(
+        True, f"the {kind} {name} is on; the last tick that ended began {_since(_age(tick.at))}: {tick.status}"
+    )
+
+
+def _checks(sources: Sources) -> Verdict:
+    from calc_analytics.orchestration import history
+
+    results = history.last_checks(sources.dagster())
+    failed = [check for check in results if not check.passed and not check.warning]
+    warned = [check for check in results if not check.passed and check.warning]
+    if failed:
+        said = "; ".join(f"{check.name} failed {_since(_age(check.at))}: {check.description}" for check in failed)
+        return Verdict(False, said, "calc-analytics verify")
+    said = "; ".join(f"{check.name} warns: {check.description}" for check in warned)
+    return Verdict(True, said or f"the last results of {len(results)} checks passed")
+
+
+def _last_run(sources: Sources) -> Verdict:
+    from calc_analytics.orchestration import history
+
+    run = history.last_run(sources.dagster())
+    if run is None:
+        return Verdict(True, "no run of the schedule has ended yet")
+    ended = "succeeded" if run.succeeded else "did not succeed"
+    said = f"the schedule's last run ({run.run_id[:8]}, {run.partition}) {ended} {_since(_age(run.ended_at))}"
+    return Verdict(run.succeeded, said, f"open run {run.run_id} in the Dagster UI" * (not run.succeeded))
+
+
+def _age(at: datetime | None) -> float | None:
+    return None if at is None else max((datetime.now(timezone.utc) - at).total_seconds(), 0.0)
+
+
+def _since(age: float | None) -> str:
+    return "never" if age is None else f"{ago(age)} ago"
+
+
+PROBES: dict[str, Callable[[Sources], Verdict]] = {
+    "database": _database,
+    "tables": _tables,
+    "state": _state,
+    "freshness": _freshness,
+    "proofs": _proofs,
+    "daemon": _daemon,
+    "sensor": _sensor,
+    "schedule": _schedule,
+    "checks": _checks,
+    "last_run": _last_run,
+}
+RUNNING = ("daemon", "sensor", "schedule")

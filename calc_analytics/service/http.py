@@ -1,0 +1,158 @@
+"""The HTTP service: thin endpoints over the health report, the metrics and the trigger.
+
+Answers are `{"data": …}`, errors `{"error": {"code", "message"}}`, at any path and in any trouble; neither ever holds a
+stack trace, a query or a password. `openapi.py` describes all of it.
+"""
+
+import asyncio
+import hmac
+import logging
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from calc_analytics import __version__
+from calc_analytics.config import Settings
+from calc_analytics.errors import CalcAnalyticsError
+from calc_analytics.service.health import Health, health
+from calc_analytics.service.metrics import Exposition
+from calc_analytics.service.openapi import description
+from calc_analytics.service.probes import Prober, in_background
+from calc_analytics.service.sources import Sources
+from calc_analytics.service.trigger import AlreadyTriggered, Trigger
+from calc_analytics.telemetry import logs
+
+FRESH = {"Cache-Control": "no-store"}
+CODES = {
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    409: "already_running",
+    500: "internal_error",
+    503: "unavailable",
+}
+
+
+@dataclass
+class Service:
+    """The endpoints and what they need. Nothing is connected until somebody asks."""
+
+    settings: Settings
+    prober: Prober = field(default_factory=Prober)
+    _was_healthy: bool | None = None
+
+    def __post_init__(self) -> None:
+        self.sources, self.trigger_ = Sources(self.settings), Trigger(self.settings)
+        self.exposition = Exposition(self.sources, self.prober)
+
+    def app(self) -> Starlette:
+        """The ASGI application."""
+        app = Starlette(
+            routes=[
+                Route("/", self.index),
+                Route("/openapi.json", self.openapi),
+                Route("/health/live", self.live),
+                Route("/health/rollup", self.rollup),
+                Route("/metrics", self.metrics),
+                Route("/internal/rollup/trigger", self.trigger, methods=["POST"]),
+            ],
+            exception_handlers={HTTPException: _refused, Exception: _failed},
+            lifespan=self._warm_up,
+        )
+        app.router.redirect_slashes = False
+        return app
+
+    async def index(self, request: Request) -> Response:
+        """What there is."""
+        paths = [path for path in description()["paths"] if path != "/"]
+        return JSONResponse({"data": {"service": "calc_analytics", "version": __version__, "endpoints": paths}})
+
+    async def openapi(self, request: Request) -> Response:
+        """The description of all this."""
+        return JSONResponse(description())
+
+    async def live(self, request: Request) -> Response:
+        """200 as long as the process answers, whatever else is down."""
+        return JSONResponse({"data": {"status": "ok"}}, headers=FRESH)
+
+    async def rollup(self, request: Request) -> Response:
+        """200 if every probe is content, else 503; the same details either way."""
+        found = await run_in_threadpool(health, self.sources, self.prober)
+        self._log_change(found)
+        return JSONResponse({"data": found.as_dict()}, 200 if found.healthy else 503, FRESH)
+
+    async def metrics(self, request: Request) -> Response:
+        """Prometheus' text; also with the database down."""
+        content, content_type = await run_in_threadpool(self.exposition.text, request.headers.get("accept", ""))
+        return Response(content, headers={"Content-Type": content_type})
+
+    async def trigger(self, request: Request) -> Response:
+        """Refreshes and rebuilds today and yesterday, now."""
+        if not self.settings.enable_test_endpoints:
+            return _error(403, "the trigger is for tests: set ENABLE_TEST_ENDPOINTS=true to open it")
+        if not self._may_trigger(request.headers):
+            said = "send the header 'Authorization: Bearer TOKEN' with the token of ROLLUP_TRIGGER_TOKEN"
+            return _error(401, said, {"WWW-Authenticate": "Bearer"})
+        running = in_background("trigger", partial(self.trigger_.run, uuid.uuid4().hex))
+        try:
+            done = await asyncio.wrap_future(running)
+        except asyncio.CancelledError:
+            return _error(503, "the service is stopping; what was under way is either done or undone as a whole")
+        except AlreadyTriggered as error:
+            return _error(409, str(error), {"Retry-After": "1"})
+        except CalcAnalyticsError as error:
+            return _error(503, str(error), {"Retry-After": "5"})
+        return JSONResponse({"data": done.as_dict()}, headers=FRESH)
+
+    def _may_trigger(self, headers: Mapping[str, str]) -> bool:
+        """Whether the token is right, compared in a time that tells nothing of it; without a token anybody may."""
+        if self.settings.trigger_token is None:
+            return True
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        right = hmac.compare_digest(token.strip().encode(), self.settings.trigger_token.encode())
+        return right and scheme.lower() == "bearer"
+
+    def _log_change(self, found: Health) -> None:
+        """A line when the health changes, and none for the questions between."""
+        if found.healthy != self._was_healthy:
+            self._was_healthy = found.healthy
+            if found.healthy:
+                logs.line(logging.INFO, "health", status="ok")
+            else:
+                wrong = [finding.name for finding in found.wrong]
+                logs.line(logging.WARNING, "health", status="unhealthy", wrong=wrong, first=found.wrong[0].compared)
+
+    @asynccontextmanager
+    async def _warm_up(self, app: Starlette) -> AsyncIterator[None]:
+        """Imports and connects in the background, so that the first who asks need not wait for it."""
+        in_background("warm-up", partial(health, self.sources, self.prober))
+        yield
+
+
+def _error(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"error": {"code": CODES[status], "message": message}}, status, {**FRESH, **(headers or {})})
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    """404 and 405 in the shape of every error."""
+    assert isinstance(error, HTTPException)
+    said = {
+        404: "there is no such path; GET / lists those there are",
+        405: f"{request.method} is not allowed here",
+    }
+    return _error(error.status_code, said.get(error.status_code, error.detail), error.headers)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """A bug, without its stack trace, which goes to the log."""
+    return _error(500, f"a bug: {type(error).__name__}; the service's log has the details")

@@ -1,0 +1,90 @@
+"""The OpenAPI description of the HTTP service, served at `/openapi.json`; a test holds the service to it."""
+
+from typing import Any
+
+from calc_analytics import __version__
+
+_TEXT = {"type": "string"}
+_YES_OR_NO = {"type": "boolean"}
+_INSTANT = {"type": ["string", "null"], "format": "date-time"}
+_OBJECT = {"type": "object"}
+
+
+def description() -> dict[str, Any]:
+    """OpenAPI 3.1."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "calc_analytics",
+            "version": __version__,
+            "description": "Health, metrics and a manual trigger of the daily rollup.",
+        },
+        "paths": {
+            "/": {"get": _get("What there is.", {"200": _data(_INDEX)})},
+            "/openapi.json": {"get": _get("This description.", {"200": _json("OpenAPI 3.1.", _OBJECT)})},
+            "/health/live": {"get": _get("Whether the process answers.", {"200": _data(_record(status=_TEXT))})},
+            "/health/rollup": {
+                "get": _get(
+                    "Whether the rollup runs and is right; one probe per line, each with what it compared.",
+                    {"200": _data(_HEALTH, "All is well."), "503": _data(_HEALTH, "The probes say what is wrong.")},
+                )
+            },
+            "/metrics": {"get": _get("Prometheus' text format.", {"200": _METRICS})},
+            "/internal/rollup/trigger": {"post": _TRIGGER},
+        },
+        "components": {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},
+    }
+
+
+def _get(summary: str, responses: dict[str, Any]) -> dict[str, Any]:
+    return {"summary": summary, "responses": responses}
+
+
+def _record(**properties: Any) -> dict[str, Any]:
+    """An object that has all of these."""
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def _json(said: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"description": said, "content": {"application/json": {"schema": schema}}}
+
+
+def _data(schema: dict[str, Any], said: str = "Always.") -> dict[str, Any]:
+    return _json(said, _record(data=schema))
+
+
+def _error(said: str) -> dict[str, Any]:
+    return _json(said, _record(error=_record(code=_TEXT, message=_TEXT)))
+
+
+_INDEX = _record(service=_TEXT, version=_TEXT, endpoints={"type": "array", "items": _TEXT})
+_PROBE = _record(
+    name=_TEXT, ok=_YES_OR_NO, compared=_TEXT, next_command={"type": ["string", "null"]}, seconds={"type": "number"}
+)
+_HEALTH = _record(
+    status={"enum": ["ok", "unhealthy"]},
+    running=_YES_OR_NO,
+    healthy=_YES_OR_NO,
+    last_run=_INSTANT,
+    checked_at=_INSTANT,
+    version=_TEXT,
+    probes={"type": "array", "items": _PROBE},
+)
+_METRICS = {
+    "description": "Every counter and gauge.",
+    "content": {"text/plain": {"schema": _TEXT}, "application/openmetrics-text": {"schema": _TEXT}},
+}
+_TRIGGER = {
+    "summary": "Refreshes and rebuilds today and yesterday, now. For tests: off unless ENABLE_TEST_ENDPOINTS is true.",
+    "security": [{"token": []}, {}],
+    "responses": {
+        "200": _data(
+            _record(status={"const": "triggered"}, request_id=_TEXT, message=_TEXT, refresh=_OBJECT, rebuild=_OBJECT),
+            "Done; all that was committed before the request is counted.",
+        ),
+        "401": _error("The token is missing or wrong."),
+        "403": _error("ENABLE_TEST_ENDPOINTS is not true."),
+        "409": _error("Another trigger runs."),
+        "503": _error("The database is away, or refused."),
+    },
+}

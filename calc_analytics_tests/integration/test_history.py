@@ -1,0 +1,237 @@
+"""What Dagster has on record, read from a real instance in which runs, ticks and checks happened."""
+
+import shutil
+import time
+from datetime import date, datetime, timezone
+from pathlib import Path
+
+import pytest
+from dagster import AssetCheckEvaluation, DagsterInstance
+from dagster._core.definitions.asset_checks.asset_check_spec import AssetCheckSeverity
+from dagster._core.definitions.run_request import InstigatorType
+from dagster._core.remote_origin import (
+    RegisteredCodeLocationOrigin,
+    RemoteInstigatorOrigin,
+    RemoteRepositoryOrigin,
+)
+from dagster._core.scheduler.instigation import (
+    InstigatorState,
+    InstigatorStatus,
+    ScheduleInstigatorData,
+    SensorInstigatorData,
+    TickData,
+    TickStatus,
+)
+from dagster._daemon.types import DaemonHeartbeat
+from dagster._utils.error import SerializableErrorInfo
+
+from calc_analytics.config import Settings, project_root
+from calc_analytics.orchestration import history
+from calc_analytics.orchestration.history import CHECKS, DagsterTrouble
+from calc_analytics.orchestration.sensors import STATS
+from calc_analytics.service import health
+from calc_analytics.service.probes import Prober
+from calc_analytics.service.sources import Sources
+from calc_analytics.supervisor import free_port
+from calc_analytics_tests.logs import row, utc, write
+
+
+@pytest.fixture
+def dagster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A persistent instance in a folder of its own."""
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    (tmp_path / "dagster.yaml").write_text("run_monitoring: {enabled: true}\n")
+    history.instance.cache_clear()
+    with history.instance() as instance:
+        yield instance
+    history.instance.cache_clear()
+
+
+def heartbeat(dagster: DagsterInstance, daemon: str, seconds_ago: float = 0.0) -> None:
+    dagster.add_daemon_heartbeat(DaemonHeartbeat(time.time() - seconds_ago, daemon, "me", errors=[]))
+
+
+def instigator(
+    dagster: DagsterInstance,
+    name: str,
+    kind: InstigatorType,
+    status: InstigatorStatus,
+    location: str = "calc_analytics",
+) -> InstigatorState:
+    """As the daemon stores it when it first sees a sensor or schedule."""
+    repository = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin(location), "__repository__")
+    origin = RemoteInstigatorOrigin(repository, name)
+    sensor = kind == InstigatorType.SENSOR
+    data = SensorInstigatorData(min_interval=5) if sensor else ScheduleInstigatorData("0 * * * *")
+    return dagster.add_instigator_state(InstigatorState(origin, kind, status, data))
+
+
+def tick(
+    dagster: DagsterInstance, state: InstigatorState, status: TickStatus, seconds_ago: float = 0.0, in_a_row: int = 0
+) -> None:
+    at = time.time() - seconds_ago
+    error = None
+    if status == TickStatus.FAILURE:
+        cause = SerializableErrorInfo("calc_analytics.X: the disk is full\nmore\n", [], "calc_analytics.X", None)
+        error = SerializableErrorInfo("dagster.SensorExecutionError: trouble\n", [], "SensorExecutionError", cause)
+    made = dagster.create_tick(
+        TickData(
+            state.instigator_origin_id, state.instigator_name, state.instigator_type, TickStatus.STARTED, at,
+            selector_id=state.selector_id,
+        )
+    )  # fmt: skip
+    if status != TickStatus.STARTED:
+        changes = {"error": error, "failure_count": in_a_row} if error else {}
+        ended = made.with_status(status, **changes)
+        data = ended.tick_data._replace(consecutive_failure_count=in_a_row)
+        dagster.update_tick(ended._replace(tick_data=data))
+
+
+def evaluate(dagster: DagsterInstance, name: str, passed: bool, severity: AssetCheckSeverity, said: str = "") -> None:
+    dagster.report_runless_asset_event(
+        AssetCheckEvaluation(asset_key=STATS, check_name=name, passed=passed, severity=severity, description=said)
+    )
+
+
+def probes(database, *names: str) -> dict[str, health.Finding]:
+    """Those findings of the health report."""
+    report = health.health(Sources(Settings.from_environment()), Prober(60))
+    return {finding.name: finding for finding in report.findings if finding.name in names}
+
+
+def test_of_an_instance_that_saw_nothing_nothing_is_known(dagster):
+    assert {beat.at for beat in history.heartbeats(dagster)} == {None}
+    assert history.sensor(dagster) is None
+    assert history.schedule(dagster) is None
+    assert history.last_run(dagster) is None
+    assert history.last_checks(dagster) == []
+    assert history.schedule(dagster, history.HOUSEKEEPING) is None
+
+
+def test_heartbeats_say_which_daemons_the_counting_needs(dagster):
+    heartbeat(dagster, "SENSOR", 10)
+    beats = {beat.daemon: beat for beat in history.heartbeats(dagster)}
+    assert 9 < (datetime.now(timezone.utc) - beats["SENSOR"].at).total_seconds() < 60
+    assert {name for name, beat in beats.items() if beat.needed} == {"SENSOR", "SCHEDULER", "QUEUED_RUN_COORDINATOR"}
+    assert "BACKFILL" in beats
+
+
+@pytest.mark.parametrize(("missing", "alive"), [(0, True), (55, True), (65, False)])
+def test_a_daemon_is_dead_when_two_heartbeats_are_missing(dagster, database, missing: float, alive: bool):
+    for daemon in ("SCHEDULER", "QUEUED_RUN_COORDINATOR"):
+        heartbeat(dagster, daemon)
+    heartbeat(dagster, "SENSOR", missing)
+    assert probes(database, "daemon")["daemon"].ok is alive
+
+
+def test_the_scheduler_may_sleep_for_a_minute(dagster, database):
+    for daemon in ("SENSOR", "QUEUED_RUN_COORDINATOR"):
+        heartbeat(dagster, daemon)
+    heartbeat(dagster, "SCHEDULER", 100)
+    assert probes(database, "daemon")["daemon"].ok
+    heartbeat(dagster, "SCHEDULER", 125)
+    assert not probes(database, "daemon")["daemon"].ok
+
+
+def test_a_sensor_that_ticks_is_content_and_one_that_was_turned_off_is_not(dagster, database):
+    state = instigator(dagster, "new_log_batches", InstigatorType.SENSOR, InstigatorStatus.DECLARED_IN_CODE)
+    tick(dagster, state, TickStatus.SKIPPED, 12)
+    tick(dagster, state, TickStatus.STARTED, 2)
+    found = history.sensor(dagster)
+    assert (found.on, found.last_tick.status, found.last_tick.error) == (True, "skipped", None)
+    assert found.started_at > found.last_tick.at
+    assert probes(database, "sensor")["sensor"].ok
+    dagster.update_instigator_state(state.with_status(InstigatorStatus.STOPPED))
+    finding = probes(database, "sensor")["sensor"]
+    assert (finding.ok, finding.next_command) == (False, "dagster sensor start new_log_batches")
+
+
+def test_a_sensor_that_ticked_long_ago_is_not_content(dagster, database):
+    state = instigator(dagster, "new_log_batches", InstigatorType.SENSOR, InstigatorStatus.RUNNING)
+    tick(dagster, state, TickStatus.SKIPPED, 90)
+    assert "its last tick began 90 s ago" in probes(database, "sensor")["sensor"].compared
+
+
+@pytest.mark.parametrize(("in_a_row", "content"), [(1, True), (2, False)])
+def test_one_red_tick_is_tried_again_and_two_are_trouble(dagster, database, in_a_row: int, content: bool):
+    state = instigator(dagster, "new_log_batches", InstigatorType.SENSOR, InstigatorStatus.RUNNING)
+    tick(dagster, state, TickStatus.FAILURE, 5, in_a_row)
+    assert history.sensor(dagster).last_tick.error == "the disk is full"
+    finding = probes(database, "sensor")["sensor"]
+    assert finding.ok is content
+    assert content or "the last 2 ticks of the sensor new_log_batches failed: the disk is full" in finding.compared
+
+
+def test_of_two_code_locations_the_one_that_ticked_last_counts(dagster):
+    old = instigator(dagster, "new_log_batches", InstigatorType.SENSOR, InstigatorStatus.STOPPED, "elsewhere")
+    new = instigator(dagster, "new_log_batches", InstigatorType.SENSOR, InstigatorStatus.RUNNING)
+    tick(dagster, old, TickStatus.SKIPPED, 1000)
+    tick(dagster, new, TickStatus.SUCCESS, 10)
+    assert history.sensor(dagster).on
+
+
+def test_a_schedule_may_wait_for_its_first_tick(dagster, database):
+    instigator(dagster, "hourly_rollup", InstigatorType.SCHEDULE, InstigatorStatus.DECLARED_IN_CODE)
+    assert "has not ticked yet" in probes(database, "schedule")["schedule"].compared
+    assert probes(database, "schedule")["schedule"].ok
+
+
+def test_a_failed_check_is_unhealthy_and_a_warning_is_not(dagster, database):
+    for name in CHECKS:
+        evaluate(dagster, name, True, AssetCheckSeverity.ERROR)
+    evaluate(dagster, "source_breakdown_complete", False, AssetCheckSeverity.WARN, "5 rows of source 9")
+    finding = probes(database, "checks")["checks"]
+    assert finding.ok
+    assert "source_breakdown_complete warns: 5 rows of source 9" in finding.compared
+    evaluate(dagster, "stats_match_logs", False, AssetCheckSeverity.ERROR, "2026-03-01 differs by 3")
+    finding = probes(database, "checks")["checks"]
+    assert not finding.ok
+    assert "2026-03-01 differs by 3" in finding.compared
+
+
+def test_the_last_run_is_that_of_the_schedule(dagster, location, database, connect):
+    job, day = location.resolve_job_def("rollup_job"), date(2026, 3, 1)
+    write(connect(), [row(utc(2026, 3, 1, 12))])
+    tags = {"dagster/schedule_name": "hourly_rollup"}
+    job.execute_in_process(instance=dagster, partition_key=str(day), tags=tags)
+    found = history.last_run(dagster)
+    assert (found.succeeded, found.partition) == (True, "2026-03-01")
+    assert probes(database, "last_run")["last_run"].ok
+    assert {check.name for check in history.last_checks(dagster)} == set(CHECKS)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("calc_analytics.rollup.rebuild.rebuild", lambda *given, **options: 1 / 0)
+        assert not job.execute_in_process(instance=dagster, partition_key=str(day), raise_on_error=False).success
+    assert history.last_run(dagster).succeeded, "an operator's own run is not the schedule's"
+
+
+def test_a_failed_run_of_the_schedule_names_the_run(dagster, location, database, connect):
+    job = location.resolve_job_def("rollup_job")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("calc_analytics.rollup.rebuild.rebuild", lambda *given, **options: 1 / 0)
+        tags = {"dagster/schedule_name": "hourly_rollup"}
+        result = job.execute_in_process(instance=dagster, partition_key="2026-03-01", tags=tags, raise_on_error=False)
+    finding = probes(database, "last_run")["last_run"]
+    assert not finding.ok
+    assert finding.next_command == f"open run {result.run_id} in the Dagster UI"
+
+
+def test_how_long_ticks_are_kept_is_read_from_the_configuration(dagster, tmp_path):
+    assert history.tick_retention_days(dagster)["success"] == -1
+    shutil.copy(project_root() / "dagster.yaml", tmp_path)
+    text = (tmp_path / "dagster.yaml").read_text()
+    (tmp_path / "dagster.yaml").write_text(text[text.index("retention:") : text.index("telemetry:")])
+    with DagsterInstance.from_config(str(tmp_path)) as configured:
+        kept = history.tick_retention_days(configured)
+    assert (kept["skipped"], kept["success"], kept["failure"]) == (2, 7, 30)
+
+
+def test_a_storage_that_is_down_is_trouble_in_one_line(tmp_path, monkeypatch):
+    shutil.copy(project_root() / "dagster.yaml", tmp_path)
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    monkeypatch.setenv("DAGSTER_POSTGRES_URL", f"postgresql://me:hunter2@127.0.0.1:{free_port()}/dagster")
+    history.instance.cache_clear()
+    with pytest.raises(DagsterTrouble, match="cannot connect to postgresql://me:") as raised:
+        history.instance()
+    assert "hunter2" not in str(raised.value)
+    assert "\n" not in str(raised.value)

@@ -1,0 +1,257 @@
+"""Figures for people and Prometheus: lag, days, writers; and `calc-analytics status` over them."""
+
+import json
+import shutil
+import tempfile
+from datetime import date, datetime, timedelta, timezone
+from pathlib import Path
+
+import psycopg
+import pytest
+from click.testing import CliRunner, Result
+from sqlalchemy import text
+from sqlalchemy.engine import Engine, make_url
+
+from calc_analytics.cli import main
+from calc_analytics.config import project_root, with_driver
+from calc_analytics.database import embedded
+from calc_analytics.database.engine import engine_for
+from calc_analytics.orchestration import history
+from calc_analytics.rollup import status
+from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
+from calc_analytics.rollup.install import install
+from calc_analytics.rollup.rebuild import rebuild
+from calc_analytics.rollup.refresh import refresh
+from calc_analytics.rollup.retention import prune
+from calc_analytics.rollup.state import ClusterChanged, TimezoneChanged
+from calc_analytics.rollup.verify import record, verify
+from calc_analytics.supervisor import free_port
+from calc_analytics_tests.logs import copy_rows, row, utc, write
+
+DAY = date(2026, 3, 1)
+NOON = utc(2026, 3, 1, 12)
+
+
+def now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+def execute(engine: Engine, statement: str) -> None:
+    with engine.begin() as connection:
+        connection.execute(text(statement))
+
+
+def test_nothing_was_ever_counted(engine):
+    assert status.refreshed(engine, ROLLUP, "UTC").at is None
+    assert status.refreshed(engine, ROLLUP, "UTC").seconds_ago is None
+    assert status.lag(engine, ROLLUP, "UTC") == status.Lag(0, 0.0)
+
+
+def test_lag_is_the_rows_that_are_committed_and_not_counted(engine, connect):
+    refresh(engine, ROLLUP, "UTC")
+    writer, slow = connect(), connect()
+    write(writer, [row(now())] * 7)
+    copy_rows(slow, [row(now())] * 100)
+    lag = status.lag(engine, ROLLUP, "UTC")
+    assert lag.rows == 7
+    assert 0 <= lag.seconds < 60
+    refresh(engine, ROLLUP, "UTC")
+    assert status.lag(engine, ROLLUP, "UTC") == status.Lag(0, 0.0)
+    slow.commit()
+    assert status.lag(engine, ROLLUP, "UTC").rows == 100
+
+
+def test_a_row_waits_no_longer_than_since_the_last_refresh_and_since_it_was_written(engine, owner, connect):
+    refresh(engine, ROLLUP, "UTC")
+    write(connect(), [row(now() - timedelta(days=2)), row(now() + timedelta(hours=1))])
+    assert status.lag(engine, ROLLUP, "UTC").seconds < 60
+    execute(engine, "update rollup_state set refreshed_at = now() - interval '1 day'")
+    assert status.lag(engine, ROLLUP, "UTC").seconds == pytest.approx(86_400, abs=60)
+    execute(owner, "delete from calculation_logs")
+    write(connect(), [row(now() - timedelta(hours=1))])
+    assert status.lag(engine, ROLLUP, "UTC").seconds == pytest.approx(3600, abs=60)
+
+
+def test_rows_that_no_day_can_hold_do_not_lag_for_ever(engine, owner, connect):
+    write(connect(), [row(now())])
+    execute(owner, "update calculation_logs set created_at = '-infinity'")
+    assert status.lag(engine, ROLLUP, "UTC").rows == 0
+
+
+def test_what_could_not_go_on_counting_is_said(engine):
+    with pytest.raises(TimezoneChanged):
+        status.refreshed(engine, ROLLUP, "Asia/Jerusalem")
+    execute(engine, "update rollup_state set system_identifier = 7, relation = 7")
+    with pytest.raises(ClusterChanged):
+        status.refreshed(engine, ROLLUP, "UTC")
+
+
+def test_days_are_told_apart(engine, owner, connect):
+    write(connect(), [row(NOON), row(NOON + timedelta(days=1)), row(NOON + timedelta(days=2))])
+    rebuild(engine, ROLLUP, "UTC", [DAY, DAY + timedelta(days=1), DAY + timedelta(days=2)])
+    record(engine, ROLLUP, verify(engine, ROLLUP, "UTC", [DAY]))
+    prune(owner, ROLLUP, "UTC", DAY + timedelta(days=1))
+    execute(engine, "update rollup_days set difference = 4 where date = '2026-03-02'")
+    execute(engine, "update rollup_days set status = 'stale', difference = 9 where date = '2026-03-03'")
+    days = status.days(engine, ROLLUP)
+    assert days.by_status == {"built": 2, "stale": 1}
+    assert (days.sealed, days.different, days.difference, days.waiting) == (1, 1, 4, 1)
+    assert days.rebuilt_at is not None
+    assert days.verified_at is not None
+
+
+def test_recent_days_hold_what_their_statistics_hold(engine, connect):
+    write(connect(), [row(NOON, publisher=n) for n in (1, 2, 2)] + [row(NOON + timedelta(days=1))])
+    rebuild(engine, ROLLUP, "UTC", [DAY, DAY + timedelta(days=1), DAY + timedelta(days=2)])
+    newest, middle, oldest = status.recent_days(engine, ROLLUP, 5)
+    assert [day.day for day in (newest, middle, oldest)] == [DAY + timedelta(days=n) for n in (2, 1, 0)]
+    assert [(day.rows, day.keys) for day in (newest, middle, oldest)] == [(0, 0), (1, 1), (3, 2)]
+    assert (oldest.status, oldest.method, oldest.verified_at) == ("built", "rebuild", None)
+    assert len(status.recent_days(engine, ROLLUP, 1)) == 1
+
+
+def test_open_transactions_that_have_written_are_listed_oldest_first(owner, connect):
+    reader, of_logs, of_others = connect(), connect(), connect()
+    reader.execute("select count(*) from calculation_logs")
+    of_logs.execute("set application_name = 'calc-api-3'")
+    of_logs.commit()
+    copy_rows(of_logs, [row(NOON)])
+    of_others.execute("insert into rollup_days (rollup, date, status) values ('x', '2026-03-01', 'built')")
+    first, second = status.writers(owner, ROLLUP)
+    assert (first.pid, first.application, first.writes_logs) == (of_logs.info.backend_pid, "calc-api-3", True)
+    assert (second.pid, second.writes_logs) == (of_others.info.backend_pid, False)
+    assert first.state == "idle in transaction"
+    assert first.seconds is not None
+    assert second.seconds is not None
+    assert first.seconds >= second.seconds >= 0
+    of_logs.rollback()
+    of_others.rollback()
+    assert status.writers(owner, ROLLUP) == []
+
+
+def test_of_other_roles_transactions_the_age_is_hidden_but_not_that_they_write(engine, connect):
+    writer = connect()
+    copy_rows(writer, [row(NOON)])
+    (found,) = status.writers(engine, ROLLUP)
+    assert (found.pid, found.seconds, found.writes_logs) == (writer.info.backend_pid, None, True)
+
+
+def test_who_writes_into_a_partition_writes_the_logs(owner, connect):
+    execute(owner, "create table part (like calculation_logs including defaults)")
+    execute(owner, "drop view calculation_stats_daily_live")
+    execute(owner, "alter table calculation_logs rename to old")
+    execute(
+        owner,
+        "create table calculation_logs (like old including defaults) partition by range (created_at)",
+    )
+    execute(owner, "alter table calculation_logs attach partition part default")
+    writer = connect()
+    writer.execute(
+        "insert into part (publisher_id, locality_id, date_calculated, source) values (1, 1, current_date, 1)"
+    )
+    assert [found.writes_logs for found in status.writers(owner, ROLLUP)] == [True]
+
+
+def test_a_prepared_transaction_has_a_name_and_no_pid(tmp_path):
+    folder = Path(tempfile.mkdtemp(prefix="ca-"))
+    try:
+        server = embedded.start(folder / "pg")
+        with open(folder / "pg" / "postgresql.conf", "a") as settings:
+            settings.write("max_prepared_transactions = 5\n")
+        server.stop()
+        server = embedded.start(folder / "pg")
+        try:
+            url = with_driver(
+                make_url(server.get_uri(database="postgres").replace("postgres:@", "postgres@")), "psycopg"
+            )
+            engine = engine_for(url)
+            install(engine, "UTC")
+            plain = url.set(drivername="postgresql").render_as_string(hide_password=False)
+            with psycopg.connect(plain, autocommit=True) as connection:
+                connection.execute("begin")
+                connection.execute(
+                    "insert into calculation_logs (publisher_id, locality_id, date_calculated, source) "
+                    "values (1, 1, current_date, 1)"
+                )
+                connection.execute("prepare transaction 'left behind'")
+            (found,) = status.writers(engine, ROLLUP)
+            engine.dispose()
+        finally:
+            server.stop()
+    finally:
+        shutil.rmtree(folder)
+    assert (found.pid, found.name, found.state, found.writes_logs) == (None, "left behind", "prepared", True)
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> Path:
+    """A DAGSTER_HOME of the test's own: Dagster's default storage, nothing on record."""
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    history.instance.cache_clear()
+    yield tmp_path
+    history.instance.cache_clear()
+
+
+@pytest.fixture
+def calc(database, home):
+    """Runs `calc-analytics` with these words."""
+    return lambda *words: CliRunner().invoke(main, words)
+
+
+def refused(result: Result) -> str:
+    assert result.exit_code == 1, result.output
+    assert isinstance(result.exception, SystemExit)
+    assert "Traceback" not in result.output
+    return result.output
+
+
+def test_status_says_what_is_wrong_and_goes_on_with_the_rest(calc, engine, connect):
+    write(connect(), [row(NOON)] * 3)
+    rebuild(engine, ROLLUP, "UTC", [DAY])
+    writer = connect()
+    copy_rows(writer, [row(NOON)])
+    said = refused(calc("status"))
+    assert "NOT HEALTHY" in said
+    assert "no daemon has ever seen the sensor new_log_batches" in said
+    assert "-> calc-analytics up" in said
+    assert "0 rows wait to be counted" in said
+    assert "2026-03-01  built                3" in said
+    assert f"{writer.info.backend_pid} " in said
+    assert "None of them delays the statistics" in said
+    assert "ok  database" in said
+
+
+def test_status_in_json_has_all_of_it(calc, engine, connect):
+    write(connect(), [row(NOON)] * 3)
+    rebuild(engine, ROLLUP, "UTC", [DAY])
+    copy_rows(connect(), [row(NOON)])
+    answer = json.loads(refused(calc("status", "--json")))
+    assert answer["lag"] == {"rows": 0, "seconds": 0.0}
+    assert answer["days"] == {"built": 1, "sealed": 0}
+    assert answer["recent_days"][0]["day"] == "2026-03-01"
+    assert answer["open_transactions"][0]["writes_logs"] is True
+    assert {beat["daemon"] for beat in answer["heartbeats"]} >= {"SENSOR", "SCHEDULER"}
+    assert answer["health"]["status"] == "unhealthy"
+    assert answer["trouble"] == {}
+
+
+def test_status_of_a_database_that_is_down_says_so_once(calc, monkeypatch):
+    monkeypatch.setenv("DATABASE_URL", f"postgresql://me:hunter2@127.0.0.1:{free_port()}/db")
+    said = refused(calc("status"))
+    assert said.count("cannot connect to postgresql://me:***@127.0.0.1") == 1
+    assert "counting   not known: see above" in said
+    assert "hunter2" not in said
+    answer = json.loads(refused(calc("status", "--json")))
+    assert "cannot connect" in answer["trouble"]["lag"]
+    assert answer["lag"] is None
+
+
+def test_status_while_dagsters_storage_is_down_says_so(calc, home, monkeypatch):
+    shutil.copy(project_root() / "dagster.yaml", home)
+    monkeypatch.setenv("DAGSTER_POSTGRES_URL", f"postgresql://me:hunter2@127.0.0.1:{free_port()}/dagster")
+    said = refused(calc("status"))
+    assert "0 rows wait to be counted" in said
+    assert (
+        "daemon, sensor, schedule, checks, last_run: Dagster's storage: cannot connect to postgresql://me:***" in said
+    )
+    assert "hunter2" not in said

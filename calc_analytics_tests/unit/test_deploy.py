@@ -1,0 +1,114 @@
+"""What is in deploy/ speaks of metrics that exist, and its alerts fire when they should."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from prometheus_client import Metric
+
+from calc_analytics.config import project_root
+from calc_analytics.rollup.status import Days, Lag, Refreshed
+from calc_analytics.service.health import PROBES, Verdict
+from calc_analytics.service.metrics import DAY_STATUSES, gauges
+from calc_analytics.service.probes import Answer
+from calc_analytics.telemetry.metrics import Counts
+from calc_analytics_tests.logs import utc
+
+DEPLOY = project_root() / "deploy"
+RULES = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yml").read_text())
+ALERTS = [rule for group in RULES["groups"] for rule in group["rules"]]
+DASHBOARD = json.loads((DEPLOY / "grafana" / "calc_analytics.json").read_text())
+QUERIES = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """The name of every sample that `/metrics` can have."""
+    then = utc(2026, 3, 1)
+    known = {
+        "lag": Lag(0, 0.0),
+        "refreshed": Refreshed(then, then),
+        "days": Days(rebuilt_at=then, verified_at=then),
+        "writers": [],
+        "interval": 3600.0,
+        **dict.fromkeys(PROBES, Verdict(True, "", facts={"refreshed_at": None})),
+    }
+    found = list(gauges({name: Answer(value, None, 0.0) for name, value in known.items()}))
+    folder = tmp_path_factory.mktemp("metrics")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PROMETHEUS_MULTIPROC_DIR", str(folder))
+        counts = Counts(folder)
+    for counter in vars(counts).values():
+        found += _metrics(counter)
+    return {sample.name for metric in found for sample in metric.samples}
+
+
+def _metrics(counter: object) -> list[Metric]:
+    if isinstance(counter, dict):
+        return [metric for each in counter.values() for metric in _metrics(each)]
+    return list(counter.collect())
+
+
+def metrics_in(expression: str) -> set[str]:
+    """The names that an expression asks for, other exporters' left aside."""
+    return set(re.findall(r"\bcalc_analytics_\w+", expression))
+
+
+@pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert["alert"])
+def test_an_alert_asks_for_metrics_that_exist_and_says_what_to_do(alert: dict, samples: set[str]):
+    assert metrics_in(alert["expr"])
+    assert metrics_in(alert["expr"]) <= samples
+    assert alert["labels"]["severity"] in ("critical", "warning", "info")
+    assert {"summary", "action"} <= set(alert["annotations"])
+
+
+def test_every_label_value_that_alerts_ask_for_exists():
+    for alert in ALERTS:
+        for label, values in re.findall(r'\b(probe|status)[=!]~?"([\w|]+)"', alert["expr"]):
+            assert set(values.split("|")) <= set({"probe": PROBES, "status": DAY_STATUSES}[label])
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_a_panel_asks_for_metrics_that_exist(query: str, samples: set[str]):
+    assert metrics_in(query)
+    assert metrics_in(query) <= samples
+
+
+def test_every_metric_is_on_the_dashboard(samples: set[str]):
+    shown = {name for query in QUERIES for name in metrics_in(query)}
+    left_out = {"calc_analytics_build_info", "calc_analytics_open_writers", "calc_analytics_schedule_interval_seconds"}
+    families = {re.sub(r"_(bucket|sum|count|created)$", "", name) for name in samples - left_out}
+    assert {name for name in families if not any(each.startswith(name) for each in shown)} == set()
+
+
+def test_panels_do_not_overlap():
+    cells = [
+        (panel["gridPos"]["x"] + dx, panel["gridPos"]["y"] + dy)
+        for panel in DASHBOARD["panels"]
+        for dx in range(panel["gridPos"]["w"])
+        for dy in range(panel["gridPos"]["h"])
+    ]
+    assert len(set(cells)) == len(cells)
+    assert max(x for x, _ in cells) < 24
+
+
+def test_promtool_finds_the_rules_right_and_each_alert_fires_when_it_should(tmp_path: Path):
+    promtool = shutil.which("promtool")
+    if promtool is None and "CI" not in os.environ:
+        pytest.skip("no promtool on this machine: apt-get install prometheus")
+    for command in (["check", "config", "prometheus.yml"], ["test", "rules", "alerts_test.yml"]):
+        done = subprocess.run(
+            [promtool or "promtool", *command], cwd=DEPLOY / "prometheus", capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_each_alert_has_a_case_in_which_it_fires():
+    cases = (DEPLOY / "prometheus" / "alerts_test.yml").read_text()
+    fired = set(re.findall(r'alertname="(\w+)", alertstate="firing"', cases))
+    assert fired == {alert["alert"] for alert in ALERTS}

@@ -1,0 +1,105 @@
+"""The runbook knows every message, alert, probe, sensor, schedule and check; and none that is not there."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+import calc_analytics
+from calc_analytics.cli import main
+from calc_analytics.config import project_root
+from calc_analytics.definitions import defs
+from calc_analytics.orchestration.history import CHECKS
+from calc_analytics.service.health import PROBES
+
+RUNBOOK = (project_root() / "docs" / "runbook.md").read_text()
+TREES = [ast.parse(path.read_text()) for path in sorted(Path(calc_analytics.__file__).parent.rglob("*.py"))]
+BASE = "CalcAnalyticsError"
+
+
+def error_classes() -> set[str]:
+    """The project's error classes, by name."""
+    bases = {
+        node.name: {getattr(base, "id", "") for base in node.bases}
+        for tree in TREES
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+    }
+    found = {BASE}
+    while more := {name for name, parents in bases.items() if parents & found} - found:
+        found |= more
+    return found - {BASE}
+
+
+def template(node: ast.expr) -> str:
+    """A string expression with … for whatever is filled in."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return re.sub("…+", "…", "".join(template(part) for part in node.values))
+    return "…"
+
+
+def messages() -> Iterator[str]:
+    """What errors are made with, what PostgreSQL's are turned into, and what refused days say."""
+    for tree in TREES:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in {*error_classes(), BASE} and node.args:
+                yield template(node.args[0])
+            if isinstance(node, ast.FunctionDef) and node.name in ("_in_words", "__str__"):
+                yield from (template(n.value) for n in ast.walk(node) if isinstance(n, ast.Return) and n.value)
+
+
+MESSAGES = sorted({message for message in messages() if message != "…"})
+
+
+def test_there_are_messages():
+    assert len(MESSAGES) > 30
+
+
+@pytest.mark.parametrize("name", sorted(error_classes()))
+def test_every_error_class_is_in_the_runbook(name: str):
+    assert re.search(rf"\b{name}\b", RUNBOOK)
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_every_message_is_in_the_runbook(message: str):
+    assert f"`{message}`" in RUNBOOK
+
+
+def test_no_other_message_is():
+    section = RUNBOOK.split("## Messages")[1].split("\n## ")[0]
+    quoted = {words for words in re.findall(r"`([^`]+)`", section) if "…" in words and words.count(" ") >= 2}
+    assert quoted - set(MESSAGES) == set()
+
+
+def test_every_object_of_dagster_that_can_fail_is_there():
+    location = defs()
+    names = [sensor.name for sensor in location.sensors if "alerts" not in sensor.name]
+    names += [f"schedule {schedule.name}" for schedule in location.schedules]
+    names += ["job housekeeping", *(f"check {name}" for name in CHECKS)]
+    for name in names:
+        assert re.search(rf"\b{name}\b", RUNBOOK), name
+
+
+@pytest.mark.parametrize("probe", PROBES)
+def test_every_probe_is_there(probe: str):
+    assert f"\n| {probe} |" in RUNBOOK
+
+
+def test_every_prometheus_alert_is_there_and_no_other():
+    rules = yaml.safe_load((project_root() / "deploy" / "prometheus" / "alerts.yml").read_text())
+    wanted = {rule["alert"] for group in rules["groups"] for rule in group["rules"] if "alert" in rule}
+    assert set(re.findall(r"\bCalcAnalytics\w+", RUNBOOK)) - {BASE} == wanted
+
+
+def test_its_commands_exist():
+    assert set(re.findall(r"`calc-analytics (\w+)", RUNBOOK)) <= set(main.commands)
+
+
+def test_its_pictures_are_there():
+    for picture in re.findall(r"!\[[^]]+\]\(([^)]+)\)", RUNBOOK):
+        assert (project_root() / "docs" / picture).exists()

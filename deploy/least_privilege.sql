@@ -1,0 +1,28 @@
+-- A role that may read the logs and write the statistics, and nothing else: what DATABASE_URL needs for everything but
+-- `migrate` and `rebase`. Run it once, after `calc-analytics migrate`, as the owner of the API's tables:
+--
+--     psql -d DATABASE -f deploy/least_privilege.sql
+--     psql -d DATABASE -c '\password rollup_writer'
+
+create role rollup_writer login;
+
+do $$ begin
+    execute format('grant connect, temporary on database %I to rollup_writer', current_database());
+    execute format('grant usage on schema %I to rollup_writer', current_schema());
+end $$;
+
+-- The API's log table: read only.
+grant select on calculation_logs to rollup_writer;
+-- The statistics, and the state that moves with them.
+grant select, insert, update, delete on calculation_stats_daily to rollup_writer;
+grant select, update on rollup_state to rollup_writer;
+grant select, insert, update on rollup_days to rollup_writer;
+grant select on calculation_stats_daily_live, calc_analytics_version to rollup_writer;
+-- Brings the log table's index up to its end, with its owner's rights; the function takes no argument.
+grant execute on function calculation_logs_summarize() to rollup_writer;
+
+-- Only if this role is to run `calc-analytics prune`, which deletes raw logs that are counted:
+-- grant delete on calculation_logs to rollup_writer;
+
+-- Only if `calc-analytics status` and the metrics are to show how old other roles' open transactions are:
+-- grant pg_read_all_stats to rollup_writer;
