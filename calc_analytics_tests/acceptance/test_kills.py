@@ -44,7 +44,7 @@ from calc_analytics_tests.acceptance.writers import WRITERS, Writers, writing
 
 pytestmark = pytest.mark.kills
 
-KILLS = int(os.environ.get("KILLS", "12"))
+KILLS = int(os.environ.get("KILLS", "14"))
 SEED = int(os.environ.get("KILL_SEED", str(random.SystemRandom().randrange(10**6))))
 # A process that keeps dying is started again after up to half a minute; a lost run is asked for again after five.
 WAIT_SECONDS = 4 * PATIENCE_SECONDS
@@ -59,6 +59,7 @@ class Killer:
             "code server": lambda: self._kill("calc_analytics.orchestration.code_server"),
             "daemon": lambda: self._kill("dagster._daemon"),
             "webserver": lambda: self._kill("dagster_webserver"),
+            "HTTP service": lambda: self._kill("calc_analytics.cli serve"),
             "run worker": self._kill_run_worker,
             "database": self._kill_database,
             "writer stopped": self._stop_a_writer,
@@ -204,6 +205,8 @@ def assert_all_is_well(up: Up, writers: Writers, proofs: Proofs, killer: Killer)
     killer.launch_a_run()
     eventually(lambda: answered(lambda: unfinished_runs(up) == []), "every run at its end", WAIT_SECONDS)
     after("every run had ended")
+    eventually(lambda: up.get("/health/rollup")[0] == 200, "a healthy answer of the HTTP service", WAIT_SECONDS)
+    after("the HTTP service had called it healthy")
     writers.finish()
     committed = writers.committed()
     assert eventually(lambda: answered(lambda: logged(up)), "the logs") == committed

@@ -177,13 +177,15 @@ def stored(server: Server, database: str) -> Iterator[tuple[str, str]]:
 def test_passwords_appear_nowhere_while_everything_fails_in_turn(project: Project, servers: list[Server]):
     logs, dagster = servers
     settings = {"DATABASE_URL": logs.url("api"), "DAGSTER_POSTGRES_URL": dagster.url("dagster")}
+    settings["ENABLE_TEST_ENDPOINTS"] = "true"
     watch = Watch()
     watch.start()
     said = [done.stdout + done.stderr for done in commands(project, settings, logs)]
     with project.up(**settings) as up:
         eventually(lambda: runs(up) and unfinished_runs(up) == [], "the first runs to end")
-        make_ticks_and_runs_fail(up, logs, dagster)
-        shown = [everything(up, EVERYTHING), *(everything(up, EVENTS, id=run["runId"]) for run in all_runs(up))]
+        shown = make_ticks_and_runs_fail(up, logs, dagster)
+        assert any("(503" in answer for answer in shown)
+        shown += [everything(up, EVERYTHING), *(everything(up, EVENTS, id=run["runId"]) for run in all_runs(up))]
         up.process.send_signal(signal.SIGTERM)
         said.append(up.said + up.process.stdout.read())
         assert up.process.wait(PATIENCE_SECONDS) == 0
@@ -222,17 +224,22 @@ def commands(project: Project, settings: dict[str, str], logs: Server) -> Iterat
     # Whether these work is the driver's business.
     for url in (right.replace("%2F", "/"), right.replace("%25", "%"), right.replace("%20", "+")):
         yield project.cli("verify", **{**settings, "DATABASE_URL": url})
-    port = str(free_port())
+    ports = ("--ui-port", str(free_port()), "--service-port", str(free_port()))
     refused = [project.cli("verify", **{**settings, "DATABASE_URL": url}) for url in wrong]
-    refused += [project.cli("up", "--ui-port", port, **{**settings, "DAGSTER_POSTGRES_URL": url}) for url in wrong[:3]]
+    refused += [project.cli("up", *ports, **{**settings, "DAGSTER_POSTGRES_URL": url}) for url in wrong[:3]]
     for done in refused:
         assert done.returncode == 1, done
         assert done.stderr.count("\n") == 1, done.stderr
         yield done
 
 
-def make_ticks_and_runs_fail(up: Up, logs: Server, dagster: Server) -> None:
-    """A renamed column, a password that is refused, and each server gone for a while."""
+def make_ticks_and_runs_fail(up: Up, logs: Server, dagster: Server) -> list[str]:
+    """A renamed column, a password that is refused, and each server gone for a while; what the HTTP service said."""
+    answers: list[str] = []
+
+    def ask_the_service() -> None:
+        answers.extend(str(up.get(path)) for path in ("/health/rollup", "/metrics"))
+        answers.append(str(up.get("/internal/rollup/trigger", "POST")))
 
     def failures() -> int:
         return len([run for run in runs(up) if run["status"] == "FAILURE"])
@@ -243,15 +250,17 @@ def make_ticks_and_runs_fail(up: Up, logs: Server, dagster: Server) -> None:
     logs.execute("alter table calculation_logs rename column cache_hit to hit", "api")
     launch_a_run(up, days.today("UTC"), PATIENCE_SECONDS)
     after_one_more(up, failures, "a failed run")
-    up.project.cli("verify", DATABASE_URL=logs.url("api"))
+    ask_the_service()
     logs.execute("alter table calculation_logs rename column hit to cache_hit", "api")
     logs.set_password("changed")
     ended(logs)
     after_one_more(up, ticks, "a tick whose password is refused")
+    ask_the_service()
     logs.set_password(logs.password)
     logs.stop()
     launch_a_run(up, days.today("UTC"), PATIENCE_SECONDS)
     after_one_more(up, ticks, "a tick without a database")
+    ask_the_service()
     logs.start()
     eventually(lambda: unfinished_runs(up) == [], "the run to end")
     launch_a_run(up, days.today("UTC"), PATIENCE_SECONDS)
@@ -260,8 +269,10 @@ def make_ticks_and_runs_fail(up: Up, logs: Server, dagster: Server) -> None:
     log = up.project.folder / ".calc_analytics" / "logs" / "daemon.log"
     size = log.stat().st_size
     eventually(lambda: log.stat().st_size > size + 10_000, "errors of the daemon")
+    ask_the_service()
     dagster.start()
     eventually(lambda: answered(lambda: ticked_well_since(up, time.time() - 30)), "a tick that succeeds")
+    return answers
 
 
 def ended(server: Server) -> None:
