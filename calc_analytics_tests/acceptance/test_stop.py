@@ -19,8 +19,7 @@ from sqlalchemy.engine import URL
 from calc_analytics import days
 from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
 from calc_analytics.rollup.verify import built_days, verify
-from calc_analytics.supervisor import free_port
-from calc_analytics_tests.acceptance.conftest import PATIENCE_SECONDS, Project, Up, eventually
+from calc_analytics_tests.acceptance.conftest import PATIENCE_SECONDS, Project, Up, eventually, free_ports
 from calc_analytics_tests.acceptance.load import (
     ACTIVE,
     counted,
@@ -104,7 +103,7 @@ def test_a_stop_during_start_up_leaves_nothing_running_and_the_next_start_works(
     project = Project(folder)
     try:
         for (moment, has_come), number in zip(MOMENTS.items(), cycle([signal.SIGTERM, signal.SIGINT]), strict=False):
-            starting = project.start("calc_analytics.cli", "up", "--ui-port", str(free_port()))
+            starting = project.start("calc_analytics.cli", "up", *free_ports())
             eventually(partial(has_come, folder / ".calc_analytics"), moment)
             assert_ends(starting, number, moment)
             assert processes_of(project) == [], moment
@@ -137,7 +136,7 @@ def test_a_stop_ends_a_start_that_waits_for_a_lock_in_the_database(project: Proj
     holder = connect()
     holder.execute("lock table rollup_state in access exclusive mode")
     settings = {"DATABASE_URL": url.set(drivername="postgresql").render_as_string()}
-    starting = project.start("calc_analytics.cli", "up", "--ui-port", str(free_port()), **settings)
+    starting = project.start("calc_analytics.cli", "up", *free_ports(), **settings)
 
     def waits() -> bool:
         statement = "select count(*) from pg_locks where relation = 'rollup_state'::regclass and not granted"
