@@ -229,7 +229,7 @@ class Supervisor:
             **os.environ,
             "DAGSTER_HOME": str(dagster_home()),
             "PROMETHEUS_MULTIPROC_DIR": str(metrics_folder(data_folder() / "metrics")),
-            "DAGSTER_GRPC_SHUTDOWN_GRACE_PERIOD": "2",
+            "DAGSTER_GRPC_SHUTDOWN_GRACE_PERIOD": "1",
             # The materializations of a run's days are stored together.
             "DAGSTER_EVENT_BATCH_SIZE": os.environ.get("DAGSTER_EVENT_BATCH_SIZE", "100"),
             "PYTHONUNBUFFERED": "1",
