@@ -44,11 +44,6 @@ BACKFILLED_DAYS = 60
 Connect = Callable[[], psycopg.Connection]
 
 
-def free_ports() -> tuple[str, ...]:
-    """The options of `up` that choose them."""
-    return ("--ui-port", str(free_port()), "--service-port", str(free_port()))
-
-
 def assert_stops(up: Up, *signals: int) -> None:
     """In time, successfully, and with all that it had started."""
     begun = time.monotonic()
