@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ TREES = [ast.parse(path.read_text()) for path in sorted(Path(calc_analytics.__fi
 BASE = "CalcAnalyticsError"
 
 
+@lru_cache
 def error_classes() -> set[str]:
     """The project's error classes, by name."""
     bases = {
