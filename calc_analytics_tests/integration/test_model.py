@@ -43,6 +43,8 @@ ZONE = "Asia/Jerusalem"
 # Clocks went forward on the first of these days (2026-03-27), and the next two are ordinary.
 DAYS = [date(2026, 3, 27), date(2026, 3, 28), date(2026, 3, 29)]
 WRITERS = 3
+# The server allows ten.
+PREPARED_AT_MOST = 8
 TABLES = ["calculation_logs", "logs_all"]
 
 writer_numbers = st.integers(0, WRITERS - 1)
@@ -201,7 +203,8 @@ class Adversary(RuleBasedStateMachine):
     @rule(number=writer_numbers)
     def prepare(self, number: int) -> None:
         writer = self.writers[number]
-        if writer.connection.info.transaction_status == psycopg.pq.TransactionStatus.INTRANS:
+        in_transaction = writer.connection.info.transaction_status == psycopg.pq.TransactionStatus.INTRANS
+        if in_transaction and len(self.prepared) < PREPARED_AT_MOST:
             name = f"{self.name}_{next(self.numbers)}"
             writer.connection.execute(f"prepare transaction '{name}'")
             writer.end("commit")
