@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import date
+from functools import partial
 
 from sqlalchemy import text
 from sqlalchemy.engine import Connection, Engine
@@ -47,12 +48,8 @@ def rebuild(
     total = RebuildReport(seconds=time.perf_counter() - started)
     for chunk in _chunks(sorted(set(days)), CHUNK_DAYS):
         started = time.perf_counter()
-
-        def one(chunk: Sequence[date] = chunk) -> RebuildReport:
-            with transaction(engine) as connection:
-                return _rebuild_chunk(connection, rollup, timezone, chunk, allow_shrink)
-
-        done = whatever_overflows(engine, rollup, timezone, one)
+        work = partial(_rebuild_chunk, engine, rollup, timezone, chunk, allow_shrink)
+        done = whatever_overflows(engine, rollup, timezone, work)
         report = replace(done, seconds=time.perf_counter() - started)
         progress(report)
         total = total + report
@@ -64,6 +61,13 @@ def _chunks(days: Sequence[date], size: int) -> Iterator[Sequence[date]]:
 
 
 def _rebuild_chunk(
+    engine: Engine, rollup: Rollup, timezone: str, days: Sequence[date], allow_shrink: bool
+) -> RebuildReport:
+    with transaction(engine) as connection:
+        return _rebuild_locked(connection, rollup, timezone, days, allow_shrink)
+
+
+def _rebuild_locked(
     connection: Connection, rollup: Rollup, timezone: str, days: Sequence[date], allow_shrink: bool
 ) -> RebuildReport:
     seals.keep_out_prune(connection, rollup)
@@ -75,7 +79,7 @@ def _rebuild_chunk(
     overflowed = _overflowed(connection, rollup)
     judged = seals.Judgement() if allow_shrink else seals.judge(connection, rollup, timezone, spans)
     refused = {*(day.day for day in overflowed), *(day.day for day in judged.shrunk), *judged.accounted}
-    _mark(connection, rollup, [day.day for day in overflowed], "overflow")
+    seals.mark(connection, rollup, [day.day for day in overflowed], "overflow")
     _replace(connection, rollup, timezone, [day for day in days if day not in refused])
     done = [day for day in days if day not in refused or day in judged.accounted]
     return RebuildReport(_totals(connection, rollup, done), judged.shrunk, 0.0, overflowed)
@@ -163,11 +167,6 @@ def _totals(connection: Connection, rollup: Rollup, days: list[date]) -> list[Da
         DayCount(row["date"], {name: int(row[name]) for name in rollup.measure_names}, row["keys"], "built")
         for row in rows
     ]
-
-
-def _mark(connection: Connection, rollup: Rollup, days: list[date], status: str) -> None:
-    statement = text("update rollup_days set status = :status where rollup = :rollup and date = any(:days)")
-    connection.execute(statement, {"rollup": rollup.name, "days": days, "status": status})
 
 
 _RECORD = text(

@@ -8,6 +8,7 @@ twice and nothing waits for a slow writer; a crash undoes statistics and state t
 import time
 from collections.abc import Callable
 from datetime import date
+from functools import partial
 from typing import TypeVar
 
 from sqlalchemy import text
@@ -31,7 +32,7 @@ def refresh(engine: Engine, rollup: Rollup, timezone: str) -> RefreshReport:
     becomes 'overflow') and does not keep the others from being counted.
     """
     started = time.perf_counter()
-    snapshot, days = whatever_overflows(engine, rollup, timezone, lambda: _refresh(engine, rollup, timezone))
+    snapshot, days = whatever_overflows(engine, rollup, timezone, partial(_refresh, engine, rollup, timezone))
     return RefreshReport(
         counted=[day for day in days if day.status == "built"],
         unbuilt=[day for day in days if day.status != "built"],

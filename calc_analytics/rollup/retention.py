@@ -7,16 +7,17 @@ counted, and what it deleted is noted with the day (`seals.py`) at the same comm
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date
+from functools import partial
 
 from sqlalchemy import text
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Engine
 
-from calc_analytics.database.engine import NEW_ROWS, WHOLE_DAYS, persistently, transaction
+from calc_analytics.database.engine import WHOLE_DAYS, persistently, transaction
 from calc_analytics.rollup import seals, state
 from calc_analytics.rollup.declaration import Rollup
 from calc_analytics.rollup.reports import PruneReport
 from calc_analytics.rollup.snapshot import visible
-from calc_analytics.rollup.windows import of_day, windows
+from calc_analytics.rollup.windows import Window, of_day, windows
 
 # The lock is held for some tens of milliseconds per batch.
 BATCH_ROWS = 5_000
@@ -60,10 +61,10 @@ def prune(
     `progress` gets the rows of each batch. Rows that are not counted yet, and days that are not built, keep their logs.
     """
     started, deleted = time.perf_counter(), dict[date, int]()
-    for day in prunable(engine, rollup, before):
-        for ids in _batches(engine, rollup, timezone, day, batch_rows):
-            rows = persistently(lambda ids=ids, day=day: _delete(engine, rollup, timezone, day, ids))  # type: ignore[misc]
-            deleted[day] = deleted.get(day, 0) + rows
+    for span in _windows(engine, timezone, list(prunable(engine, rollup, before))):
+        for ids in _batches(engine, rollup, timezone, span, batch_rows):
+            rows = persistently(partial(_delete_counted, engine, rollup, timezone, span, ids))
+            deleted[span.day] = deleted.get(span.day, 0) + rows
             progress(rows)
     return PruneReport(
         {day: rows for day, rows in deleted.items() if rows},
@@ -72,11 +73,15 @@ def prune(
     )
 
 
-def _batches(engine: Engine, rollup: Rollup, timezone: str, day: date, size: int) -> Iterator[Sequence[int]]:
+def _windows(engine: Engine, timezone: str, days: list[date]) -> list[Window]:
+    with transaction(engine) as connection:
+        return windows(connection, days, timezone)
+
+
+def _batches(engine: Engine, rollup: Rollup, timezone: str, span: Window, size: int) -> Iterator[Sequence[int]]:
     """The ids of a day's rows, from one scan of it."""
     with transaction(engine) as connection:
         state.read(connection, rollup, timezone)
-        (span,) = windows(connection, [day], timezone)
         connection.execute(WHOLE_DAYS)
         statement = text(f"select id from {rollup.source} where {of_day(rollup.event_time, span)}")
         parameters = {**span.parameters(), "tz": timezone}
@@ -84,19 +89,14 @@ def _batches(engine: Engine, rollup: Rollup, timezone: str, day: date, size: int
         yield from found.scalars().partitions(size)
 
 
-def _delete(engine: Engine, rollup: Rollup, timezone: str, day: date, ids: Sequence[int]) -> int:
-    with transaction(engine) as connection:
-        return delete_counted(connection, rollup, timezone, day, ids)
-
-
-def delete_counted(connection: Connection, rollup: Rollup, timezone: str, day: date, ids: Sequence[int]) -> int:
+def _delete_counted(engine: Engine, rollup: Rollup, timezone: str, span: Window, ids: Sequence[int]) -> int:
     """Of these rows of a day, deletes those that are counted, and notes them; returns how many."""
-    seals.keep_out_rebuilds(connection, rollup)
-    counted = state.lock(connection, rollup, timezone).snapshot
-    (span,) = windows(connection, [day], timezone)
-    connection.execute(NEW_ROWS)
-    parameters = {"rollup": rollup.name, "tz": timezone, "ids": list(ids), **span.parameters(), **counted.bind("s1")}
-    return int(connection.execute(text(_delete_sql(rollup, of_day(rollup.event_time, span))), parameters).scalar_one())
+    statement = text(_delete_sql(rollup, of_day(rollup.event_time, span)))
+    with transaction(engine) as connection:
+        seals.keep_out_rebuilds(connection, rollup)
+        counted = state.lock(connection, rollup, timezone).snapshot
+        parameters = {"rollup": rollup.name, "tz": timezone, "ids": ids, **span.parameters(), **counted.bind("s1")}
+        return int(connection.execute(statement, parameters).scalar_one())
 
 
 def _delete_sql(rollup: Rollup, is_of_day: str) -> str:

@@ -9,6 +9,7 @@ summed over keys, late rows still add to it, and only `allow_shrink` recounts it
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date
 
@@ -45,6 +46,12 @@ def _lock(connection: Connection, rollup: Rollup, function: str) -> None:
     connection.execute(statement, {"rollup": rollup.name})
 
 
+def mark(connection: Connection, rollup: Rollup, days: Sequence[date], status: str) -> None:
+    """Gives these days that status; days that are not on record stay so."""
+    statement = text("update rollup_days set status = :status where rollup = :rollup and date = any(:days)")
+    connection.execute(statement, {"rollup": rollup.name, "days": list(days), "status": status})
+
+
 def judge(connection: Connection, rollup: Rollup, timezone: str, spans: list[Window]) -> Judgement:
     """Compares the recounted days (the temporary table `rebuilt`) with the stored ones, and notes what it finds."""
     judgement, by_day = Judgement(), {span.day: span for span in spans}
@@ -64,16 +71,16 @@ def judge(connection: Connection, rollup: Rollup, timezone: str, spans: list[Win
 def _judge_day(
     connection: Connection, rollup: Rollup, row: RowMapping, found: dict[str, int], judgement: Judgement
 ) -> None:
-    parameters = {"rollup": rollup.name, "day": row["date"], "missing": json.dumps(found)}
     accounted, is_built = found == row["missing"], row["status"] == "built"
     if accounted and not is_built:
-        connection.execute(_BUILT, parameters)
+        mark(connection, rollup, [row["date"]], "built")
         judgement.accounted.append(row["date"])
         return
     if is_built and not accounted and _is_deletion(rollup, found):
+        parameters = {"rollup": rollup.name, "day": row["date"], "missing": json.dumps(found)}
         connection.execute(_FOUND, parameters)
     if not is_built:
-        connection.execute(_KEPT, parameters)
+        mark(connection, rollup, [row["date"]], "kept")
     counted = int(row[f"counted_{rollup.count}"])
     pruned = (row["missing"] or {}).get(rollup.count, 0)
     judgement.shrunk.append(Shrunk(row["date"], counted - found[rollup.count], counted, pruned))
@@ -118,13 +125,10 @@ def _rows_of_day(connection: Connection, rollup: Rollup, day: date, timezone: st
     return int(connection.execute(text(statement), {**span.parameters(), "tz": timezone}).scalar_one())
 
 
-_DAY = "rollup = :rollup and date = :day"
 _FOUND = text(
-    f"""
+    """
     update rollup_days set missing = cast(:missing as jsonb), sealed_at = coalesce(sealed_at, clock_timestamp()),
         sealed_by = coalesce(sealed_by, 'found')
-    where {_DAY}
+    where rollup = :rollup and date = :day
     """
 )
-_KEPT = text(f"update rollup_days set status = 'kept' where {_DAY}")
-_BUILT = text(f"update rollup_days set status = 'built' where {_DAY}")

@@ -8,6 +8,7 @@ Of a day whose logs were deleted the totals over its keys are compared, with wha
 import time
 from collections.abc import Callable, Sequence
 from datetime import date
+from functools import partial
 
 from sqlalchemy import text
 from sqlalchemy.engine import Engine, RowMapping
@@ -34,7 +35,7 @@ def verify(
     """
     started, proofs = time.perf_counter(), []
     for day in sorted(set(days)):
-        proofs.append(persistently(lambda day=day: _prove_day(engine, rollup, timezone, day)))  # type: ignore[misc]
+        proofs.append(persistently(partial(_prove_day, engine, rollup, timezone, day)))
         progress(proofs[-1])
     return VerifyReport([p for p in proofs if p.built or p.log_rows], time.perf_counter() - started)
 
