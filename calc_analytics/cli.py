@@ -22,6 +22,7 @@ from sqlalchemy.engine import Engine
 
 from calc_analytics import __version__, days, telemetry, terminal
 from calc_analytics.commands import COMMANDS
+from calc_analytics.commands.options import SERVICE_PORT, UI_PORT, port_option
 from calc_analytics.config import Settings, shown
 from calc_analytics.database.embedded import data_folder
 from calc_analytics.database.engine import create_engine, dagster_url, database_url, ensure_database
@@ -37,19 +38,9 @@ from calc_analytics.supervisor import Supervisor, claim
 DAY = "YYYY-MM-DD"
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 from_day = click.option("--from", "first", metavar=DAY, help="First day, included.")
-ui_port_option = click.option(
-    "--ui-port",
-    default=3000,
-    show_default=True,
-    type=click.IntRange(1, 65535),
-    help="Port of the Dagster UI on 127.0.0.1.",
-)
-service_port_option = click.option(
-    "--service-port",
-    default=8080,
-    show_default=True,
-    type=click.IntRange(1, 65535),
-    help="Port of the HTTP service (health, metrics, trigger) on 127.0.0.1.",
+ui_port_option = port_option("--ui-port", UI_PORT, "Port of the Dagster UI on 127.0.0.1.")
+service_port_option = port_option(
+    "--service-port", SERVICE_PORT, "Port of the HTTP service (health, metrics, trigger) on 127.0.0.1."
 )
 to_day = click.option("--to", "last", metavar=DAY, help="Last day, included. Default: today.")
 

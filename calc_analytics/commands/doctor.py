@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from calc_analytics.commands.options import SERVICE_PORT, UI_PORT, port_option
 from calc_analytics.config import Settings
 
 if TYPE_CHECKING:
@@ -13,12 +14,11 @@ if TYPE_CHECKING:
 
 DEADLINE_SECONDS = 15.0
 MARKS = {"ok": ("ok", "green"), "note": ("--", "yellow"), "wrong": ("!!", "red")}
-port = click.IntRange(1, 65535)
 
 
 @click.command()
-@click.option("--ui-port", default=3000, show_default=True, type=port, help="The port that `up` is to use for the UI.")
-@click.option("--service-port", default=8080, show_default=True, type=port, help="And for the HTTP service.")
+@port_option("--ui-port", UI_PORT, "The port that `up` is to use for the UI.")
+@port_option("--service-port", SERVICE_PORT, "And for the HTTP service.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def doctor(ui_port: int, service_port: int, as_json: bool) -> None:
     """Find what is misconfigured, and say the command that mends it.

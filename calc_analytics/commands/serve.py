@@ -2,12 +2,13 @@
 
 import click
 
+from calc_analytics.commands.options import SERVICE_PORT, port_option
 from calc_analytics.config import Settings
 
 
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8080, show_default=True, type=click.IntRange(1, 65535), help="Port to listen on.")
+@port_option("--port", SERVICE_PORT, "Port to listen on.")
 def serve(host: str, port: int) -> None:
     """Serve /health/rollup, /health/live, /metrics and the manual trigger, in the foreground.
 

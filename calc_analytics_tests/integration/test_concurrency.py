@@ -19,6 +19,7 @@ from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.snapshot import Snapshot
 from calc_analytics.rollup.verify import built_days, verify, waiting_days
+from calc_analytics_tests.crowd import Crowd
 from calc_analytics_tests.logs import copy_rows, live, oracle, random_rows, row, stored, utc, write
 
 DAY = date(2026, 3, 1)
@@ -256,37 +257,6 @@ def test_a_refresh_whose_connection_is_killed_leaves_statistics_and_state_as_the
 def _state(engine: Engine) -> tuple:
     with engine.begin() as connection:
         return tuple(connection.execute(text("select cast(snapshot as text), refreshed_at from rollup_state")).one())
-
-
-class Crowd:
-    """Threads that repeat their work until the crowd is dismissed; an error in any of them is raised at the end."""
-
-    def __init__(self, *works: Callable[[], None]) -> None:
-        self.over = threading.Event()
-        self.errors: list[BaseException] = []
-        self.rounds = [0] * len(works)
-        self.threads = [threading.Thread(target=self._repeat, args=pair) for pair in enumerate(works)]
-
-    def _repeat(self, number: int, work: Callable[[], None]) -> None:
-        try:
-            while not self.over.is_set():
-                work()
-                self.rounds[number] += 1
-        except BaseException as error:
-            self.errors.append(error)
-            self.over.set()
-
-    def __enter__(self) -> "Crowd":
-        for thread in self.threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.over.set()
-        for thread in self.threads:
-            thread.join()
-        if self.errors:
-            raise self.errors[0]
 
 
 def test_writers_refreshes_rebuilds_and_proofs_at_once_never_differ(engine: Engine, connect: Connect):

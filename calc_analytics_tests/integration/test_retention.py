@@ -1,7 +1,6 @@
 """Retention: what is counted may be deleted, nothing else is; statistics stay, stay proven, and late rows still add."""
 
 import random
-import threading
 import time
 from datetime import date, timedelta
 from typing import Any
@@ -18,6 +17,7 @@ from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.retention import prune
 from calc_analytics.rollup.verify import built_days, verify, waiting_days
 from calc_analytics_tests.conftest import ROLE
+from calc_analytics_tests.crowd import Crowd
 from calc_analytics_tests.logs import copy_rows, execute, live, oracle, random_rows, row, stored, utc, write
 
 DAY, NEXT, LAST = date(2026, 3, 1), date(2026, 3, 2), date(2026, 3, 3)
@@ -164,16 +164,8 @@ def test_a_late_row_that_nobody_counted_before_a_rebase_is_not_swallowed(counted
 
 
 def test_pruning_writing_refreshing_and_rebuilding_at_once_never_differ(counted: Engine, connect):
-    days, over, errors = [DAY, NEXT, LAST], threading.Event(), []
+    days = [DAY, NEXT, LAST]
     total = sum(m[0] for m in stored(counted).values())
-
-    def repeat(work) -> None:
-        try:
-            while not over.is_set():
-                work()
-        except BaseException as error:
-            errors.append(error)
-            over.set()
 
     writer, written = connect(), []
 
@@ -187,16 +179,10 @@ def test_pruning_writing_refreshing_and_rebuilding_at_once_never_differ(counted:
         assert not different, different
 
     works = [writing, proving, lambda: refresh(counted, ROLLUP, "UTC"), lambda: rebuild(counted, ROLLUP, "UTC", days)]
-    threads = [threading.Thread(target=repeat, args=(work,)) for work in works]
-    for thread in threads:
-        thread.start()
     pruned = 0
-    for _ in range(25):
-        pruned += prune(counted, ROLLUP, "UTC", LAST, batch_rows=100).rows
-    over.set()
-    for thread in threads:
-        thread.join()
-    assert errors == []
+    with Crowd(*works):
+        for _ in range(25):
+            pruned += prune(counted, ROLLUP, "UTC", LAST, batch_rows=100).rows
     refresh(counted, ROLLUP, "UTC")
     assert verify(counted, ROLLUP, "UTC", days).difference == 0
     assert sum(m[0] for m in stored(counted).values()) == total + sum(written)

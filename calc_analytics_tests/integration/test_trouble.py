@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.verify import verify
 from calc_analytics_tests.clusters import Cluster
 from calc_analytics_tests.conftest import ROLE
+from calc_analytics_tests.crowd import Crowd
 from calc_analytics_tests.integration.test_sensor import now, of, tick, today
 from calc_analytics_tests.logs import copy_rows, execute, live, oracle, random_rows, row, stored, utc, write
 
@@ -229,28 +230,13 @@ def test_a_default_isolation_set_for_the_role_changes_nothing(engine: Engine, co
                     f"set default_transaction_isolation = '{level}'")  # fmt: skip
     engine.dispose()
     rebuild(engine, ROLLUP, "UTC", [DAY])
-    older, newer, over = connect(), connect(), threading.Event()
+    older, newer = connect(), connect()
     copy_rows(older, [row(NOON)] * 3)
-    errors: list[BaseException] = []
-
-    def repeat(work: Callable[[], object]) -> None:
-        try:
-            while not over.is_set():
-                work()
-        except BaseException as error:
-            errors.append(error)
-
     works = [lambda: refresh(engine, ROLLUP, "UTC")] * 2 + [lambda: rebuild(engine, ROLLUP, "UTC", [DAY])]
-    threads = [threading.Thread(target=repeat, args=(work,)) for work in works]
-    for thread in threads:
-        thread.start()
-    for n in range(60):
-        write(newer, [row(NOON, publisher=n % 4)] * 3)
-    older.commit()
-    over.set()
-    for thread in threads:
-        thread.join()
-    assert errors == []
+    with Crowd(*works):
+        for n in range(60):
+            write(newer, [row(NOON, publisher=n % 4)] * 3)
+        older.commit()
     refresh(engine, ROLLUP, "UTC")
     assert verify(engine, ROLLUP, "UTC", [DAY]).difference == 0
     assert stored(engine) == live(engine) == oracle(engine)
@@ -295,36 +281,19 @@ def test_a_restart_is_over_before_anybody_gives_up(cluster: Cluster, mode: str):
     dsn = engine.url.set(drivername="postgresql").render_as_string()
     with psycopg.connect(dsn) as writer:
         write(writer, [row(NOON)] * 100)
-    over, errors, rounds = threading.Event(), [], [0, 0, 0]
-
-    def repeat(number: int, work: Callable[[], object]) -> None:
-        try:
-            while not over.is_set():
-                work()
-                rounds[number] += 1
-        except BaseException as error:
-            errors.append(error)
-
-    works = [
+    with Crowd(
         lambda: refresh(engine, ROLLUP, "UTC"),
         lambda: rebuild(engine, ROLLUP, "UTC", [DAY, NEXT]),
         lambda: verify(engine, ROLLUP, "UTC", [DAY, NEXT]),
-    ]
-    threads = [threading.Thread(target=repeat, args=pair) for pair in enumerate(works)]
-    for thread in threads:
-        thread.start()
-    _await_rounds(rounds, 2)
-    cluster.stop(mode)
-    cluster.start()
-    before = list(rounds)
-    with psycopg.connect(dsn) as writer:
-        write(writer, [row(NOON)] * 50)
-    _await_rounds(rounds, 2, before)
-    over.set()
-    for thread in threads:
-        thread.join()
+    ) as crowd:
+        _await_rounds(crowd.rounds, 2)
+        cluster.stop(mode)
+        cluster.start()
+        before = list(crowd.rounds)
+        with psycopg.connect(dsn) as writer:
+            write(writer, [row(NOON)] * 50)
+        _await_rounds(crowd.rounds, 2, before)
     refresh(engine, ROLLUP, "UTC")
-    assert [str(error) for error in errors if not getattr(error, "transient", False)] == []
     assert verify(engine, ROLLUP, "UTC", [DAY, NEXT]).difference == 0
     assert stored(engine) == oracle(engine)
     assert sum(measures[0] for measures in stored(engine).values()) == 150
