@@ -266,7 +266,7 @@ def _checks_and_freshness(context: SensorEvaluationContext, memory: Memory) -> I
 
 
 def _check_outcomes(record: EventLogRecord) -> Iterator[Outcome]:
-    """An outcome per day: a run's evaluation has its partition, a streamed one names its days in the metadata.
+    """An outcome per day: an evaluation has its partition, or names its days in the metadata.
 
     The summary that a run over several days adds has neither; each of its days has an evaluation of its own.
     """

@@ -1,4 +1,6 @@
-"""The asset checks: for each partition of a run, on demand from the UI, and carried along by the sensor's ticks."""
+"""The asset checks: for each partition of a run, for today and yesterday in a run without partitions (what the UI's
+"Execute all" starts), and carried along by the sensor's ticks.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,11 +15,14 @@ from dagster import (
     AssetCheckSeverity,
     AssetKey,
     AssetsDefinition,
+    OpExecutionContext,
     PartitionsDefinition,
     asset_check,
 )
 
 from calc_analytics import rollup, telemetry
+from calc_analytics.days import today_and_yesterday
+from calc_analytics.orchestration.evaluations import Target, targets
 from calc_analytics.orchestration.partitions import as_days
 from calc_analytics.orchestration.resources import RollupDatabase
 from calc_analytics.orchestration.retries import TRANSIENT_ERRORS, failing_in_one_line
@@ -51,32 +56,37 @@ def stats_checks(stats: AssetsDefinition, partitions: PartitionsDefinition) -> l
     @asset_check(**options)
     def stats_match_logs(context: AssetCheckExecutionContext, database: RollupDatabase) -> AssetCheckResult:
         """Proves the day: statistics equal the logs visible in the stored snapshot. Zero difference, or a bug."""
-        return _checked(context, lambda days: _proofs(database, days))
+        return _checked(context, database, _proofs)
 
     @asset_check(**options)
     def source_breakdown_complete(context: AssetCheckExecutionContext, database: RollupDatabase) -> AssetCheckResult:
         """Web, API and external calculations add up to the total; warns with the source codes nobody knows."""
-        return _checked(context, lambda days: _breakdowns(database, days))
+        return _checked(context, database, _breakdowns)
 
     @asset_check(**options)
     def cache_hits_within_total(context: AssetCheckExecutionContext, database: RollupDatabase) -> AssetCheckResult:
         """No publisher has more cache hits than calculations."""
-        return _checked(context, lambda days: _cache_hits(database, days))
+        return _checked(context, database, _cache_hits)
 
     return [stats_match_logs, source_breakdown_complete, cache_hits_within_total]
 
 
-def streamed_evaluations(database: RollupDatabase, asset: AssetKey, days: Sequence[date]) -> list[AssetCheckEvaluation]:
+def streamed_evaluations(
+    database: RollupDatabase, asset: AssetKey, days: Sequence[date], *, by_day: bool
+) -> list[AssetCheckEvaluation]:
     """The checks over the days that a tick has added to. The proof is the last one made, renewed when it is due.
 
-    Without a partition: Dagster stores no more than one evaluation per partition outside of runs (the unique index
-    on asset_check_executions).
+    One for each day if `by_day`, the failed ones last, since the overview shows the last. Without, one for all days:
+    Dagster's own storage takes no more than one evaluation per partition from outside of runs.
     """
     verdicts = {
         "stats_match_logs": _last_proofs(database, days),
         "source_breakdown_complete": _breakdowns_without_codes(database, days),
         "cache_hits_within_total": _cache_hits(database, days),
     }
+    if by_day:
+        told = [(not each.passed, name, each, day) for name, said in verdicts.items() for day, each in said.items()]
+        return [_evaluation(asset, name, each, day) for _, name, each, day in sorted(told, key=lambda one: one[0])]
     return [_evaluation(asset, name, _with_days(said)) for name, said in verdicts.items() if said]
 
 
@@ -90,26 +100,44 @@ def _with_days(said: Verdicts) -> Verdict:
     return replace(verdict, metadata={**verdict.metadata, **named})
 
 
-def _checked(context: AssetCheckExecutionContext, evaluate: Callable[[list[date]], Verdicts]) -> AssetCheckResult:
-    """One evaluation for each partition of the run.
+def _checked(
+    context: AssetCheckExecutionContext,
+    database: RollupDatabase,
+    evaluate: Callable[[RollupDatabase, list[date]], Verdicts],
+) -> AssetCheckResult:
+    """One evaluation for each partition of the run; for today's and yesterday's if it has none.
 
-    Dagster gives a returned result a partition only if the run has a single one; for several, each day's is logged
-    and the result sums them up.
+    Dagster accepts a returned result from a run with partitions, and gives it a partition if there is a single one.
+    In all other runs each day's evaluation is logged, and one that sums them up.
     """
+    run = context.op_execution_context
     with failing_in_one_line():
-        said = evaluate(as_days(context.op_execution_context.partition_keys))
-        if len(said) > 1:
-            (key,) = context.op_execution_context.selected_asset_check_keys
-            for day, verdict in said.items():
-                evaluation = _evaluation(key.asset_key, key.name, verdict, day)
-                # Accepted, but annotated too narrowly.
-                context.op_execution_context.log_event(evaluation)  # type: ignore[arg-type]
-        return AssetCheckResult(**vars(_together(said)))
+        if run.has_partition_key:
+            return AssetCheckResult(**vars(_together(evaluate(database, as_days(run.partition_keys)))))
+        ranged = run.has_partition_key_range
+        said = evaluate(database, as_days(run.partition_keys) if ranged else today_and_yesterday(database.timezone))
+        (key,) = run.selected_asset_check_keys
+        of = targets(run.instance.event_log_storage, key.asset_key, [day.isoformat() for day in said])
+        for day, verdict in said.items():
+            _log(run, _evaluation(key.asset_key, key.name, verdict, day, of.get(day.isoformat())))
+        _log(run, _evaluation(key.asset_key, key.name, _together(said)))
+    return None  # type: ignore[return-value]  # which Dagster takes: all is logged
 
 
-def _evaluation(asset: AssetKey, name: str, verdict: Verdict, day: date | None = None) -> AssetCheckEvaluation:
-    partition = day.isoformat() if day else None
-    return AssetCheckEvaluation(asset_key=asset, check_name=name, partition=partition, **vars(verdict))
+def _log(run: OpExecutionContext, evaluation: AssetCheckEvaluation) -> None:
+    run.log_event(evaluation)  # type: ignore[arg-type]  # accepted, but annotated too narrowly
+
+
+def _evaluation(
+    asset: AssetKey, name: str, verdict: Verdict, day: date | None = None, target: Target | None = None
+) -> AssetCheckEvaluation:
+    return AssetCheckEvaluation(
+        asset_key=asset,
+        check_name=name,
+        partition=day.isoformat() if day else None,
+        target_materialization_data=target,
+        **vars(verdict),
+    )
 
 
 def _together(said: Verdicts) -> Verdict:
@@ -200,7 +228,7 @@ def _breakdowns(database: RollupDatabase, days: Sequence[date]) -> Verdicts:
 
 def _breakdowns_without_codes(database: RollupDatabase, days: Sequence[date]) -> Verdicts:
     missing = rollup.figures.unknown_sources(database.engine, days)
-    return {day: _breakdown(day, missing.get(day, 0), "execute the check to see the codes") for day in days}
+    return {day: _breakdown(day, missing.get(day, 0), "materialize the day to see the codes") for day in days}
 
 
 def _breakdown(day: date, missing: int, codes: str) -> Verdict:

@@ -89,7 +89,7 @@ def new_log_batches_sensor(
         if before is None:
             wanted.update(today_and_yesterday(database.timezone))
         requested, cursor = _ask(wanted, before or Cursor(), partitions)
-        events, cursor = _tell(database, followed, cursor, partitions)
+        events, cursor = _tell(database, followed, cursor, partitions, by_day=_takes_evaluations_by_day(context))
         return SensorResult(
             run_requests=automatic(requested),
             asset_events=events,
@@ -125,8 +125,14 @@ def _ask(wanted: set[date], cursor: Cursor, partitions: PartitionsDefinition) ->
     return new, replace(cursor, asked={**still, **dict.fromkeys(new, now)})
 
 
+def _takes_evaluations_by_day(context: SensorEvaluationContext) -> bool:
+    """Whether the daemon stores events with `orchestration.storage`; Dagster's own storage would refuse them."""
+    used = context.instance_ref.storage_data if context.instance_ref else None
+    return used is not None and used.class_name == "CalcAnalyticsStorage"
+
+
 def _tell(
-    database: RollupDatabase, followed: "Followed", cursor: Cursor, partitions: PartitionsDefinition
+    database: RollupDatabase, followed: "Followed", cursor: Cursor, partitions: PartitionsDefinition, *, by_day: bool
 ) -> tuple[Events, Cursor]:
     """The events of this tick: at once after a quiet time, then every 30 seconds at most."""
     untold = dict(cursor.untold)
@@ -145,16 +151,19 @@ def _tell(
     cursor = replace(cursor, untold=untold, built_by_others_until=since)
     if not untold or time.time() - cursor.told_at < TELL_SECONDS:
         return [], cursor
-    return _events(database, untold, partitions), replace(cursor, untold={}, told_at=time.time())
+    events = _events(database, untold, partitions, by_day=by_day)
+    return events, replace(cursor, untold={}, told_at=time.time())
 
 
-def _events(database: RollupDatabase, untold: dict[str, int], partitions: PartitionsDefinition) -> Events:
+def _events(
+    database: RollupDatabase, untold: dict[str, int], partitions: PartitionsDefinition, *, by_day: bool
+) -> Events:
     """A materialization and the checks of each touched day, and an observation of the logs."""
     days = [parse_day(key) for key in keys_of([parse_day(key) for key in untold], partitions)]
     totals = rollup.figures.day_totals(database.engine, database.rollup, days)
     return [
         *(_materialization(day, totals[day], untold[str(day)]) for day in days if day in totals),
-        *streamed_evaluations(database, STATS, [day for day in days if day in totals]),
+        *streamed_evaluations(database, STATS, [day for day in days if day in totals], by_day=by_day),
         AssetObservation(calculation_logs.key, metadata=log_metadata(database, sum(untold.values()))),
     ]
 

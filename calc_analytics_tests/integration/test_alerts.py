@@ -90,9 +90,9 @@ def runs(receiver: Receiver, database, stored_instance: DagsterInstance) -> Tick
     return Ticking(RUNS, stored_instance, defs())
 
 
-def stream(instance: DagsterInstance, *days: date) -> None:
+def stream(instance: DagsterInstance, *days: date, by_day: bool = True) -> None:
     """Reports the evaluations of these days as the daemon does for `new_log_batches`."""
-    for evaluation in streamed_evaluations(RollupDatabase(), STATS, days):
+    for evaluation in streamed_evaluations(RollupDatabase(), STATS, days, by_day=by_day):
         instance.report_runless_asset_event(evaluation)
 
 
@@ -123,22 +123,25 @@ def test_with_one_they_are_on(runs, checks):
         assert "nothing to tell" in ticking.said()
 
 
-def test_a_failed_check_of_a_streamed_batch_is_told_once_for_its_day_and_so_is_its_recovery(checks, built, receiver):
-    stream(checks.instance, DAY, NEXT)
+@pytest.mark.parametrize("by_day", [True, False])
+def test_a_failed_check_of_a_streamed_batch_is_told_once_for_its_day_and_so_is_its_recovery(
+    checks, built, receiver, by_day
+):
+    stream(checks.instance, DAY, NEXT, by_day=by_day)
     checks.tick()
     assert receiver.taken == []
     execute(built, WRONG)
     for _ in range(3):
-        stream(checks.instance, DAY, NEXT)
+        stream(checks.instance, DAY, NEXT, by_day=by_day)
         checks.tick()
     (told,) = receiver.taken
     assert "failed: check cache_hits_within_total of 2026-03-01" in told
     assert "error: 2026-03-01: more cache hits than calculations for publisher 1" in told
     execute(built, RIGHT)
-    stream(checks.instance, NEXT)
+    stream(checks.instance, NEXT, by_day=by_day)
     checks.tick()
     assert len(receiver.taken) == 1, "the other day passing says nothing of this one"
-    stream(checks.instance, DAY)
+    stream(checks.instance, DAY, by_day=by_day)
     checks.tick()
     assert receiver.taken[1:] == [text for text in receiver.taken[1:] if "well again: check cache_hits" in text]
     assert len(receiver.taken) == 2

@@ -111,12 +111,13 @@ def test_what_streamed_batches_left_goes_after_a_week_and_the_latest_stays(
     assert prune(stored_instance, 7, 30) == Pruned(0, 0), "nothing is old"
     age(dagster_database, 8)
     pruned = prune(stored_instance, 7, 30)
-    # Of five ticks of three materializations, three evaluations and an observation, one is kept.
+    # Of five ticks of three materializations, nine evaluations and an observation, one is kept, and of the
+    # evaluations that a later one replaced the last of each check, with the materialization it speaks of.
     # An evaluation is a row of the event log and one of the executions.
-    assert pruned == Pruned(4 * (3 + 2 * 3 + 1), 0)
+    assert pruned == Pruned(4 * (3 + 2 * 9 + 1) - 2 * 3 - 1, 0)
     assert shown(location, stored_instance) == before
-    assert count(dagster_database, "event_logs") == 7
-    assert count(dagster_database, "asset_check_executions") == 3
+    assert count(dagster_database, "event_logs") == 13 + 3 + 1
+    assert count(dagster_database, "asset_check_executions") == 9 + 3
     assert prune(stored_instance, 7, 30) == Pruned(0, 0), "safe to repeat"
 
 
@@ -164,7 +165,8 @@ def test_the_latest_failure_of_a_check_stays_beside_its_latest_pass(location, st
     kept = stored_instance.event_log_storage.get_asset_check_execution_history(
         AssetCheckKey(STATS, "cache_hits_within_total"), limit=10
     )
-    assert [record.status.value for record in kept] == ["SUCCEEDED", "FAILED"]
+    # The day's latest; and of those that a later one replaced, the latest of each kind.
+    assert [record.status.value for record in kept] == ["SUCCEEDED", "SUCCEEDED", "FAILED"]
 
 
 def test_runs_in_progress_and_young_ones_stay(location, stored_instance, dagster_database, built):
@@ -202,24 +204,24 @@ def test_it_works_in_batches(location, stored_instance, dagster_database, built,
     age(dagster_database, 31)
     assert prune(stored_instance, 7, 30).runs == 4
     assert shown(location, stored_instance) == before
-    # Streamed evaluations have no partition: the latest of each check, besides those of the last run.
-    assert count(dagster_database, "asset_check_executions") == 6
+    # The latest of each check and day, and of each check among those that a later one replaced.
+    assert count(dagster_database, "asset_check_executions") == 9 + 3
 
 
 def test_the_job_says_what_it_deleted_and_takes_its_retention_from_the_launchpad(
     stored_instance, dagster_database, built
 ):
-    for _ in range(2):
+    for _ in range(3):
         tick(stored_instance, DAYS[0])
     age(dagster_database, 3)
     job = defs().resolve_job_def("housekeeping")
     assert job.execute_in_process(instance=stored_instance).success
-    assert count(dagster_database, "event_logs", "run_id = ''") == 10
+    assert count(dagster_database, "event_logs", "run_id = ''") == 15
     config = {"ops": {"prune_event_log": {"config": {"keep_events_days": 2}}}}
     result = job.execute_in_process(instance=stored_instance, run_config=config)
     (output,) = [e for e in result.all_events if e.is_successful_output]
-    assert output.step_output_data.metadata["rows_deleted"].value == 8
-    assert count(dagster_database, "event_logs", "run_id = ''") == 5
+    assert output.step_output_data.metadata["rows_deleted"].value == 6 + 3
+    assert count(dagster_database, "event_logs", "run_id = ''") == 5 + 4
 
 
 def test_a_run_that_died_before_its_checks_is_not_kept_for_them(location, stored_instance, dagster_database, built):
