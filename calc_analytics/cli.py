@@ -29,6 +29,7 @@ from calc_analytics.database.engine import create_engine, dagster_url, database_
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.rollup import install, retention
 from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
+from calc_analytics.rollup.figures import has_logs
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh as refresh_once
 from calc_analytics.rollup.verify import built_days, overflowed_days, waiting_days
@@ -184,7 +185,8 @@ def verify(single: tuple[str, ...], first: str | None, last: str | None, as_json
 
     Default: every built day. Exact while writers run: the answer is zero difference, or logs were deleted, or a bug.
     Of a day that was pruned the totals are compared, with the deleted rows added.
-    Exit code 1 on any difference, for a day asked for that has logs but was never built, and if every day waits.
+    Exit code 1 on any difference, for a day asked for that has logs but was never built, and if there are logs and no
+    day is built.
     """
     settings = Settings.from_environment()
     wanted = _chosen(single, first, last, settings)
@@ -193,12 +195,15 @@ def verify(single: tuple[str, ...], first: str | None, last: str | None, as_json
     with terminal.bar("comparing days", len(chosen)) as advance:
         report = verify_days(engine, ROLLUP, settings.timezone, chosen, progress=lambda proof: advance(1))
     if wanted is None:
-        waiting, overflowed = waiting_days(engine, ROLLUP), overflowed_days(engine, ROLLUP)
-        report = replace(report, waiting=waiting, overflowed=overflowed)
+        report = replace(
+            report,
+            waiting=waiting_days(engine, ROLLUP),
+            overflowed=overflowed_days(engine, ROLLUP),
+            nothing_built=not chosen and has_logs(engine, ROLLUP),
+        )
     telemetry.verified(report, log=False)
     _print(report, as_json, terminal.show_verify)
-    nothing_proven = report.waiting and not report.days
-    sys.exit(1 if report.different or report.never_built or report.overflowed or nothing_proven else 0)
+    sys.exit(1 if report.different or report.never_built or report.overflowed or report.nothing_built else 0)
 
 
 def _chosen(single: tuple[str, ...], first: str | None, last: str | None, settings: Settings) -> list[date] | None:

@@ -136,8 +136,9 @@ class _Writer(threading.Thread):
             length = min(self.traffic.flush_seconds, self.traffic.batch_rows / rate)
             wait = due + length - time.time()
             left = self.deadline - time.monotonic()
-            if self.stop.wait(max(min(wait, left), 0.0)) or left <= wait:
-                return
+            ending = self.stop.wait(max(min(wait, left), 0.0)) or left <= wait
+            if ending:  # what has come in so far is still written, as a server does that is stopped
+                length = min(max(time.time() - due, 0.0), length)
             carried += rate * length
             count = int(min(carried, self.limit - self.rows))
             carried -= count
@@ -145,6 +146,8 @@ class _Writer(threading.Thread):
                 _copy(connection, self.make.live(count, due, length))
                 self.rows, self.batches = self.rows + count, self.batches + 1
                 self.progress(count)
+            if ending:
+                return
             due += length
 
     def _rhythm(self, at: float) -> float:

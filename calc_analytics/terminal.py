@@ -80,6 +80,12 @@ def show_verify(report: VerifyReport) -> None:
         else:
             verdict = f"never built: run 'calc-analytics rollup --day {day.day}'"
         say(f"  {day.day}  logs {day.log_rows:>11,}  stats {day.counted_rows:>11,}  {verdict}")
+    if report.nothing_built:
+        say(
+            "error: no day is built, so nothing is proven: run 'calc-analytics rollup' (today, yesterday and days that "
+            "wait) or 'calc-analytics rollup --from DAY'",
+            error=True,
+        )
     if report.waiting:
         say(f"{len(report.waiting):,} days wait for a rebuild and were not compared: run 'calc-analytics rollup'")
     if report.overflowed:

@@ -80,6 +80,11 @@ def add_xact_id(connection: Connection) -> None:
     connection.execute(text(f"alter table {LOGS} alter column xact_id set default txid_current()"))
 
 
+def gives_xact_ids(connection: Connection) -> bool:
+    """Whether the log table and each of its partitions has the column with its default."""
+    return bool(connection.execute(text(_ALL_GIVE_XACT_IDS), {"table": LOGS}).scalar())
+
+
 def forget_xact_ids(connection: Connection) -> None:
     """Makes every row "older than any snapshot", in an instant: the column is dropped and added again."""
     connection.execute(text(f"alter table {LOGS} drop column if exists xact_id"))
@@ -144,6 +149,14 @@ _PARTITIONS = """
            quote_ident(relname || '_rollup_idx') as name
     from pg_partition_tree(to_regclass(:table)) tree join pg_class on oid = tree.relid
     where isleaf and relispartition and relkind = 'r' order by 2
+"""
+_ALL_GIVE_XACT_IDS = r"""
+    select bool_and(coalesce(pg_get_expr(d.adbin, d.adrelid) ~ 'txid_current\(\)|pg_current_xact_id', false))
+    from (
+        select relid from pg_partition_tree(to_regclass(:table)) union select to_regclass(:table)
+    ) tree
+    left join pg_attribute a on a.attrelid = tree.relid and a.attname = 'xact_id' and not a.attisdropped
+    left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
 """
 _SCHEMA = "select cast(cast(relnamespace as regnamespace) as text) from pg_class where oid = to_regclass(:table)"
 _SUMMARIZE = """

@@ -13,6 +13,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
+from calc_analytics.database import adopt
 from calc_analytics.database.engine import sqlstate, trouble_in_words
 from calc_analytics.errors import CalcAnalyticsError
 
@@ -40,7 +41,7 @@ def is_at_head(connection: Connection) -> bool:
 
 
 def upgrade(engine: Engine, finish: Callable[[Connection], None]) -> None:
-    """Brings the tables to the newest revision, then calls `finish` in a transaction of its own.
+    """Brings the tables to the newest revision, calls `finish` in a transaction, and mends the log table's index.
 
     One at a time: the others wait their turn. Raises `CalcAnalyticsError` subclasses; a revision that fails changed
     nothing.
@@ -49,12 +50,24 @@ def upgrade(engine: Engine, finish: Callable[[Connection], None]) -> None:
         _take_turn(connection)
         try:
             with_brief_locks(connection, lambda: _run_revisions(connection))
-            with connection.begin():
-                finish(connection)
+            with_brief_locks(connection, lambda: _in_a_transaction(connection, finish))
+            _build_index(connection)
         finally:
             connection.rollback()
             connection.execute(text("select pg_advisory_unlock(:key)"), {"key": ADVISORY_LOCK})
             connection.commit()
+
+
+def _in_a_transaction(connection: Connection, finish: Callable[[Connection], None]) -> None:
+    with connection.begin():
+        finish(connection)
+
+
+def _build_index(connection: Connection) -> None:
+    """Again what revision 0002 did, if somebody dropped it since."""
+    connection.execution_options(isolation_level="AUTOCOMMIT")
+    adopt.create_log_index(connection)
+    adopt.create_summarize_function(connection)
 
 
 def _take_turn(connection: Connection) -> None:

@@ -45,6 +45,12 @@ def log_figures(engine: Engine, rollup: Rollup, timezone: str) -> LogFigures:
     return LogFigures(int(row.estimated or 0), row.uncounted, max(float(row.lag), 0.0), nowhere)
 
 
+def has_logs(engine: Engine, rollup: Rollup) -> bool:
+    """Whether there is any log row."""
+    with transaction(engine) as connection:
+        return bool(connection.execute(text(f"select exists (select from {rollup.source})")).scalar_one())
+
+
 def rows_without_a_day(engine: Engine, rollup: Rollup) -> int:
     """Log rows whose event time no day holds. Cost: the index, and the ranges of pages that have such a row."""
     with transaction(engine) as connection:

@@ -12,10 +12,15 @@ from calc_analytics.rollup.live_view import create_live_view, without_logs
 
 
 def install(engine: Engine, timezone: str) -> None:
-    """Makes an empty or an API's database ready; every existing row of every table stays."""
+    """Makes an empty or an API's database ready, and mends one that somebody changed since; every row stays.
+
+    Raises `UnfitTable` for what it would have to guess.
+    """
 
     def state_and_views(connection: Connection) -> None:
         metadata.create_all(connection, checkfirst=True)
+        adopt.check_existing(connection)
+        _mend_log_table(connection)
         for rollup in ROLLUPS:
             state.create_if_missing(connection, rollup, timezone)
             create_live_view(connection, rollup)
@@ -23,10 +28,25 @@ def install(engine: Engine, timezone: str) -> None:
     migrate.upgrade(engine, state_and_views)
 
 
+def _mend_log_table(connection: Connection) -> None:
+    """Gives rows their transaction's id again. Those written in the meantime have none, and which of them are counted
+    nobody knows: every built day is to be rebuilt."""
+    adopt.rename_city_id(connection)
+    if not adopt.gives_xact_ids(connection):
+        for rollup in ROLLUPS:
+            state.wait_for_turn(connection, rollup)
+            state.mark_stale(connection, rollup)
+        adopt.add_xact_id(connection)
+
+
 def is_installed(engine: Engine) -> bool:
-    """Whether the migrations, the state and the views are there, at the newest revision."""
+    """Whether the migrations, the state and the views are there, at the newest revision, and rows get their ids."""
     with trouble_in_words(engine.url), engine.connect() as connection:
-        return migrate.is_at_head(connection) and all(_is_ready(connection, rollup) for rollup in ROLLUPS)
+        return (
+            migrate.is_at_head(connection)
+            and all(_is_ready(connection, rollup) for rollup in ROLLUPS)
+            and adopt.gives_xact_ids(connection)
+        )
 
 
 def _is_ready(connection: Connection, rollup: Rollup) -> bool:

@@ -174,6 +174,8 @@ class VerifyReport:
     """Days on record that wait for a rebuild and were not asked for."""
     overflowed: list[date] = field(default_factory=list)
     """Days on record that have a counter too great for its column."""
+    nothing_built: bool = False
+    """There are logs, but no day at all was ever built: nothing is proven."""
 
     @property
     def different(self) -> list[DayProof]:
@@ -206,6 +208,7 @@ class VerifyReport:
             },
             "waiting_days": [str(day) for day in self.waiting],
             "overflowed_days": [str(day) for day in self.overflowed],
+            "nothing_built": self.nothing_built,
             "seconds": round(self.seconds, 4),
         }
 

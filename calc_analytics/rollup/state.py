@@ -66,6 +66,11 @@ def wait_for_turn(connection: Connection, rollup: Rollup) -> None:
     connection.execute(text("select from rollup_state where rollup = :rollup for update"), {"rollup": rollup.name})
 
 
+def mark_stale(connection: Connection, rollup: Rollup) -> None:
+    """Every built day is to be rebuilt; its statistics stay until then."""
+    connection.execute(_STALE, {"rollup": rollup.name})
+
+
 def start_afresh(connection: Connection, rollup: Rollup, timezone: str) -> None:
     """Takes this cluster's snapshot and marks every built day stale; its statistics stay until it is rebuilt."""
     create_if_missing(connection, rollup, timezone)

@@ -136,7 +136,9 @@ def test_a_port_of_the_service_that_is_taken_is_named_with_its_option(calc):
 
 def test_a_role_that_may_not_create_anything_runs_what_is_installed(calc):
     assert cli._ready(Settings.from_environment()) is not None
-    assert f"grant it to the role '{ROLE}'" in refused(calc("migrate"))
+    assert "run this command once with DATABASE_URL naming the role that owns the API's tables" in refused(
+        calc("migrate")
+    )
 
 
 def test_rollup_refuses_to_shrink_with_both_counts_and_exit_code_1(calc, engine, connect):
@@ -183,6 +185,13 @@ def test_verify_proves_and_fails_on_a_difference(calc, engine, connect):
     assert result.exit_code == 1
     assert json.loads(result.stdout)["days"]["2026-03-01"]["differences"]["cache_hits"] == 2
     assert "DIFFERENT for 1 publishers" in calc("verify", "--from", "2026-03-01").output
+
+
+def test_verify_fails_while_there_are_logs_and_no_day_was_ever_built(calc, connect):
+    assert calc("verify").exit_code == 0, "without logs there is nothing to prove"
+    write(connect(), [row(NOON)])
+    assert "no day is built, so nothing is proven: run 'calc-analytics rollup'" in refused(calc("verify"))
+    assert json.loads(calc("verify", "--json").stdout)["nothing_built"] is True
 
 
 def test_verify_of_a_day_that_was_never_built_says_what_to_run(calc, connect):

@@ -18,9 +18,10 @@ from calc_analytics.database.engine import DatabaseTrouble, engine_for
 from calc_analytics.database.migrate import NotOwner
 from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
 from calc_analytics.rollup.index import summarize
-from calc_analytics.rollup.install import install
+from calc_analytics.rollup.install import install, is_installed
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
+from calc_analytics.rollup.verify import verify, waiting_days
 from calc_analytics_tests.logs import live, oracle, stored
 
 API_TABLES = """
@@ -227,6 +228,69 @@ def test_an_index_that_a_broken_attempt_left_invalid_is_built_again(api: Engine)
     install(api, "UTC")
     valid = "select indisvalid from pg_index where indexrelid = 'calculation_logs_rollup_idx'::regclass"
     assert scalar(api, valid) is True
+
+
+def test_an_index_or_function_that_somebody_dropped_is_built_again(api: Engine):
+    install(api, "UTC")
+    with api.begin() as connection:
+        connection.execute(text("drop index calculation_logs_rollup_idx"))
+        connection.execute(text("drop function calculation_logs_summarize"))
+    install(api, "UTC")
+    assert scalar(api, "select indisvalid from pg_index where indexrelid = 'calculation_logs_rollup_idx'::regclass")
+    assert summarize(api, ROLLUP)
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["alter column xact_id drop default", "drop column xact_id cascade", "rename column locality_id to city_id"],
+)
+def test_rows_written_while_the_log_table_was_changed_are_counted_once_it_is_mended(api: Engine, change: str):
+    install(api, "UTC")
+    rebuild(api, ROLLUP, "UTC", [DAY])
+    with api.begin() as connection:
+        connection.execute(text(f"alter table calculation_logs {change}"))
+        place = "city_id" if "city_id" in change else "locality_id"
+        for _ in range(3):
+            at = INSERT_INTO.replace("locality_id", place).format(table="calculation_logs", at="2026-03-01 14:00Z")
+            connection.execute(text(at))
+    assert is_installed(api) is ("city_id" in change)
+    install(api, "UTC")
+    assert is_installed(api)
+    assert waiting_days(api, ROLLUP) == ([] if "city_id" in change else [DAY])
+    refresh(api, ROLLUP, "UTC")
+    rebuild(api, ROLLUP, "UTC", waiting_days(api, ROLLUP))
+    assert {key: value for key, value in stored(api).items() if key[1] == DAY} == oracle(api)
+    with api.begin() as connection:
+        connection.execute(text(INSERT_INTO.format(table="calculation_logs", at="2026-03-01 15:00Z")))
+    assert refresh(api, ROLLUP, "UTC").rows == 1
+    assert verify(api, ROLLUP, "UTC", [DAY]).difference == 0
+
+
+def test_a_partition_that_lost_its_default_is_mended(empty: Engine):
+    with empty.begin() as connection:
+        for statement in PARTITIONED:
+            connection.execute(text(statement))
+    install(empty, "UTC")
+    rebuild(empty, ROLLUP, "UTC", [DAY])
+    with empty.begin() as connection:
+        connection.execute(text('alter table "logs A" alter column xact_id drop default'))
+        connection.execute(text(INSERT_INTO.format(table='"logs A"', at="2026-03-01 12:00Z")))
+    install(empty, "UTC")
+    rebuild(empty, ROLLUP, "UTC", waiting_days(empty, ROLLUP))
+    with empty.begin() as connection:
+        connection.execute(text(INSERT_INTO.format(table='"logs A"', at="2026-03-01 12:00Z")))
+    refresh(empty, ROLLUP, "UTC")
+    assert stored(empty) == live(empty) == oracle(empty)
+
+
+@pytest.mark.parametrize("table", ["calculation_logs", "calculation_stats_daily"])
+def test_a_column_that_somebody_dropped_later_is_named(api: Engine, table: str):
+    install(api, "UTC")
+    column = {"calculation_logs": "source", "calculation_stats_daily": "cache_hits"}[table]
+    with api.begin() as connection:
+        connection.execute(text(f"alter table {table} drop column {column} cascade"))
+    with pytest.raises(UnfitTable, match=f"table {table} has no column {column}"):
+        install(api, "UTC")
 
 
 def test_who_does_not_own_the_logs_is_told_so_and_nothing_changes(api: Engine):
