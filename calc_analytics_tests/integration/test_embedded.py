@@ -138,3 +138,26 @@ def test_a_statement_ends_with_the_process_that_asked_for_it(pgdata: Path):
         client.kill()
         client.wait()
         eventually(lambda: not waiting(), "the end of the statement")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only for root does the server run as another user")
+@pytest.mark.parametrize("folder", ["pg", "long" * 25 + "/pg"])
+def test_for_root_too_what_was_private_stays_unreadable_for_others(folder: str):
+    home = Path(tempfile.mkdtemp(prefix="ca-"))
+    pgdata = home / folder
+    pgdata.parent.mkdir(parents=True, exist_ok=True)
+    for private in {home, pgdata.parent}:
+        private.chmod(0o700)
+    try:
+        uri = embedded.start(pgdata).get_uri()
+        assert [oct(above.stat().st_mode)[-3:] for above in (home, pgdata.parent)] == ["711", "711"]
+        as_a_stranger = f"import os, psycopg; os.setgid(65534); os.setuid(65534); psycopg.connect({uri!r})"
+        stranger = subprocess.run(
+            [sys.executable, "-c", as_a_stranger], check=False, cwd="/", capture_output=True, text=True
+        )
+        assert "ermission denied" in stranger.stderr
+        with psycopg.connect(uri) as connection:
+            assert connection.execute("select 1").fetchone() == (1,)
+    finally:
+        embedded.stop(pgdata)
+        shutil.rmtree(home)
