@@ -235,9 +235,14 @@ def _in_words(error: DBAPIError | psycopg.Error, url: URL) -> str:
         case "25006":
             return f"{said}: {place} is read-only (a standby?); use the primary's address"
         case None if "does not exist" in said and "database" in said:
-            return f"{said}: run 'calc-analytics migrate' to create it, or correct DATABASE_URL"
+            return (
+                f"{said}: run 'calc-analytics migrate' to create it, or correct DATABASE_URL (or DAGSTER_POSTGRES_URL)"
+            )
         case None if isinstance(original, psycopg.OperationalError):
-            return f"cannot connect to {place}: {said}; is PostgreSQL running, and DATABASE_URL right?"
+            return (
+                f"cannot connect to {place}: {said}; "
+                "is PostgreSQL running, and DATABASE_URL (or DAGSTER_POSTGRES_URL) right?"
+            )
         case None:
             return f"{said} at {place}"
         case code:

@@ -14,6 +14,9 @@ class Cursor:
     untold: dict[str, int] = field(default_factory=dict)
     """Rows added per day that no event tells of yet."""
 
+    untold_seconds: float = 0.0
+    """How long the refreshes took that added them."""
+
     told_at: float = 0.0
     """When events last told of added rows."""
 
@@ -28,6 +31,7 @@ class Cursor:
             return cls(
                 asked={str(day): float(at) for day, at in values["asked"].items()},
                 untold={str(day): int(rows) for day, rows in values["untold"].items()},
+                untold_seconds=float(values["untold_seconds"]),
                 told_at=float(values["told_at"]),
                 built_by_others_until=values["built_by_others_until"],
             )

@@ -5,15 +5,18 @@ for what a check returns in a run of one partition; for all others this module f
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from dagster import AssetKey, AssetRecordsFilter, DagsterEventType
 from dagster._core.definitions.asset_checks.asset_check_evaluation import (
     AssetCheckEvaluationTargetMaterializationData as Target,
 )
-from dagster._core.storage.event_log import EventLogStorage
+
+if TYPE_CHECKING:
+    from dagster._core.storage.event_log import EventLogStorage
 
 
-def targets(events: EventLogStorage, asset: AssetKey, partitions: Sequence[str]) -> dict[str, Target]:
+def targets(events: "EventLogStorage", asset: AssetKey, partitions: Sequence[str]) -> dict[str, Target]:
     """The latest materialization of each of these partitions, in two queries; a partition without one is left out."""
     found = events.get_latest_storage_id_by_partition(asset, DagsterEventType.ASSET_MATERIALIZATION, set(partitions))
     latest = {found[key]: key for key in partitions if key in found}

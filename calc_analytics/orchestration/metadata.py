@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def day_metadata(
     measures: dict[str, int], publishers: int, seconds: float | None = None, added: int | None = None
 ) -> dict[str, Any]:
-    """A day's totals (rows are log rows); for a rebuild how long it took, for refreshes the rows just added."""
+    """A day's totals (rows are log rows), how long the rebuild or the refreshes took, and the rows these just added."""
     return {
         "rows": measures["total_calculations"],
         **({} if added is None else {"rows_added": added}),

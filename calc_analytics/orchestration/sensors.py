@@ -33,7 +33,7 @@ from calc_analytics.days import parse_day, today_and_yesterday
 from calc_analytics.orchestration.assets import automatic, calculation_logs
 from calc_analytics.orchestration.checks import streamed_evaluations
 from calc_analytics.orchestration.cursor import Cursor
-from calc_analytics.orchestration.metadata import day_metadata, log_metadata
+from calc_analytics.orchestration.metadata import day_metadata, log_metadata, previews
 from calc_analytics.orchestration.partitions import keys_of
 from calc_analytics.orchestration.resources import RollupDatabase
 
@@ -148,29 +148,32 @@ def _tell(
     for day, _ in others:
         untold.setdefault(str(day), 0)
     since = others[-1][1].isoformat() if others else since
-    cursor = replace(cursor, untold=untold, built_by_others_until=since)
+    seconds = cursor.untold_seconds + followed.seconds
+    cursor = replace(cursor, untold=untold, untold_seconds=seconds, built_by_others_until=since)
     if not untold or time.time() - cursor.told_at < TELL_SECONDS:
         return [], cursor
-    events = _events(database, untold, partitions, by_day=by_day)
-    return events, replace(cursor, untold={}, told_at=time.time())
+    events = _events(database, cursor, partitions, by_day=by_day)
+    return events, replace(cursor, untold={}, untold_seconds=0.0, told_at=time.time())
 
 
-def _events(
-    database: RollupDatabase, untold: dict[str, int], partitions: PartitionsDefinition, *, by_day: bool
-) -> Events:
+def _events(database: RollupDatabase, cursor: Cursor, partitions: PartitionsDefinition, *, by_day: bool) -> Events:
     """A materialization and the checks of each touched day, and an observation of the logs."""
-    days = [parse_day(key) for key in keys_of([parse_day(key) for key in untold], partitions)]
-    totals = rollup.figures.day_totals(database.engine, database.rollup, days)
+    touched = [parse_day(key) for key in keys_of([parse_day(key) for key in cursor.untold], partitions)]
+    totals = rollup.figures.day_totals(database.engine, database.rollup, touched)
+    days = [day for day in touched if day in totals]
+    tables = previews(database, days)
+    described = {
+        day: day_metadata(totals[day], totals[day]["keys"], cursor.untold_seconds, cursor.untold[str(day)])
+        for day in days
+    }
     return [
-        *(_materialization(day, totals[day], untold[str(day)]) for day in days if day in totals),
-        *streamed_evaluations(database, STATS, [day for day in days if day in totals], by_day=by_day),
-        AssetObservation(calculation_logs.key, metadata=log_metadata(database, sum(untold.values()))),
+        *(
+            AssetMaterialization(STATS, partition=str(day), metadata={**figures, "top_publishers": tables[day]})
+            for day, figures in described.items()
+        ),
+        *streamed_evaluations(database, STATS, days, by_day=by_day),
+        AssetObservation(calculation_logs.key, metadata=log_metadata(database, sum(cursor.untold.values()))),
     ]
-
-
-def _materialization(day: date, totals: dict[str, int], added: int) -> AssetMaterialization:
-    metadata = day_metadata(totals, totals["keys"], added=added)
-    return AssetMaterialization(STATS, partition=str(day), metadata=metadata)
 
 
 def _summary(followed: "Followed") -> str:

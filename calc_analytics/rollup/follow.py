@@ -26,10 +26,12 @@ POLL_SECONDS = (0.05, 0.25)
 
 @dataclass
 class Followed:
-    """What a stretch of refreshes counted: rows per day added, refreshes made, and looks taken for new rows."""
+    """What a stretch of refreshes counted: rows per day added, refreshes made and how long they took in all, and looks
+    taken for new rows."""
 
     rows_by_day: dict[date, int] = field(default_factory=dict)
     refreshes: int = 0
+    seconds: float = 0.0
     probes: int = 0
 
     @property
@@ -40,6 +42,7 @@ class Followed:
     def add(self, report: RefreshReport) -> None:
         """Takes one more refresh into account."""
         self.refreshes += 1
+        self.seconds += report.seconds
         for day in report.counted:
             self.rows_by_day[day.day] = self.rows_by_day.get(day.day, 0) + day.rows
         for day in report.unbuilt:

@@ -87,6 +87,8 @@ def test_a_batch_is_counted_in_place_and_told_of_once_per_day(location, instance
     assert set(told) == {str(OLD), str(today())}
     figures = {key: value.value for key, value in told[str(today())].metadata.items()}
     assert (figures["rows"], figures["rows_added"], figures["publishers"], figures["cache_hits"]) == (7, 7, 6, 6)
+    assert figures["duration_seconds"] > 0
+    assert "publisher_id" in figures["top_publishers"]
     (observation,) = of(result, AssetObservation)
     assert observation.metadata["rows_counted"].value == 8
     checks = of(result, AssetCheckEvaluation)
