@@ -390,7 +390,7 @@ def _prepare(settings: Settings, stop: threading.Event) -> None:
     of the embedded server, half of which would be left running."""
     database_url(settings)
     with _ending_at_once(stop):
-        _ready(settings)
+        install.require_usable(_ready(settings), settings.timezone)
         ensure_database(dagster_url(settings))
 
 

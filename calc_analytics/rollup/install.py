@@ -3,12 +3,18 @@
 from sqlalchemy import text
 from sqlalchemy.engine import Connection, Engine
 
+from calc_analytics.config import shown
 from calc_analytics.database import adopt, migrate
 from calc_analytics.database.engine import trouble_in_words
 from calc_analytics.database.tables import metadata
+from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.rollup import state
 from calc_analytics.rollup.declaration import ROLLUPS, Rollup
 from calc_analytics.rollup.live_view import create_live_view, without_logs
+
+
+class ReadOnly(CalcAnalyticsError):
+    """Nothing can be counted there: a standby, or a role or database that is set to read only."""
 
 
 def install(engine: Engine, timezone: str) -> None:
@@ -47,6 +53,15 @@ def is_installed(engine: Engine) -> bool:
             and all(_is_ready(connection, rollup) for rollup in ROLLUPS)
             and adopt.gives_xact_ids(connection)
         )
+
+
+def require_usable(engine: Engine, timezone: str) -> None:
+    """Raises what every refresh would raise: `ClusterChanged`, `TimezoneChanged`, or `ReadOnly`."""
+    with trouble_in_words(engine.url), engine.connect() as connection:
+        for rollup in ROLLUPS:
+            state.read(connection, rollup, timezone)
+        if connection.execute(text("show transaction_read_only")).scalar() == "on":
+            raise ReadOnly(f"{shown(engine.url)} is read-only (a standby?): use the primary's address")
 
 
 def _is_ready(connection: Connection, rollup: Rollup) -> bool:

@@ -229,7 +229,7 @@ def test_rebase_is_the_way_on_after_a_restore(calc_as_owner, engine, connect):
 @pytest.mark.parametrize("command", ["refresh", "rollup", "verify", "migrate", "simulate", "up"])
 def test_a_server_that_is_down_is_named(calc, monkeypatch, command: str):
     monkeypatch.setenv("DATABASE_URL", f"postgresql://me:{SECRET}@127.0.0.1:{free_port()}/db")
-    free = ["--ui-port", str(free_port()), "--service-port", str(free_port())] if command == "up" else []
+    free = free_ports() if command == "up" else []
     assert "cannot connect to postgresql://me:***@127.0.0.1" in refused(calc(command, *free))
 
 
@@ -287,6 +287,26 @@ def test_a_database_without_tables_says_what_to_run(calc, monkeypatch, empty_url
     for command in ("refresh", "rollup", "verify"):
         assert "calc-analytics migrate" in refused(calc(command))
     assert "calc-analytics migrate" in refused(calc("simulate", "--rows", "10"))
+
+
+def free_ports() -> list[str]:
+    return ["--ui-port", str(free_port()), "--service-port", str(free_port())]
+
+
+@pytest.mark.parametrize(
+    ("setting", "zone", "said"),
+    [
+        ("default_transaction_read_only = on", "UTC", "is read-only (a standby?): use the primary's address"),
+        ("log_duration = off", "Asia/Tokyo", "built in UTC, but ROLLUP_TIMEZONE is Asia/Tokyo"),
+    ],
+)
+def test_up_says_before_it_starts_what_every_tick_would_say(
+    calc, engine, maintenance, monkeypatch, setting, zone, said
+):
+    maintenance(f'alter database "{engine.url.database}" set {setting}')
+    monkeypatch.setenv("ROLLUP_TIMEZONE", zone)
+    monkeypatch.setattr(cli, "claim", lambda *ports: None)  # this process holds it since its first `up`
+    assert said in refused(calc("up", *free_ports()))
 
 
 def test_a_missing_column_says_so(calc, engine):
