@@ -8,6 +8,7 @@ import ctypes
 import fcntl
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -31,6 +32,8 @@ STOP_SECONDS = 6.0
 STARTED_SECONDS = 90.0
 LONGEST_PAUSE_SECONDS = 30.0
 DATABASE_RETRY_SECONDS = 5.0
+# A day of streaming writes about 10 MB.
+LOG_BYTES = 50_000_000
 
 
 class PortTaken(CalcAnalyticsError):
@@ -123,6 +126,12 @@ class Service:
             )  # fmt: skip
         self.started_at = time.monotonic()
 
+    def rotate_log(self) -> None:
+        """Beyond LOG_BYTES the log begins afresh; what it had is kept once, beside it, as `….log.1`."""
+        if self.log.exists() and self.log.stat().st_size > LOG_BYTES:
+            shutil.copyfile(self.log, f"{self.log}.1")
+            os.truncate(self.log, 0)
+
     def is_running(self) -> bool:
         """Whether the process lives."""
         return self.process is not None and self.process.poll() is None
@@ -190,7 +199,9 @@ class Supervisor:
         self._await(service, lambda: is_listening(self.service_port))
 
     def watch(self) -> list[str]:
-        """Starts what died again, the embedded database first; returns a line for each."""
+        """Starts what died again, the embedded database first, and returns a line for each; keeps the logs short."""
+        for service in self.services:
+            service.rotate_log()
         database = self._restart_database()
         services = [service.name for service in self.services if service.restart_if_dead()]
         return [*database, *(f"the {name} had died and was started again" for name in services)]

@@ -1,0 +1,34 @@
+"""A service of `up`: its log stays short while it writes."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from calc_analytics import supervisor
+from calc_analytics.supervisor import Service
+from calc_analytics_tests.acceptance.conftest import eventually
+
+WRITES = "import itertools, time\nfor n in itertools.count(): print('line', n, flush=True); time.sleep(0.01)"
+
+
+@pytest.fixture
+def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A process that writes a line every hundredth of a second."""
+    monkeypatch.setattr(supervisor, "data_folder", lambda: tmp_path)
+    monkeypatch.setattr(supervisor, "LOG_BYTES", 200)
+    service = Service("writer", [sys.executable, "-c", WRITES], {})
+    service.start()
+    yield service
+    service.terminate()
+    service.process.wait()
+
+
+def test_a_long_log_begins_afresh_and_what_it_had_is_kept_beside_it(service: Service):
+    service.rotate_log()
+    eventually(lambda: service.log.stat().st_size > 200, "a long log")
+    assert service.log.read_text().startswith("line 0\n")
+    service.rotate_log()
+    assert Path(f"{service.log}.1").read_text().startswith("line 0\n")
+    eventually(lambda: service.log.read_text().startswith("line "), "a line in the new log")
+    assert not service.log.read_text().startswith("line 0\n")
