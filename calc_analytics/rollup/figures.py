@@ -9,18 +9,18 @@ from sqlalchemy import text
 from sqlalchemy.engine import Engine
 
 from calc_analytics.database.engine import transaction
-from calc_analytics.rollup import state
 from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY, Rollup
-from calc_analytics.rollup.snapshot import Snapshot, between, rows_between
-from calc_analytics.rollup.windows import has_a_day, has_no_day, of_day, windows
+from calc_analytics.rollup.status import lag
+from calc_analytics.rollup.windows import has_no_day, of_day, windows
 
 KNOWN_SOURCES = (1, 2, 3)
 
 
 @dataclass(frozen=True)
 class LogFigures:
-    """The log table: rows as PostgreSQL estimates them, rows not yet counted, and seconds since the oldest of those;
-    and rows that no day can count, because they lie at infinity or beyond the years 1 to 9999."""
+    """The log table: rows as PostgreSQL estimates them, rows not yet counted and how long the oldest of those has
+    waited at most (`status.lag`), and rows that no day can count, because they lie at infinity or beyond the years 1
+    to 9999."""
 
     estimated_rows: int
     uncounted_rows: int
@@ -30,19 +30,11 @@ class LogFigures:
 
 def log_figures(engine: Engine, rollup: Rollup, timezone: str) -> LogFigures:
     """How big the log table is and how far behind the statistics are. Cost: the uncounted rows."""
+    statement = text("select greatest(reltuples, 0) from pg_class where oid = to_regclass(:source)")
     with transaction(engine) as connection:
-        before = state.read(connection, rollup, timezone)
-        statement = f"""
-            select (select greatest(reltuples, 0) from pg_class where oid = to_regclass(:source)) as estimated,
-                   count(*) as uncounted,
-                   coalesce(extract(epoch from clock_timestamp() - min({rollup.event_time})), 0) as lag
-            from {rows_between(rollup.source)} l where {has_a_day(rollup.event_time)}
-        """
-        row = connection.execute(
-            text(statement), {"source": rollup.source, **between(before.snapshot, Snapshot.now(connection))}
-        ).one()
-    nowhere = rows_without_a_day(engine, rollup)
-    return LogFigures(int(row.estimated or 0), row.uncounted, max(float(row.lag), 0.0), nowhere)
+        estimated = connection.execute(statement, {"source": rollup.source}).scalar()
+    waiting = lag(engine, rollup, timezone)
+    return LogFigures(int(estimated or 0), waiting.rows, waiting.seconds, rows_without_a_day(engine, rollup))
 
 
 def has_logs(engine: Engine, rollup: Rollup) -> bool:
