@@ -1,7 +1,10 @@
 """The code location on the test's own database, and an ephemeral Dagster instance."""
 
+import itertools
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,8 @@ from calc_analytics.config import project_root
 from calc_analytics.definitions import defs
 from calc_analytics.orchestration import resources, sensors
 from calc_analytics_tests.conftest import ROLE, stay_clear_of_midnight
+
+_numbers = itertools.count(1)
 
 
 @pytest.fixture(autouse=True)
@@ -50,12 +55,40 @@ def instance() -> Iterator[DagsterInstance]:
         yield instance
 
 
+@contextmanager
+def instance_on(url: URL, folder: Path) -> Iterator[DagsterInstance]:
+    """A Dagster instance on the project's own storage in that database; makes its tables if they are missing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DAGSTER_POSTGRES_URL", url.render_as_string(hide_password=False))
+        shutil.copy(project_root() / "dagster.yaml", folder)
+        with DagsterInstance.from_config(str(folder)) as instance:
+            yield instance
+
+
+@pytest.fixture(scope="session")
+def dagster_template(
+    server_url: URL, maintenance: Callable[[str], None], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """A database with Dagster's tables, which take a second to make, to be cloned for each test."""
+    name = f"dagster_template_{os.getpid()}"
+    maintenance(f'create database "{name}"')
+    with instance_on(server_url.set(database=name), tmp_path_factory.mktemp("dagster")):
+        pass
+    yield name
+    maintenance(f'drop database "{name}" with (force)')
+
+
 @pytest.fixture
-def stored_instance(
-    database: URL, empty_url: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[DagsterInstance]:
+def dagster_url(server_url: URL, dagster_template: str, maintenance: Callable[[str], None]) -> Iterator[URL]:
+    """A database of the test's own, with Dagster's tables."""
+    name = f"dagster_{os.getpid()}_{next(_numbers)}"
+    maintenance(f'create database "{name}" template "{dagster_template}"')
+    yield server_url.set(database=name)
+    maintenance(f'drop database "{name}" with (force)')
+
+
+@pytest.fixture
+def stored_instance(database: URL, dagster_url: URL, tmp_path: Path) -> Iterator[DagsterInstance]:
     """A Dagster instance on the project's own storage, in a PostgreSQL database of the test's own."""
-    monkeypatch.setenv("DAGSTER_POSTGRES_URL", empty_url.render_as_string(hide_password=False))
-    shutil.copy(project_root() / "dagster.yaml", tmp_path)
-    with DagsterInstance.from_config(str(tmp_path)) as instance:
+    with instance_on(dagster_url, tmp_path) as instance:
         yield instance

@@ -167,6 +167,8 @@ def partition(owner: Engine) -> None:
 def test_of_partitions_each_needs_its_index(examined, owner):
     partition(owner)
     install(owner, "UTC")
+    assert level(examined(), "wrong", "indexes") == []
+    execute(owner, "drop index calculation_logs_rollup_idx")
     found = examined()
     assert [finding.fact.split()[3] for finding in level(found, "wrong", "indexes")] == [
         "logs_new",

@@ -40,9 +40,9 @@ CHECKS = ("stats_match_logs", "source_breakdown_complete", "cache_hits_within_to
 
 
 @pytest.fixture
-def dagster_database(stored_instance: DagsterInstance, empty_url: URL) -> Iterator[Engine]:
+def dagster_database(stored_instance: DagsterInstance, dagster_url: URL) -> Iterator[Engine]:
     """Dagster's own database, as a test that turns back its clock needs it."""
-    engine = engine_for(empty_url)
+    engine = engine_for(dagster_url)
     yield engine
     engine.dispose()
 
