@@ -59,18 +59,22 @@ def prune(
     """Deletes the counted logs of built days before that one, in batches; may be stopped and repeated.
 
     `progress` gets the rows of each batch. Rows that are not counted yet, and days that are not built, keep their logs.
+    Transient trouble is tried again; a batch that was deleted when its connection broke is not in the report.
     """
     started, deleted = time.perf_counter(), dict[date, int]()
-    for span in _windows(engine, timezone, list(prunable(engine, rollup, before))):
+
+    def prune_day(span: Window) -> None:
         for ids in _batches(engine, rollup, timezone, span, batch_rows):
-            rows = persistently(partial(_delete_counted, engine, rollup, timezone, span, ids))
+            rows = _delete_counted(engine, rollup, timezone, span, ids)
             deleted[span.day] = deleted.get(span.day, 0) + rows
             progress(rows)
-    return PruneReport(
-        {day: rows for day, rows in deleted.items() if rows},
-        not_built(engine, rollup, before),
-        time.perf_counter() - started,
-    )
+
+    days = persistently(partial(prunable, engine, rollup, before))
+    for span in persistently(partial(_windows, engine, timezone, list(days))):
+        persistently(partial(prune_day, span))
+    left = persistently(partial(not_built, engine, rollup, before))
+    rows_by_day = {day: rows for day, rows in deleted.items() if rows}
+    return PruneReport(rows_by_day, left, time.perf_counter() - started)
 
 
 def _windows(engine: Engine, timezone: str, days: list[date]) -> list[Window]:

@@ -178,7 +178,7 @@ def _xact_id(sources: Sources) -> Findings:
 
 
 def _of_table(table: diagnosis.LogTable) -> Findings:
-    name, set_default = table.name, f"alter table {table.name} alter column xact_id set default txid_current();"
+    name = table.name
     uncounted = "rows written there carry no id, or a wrong one: they are missed or counted twice"
     if not table.has_column:
         yield _wrong(f"{name} has no column xact_id", uncounted, "calc-analytics migrate")
@@ -187,7 +187,7 @@ def _of_table(table: diagnosis.LogTable) -> Findings:
         yield _wrong(f"{name} is a foreign table", "its transactions are another cluster's", f"detach {name}")
     if not table.default_in_place:
         default = f"is {table.default}" if table.default else "is missing"
-        yield _wrong(f"the default of {name}.xact_id {default}", uncounted, set_default)
+        yield _wrong(f"the default of {name}.xact_id {default}", uncounted, "calc-analytics migrate")
     for trigger in table.triggers_setting_it:
         yield _wrong(
             f"the trigger {trigger} of {name} speaks of xact_id", uncounted, f"drop trigger {trigger} on {name};"

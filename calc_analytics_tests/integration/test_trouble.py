@@ -5,10 +5,12 @@ import itertools
 import os
 import random
 import shutil
+import socket
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from calc_analytics.rollup.follow import Follower
 from calc_analytics.rollup.install import install
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
+from calc_analytics.rollup.retention import prune
 from calc_analytics.rollup.verify import verify
 from calc_analytics_tests.clusters import Cluster
 from calc_analytics_tests.conftest import ROLE
@@ -154,6 +157,64 @@ def test_a_killed_connection_is_replaced_and_the_work_done_once(counted: Engine,
     assert refresh(counted, ROLLUP, "UTC").rows == 5
     assert killed
     assert stored(counted) == oracle(counted)
+
+
+class LosesAnswers:
+    """A way to the server on which the connection breaks when the nth COMMIT has succeeded, before its answer."""
+
+    def __init__(self, server: str, folder: Path, nth: int) -> None:
+        self.server, self.left = f"{server}/.s.PGSQL.5432", nth
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(f"{folder}/.s.PGSQL.5432")
+        self.listener.listen()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # closed at the end of the test
+            while True:
+                client, server = self.listener.accept()[0], socket.socket(socket.AF_UNIX)
+                server.connect(self.server)
+                for pump, ends in ((self._questions, (client, server)), (self._answers, (server, client))):
+                    threading.Thread(target=pump, args=ends, daemon=True).start()
+
+    def _questions(self, client: socket.socket, server: socket.socket) -> None:
+        with client, server, suppress(OSError):
+            while data := client.recv(65536):
+                server.sendall(data)
+
+    def _answers(self, server: socket.socket, client: socket.socket) -> None:
+        with client, server, suppress(OSError):
+            while data := server.recv(65536):
+                self.left -= b"COMMIT\0" in data
+                if self.left == 0:
+                    self.left = -1
+                    client.shutdown(socket.SHUT_RDWR)
+                    return
+                client.sendall(data)
+
+
+@pytest.mark.parametrize(
+    ("operation", "nth"), [("refresh", 1), *(("rebuild", n) for n in (1, 2, 3)), *(("prune", n) for n in (1, 2, 3))]
+)
+def test_a_commit_whose_answer_got_lost_is_repeated_without_counting_twice(
+    counted: Engine, owner: Engine, operation: str, nth: int
+):
+    folder = Path(tempfile.mkdtemp(prefix="ca-"))
+    way = LosesAnswers(str(owner.url.query["host"]), folder, nth)
+    engine = engine_for(owner.url.update_query_dict({"host": str(folder)}))
+    try:
+        if operation == "prune":
+            refresh(counted, ROLLUP, "UTC")
+            prune(engine, ROLLUP, "UTC", NEXT)
+        else:
+            OPERATIONS[operation](engine)
+    finally:
+        engine.dispose()
+        way.listener.close()
+        shutil.rmtree(folder)
+    assert way.left < 0, "an answer was lost"
+    assert {key: sums[0] for key, sums in stored(counted).items()} == {(1, DAY): 5}
+    assert verify(counted, ROLLUP, "UTC", [DAY]).difference == 0
 
 
 def test_a_deadlock_with_somebody_else_ends_well(counted: Engine, connect):
