@@ -9,8 +9,8 @@ from sqlalchemy.engine import Engine
 from calc_analytics.database.engine import DatabaseTrouble, persistently, transaction
 from calc_analytics.rollup.declaration import Rollup
 
-# New rows after which it is worth the few milliseconds.
-SUMMARIZE_ROWS = 20_000
+# About as many as one of its ranges holds.
+SUMMARIZE_ROWS = 5_000
 # VACUUM holds the table; the function, the index, or the right to call it is missing (a rebase drops the index for
 # a moment: XX000); a standby: the refresh is right without.
 _HARMLESS = ("55P03", "42883", "42P01", "XX000", "42501", "25006")

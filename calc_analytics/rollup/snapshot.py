@@ -19,9 +19,9 @@ VISIBLE = "(xact_id < {xmin} or (xact_id < {xmax} and xact_id <> all({xip}))) is
 # The state row `s` is this cluster's own. A physical copy keeps the system identifier; pg_upgrade gives a new one, but
 # keeps transaction ids, oids, and each row's xmin. A dump and restore keeps none of them: its ids mean nothing here.
 SAME_CLUSTER = """(
-        s.system_identifier = (select system_identifier from pg_control_system())
-        or (cast(s.tableoid as bigint) = s.relation
+        (cast(s.tableoid as bigint) = s.relation
             and cast(cast(s.xmin as text) as bigint) = s.written_by % 4294967296)
+        or s.system_identifier = (select system_identifier from pg_control_system())
     )"""
 
 # The stored snapshot inside a statement that must read it at its own instant: `stored` has timezone, xmin, xmax, xip,
