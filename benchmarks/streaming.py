@@ -162,16 +162,18 @@ def held_open(engine: Engine) -> Iterator[None]:
 
 
 def idle(up: Up, length: float) -> list[tuple[str, str]]:
-    """CPU of Dagster's processes and of PostgreSQL while nobody writes."""
+    """CPU of Dagster's processes, of the project's own, and of PostgreSQL while nobody writes."""
     postgres = [p for p in psutil.process_iter() if "postgres" in p.name() and belongs(p, up)]
-    dagster = [p for p in up.descendants() if "postgres" not in p.name()]
-    before = spent(dagster), spent(postgres)
+    ours = [p for p in up.descendants() if "postgres" not in p.name()]
+    dagster = [p for p in ours if "calc_analytics.cli" not in p.cmdline()]
+    groups = {
+        "idle: webserver, daemon and code server together": dagster,
+        "idle: HTTP service and `up` itself": [psutil.Process(up.process.pid), *(p for p in ours if p not in dagster)],
+        "idle: PostgreSQL, Dagster's own storage included": postgres,
+    }
+    before = {name: spent(processes) for name, processes in groups.items()}
     time.sleep(length)
-    used = [(spent(processes) - then) / length for processes, then in zip((dagster, postgres), before, strict=True)]
-    return [
-        ("idle: webserver, daemon and code server together", f"{used[0]:.1%} of a core"),
-        ("idle: PostgreSQL, Dagster's own storage included", f"{used[1]:.1%} of a core"),
-    ]
+    return [(name, f"{(spent(processes) - before[name]) / length:.1%} of a core") for name, processes in groups.items()]
 
 
 def belongs(process: psutil.Process, up: Up) -> bool:
