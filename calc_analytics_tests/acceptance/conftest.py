@@ -51,11 +51,9 @@ def ask(port: int, path: str, method: str = "GET", **headers: str) -> tuple[int,
     return status, json.loads(body) if body.startswith("{") else body
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """With several workers (`pytest -n 2`) one of them gets all of these: two `up` at once would starve each other."""
-    for item in items:
-        if item.path.is_relative_to(Path(__file__).parent):
-            item.add_marker(pytest.mark.xdist_group("acceptance"))
+    item.add_marker(pytest.mark.xdist_group("acceptance"))
 
 
 @pytest.fixture(scope="module", autouse=True)
