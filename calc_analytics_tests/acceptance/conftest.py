@@ -51,11 +51,6 @@ def ask(port: int, path: str, method: str = "GET", **headers: str) -> tuple[int,
     return status, json.loads(body) if body.startswith("{") else body
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """With several workers (`pytest -n 2`) one of them gets all of these: two `up` at once would starve each other."""
-    item.add_marker(pytest.mark.xdist_group("acceptance"))
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _clear_of_midnight() -> None:
     stay_clear_of_midnight(300)
