@@ -1,5 +1,6 @@
 """A service of `up`: its log stays short while it writes."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -20,7 +21,7 @@ def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     service = Service("writer", [sys.executable, "-c", WRITES], {})
     service.start()
     yield service
-    service.terminate()
+    service.signal(signal.SIGKILL)
     service.process.wait()
 
 
