@@ -45,14 +45,13 @@ def stay_clear_of_midnight(seconds: float) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With several workers (`pytest -n 2`) a file's tests stay together, and one worker gets all that run `up`, which
-    begin first: two at once would starve each other."""
+    """With several workers (`pytest -n 2`) a file's tests stay together, and one worker gets all acceptance tests,
+    which begin first: two `up` at once would starve each other."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.split("::")[0]
-            return file if "/acceptance/" not in file or "dagster_commands" in file else "up"
+            return "acceptance" if "/acceptance/" in nodeid else nodeid.split("::")[0]
 
     return ByFile(config, log)
 

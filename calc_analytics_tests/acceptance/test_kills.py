@@ -44,7 +44,7 @@ from calc_analytics_tests.acceptance.writers import WRITERS, Writers, writing
 
 pytestmark = pytest.mark.kills
 
-KILLS = int(os.environ.get("KILLS", "14"))
+KILLS = int(os.environ.get("KILLS", "10"))
 SEED = int(os.environ.get("KILL_SEED", str(random.SystemRandom().randrange(10**6))))
 # A process that keeps dying is started again after up to half a minute; a lost run is asked for again after five.
 WAIT_SECONDS = 4 * PATIENCE_SECONDS
