@@ -12,6 +12,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -115,22 +116,27 @@ def least_privilege(role: str) -> str:
     return re.sub("^ *--.*$", "", script, flags=re.M).replace("rollup_writer", role)
 
 
+@contextmanager
+def own_database(server_url: URL, maintenance: Callable[[str], None], template: str = "template1") -> Iterator[URL]:
+    """A new database for one test, a clone of the template; gone afterwards."""
+    name = f"calc_analytics_{os.getpid()}_{next(_numbers)}"
+    maintenance(f'create database "{name}" template "{template}"')
+    yield server_url.set(database=name)
+    maintenance(f'drop database if exists "{name}" with (force)')
+
+
 @pytest.fixture
 def empty_url(server_url: URL, maintenance: Callable[[str], None]) -> Iterator[URL]:
     """A new, empty database."""
-    name = f"calc_analytics_{os.getpid()}_{next(_numbers)}"
-    maintenance(f'create database "{name}"')
-    yield server_url.set(database=name)
-    maintenance(f'drop database if exists "{name}" with (force)')
+    with own_database(server_url, maintenance) as url:
+        yield url
 
 
 @pytest.fixture
 def url(server_url: URL, template: str, maintenance: Callable[[str], None]) -> Iterator[URL]:
     """A migrated database of the test's own, reporting time zone UTC."""
-    name = f"calc_analytics_{os.getpid()}_{next(_numbers)}"
-    maintenance(f'create database "{name}" template "{template}"')
-    yield server_url.set(database=name)
-    maintenance(f'drop database if exists "{name}" with (force)')
+    with own_database(server_url, maintenance, template) as url:
+        yield url
 
 
 @pytest.fixture

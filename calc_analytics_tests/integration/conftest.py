@@ -1,7 +1,5 @@
 """The code location on the test's own database, and an ephemeral Dagster instance."""
 
-import itertools
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,9 +12,7 @@ from sqlalchemy.engine import URL
 from calc_analytics.config import project_root
 from calc_analytics.definitions import defs
 from calc_analytics.orchestration import resources, sensors
-from calc_analytics_tests.conftest import ROLE, stay_clear_of_midnight
-
-_numbers = itertools.count(1)
+from calc_analytics_tests.conftest import ROLE, own_database, stay_clear_of_midnight
 
 
 @pytest.fixture(autouse=True)
@@ -70,21 +66,17 @@ def dagster_template(
     server_url: URL, maintenance: Callable[[str], None], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
     """A database with Dagster's tables, which take a second to make, to be cloned for each test."""
-    name = f"dagster_template_{os.getpid()}"
-    maintenance(f'create database "{name}"')
-    with instance_on(server_url.set(database=name), tmp_path_factory.mktemp("dagster")):
-        pass
-    yield name
-    maintenance(f'drop database "{name}" with (force)')
+    with own_database(server_url, maintenance) as url:
+        with instance_on(url, tmp_path_factory.mktemp("dagster")):
+            pass
+        yield str(url.database)
 
 
 @pytest.fixture
 def dagster_url(server_url: URL, dagster_template: str, maintenance: Callable[[str], None]) -> Iterator[URL]:
     """A database of the test's own, with Dagster's tables."""
-    name = f"dagster_{os.getpid()}_{next(_numbers)}"
-    maintenance(f'create database "{name}" template "{dagster_template}"')
-    yield server_url.set(database=name)
-    maintenance(f'drop database "{name}" with (force)')
+    with own_database(server_url, maintenance, dagster_template) as url:
+        yield url
 
 
 @pytest.fixture
