@@ -2,9 +2,13 @@
 
 Run monitoring asks the launcher. Dagster's own has no answer, so a run whose worker was killed together with its code
 server stayed "started" for ever. `dagster.yaml` names this class.
+
+A failed run is repeated by the daemon, which asks the code server for it: once, and if nobody answers, never again. So
+a run fails only when its code server has answered for a while, and the daemon has found it again.
 """
 
 import json
+import time
 from contextlib import suppress
 
 import psutil
@@ -12,15 +16,24 @@ from dagster import DagsterEventType, DagsterRun
 from dagster._core.errors import DagsterUserCodeUnreachableError
 from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
 from dagster._core.storage.tags import GRPC_INFO_TAG
-from dagster._serdes import deserialize_value
+from dagster._grpc.client import DagsterGrpcClient
+from dagster._grpc.types import CanCancelExecutionRequest, CanCancelExecutionResult
+from dagster._serdes import ConfigurableClassData, deserialize_value
 
 # Worker's clock and the kernel's record of when it began differ by less.
 SLACK_SECONDS = 2.0
 ANSWER_SECONDS = 5
+# Dagster's daemon asks every second whether the code server is a new one, and then loads its definitions.
+SETTLED_SECONDS = 10.0
 
 
 class WatchfulRunLauncher(DefaultRunLauncher):
     """`DefaultRunLauncher` with a health check: the worker's pid is in the run's events."""
+
+    def __init__(self, inst_data: ConfigurableClassData | None = None) -> None:
+        super().__init__(inst_data)
+        # By the tag that says where the code server is: its id, and since when it answers.
+        self._servers: dict[str, tuple[str, float]] = {}
 
     @property
     def supports_check_run_worker_health(self) -> bool:
@@ -28,36 +41,43 @@ class WatchfulRunLauncher(DefaultRunLauncher):
         return True
 
     def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
-        """FAILED if the worker is gone; of another machine's (or container's) run its code server is asked."""
-        if _is_of_this_machine(run):
-            lives = any(_lives(pid, since) for pid, since in self._workers(run))
-        else:
-            lives = self._is_known_to_its_server(run)
-        if lives:
+        """FAILED if the worker is gone and the run can be repeated; else RUNNING, and the next poll asks again.
+
+        Of a worker on another machine (or in another container) its code server is asked. A code server knows the
+        death of its own workers. One that was started again has never heard of the run.
+        """
+        is_ours = _is_of_this_machine(run)
+        if is_ours and any(_lives(pid, since) for pid, since in self._workers(run)):
+            return CheckRunHealthResult(WorkerStatus.RUNNING)
+        try:
+            client = self._get_grpc_client_for_termination(run.run_id)
+            if client is None or not self._is_settled(run.tags[GRPC_INFO_TAG], client):
+                return CheckRunHealthResult(WorkerStatus.RUNNING)
+            if not is_ours and _is_known(run, client):
+                return CheckRunHealthResult(WorkerStatus.RUNNING)
+        except DagsterUserCodeUnreachableError:
+            self._servers.pop(run.tags[GRPC_INFO_TAG], None)
             return CheckRunHealthResult(WorkerStatus.RUNNING)
         return CheckRunHealthResult(WorkerStatus.FAILED, "the run's process was killed or crashed")
 
-    def _is_known_to_its_server(self, run: DagsterRun) -> bool:
-        """Whether the run's code server works on it; one that does not answer is given the benefit of the doubt.
-
-        A code server knows the death of its own workers. One that was started again has never heard of the run.
-        """
-        from dagster._grpc.types import CanCancelExecutionRequest, CanCancelExecutionResult
-
-        client = self._get_grpc_client_for_termination(run.run_id)
-        if client is None:
-            return True
-        try:
-            said = client.can_cancel_execution(CanCancelExecutionRequest(run_id=run.run_id), timeout=ANSWER_SECONDS)
-        except DagsterUserCodeUnreachableError:
-            return True
-        return deserialize_value(said, CanCancelExecutionResult).can_cancel
+    def _is_settled(self, address: str, client: DagsterGrpcClient) -> bool:
+        """Whether one and the same code server has answered there for SETTLED_SECONDS."""
+        server_id, now = client.get_server_id(timeout=ANSWER_SECONDS), time.monotonic()
+        if self._servers.get(address, ("", 0.0))[0] != server_id:
+            self._servers[address] = (server_id, now)
+        return now - self._servers[address][1] >= SETTLED_SECONDS
 
     def _workers(self, run: DagsterRun) -> list[tuple[int, float]]:
         """Pid and instant of each event in which a process says that it works on the run."""
         events = self._instance.all_logs(run.run_id, of_type=DagsterEventType.ENGINE_EVENT)
         said = [(event.get_dagster_event().engine_event_data.metadata.get("pid"), event.timestamp) for event in events]
         return [(int(str(pid.value)), at) for pid, at in said if pid is not None]
+
+
+def _is_known(run: DagsterRun, client: DagsterGrpcClient) -> bool:
+    """Whether the code server works on the run."""
+    said = client.can_cancel_execution(CanCancelExecutionRequest(run_id=run.run_id), timeout=ANSWER_SECONDS)
+    return deserialize_value(said, CanCancelExecutionResult).can_cancel
 
 
 def _is_of_this_machine(run: DagsterRun) -> bool:

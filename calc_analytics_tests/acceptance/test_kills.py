@@ -48,6 +48,8 @@ KILLS = int(os.environ.get("KILLS", "10"))
 SEED = int(os.environ.get("KILL_SEED", str(random.SystemRandom().randrange(10**6))))
 # A process that keeps dying is started again after up to half a minute; a lost run is asked for again after five.
 WAIT_SECONDS = 4 * PATIENCE_SECONDS
+# Runs are looked after every 15 seconds.
+AWAY_SECONDS = 20
 
 
 class Killer:
@@ -129,6 +131,15 @@ class Killer:
             engine.dispose()
 
 
+def keep_dead(up: Up, module: str, seconds: float) -> None:
+    """However often it is started again."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        for process in processes(up, module):
+            process.kill()
+        time.sleep(0.1)
+
+
 def is_in_transaction(engine: Engine, application: str) -> bool:
     """Whether that connection has written and not yet committed."""
     statement = (
@@ -151,6 +162,7 @@ def test_a_killed_code_servers_run_ends_with_it_and_is_repeated_though_the_datab
         server = postmaster(up.project)
         assert server
         server.kill()
+    keep_dead(up, "orchestration.code_server", AWAY_SECONDS)
 
     def statuses() -> list[str]:
         return [run["status"] for run in runs(up) if run_id in (run["runId"], run["parentRunId"])]

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 from dagster import DagsterInstance, DagsterRun
@@ -20,6 +21,32 @@ from calc_analytics.supervisor import free_port, is_listening
 from calc_analytics_tests.acceptance.conftest import eventually
 
 Health = Callable[[DagsterRun], WorkerStatus]
+
+
+@contextmanager
+def code_server(port: int) -> Iterator[None]:
+    """The project's, listening there."""
+    command = ["-m", "calc_analytics.orchestration.code_server", "--host", "127.0.0.1", "--port", str(port)]
+    server = subprocess.Popen([sys.executable, *command], stderr=subprocess.DEVNULL)
+    try:
+        eventually(lambda: is_listening(port), "a code server")
+        yield
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    """Where a code server listens."""
+    with code_server(port := free_port()):
+        yield port
+
+
+@pytest.fixture
+def _settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code server has answered for a while."""
+    monkeypatch.setattr(launcher, "SETTLED_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -40,46 +67,72 @@ def health(instance: DagsterInstance) -> Health:
     return lambda run: launcher.check_run_worker_health(run).status
 
 
-def launched(instance: DagsterInstance, pid: int, **server: object) -> DagsterRun:
-    """A run that a process with this pid says it works on, launched through this code server."""
-    run = create_run_for_test(instance, tags={GRPC_INFO_TAG: json.dumps(server or {"host": "127.0.0.1", "port": 1})})
+def launched(instance: DagsterInstance, pid: int, port: int, host: str = "127.0.0.1") -> DagsterRun:
+    """A run that a process with this pid says it works on, launched through the code server there."""
+    run = create_run_for_test(instance, tags={GRPC_INFO_TAG: json.dumps({"host": host, "port": port})})
     instance.report_engine_event("Launching", run)
     instance.report_engine_event(f"Started process for run (pid: {pid}).", run, EngineEventData.in_process(pid))
     return run
 
 
-def test_a_living_worker_runs(instance: DagsterInstance, health: Health, worker: "subprocess.Popen[bytes]"):
-    assert health(launched(instance, worker.pid)) == WorkerStatus.RUNNING
+@pytest.mark.usefixtures("_settled")
+def test_a_living_worker_runs(instance: DagsterInstance, health: Health, worker: "subprocess.Popen[bytes]", port: int):
+    assert health(launched(instance, worker.pid, port)) == WorkerStatus.RUNNING
 
 
+@pytest.mark.usefixtures("_settled")
 def test_a_killed_worker_has_failed_though_nobody_has_buried_it(
-    instance: DagsterInstance, health: Health, worker: "subprocess.Popen[bytes]"
+    instance: DagsterInstance, health: Health, worker: "subprocess.Popen[bytes]", port: int
 ):
-    run = launched(instance, worker.pid)
+    run = launched(instance, worker.pid, port)
     worker.kill()
     eventually(lambda: health(run) == WorkerStatus.FAILED, "a dead worker is seen")
     worker.wait()
     assert health(run) == WorkerStatus.FAILED
 
 
+@pytest.mark.usefixtures("_settled")
 def test_a_later_process_with_the_workers_number_is_not_the_worker(
     instance: DagsterInstance,
     health: Health,
     worker: "subprocess.Popen[bytes]",
+    port: int,
     monkeypatch: pytest.MonkeyPatch,
 ):
     an_hour_ago = time.time() - 3600
     with monkeypatch.context() as earlier:
         earlier.setattr("time.time", lambda: an_hour_ago)
-        run = launched(instance, worker.pid)
+        run = launched(instance, worker.pid, port)
     assert health(run) == WorkerStatus.FAILED
 
 
-def test_a_run_of_another_machines_code_server_that_does_not_answer_is_taken_to_be_well(
-    instance: DagsterInstance, health: Health
-):
-    assert health(launched(instance, 2**22 + 1, host="code.example.org", port=4000)) == WorkerStatus.RUNNING
+@pytest.mark.usefixtures("_settled")
+def test_a_run_whose_code_server_does_not_answer_is_taken_to_be_well(instance: DagsterInstance, health: Health):
+    assert health(launched(instance, 2**22 + 1, 4000, "code.example.org")) == WorkerStatus.RUNNING
+    assert health(launched(instance, 2**22 + 1, free_port())) == WorkerStatus.RUNNING
     assert health(create_run_for_test(instance)) == WorkerStatus.RUNNING
+
+
+@pytest.mark.usefixtures("_settled")
+def test_a_run_that_another_machines_code_server_has_never_heard_of_has_failed(
+    instance: DagsterInstance, health: Health, port: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(launcher, "_is_of_this_machine", lambda run: False)
+    assert health(launched(instance, 2**22 + 1, port)) == WorkerStatus.FAILED
+
+
+def test_a_dead_workers_run_fails_only_when_one_code_server_has_answered_for_a_while(
+    instance: DagsterInstance, health: Health, monkeypatch: pytest.MonkeyPatch
+):
+    """Then the daemon can have the run repeated: it tries once."""
+    run = launched(instance, 2**22 + 1, (port := free_port()))
+    with code_server(port):
+        assert health(run) == WorkerStatus.RUNNING
+        monkeypatch.setattr(launcher, "SETTLED_SECONDS", 0.5)
+        time.sleep(0.5)
+        assert health(run) == WorkerStatus.FAILED
+    with code_server(port):
+        assert health(run) == WorkerStatus.RUNNING, "another server"
 
 
 def test_the_code_servers_look_at_its_workers_survives_a_database_that_is_away(caplog: pytest.LogCaptureFixture):
@@ -90,18 +143,3 @@ def test_the_code_servers_look_at_its_workers_survives_a_database_that_is_away(c
     assert [record.message for record in caplog.records] == [
         "cannot look after run workers at the moment (ConnectionError)"
     ]
-
-
-def test_a_run_that_another_machines_code_server_has_never_heard_of_has_failed(
-    instance: DagsterInstance, health: Health, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(launcher, "_is_of_this_machine", lambda run: False)
-    port = free_port()
-    command = ["-m", "calc_analytics.orchestration.code_server", "--host", "127.0.0.1", "--port", str(port)]
-    server = subprocess.Popen([sys.executable, *command], stderr=subprocess.DEVNULL)
-    try:
-        eventually(lambda: is_listening(port), "a code server")
-        assert health(launched(instance, 2**22 + 1, host="127.0.0.1", port=port)) == WorkerStatus.FAILED
-    finally:
-        server.terminate()
-        server.wait()
