@@ -10,8 +10,8 @@ from zoneinfo import ZoneInfo
 from calc_analytics.errors import CalcAnalyticsError
 
 ONE_DAY = timedelta(days=1)
-# So that a day and its neighbours have a beginning and an end in every time zone.
-FIRST, LAST = date(1, 1, 5), date(9999, 12, 27)
+# The days of the instants that are counted (`rollup/windows.py`), whatever the time zone.
+FIRST, LAST = date(1, 1, 2), date(9999, 12, 30)
 
 
 class InvalidDay(CalcAnalyticsError):

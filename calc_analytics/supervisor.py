@@ -75,6 +75,8 @@ _claims: list[IO[str]] = []
 
 def claim(ui_port: int, service_port: int) -> None:
     """Makes sure that the ports are free and no other `up` runs in this folder, until the process ends."""
+    if ui_port == service_port:
+        raise PortTaken(f"--ui-port and --service-port are both {ui_port}: choose two ports")
     require_free(ui_port, "--ui-port")
     require_free(service_port, "--service-port")
     data_folder().mkdir(parents=True, exist_ok=True)

@@ -29,12 +29,12 @@ from dagster import (
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from calc_analytics import rollup, telemetry
-from calc_analytics.days import parse_day, today_and_yesterday
+from calc_analytics.days import today_and_yesterday
 from calc_analytics.orchestration.assets import automatic, calculation_logs
 from calc_analytics.orchestration.checks import streamed_evaluations
 from calc_analytics.orchestration.cursor import Cursor
 from calc_analytics.orchestration.metadata import day_metadata, log_metadata, previews
-from calc_analytics.orchestration.partitions import keys_of
+from calc_analytics.orchestration.partitions import as_days, keys_of
 from calc_analytics.orchestration.resources import RollupDatabase
 
 if TYPE_CHECKING:
@@ -158,7 +158,8 @@ def _tell(
 
 def _events(database: RollupDatabase, cursor: Cursor, partitions: PartitionsDefinition, *, by_day: bool) -> Events:
     """A materialization and the checks of each touched day, and an observation of the logs."""
-    touched = [parse_day(key) for key in keys_of([parse_day(key) for key in cursor.untold], partitions)]
+    # Not `parse_day`, which is for what people type: a row may have a day outside of its range.
+    touched = as_days(keys_of([date.fromisoformat(key) for key in cursor.untold], partitions))
     totals = rollup.figures.day_totals(database.engine, database.rollup, touched)
     days = [day for day in touched if day in totals]
     tables = previews(database, days)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
+from calc_analytics.days import FIRST, LAST
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.rollup.declaration import Rollup
 from calc_analytics.rollup.snapshot import SAME_CLUSTER, Snapshot
@@ -75,7 +76,7 @@ def start_afresh(connection: Connection, rollup: Rollup, timezone: str) -> None:
     """Takes this cluster's snapshot and marks every built day stale; its statistics stay until it is rebuilt."""
     create_if_missing(connection, rollup, timezone)
     for statement in (_NEIGHBOURS, _STALE, _AFRESH):
-        connection.execute(statement, {"rollup": rollup.name, "timezone": timezone})
+        connection.execute(statement, {"rollup": rollup.name, "timezone": timezone, "first": FIRST, "last": LAST})
 
 
 def _read(connection: Connection, rollup: Rollup, timezone: str, locking: str) -> State:
@@ -117,7 +118,7 @@ _NEIGHBOURS = text(
     insert into rollup_days (rollup, date, status)
     select distinct d.rollup, d.date + step, 'pending'
     from rollup_days d join rollup_state s using (rollup), unnest(array[-1, 1]) as step
-    where d.rollup = :rollup and s.timezone <> :timezone
+    where d.rollup = :rollup and s.timezone <> :timezone and d.date + step between :first and :last
     on conflict (rollup, date) do nothing
     """
 )

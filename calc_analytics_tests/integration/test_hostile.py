@@ -7,9 +7,11 @@ import pytest
 from dagster import AssetCheckKey, AssetKey
 from sqlalchemy.engine import Engine
 
+from calc_analytics.days import parse_day
 from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
 from calc_analytics.rollup.declaration import Measure
 from calc_analytics.rollup.figures import log_figures
+from calc_analytics.rollup.install import rebase
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.verify import built_days, overflowed_days, verify, waiting_days
@@ -48,6 +50,19 @@ def test_the_first_and_the_last_days_there_are_can_be_counted(engine: Engine, at
     assert verify(engine, ROLLUP, "UTC", built_days(engine, ROLLUP)).difference == 0
     assert sum(measures[0] for measures in stored(engine).values()) == 2
     assert live(engine) == stored(engine)
+
+
+@pytest.mark.parametrize("at", ["0001-01-03 00:00Z", "9999-12-29 23:59Z"])
+@pytest.mark.parametrize("timezone", ["Etc/GMT+12", "UTC", "Pacific/Kiritimati"])
+def test_the_days_at_the_ends_can_be_rebuilt_in_any_zone(owner: Engine, engine: Engine, at: str, timezone: str):
+    hostile(engine, at)
+    refresh(engine, ROLLUP, "UTC")
+    rebase(owner, timezone)
+    waiting = [parse_day(str(day)) for day in waiting_days(engine, ROLLUP)]
+    rebuild(engine, ROLLUP, timezone, waiting)
+    assert waiting_days(engine, ROLLUP) == []
+    assert verify(engine, ROLLUP, timezone, built_days(engine, ROLLUP)).difference == 0
+    assert sum(measures[0] for measures in stored(engine).values()) == 1
 
 
 def test_rows_without_a_day_are_seen_and_stop_nobody(location, instance, engine: Engine, connect):

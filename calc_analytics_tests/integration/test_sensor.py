@@ -217,6 +217,14 @@ def test_a_longer_interval_keeps_its_meaning(database, location, instance, engin
     assert not [thread for thread in threading.enumerate() if thread.name == "follower"]
 
 
+@pytest.mark.parametrize("at", [utc(1, 1, 3), utc(9999, 12, 29, 23)])
+def test_a_row_at_an_end_of_the_calendar_stops_no_tick(location, instance, engine, connect, at):
+    rebuild(engine, ROLLUP, "UTC", [today()])
+    write(connect(), [row(at), row(now())])
+    result = tick(location, instance)
+    assert [event.partition for event in of(result, AssetMaterialization)] == [str(today())]
+
+
 def test_trouble_is_an_error_with_one_line_and_never_a_skip(location, instance, engine, monkeypatch):
     monkeypatch.setenv("DATABASE_URL", f"postgresql://me:hunter2@127.0.0.1:{free_port()}/db")
     with pytest.raises(CalcAnalyticsError, match="cannot connect") as raised:

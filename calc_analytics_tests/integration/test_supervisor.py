@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from calc_analytics import supervisor
-from calc_analytics.supervisor import Service
+from calc_analytics.supervisor import PortTaken, Service, claim, free_port
 from calc_analytics_tests.acceptance.conftest import eventually
 
 WRITES = "import itertools, time\nfor n in itertools.count(): print('line', n, flush=True); time.sleep(0.01)"
@@ -23,6 +23,12 @@ def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     yield service
     service.signal(signal.SIGKILL)
     service.process.wait()
+
+
+def test_the_ui_and_the_service_want_a_port_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(supervisor, "data_folder", lambda: tmp_path)
+    with pytest.raises(PortTaken, match="choose two ports"):
+        claim(port := free_port(), port)
 
 
 def test_a_long_log_begins_afresh_and_what_it_had_is_kept_beside_it(service: Service):
