@@ -98,22 +98,23 @@ class Writer:
 
 @dataclass(frozen=True)
 class Server:
-    """The server that answered: its version, and whether it is a standby, on which nothing can be counted."""
+    """The server that answered: its version, and whether it is read-only, as a standby is: nothing is counted."""
 
     version: str
     version_number: int
-    standby: bool
+    read_only: bool
 
 
 def server(engine: Engine) -> Server:
     """Who answers; the cheapest question there is."""
     statement = """
         select split_part(current_setting('server_version'), ' ', 1) as version,
-               cast(current_setting('server_version_num') as int) as number, pg_is_in_recovery() as standby
+               cast(current_setting('server_version_num') as int) as number,
+               current_setting('transaction_read_only') = 'on' as read_only
     """
     with transaction(engine) as connection:
         row = connection.execute(text(statement)).one()
-    return Server(row.version, row.number, row.standby)
+    return Server(row.version, row.number, row.read_only)
 
 
 def refreshed(engine: Engine, rollup: Rollup, timezone: str) -> Refreshed:

@@ -14,7 +14,7 @@ from calc_analytics.rollup import install, status
 from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
 from calc_analytics.service.probes import Answer, Prober, Question
 from calc_analytics.service.sources import Sources
-from calc_analytics.service.words import ago, instant
+from calc_analytics.service.words import READ_ONLY, ago, instant
 
 # Dagster's daemons write a heartbeat every 30 seconds; the scheduler sleeps from minute to minute. Two that are missing
 # tell of a death.
@@ -114,8 +114,8 @@ def _finding(name: str, answer: Answer[Verdict]) -> Finding:
 def _database(sources: Sources) -> Verdict:
     server = status.server(sources.engine())
     said = f"PostgreSQL {server.version} answered"
-    if server.standby:
-        return Verdict(False, f"{said}, but it is a standby: nothing can be counted", "set DATABASE_URL to the primary")
+    if server.read_only:
+        return Verdict(False, f"{said}, but it is read-only (a standby?): nothing can be counted", READ_ONLY)
     return Verdict(True, said)
 
 

@@ -1,6 +1,8 @@
-"""Instants and durations as people read them."""
+"""Instants and durations as people read them, and what more than one report says."""
 
 from datetime import datetime, timezone
+
+READ_ONLY = "set DATABASE_URL to the primary"
 
 
 def instant(at: datetime) -> str:

@@ -196,7 +196,7 @@ def test_a_standby_is_named(served: Served, monkeypatch):
     from calc_analytics.rollup import status
 
     server = status.server
-    monkeypatch.setattr(status, "server", lambda engine: replace(server(engine), standby=True))
+    monkeypatch.setattr(status, "server", lambda engine: replace(server(engine), read_only=True))
     assert "standby" in served.probes()["database"]["compared"]
 
 
