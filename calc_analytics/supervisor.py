@@ -70,15 +70,20 @@ def require_free(port: int, option: str) -> None:
         )
 
 
+def require_ports(ui_port: int, service_port: int) -> None:
+    """Raises `PortTaken` unless these are two ports, and free."""
+    if ui_port == service_port:
+        raise PortTaken(f"--ui-port and --service-port are both {ui_port}: choose two ports")
+    require_free(ui_port, "--ui-port")
+    require_free(service_port, "--service-port")
+
+
 _claims: list[IO[str]] = []
 
 
 def claim(ui_port: int, service_port: int) -> None:
     """Makes sure that the ports are free and no other `up` runs in this folder, until the process ends."""
-    if ui_port == service_port:
-        raise PortTaken(f"--ui-port and --service-port are both {ui_port}: choose two ports")
-    require_free(ui_port, "--ui-port")
-    require_free(service_port, "--service-port")
+    require_ports(ui_port, service_port)
     data_folder().mkdir(parents=True, exist_ok=True)
     lock = open(data_folder() / "up.lock", "w")  # noqa: SIM115 (held until the process ends)
     try:
@@ -179,8 +184,7 @@ class Supervisor:
 
     def start(self) -> None:
         """Starts everything and returns when the UI answers; raises `PortTaken` or `NotStarted`."""
-        require_free(self.ui_port, "--ui-port")
-        require_free(self.service_port, "--service-port")
+        require_ports(self.ui_port, self.service_port)
         environment = self._environment()
         code = self._service(
             "code-server", environment,

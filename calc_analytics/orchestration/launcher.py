@@ -10,15 +10,17 @@ a run fails only when its code server has answered for a while, and the daemon h
 import json
 import time
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import psutil
 from dagster import DagsterEventType, DagsterRun
 from dagster._core.errors import DagsterUserCodeUnreachableError
 from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
 from dagster._core.storage.tags import GRPC_INFO_TAG
-from dagster._grpc.client import DagsterGrpcClient
-from dagster._grpc.types import CanCancelExecutionRequest, CanCancelExecutionResult
 from dagster._serdes import ConfigurableClassData, deserialize_value
+
+if TYPE_CHECKING:
+    from dagster._grpc.client import DagsterGrpcClient
 
 # Worker's clock and the kernel's record of when it began differ by less.
 SLACK_SECONDS = 2.0
@@ -46,21 +48,25 @@ class WatchfulRunLauncher(DefaultRunLauncher):
         Of a worker on another machine (or in another container) its code server is asked. A code server knows the
         death of its own workers. One that was started again has never heard of the run.
         """
+        if self._is_lost(run):
+            return CheckRunHealthResult(WorkerStatus.FAILED, "the run's process was killed or crashed")
+        return CheckRunHealthResult(WorkerStatus.RUNNING)
+
+    def _is_lost(self, run: DagsterRun) -> bool:
         is_ours = _is_of_this_machine(run)
         if is_ours and any(_lives(pid, since) for pid, since in self._workers(run)):
-            return CheckRunHealthResult(WorkerStatus.RUNNING)
+            return False
+        client = self._get_grpc_client_for_termination(run.run_id)
+        if client is None:
+            return False
+        address = run.tags[GRPC_INFO_TAG]
         try:
-            client = self._get_grpc_client_for_termination(run.run_id)
-            if client is None or not self._is_settled(run.tags[GRPC_INFO_TAG], client):
-                return CheckRunHealthResult(WorkerStatus.RUNNING)
-            if not is_ours and _is_known(run, client):
-                return CheckRunHealthResult(WorkerStatus.RUNNING)
+            return self._is_settled(address, client) and (is_ours or not _is_known(run, client))
         except DagsterUserCodeUnreachableError:
-            self._servers.pop(run.tags[GRPC_INFO_TAG], None)
-            return CheckRunHealthResult(WorkerStatus.RUNNING)
-        return CheckRunHealthResult(WorkerStatus.FAILED, "the run's process was killed or crashed")
+            self._servers.pop(address, None)
+            return False
 
-    def _is_settled(self, address: str, client: DagsterGrpcClient) -> bool:
+    def _is_settled(self, address: str, client: "DagsterGrpcClient") -> bool:
         """Whether one and the same code server has answered there for SETTLED_SECONDS."""
         server_id, now = client.get_server_id(timeout=ANSWER_SECONDS), time.monotonic()
         if self._servers.get(address, ("", 0.0))[0] != server_id:
@@ -74,8 +80,10 @@ class WatchfulRunLauncher(DefaultRunLauncher):
         return [(int(str(pid.value)), at) for pid, at in said if pid is not None]
 
 
-def _is_known(run: DagsterRun, client: DagsterGrpcClient) -> bool:
+def _is_known(run: DagsterRun, client: "DagsterGrpcClient") -> bool:
     """Whether the code server works on the run."""
+    from dagster._grpc.types import CanCancelExecutionRequest, CanCancelExecutionResult
+
     said = client.can_cancel_execution(CanCancelExecutionRequest(run_id=run.run_id), timeout=ANSWER_SECONDS)
     return deserialize_value(said, CanCancelExecutionResult).can_cancel
 

@@ -158,7 +158,6 @@ def _tell(
 
 def _events(database: RollupDatabase, cursor: Cursor, partitions: PartitionsDefinition, *, by_day: bool) -> Events:
     """A materialization and the checks of each touched day, and an observation of the logs."""
-    # Not `parse_day`, which is for what people type: a row may have a day outside of its range.
     touched = as_days(keys_of([date.fromisoformat(key) for key in cursor.untold], partitions))
     totals = rollup.figures.day_totals(database.engine, database.rollup, touched)
     days = [day for day in touched if day in totals]

@@ -11,6 +11,7 @@ from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.rollup import state
 from calc_analytics.rollup.declaration import ROLLUPS, Rollup
 from calc_analytics.rollup.live_view import create_live_view, without_logs
+from calc_analytics.rollup.status import server
 
 
 class ReadOnly(CalcAnalyticsError):
@@ -60,8 +61,8 @@ def require_usable(engine: Engine, timezone: str) -> None:
     with trouble_in_words(engine.url), engine.connect() as connection:
         for rollup in ROLLUPS:
             state.read(connection, rollup, timezone)
-        if connection.execute(text("show transaction_read_only")).scalar() == "on":
-            raise ReadOnly(f"{shown(engine.url)} is read-only (a standby?): use the primary's address")
+    if server(engine).read_only:
+        raise ReadOnly(f"{shown(engine.url)} is read-only (a standby?): use the primary's address")
 
 
 def _is_ready(connection: Connection, rollup: Rollup) -> bool:

@@ -21,7 +21,7 @@ from calc_analytics.rollup import diagnosis, install, status
 from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
 from calc_analytics.service.probes import Answer, Prober
 from calc_analytics.service.sources import Sources
-from calc_analytics.service.words import READ_ONLY
+from calc_analytics.service.words import USE_THE_PRIMARY
 from calc_analytics.supervisor import HOST, is_listening
 
 OK, NOTE, WRONG = "ok", "note", "wrong"
@@ -104,7 +104,7 @@ def _database(sources: Sources) -> Findings:
     fact = f"PostgreSQL {server.version} at {place}"
     major = server.version_number // 10_000
     if server.read_only:
-        yield _wrong(f"{fact} is read-only (a standby?)", "nothing can be counted there", READ_ONLY)
+        yield _wrong(f"{fact} is read-only (a standby?)", "nothing can be counted there", USE_THE_PRIMARY)
     elif major < OLDEST:
         why = f"the project relies on what PostgreSQL {OLDEST} brought"
         yield _wrong(fact, why, f"upgrade the server to {OLDEST} or newer")

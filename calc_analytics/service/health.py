@@ -14,7 +14,7 @@ from calc_analytics.rollup import install, status
 from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
 from calc_analytics.service.probes import Answer, Prober, Question
 from calc_analytics.service.sources import Sources
-from calc_analytics.service.words import READ_ONLY, ago, instant
+from calc_analytics.service.words import USE_THE_PRIMARY, ago, instant
 
 # Dagster's daemons write a heartbeat every 30 seconds; the scheduler sleeps from minute to minute. Two that are missing
 # tell of a death.
@@ -115,7 +115,7 @@ def _database(sources: Sources) -> Verdict:
     server = status.server(sources.engine())
     said = f"PostgreSQL {server.version} answered"
     if server.read_only:
-        return Verdict(False, f"{said}, but it is read-only (a standby?): nothing can be counted", READ_ONLY)
+        return Verdict(False, f"{said}, but it is read-only (a standby?): nothing can be counted", USE_THE_PRIMARY)
     return Verdict(True, said)
 
 

@@ -2,7 +2,7 @@
 
 from datetime import datetime, timezone
 
-READ_ONLY = "set DATABASE_URL to the primary"
+USE_THE_PRIMARY = "set DATABASE_URL to the primary"
 
 
 def instant(at: datetime) -> str:
