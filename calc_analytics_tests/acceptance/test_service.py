@@ -48,6 +48,12 @@ def lines(up: Up, log: str, event: str) -> list[dict[str, Any]]:
     return [line for line in found if line["event"] == event]
 
 
+def samples(up: Up) -> dict[str, float]:
+    """What /metrics says, without labels."""
+    text = up.get("/metrics")[1]
+    return {name: float(value) for name, value in re.findall(r"^(\w+) (\S+)$", text, re.M)}
+
+
 def test_up_says_where_the_service_is_and_it_becomes_healthy(up: Up):
     assert f"service   http://127.0.0.1:{up.service_port}/health/rollup" in up.said
     eventually(lambda: healthy(up), "200 from /health/rollup")
@@ -55,6 +61,9 @@ def test_up_says_where_the_service_is_and_it_becomes_healthy(up: Up):
     assert (status, answer["data"]["running"], answer["data"]["healthy"]) == (200, True, True)
     assert answer["data"]["last_run"]
     assert up.get("/health/live")[0] == 200
+    # A rebuild counts by itself what it finds new, so what is written beside one is no refresh's.
+    rebuilds = "calc_analytics_rebuild_duration_seconds_count"
+    eventually(lambda: samples(up).get(rebuilds, 0) >= 2, "the sensor's two runs, of a first start")
 
 
 def test_the_trigger_wants_its_token_and_counts_what_was_written(up: Up):
@@ -65,12 +74,6 @@ def test_the_trigger_wants_its_token_and_counts_what_was_written(up: Up):
     assert (status, answer["data"]["status"]) == (200, "triggered")
     rows = sum(day["total_calculations"] for day in answer["data"]["rebuild"]["days"].values())
     assert rows >= 300
-
-
-def samples(up: Up) -> dict[str, float]:
-    """What /metrics says, without labels."""
-    text = up.get("/metrics")[1]
-    return {name: float(value) for name, value in re.findall(r"^(\w+) (\S+)$", text, re.M)}
 
 
 def test_metrics_add_up_what_ticks_runs_the_trigger_and_commands_counted(up: Up):
