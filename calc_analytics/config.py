@@ -88,7 +88,9 @@ class Settings:
     timezone: str = "UTC"
     start_date: date = date(2025, 1, 1)
     cron: str = "0 * * * *"
-    debounce_seconds: float = 1.0
+    debounce_seconds: float = 0.2
+    rollups: tuple[str, ...] | None = None
+    logs_kept_days: int | None = None
     enable_test_endpoints: bool = False
     trigger_token: str | None = field(default=None, repr=False)
     log_format: str = "text"
@@ -106,7 +108,9 @@ class Settings:
             start_date=_read(values, "ROLLUP_START_DATE", _start_date, date(2025, 1, 1)),
             cron=_read(values, "ROLLUP_CRON", _cron, None)
             or _read(values, "ROLLUP_INTERVAL_HOURS", _hours, "0 * * * *"),
-            debounce_seconds=_read(values, "ROLLUP_DEBOUNCE_SECONDS", _seconds, 1.0),
+            debounce_seconds=_read(values, "ROLLUP_DEBOUNCE_SECONDS", _seconds, 0.2),
+            rollups=_read(values, "ROLLUPS", _names, None),
+            logs_kept_days=_read(values, "LOGS_KEPT_DAYS", _days_kept, None),
             enable_test_endpoints=_read(values, "ENABLE_TEST_ENDPOINTS", _yes_or_no, False),
             trigger_token=_read(values, "ROLLUP_TRIGGER_TOKEN", _token, None),
             log_format=_read(values, "LOG_FORMAT", _one_of("text", "json"), "text"),
@@ -203,6 +207,19 @@ def _seconds(text: str) -> float:
     if not re.fullmatch(r"\d+(\.\d+)?", text) or not 0.05 <= float(text) <= 60:
         raise ValueError("the accepted form is a number of seconds from 0.05 to 60, for example 1 or 0.5")
     return float(text)
+
+
+def _names(text: str) -> tuple[str, ...] | None:
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not names or not all(re.fullmatch(r"\w+", name, re.ASCII) for name in names):
+        raise ValueError("the accepted form is names of rollups separated by commas, or all")
+    return None if names == ("all",) else names
+
+
+def _days_kept(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,6}", text) or int(text) < 1:
+        raise ValueError("the accepted form is a number of days from 1 on, for example 90")
+    return int(text)
 
 
 def _yes_or_no(text: str) -> bool:

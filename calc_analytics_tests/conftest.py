@@ -24,7 +24,9 @@ from sqlalchemy.engine import URL, Engine
 
 from calc_analytics.config import project_root, with_driver
 from calc_analytics.database.engine import engine_for
+from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.install import install
+from calc_analytics.rollups import LOG
 from calc_analytics_tests.clusters import BINARIES, Cluster
 from calc_analytics_tests.logs import OWNER
 
@@ -101,7 +103,7 @@ def template(server_url: URL, maintenance: Callable[[str], None]) -> Iterator[st
     """A migrated database that is cloned for each test."""
     maintenance(f'create database "{TEMPLATE}"')
     engine = engine_for(server_url.set(database=TEMPLATE))
-    install(engine, "UTC")
+    install(Database(engine, LOG, "UTC"))
     with engine.begin() as connection:
         connection.execute(text(least_privilege(ROLE)))
     engine.dispose()
@@ -153,6 +155,12 @@ def engine(url: URL) -> Iterator[Engine]:
     engine = engine_for(url.set(username=ROLE))
     yield engine
     engine.dispose()
+
+
+@pytest.fixture
+def db(engine: Engine) -> Database:
+    """What operations take: that engine, every rollup, days in UTC."""
+    return Database(engine, LOG, "UTC")
 
 
 @pytest.fixture

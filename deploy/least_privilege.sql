@@ -13,11 +13,21 @@ end $$;
 
 -- The API's log table: read only.
 grant select on calculation_logs to rollup_writer;
--- The statistics, and the state that moves with them.
-grant select, insert, update, delete on calculation_stats_daily to rollup_writer;
+-- The statistics of every rollup that is kept, and their live views. Run this part again after a rollup was added.
+do $$
+declare name text;
+begin
+    for name in select unnest(rollups) from rollup_state loop
+        execute format('grant select, insert, update, delete on %I to rollup_writer', name);
+        execute format('grant select on %I to rollup_writer', name || '_live');
+    end loop;
+end $$;
+-- The state that moves with them, and the journal.
 grant select, update on rollup_state to rollup_writer;
 grant select, insert, update on rollup_days to rollup_writer;
-grant select on calculation_stats_daily_live, calc_analytics_version to rollup_writer;
+grant select, insert, update, delete on rollup_journal to rollup_writer;
+grant usage on sequence rollup_journal_id_seq to rollup_writer;
+grant select on calc_analytics_version to rollup_writer;
 -- Brings the log table's index up to its end, with its owner's rights; the function takes no argument.
 grant execute on function calculation_logs_summarize() to rollup_writer;
 

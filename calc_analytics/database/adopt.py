@@ -4,10 +4,12 @@ Each step is safe to repeat, looks before it alters, and keeps every row. Locks 
 a short timeout, so that a long writer is waited for without queueing other writers behind us.
 """
 
-from sqlalchemy import Integer, inspect, text
+from collections.abc import Collection
+
+from sqlalchemy import Integer, Table, inspect, text
 from sqlalchemy.engine import Connection
 
-from calc_analytics.database.tables import calculation_logs, calculation_stats_daily
+from calc_analytics.database.tables import PROJECT_TARGETS, calculation_logs, calculation_stats_daily
 from calc_analytics.errors import CalcAnalyticsError
 
 LOGS = calculation_logs.name
@@ -20,10 +22,13 @@ class UnfitTable(CalcAnalyticsError):
     """An existing table that lacks a column or key the rollup needs; adopting it would guess."""
 
 
-def check_existing(connection: Connection) -> None:
-    """Raises `UnfitTable` unless the tables that already exist have what is needed."""
+def check_existing(connection: Connection, keys: Collection[str]) -> None:
+    """Raises `UnfitTable` unless the tables that already exist have what is needed.
+
+    `keys` are the log columns by which rows are grouped, besides the publisher.
+    """
     inspector = inspect(connection)
-    for table in (calculation_logs, calculation_stats_daily):
+    for table in (calculation_logs, calculation_stats_daily, *PROJECT_TARGETS):
         if not inspector.has_table(table.name):
             continue
         found = {column["name"] for column in inspector.get_columns(table.name)}
@@ -33,34 +38,47 @@ def check_existing(connection: Connection) -> None:
         if missing:
             raise UnfitTable(f"table {table.name} has no column {', '.join(missing)}: add it, or check DATABASE_URL")
     if inspector.has_table(LOGS):
-        _check_log_columns(connection)
-    if inspector.has_table(calculation_stats_daily.name):
-        _check_stats_key(connection)
+        _check_log_columns(connection, keys)
+    for table in (calculation_stats_daily, *PROJECT_TARGETS):
+        if inspector.has_table(table.name):
+            _check_key(connection, table)
 
 
-def _check_log_columns(connection: Connection) -> None:
+def _check_log_columns(connection: Connection, keys: Collection[str]) -> None:
     columns = {column["name"]: column for column in inspect(connection).get_columns(LOGS)}
     if {"city_id", "locality_id"} <= set(columns):
         raise UnfitTable(f"table {LOGS} has both city_id and locality_id: drop the one that is not used")
+    columns = {"locality_id" if name == "city_id" else name: column for name, column in columns.items()}
     if not getattr(columns["created_at"]["type"], "timezone", False):
         raise UnfitTable(
             f"{LOGS}.created_at is {columns['created_at']['type']}, which names no instant: make it timestamptz"
         )
-    for name in ("publisher_id", "cache_hit", "source", "created_at"):
-        if columns[name]["nullable"]:
+    for name in sorted({"publisher_id", "cache_hit", "source", "created_at", *keys} & set(columns)):
+        if columns[name]["nullable"] and name != "response_time_ms":
             raise UnfitTable(f"{LOGS}.{name} may be null, which no statistic can count: set it NOT NULL")
-    for name in ("publisher_id", "source", "response_time_ms", "xact_id"):
+    for name in ("id", "publisher_id", "source", "response_time_ms", "xact_id", "locality_id"):
         if name in columns and not isinstance(columns[name]["type"], Integer):
             raise UnfitTable(f"{LOGS}.{name} is {columns[name]['type']}: it must be an integer")
 
 
-def _check_stats_key(connection: Connection) -> None:
-    name, wanted = calculation_stats_daily.name, {"publisher_id", "date"}
+def _check_key(connection: Connection, table: Table) -> None:
+    name, wanted = table.name, {column.name for column in table.primary_key.columns}
     inspector = inspect(connection)
     keys = [set(inspector.get_pk_constraint(name)["constrained_columns"])]
     keys += [set(key["column_names"]) for key in inspector.get_unique_constraints(name)]
     if wanted not in keys:
-        raise UnfitTable(f"table {name} has no primary key (publisher_id, date): add it, duplicates would be possible")
+        columns = ", ".join(column.name for column in table.primary_key.columns)
+        raise UnfitTable(f"table {name} has no primary key ({columns}): add it, duplicates would be possible")
+
+
+def create_date_index(connection: Connection, target: str) -> None:
+    """A small index by which the rows of a day are found in a target table."""
+    connection.execute(
+        text(
+            f"create index if not exists {target}_date_idx on {target} using brin (date) "
+            "with (pages_per_range = 16, autosummarize = on)"
+        )
+    )
 
 
 def rename_city_id(connection: Connection) -> None:

@@ -1,16 +1,17 @@
 """Connections: which URL, one small pool, one kind of transaction, and errors a user can act on.
 
-Every transaction runs at READ COMMITTED whatever the role's default is: the rollup's statements each need to see
-what was committed before them. Statements are planned with their actual values (no server-side prepare), because
-a generic plan cannot know how few rows are new.
+Every transaction runs at READ COMMITTED whatever the role's default is, because each statement must see what was
+committed before it. Settings are local to the transaction: nothing is left in a session that a pooler such as
+PgBouncer hands to somebody else, and nothing is asked for in the start-up packet.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import psycopg
 import sqlalchemy
+from psycopg.rows import dict_row
 from sqlalchemy import event, text
 from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.exc import DBAPIError, OperationalError
@@ -50,9 +51,24 @@ _REFUSALS = (
     "no password supplied",
 )
 
-# New rows must be found by index. After retention the planner's statistics of `xact_id` (its correlation with the
-# place of a row, near zero once new rows reuse freed space) can make it read the whole table; compiling never pays.
-PLANNER = "-c enable_seqscan=off -c jit=off"
+# What each transaction sets for itself, whatever the role's or the database's defaults are. New rows must be found by
+# index: after retention the planner's statistics of `xact_id` can make it read the whole table; compiling never pays.
+LOCAL_SETTINGS = {
+    "timezone": "UTC",
+    "datestyle": "ISO",
+    "row_security": "off",
+    "enable_seqscan": "off",
+    "jit": "off",
+    "statement_timeout": "1h",
+    "lock_timeout": "5min",
+    "idle_in_transaction_session_timeout": "10min",
+}
+# The server rolls back a second after this process was killed, even in the midst of a long statement or a wait for a
+# lock; a server on Windows cannot, and finishes the statement first.
+CLIENT_CHECK = ("client_connection_check_interval", "1000")
+# The prepared statement is gone or another client's (a pooler in between), or a table changed under it.
+_UNPREPARED = ("26000", "42P05", "0A000")
+
 # For the rest of a transaction: a day may well be most of the table; and back.
 WHOLE_DAYS = text("set local enable_seqscan = on")
 NEW_ROWS = text("set local enable_seqscan = off")
@@ -97,36 +113,56 @@ def create_engine(settings: Settings, application_name: str = "calc_analytics") 
     return engine_for(database_url(settings), application_name)
 
 
-def engine_for(url: URL, application_name: str = "calc_analytics") -> Engine:
-    """An engine on any URL with the project's rules: at most 5 connections, READ COMMITTED, UTC, no prepare."""
+def engine_for(url: URL, application_name: str = "calc_analytics", statement_seconds: float | None = None) -> Engine:
+    """An engine on any URL with the project's rules: at most 5 connections, READ COMMITTED, settings per transaction.
+
+    `statement_seconds` limits each statement (default: an hour).
+    """
+    settings = dict(LOCAL_SETTINGS)
+    if statement_seconds is not None:
+        settings["statement_timeout"] = f"{round(statement_seconds * 1000)}ms"
     engine = sqlalchemy.create_engine(
         url,
         isolation_level="READ COMMITTED",
         pool_size=2,
         max_overflow=3,
-        pool_pre_ping=True,
         connect_args={
             "prepare_threshold": None,
             "application_name": application_name,
             "connect_timeout": url.query.get("connect_timeout", 10),
-            "options": f"{url.query.get('options', '')} -c timezone=UTC {PLANNER}",
         },
+        execution_options={"local_settings": settings},
     )
-    event.listen(engine, "connect", _notice_a_dead_client)
+    event.listen(engine, "connect", _look_at_server)
     return engine
 
 
-def _notice_a_dead_client(connection: psycopg.Connection, record: object) -> None:
-    """The server rolls back a second after this process was killed, even in the midst of a long statement or a wait
-    for a lock; a server on Windows cannot, and finishes the statement first."""
+def _look_at_server(connection: psycopg.Connection, record: Any) -> None:
+    """Notes whether the server itself answers (a pooler makes up the process id that it tells its clients), and
+    whether it can notice that a client has died."""
     connection.autocommit = True
-    with suppress(psycopg.Error):
-        connection.execute("set client_connection_check_interval = 1000")
+    try:
+        pid = connection.execute("select pg_backend_pid(), set_config(%s, %s, true)", CLIENT_CHECK).fetchone()
+        record.info["notices_dead_clients"] = True
+    except psycopg.errors.DatabaseError as error:
+        if connection.closed or error.sqlstate is None:
+            raise
+        pid = connection.execute("select pg_backend_pid()").fetchone()
+        record.info["notices_dead_clients"] = False
+    record.info["is_direct"] = pid is not None and pid[0] == connection.info.backend_pid
     connection.autocommit = False
 
 
-def impatient(url: URL, statement_seconds: float) -> URL:
-    """The URL for a process that would rather get an error than wait: for a connection, an answer, or a dead peer."""
+def settings_sql(engine: Engine, info: Any) -> str:
+    """'select set_config(…), …': the settings of a transaction on a connection with that `info`."""
+    settings = dict(engine.get_execution_options()["local_settings"])
+    if info.get("notices_dead_clients"):
+        settings.update([CLIENT_CHECK])
+    return "select " + ", ".join(f"set_config('{name}', '{value}', true)" for name, value in settings.items())
+
+
+def impatient(url: URL) -> URL:
+    """The URL for a process that would rather get an error than wait for a connection or a dead peer."""
     limits = {
         "connect_timeout": "3",
         "keepalives_idle": "10",
@@ -134,8 +170,7 @@ def impatient(url: URL, statement_seconds: float) -> URL:
         "keepalives_count": "3",
         "tcp_user_timeout": "20000",
     }
-    options = f"{url.query.get('options', '')} -c statement_timeout={round(statement_seconds * 1000)}".strip()
-    return url.update_query_dict({**limits, **url.query, "options": options})
+    return url.update_query_dict({**limits, **url.query})
 
 
 def ensure_database(url: URL) -> None:
@@ -176,8 +211,69 @@ def _exists(url: URL) -> bool:
 @contextmanager
 def transaction(engine: Engine) -> Iterator[Connection]:
     """One transaction: all of it or nothing. Database errors leave as `DatabaseTrouble`, in one line."""
-    with trouble_in_words(engine.url), engine.begin() as connection:
+    with trouble_in_words(engine.url), _begun(engine) as connection:
         yield connection
+        connection.commit()
+
+
+def _begun(engine: Engine) -> Connection:
+    """A connection in a transaction with its settings. One from the pool that turns out to be dead is replaced."""
+    for is_last in (False, True):
+        connection = engine.connect()
+        try:
+            connection.exec_driver_sql(settings_sql(engine, connection.info))
+            return connection
+        except BaseException as error:
+            connection.close()
+            if is_last or not (isinstance(error, DBAPIError) and error.connection_invalidated):
+                raise
+    raise AssertionError("unreachable")
+
+
+def run_in_one_trip(engine: Engine, statements: Sequence[str]) -> list[dict[str, Any]]:
+    """Runs the statements as one transaction in one network round trip (psycopg's pipeline mode).
+
+    Returns the rows of the last one. Statements must have no parameters: they are prepared, where the server itself
+    answers, and planned once per connection.
+    """
+    with trouble_in_words(engine.url):
+        fairy = engine.raw_connection()
+        try:
+            connection: Any = fairy.driver_connection
+            connection.autocommit = True
+            settings = settings_sql(engine, fairy.info)
+            try:
+                return _pipeline(connection, [settings, *statements], bool(fairy.info.get("is_direct")))
+            except psycopg.Error as error:
+                if error.sqlstate not in _UNPREPARED or connection.broken:
+                    raise
+                return _pipeline(connection, [settings, *statements], False)
+        except BaseException:
+            fairy.invalidate()
+            raise
+        finally:
+            if fairy.is_valid:
+                connection.autocommit = False
+            fairy.close()
+
+
+def _pipeline(connection: psycopg.Connection, statements: Sequence[str], prepare: bool) -> list[dict[str, Any]]:
+    connection.prepare_threshold = 1 if prepare else None
+    cursor = connection.cursor(row_factory=dict_row)
+    try:
+        with connection.pipeline():
+            cursor.execute("begin isolation level read committed, read write", prepare=False)
+            for statement in statements:
+                cursor = connection.cursor(row_factory=dict_row)
+                cursor.execute(statement, prepare=prepare)
+            connection.cursor().execute("commit", prepare=False)
+        return cursor.fetchall()
+    except psycopg.Error:
+        if not connection.broken:
+            connection.execute("rollback")
+        raise
+    finally:
+        connection.prepare_threshold = None
 
 
 def persistently(work: Callable[[], T]) -> T:

@@ -18,7 +18,7 @@ from calc_analytics.database.engine import sqlstate, trouble_in_words
 from calc_analytics.errors import CalcAnalyticsError
 
 # The newest revision in migrations/versions.
-HEAD = "0003"
+HEAD = "0004_needs_calc_analytics_0.2"
 ADVISORY_LOCK = 7_244_100_501
 # Shorter than deadlock_timeout (one second): who waits for us is never the one that is aborted.
 LOCK_TIMEOUT = "800ms"

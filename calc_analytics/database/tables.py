@@ -1,7 +1,6 @@
-"""The tables, as SQLAlchemy Core: the API's two, and the two that hold the rollups' state.
+"""The tables, as SQLAlchemy Core: the API's two, the other rollups' targets, and those that hold the state.
 
-`calculation_logs` belongs to the API: the project adds `xact_id` and
-indexes to it, nothing else.
+`calculation_logs` belongs to the API: the project adds `xact_id` and an index to it, nothing else.
 """
 
 from sqlalchemy import (
@@ -11,14 +10,16 @@ from sqlalchemy import (
     Date,
     DateTime,
     Float,
+    Index,
     Integer,
     MetaData,
+    Numeric,
     SmallInteger,
     Table,
     Text,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.types import UserDefinedType
 
 metadata = MetaData()
@@ -65,16 +66,59 @@ calculation_stats_daily = Table(
     _count("source_external"),
 )
 
+calculation_locality_stats_daily = Table(
+    "calculation_locality_stats_daily",
+    metadata,
+    Column("publisher_id", Integer, primary_key=True, autoincrement=False),
+    Column("date", Date, primary_key=True),
+    Column("locality_id", BigInteger, primary_key=True, autoincrement=False),
+    _count("total_calculations"),
+    _count("cache_hits"),
+    _count("total_response_time_ms", BigInteger),
+)
+
+calculation_stats_hourly = Table(
+    "calculation_stats_hourly",
+    metadata,
+    Column("publisher_id", Integer, primary_key=True, autoincrement=False),
+    Column("date", Date, primary_key=True),
+    Column("hour", DateTime(timezone=True), primary_key=True, comment="the start of the UTC hour"),
+    _count("total_calculations"),
+    _count("cache_hits"),
+    _count("total_response_time_ms", BigInteger),
+    _count("source_web"),
+    _count("source_api"),
+    _count("source_external"),
+)
+
+calculation_latency_daily = Table(
+    "calculation_latency_daily",
+    metadata,
+    Column("publisher_id", Integer, primary_key=True, autoincrement=False),
+    Column("date", Date, primary_key=True),
+    Column("source", SmallInteger, primary_key=True, autoincrement=False),
+    Column(
+        "response_time_ms",
+        Integer,
+        primary_key=True,
+        autoincrement=False,
+        comment="rounded down to 7 significant bits, exact below 128; -1: null or negative",
+    ),
+    _count("calculations"),
+)
+
 rollup_state = Table(
     "rollup_state",
     metadata,
-    Column("rollup", Text, primary_key=True, comment="the rollup's name: its target table"),
-    Column("timezone", Text, nullable=False, comment="the reporting time zone all its days are built in"),
-    Column("system_identifier", BigInteger, nullable=False, comment="the cluster whose transaction ids these are"),
-    Column("snapshot", PgSnapshot, nullable=False, comment="logs visible in it are counted, in every built day"),
+    Column("log", Text, primary_key=True, comment="the log table's name"),
+    Column("timezone", Text, nullable=False, comment="the reporting time zone in which all days are built"),
+    Column("system_identifier", BigInteger, nullable=False, comment="the cluster that issued the transaction ids"),
+    Column("snapshot", PgSnapshot, nullable=False, comment="log rows visible in it are counted, in every built day"),
     Column("refreshed_at", DateTime(timezone=True), comment="when the snapshot was last moved"),
     Column("relation", BigInteger, comment="this table's oid when the row was written"),
     Column("written_by", BigInteger, comment="the transaction that wrote the row: its xmin, unless it was restored"),
+    Column("rollups", ARRAY(Text), nullable=False, comment="the rollups that every refresh adds to"),
+    Column("audited_at", DateTime(timezone=True), comment="when all days were last audited"),
 )
 
 rollup_days = Table(
@@ -86,18 +130,46 @@ rollup_days = Table(
         "status",
         Text,
         nullable=False,
-        comment="built; pending: logs seen, never built; stale: rebuild me; kept: a rebuild refused, its logs are "
-        "gone; overflow: a counter would not fit its column",
+        comment="built; pending: seen but never counted whole; stale: to be rebuilt after a rebase; frozen: its log "
+        "rows are gone, statistics kept; overflow: a value does not fit its column",
     ),
-    Column("timezone", Text, comment="the zone its statistics were built in"),
+    Column("timezone", Text, comment="the zone in which its statistics were built"),
     Column("method", Text, comment="how it was built: rebuild, or refresh for a day that began in one"),
     Column("built_at", DateTime(timezone=True)),
     Column("built_by", Text, comment="the application_name that built it"),
     Column("refreshed_at", DateTime(timezone=True), comment="when rows were last added to it"),
-    Column("verified_at", DateTime(timezone=True), comment="when it was last compared with the logs"),
+    Column("counted", JSONB, comment="per measure, what was counted; null: the day was never counted whole"),
+    Column("deleted", JSONB, comment="per measure, what was deleted from the log after it was counted"),
+    Column("checksum", Numeric, comment="sum of the hashes of the day's rows in the target"),
+    Column("pruned_at", DateTime(timezone=True), comment="when log rows of the day were first deleted"),
+    Column("pruned_by", Text, comment="prune; logs_kept_days; or keep: a person decided"),
+    Column("verified_at", DateTime(timezone=True), comment="when it was last compared with the log"),
     Column("verified_seconds", Float, comment="how long that took"),
-    Column("difference", BigInteger, comment="what was found: zero, or a bug"),
-    Column("sealed_at", DateTime(timezone=True), comment="when its logs were first deleted"),
-    Column("sealed_by", Text, comment="prune, or found: a rebuild found logs deleted by somebody else"),
-    Column("missing", JSONB, comment="per measure, what its statistics hold and its logs no longer do"),
+    Column("difference", BigInteger, comment="what that found: zero, or the sum of all differences"),
+    Column("finding", Text, comment="what kind of difference that was"),
+    Column("audited_at", DateTime(timezone=True), comment="when its statistics were last compared with `counted`"),
+    Column("audit_difference", BigInteger, comment="what that found: zero, or somebody changed the statistics"),
 )
+
+rollup_journal = Table(
+    "rollup_journal",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=True),
+    Column("log", Text, nullable=False),
+    Column("at", DateTime(timezone=True), nullable=False, comment="when; of refreshes the minute, later the day; of proofs the hour"),
+    Column("operation", Text, nullable=False, comment="refresh, rebuild, verify, audit, prune, keep, rebase, …"),
+    Column("by", Text, nullable=False, comment="application_name and role"),
+    Column("summed", Boolean, nullable=False, server_default=text("false"), comment="several operations in one row"),
+    Column("operations", Integer, nullable=False, server_default=text("1"), comment="how many are summed up here"),
+    Column("rows", BigInteger, nullable=False, server_default=text("0"), comment="log rows counted or deleted"),
+    Column("seconds", Float, nullable=False, server_default=text("0"), comment="how long they took"),
+    Column("failed", Boolean, nullable=False, server_default=text("false")),
+    Column("days", JSONB, nullable=False, server_default=text("'{}'"), comment="what it did to which day"),
+    Column("ages", JSONB, comment="of refreshed rows: histogram of the ages at which they were counted"),
+    Column("oldest_seconds", Float, comment="age of the oldest row when it was counted"),
+    Column("detail", Text, comment="what else there is to say, in one line"),
+    Index("rollup_journal_summed", "log", "operation", "at", "by", unique=True, postgresql_where=text("summed")),
+)
+
+PROJECT_TARGETS = (calculation_locality_stats_daily, calculation_stats_hourly, calculation_latency_daily)
+STATE_TABLES = (rollup_state, rollup_days, rollup_journal)

@@ -1,90 +1,206 @@
-"""What a rollup is: a target table, its keys, and its measures, each defined once.
+"""What a rollup is: a log, a target table, keys and measures, each declared once as SQLAlchemy Core expressions.
 
-Refresh, rebuild, verify and the live view are built from the declaration. A second rollup is a second declaration
-in `ROLLUPS` and a migration that creates its target table.
+Refresh, rebuild, verify, audit, prune and the live views are built from these declarations. The declarations themselves
+are in `calc_analytics/rollups.py`. Nothing here opens a connection.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
-from calc_analytics.database.tables import calculation_logs, calculation_stats_daily
+from sqlalchemy import BigInteger, Column, ColumnElement, Integer, SmallInteger, Table, column
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.sql import visitors
+from sqlalchemy.types import TypeEngine
+
+from calc_analytics.errors import CalcAnalyticsError
+
+_DIALECT = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]  # no doubled percent signs
+_GREATEST = {SmallInteger: 2**15 - 1, Integer: 2**31 - 1, BigInteger: 2**63 - 1}
+
+
+class UnknownRollup(CalcAnalyticsError):
+    """A name that no declared rollup has."""
+
+
+def to_sql(expression: ColumnElement[Any]) -> str:
+    """The expression as PostgreSQL text, with columns as bare names."""
+    bare = visitors.replacement_traverse(expression, {}, _bare)
+    return str(bare.compile(dialect=_DIALECT, compile_kwargs={"literal_binds": True}))
+
+
+def type_to_sql(type_: TypeEngine[Any]) -> str:
+    """The type's name in PostgreSQL."""
+    return type_.compile(dialect=_DIALECT)
+
+
+def quote_literal(value: str) -> str:
+    """The text as an SQL literal."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def _bare(element: Any, **_: Any) -> Any:
+    return column(element.name, element.type) if isinstance(element, Column) else None
+
+
+def _columns_of(expressions: Iterable[ColumnElement[Any]]) -> set[str]:
+    return {each.name for one in expressions for each in visitors.iterate(one) if isinstance(each, Column)}
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A column of the target and the SQL aggregate over log rows that fills it.
-    Measures must add up."""
+    """A column of the target and the aggregate over log rows that fills it. Measures must be additive."""
 
     name: str
     aggregate: str
-    type: str = "integer"
-
-    @property
-    def greatest(self) -> int:
-        """The greatest value its column holds."""
-        return {"smallint": 2**15, "integer": 2**31, "bigint": 2**63}[self.type] - 1
+    type: str
+    greatest: int
+    """The greatest value that its column holds."""
 
 
 @dataclass(frozen=True)
 class Suspect:
-    """Log rows that are counted as they are, but that somebody should look at."""
+    """Log rows that are counted as they are, but that a person should look at: those that match the condition."""
 
     name: str
-    condition: str
+    condition: ColumnElement[Any]
 
 
 @dataclass(frozen=True)
-class Rollup:
-    """A daily rollup of `source` into `target`, one row per combination of `keys` and `date`.
+class Check:
+    """A statement about the target's rows that must hold, one asset check per declaration.
 
-    The first measure must be the number of log rows: the guard against pruned logs compares it.
+    A row that matches `violation` (an expression over the target's columns) fails the check. `explained_by` and
+    `explained_in` (over the log's columns) name the log rows that explain a violation, and the column to list.
     """
 
-    target: str
-    source: str
-    event_time: str
-    keys: tuple[str, ...]
-    measures: tuple[Measure, ...]
-    suspects: tuple[Suspect, ...] = ()
+    name: str
+    violation: ColumnElement[Any]
+    description: str
+    is_warning: bool = False
+    explained_by: ColumnElement[Any] | None = None
+    explained_in: ColumnElement[Any] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Rollup:
+    """A daily rollup of the log into `target`: one row per day (`date`) and combination of keys.
+
+    The target's primary key must be its keys and `date`. The first measure must count log rows.
+    """
+
+    target: Table
+    key_expressions: Mapping[str, ColumnElement[Any]]
+    aggregates: Mapping[str, ColumnElement[Any]]
+    description: str
+    suspects: Sequence[Suspect] = ()
+    checks: Sequence[Check] = ()
+    match_check: str = ""
+    """Name of the check that compares with the log; default: the target's name and `_match_logs`."""
+
+    def __post_init__(self) -> None:
+        columns, keys = set(self.target.columns.keys()), {*self.key_expressions, "date"}
+        primary = {each.name for each in self.target.primary_key.columns}
+        if primary != keys:
+            raise ValueError(f"{self.name}: the primary key is {sorted(primary)}, the keys are {sorted(keys)}")
+        if missing := set(self.aggregates) - columns:
+            raise ValueError(f"{self.name}: the table has no column {', '.join(sorted(missing))}")
+        if self.measures[0].aggregate != "count(*)":
+            raise ValueError(f"{self.name}: the first measure must be count(*)")
 
     @property
     def name(self) -> str:
-        """The rollup's name in the state tables: its target table's."""
-        return self.target
+        """The rollup's name: its target table's."""
+        return self.target.name
+
+    @property
+    def match_check_name(self) -> str:
+        """The name of the check that compares with the log."""
+        return self.match_check or f"{self.name}_match_logs"
+
+    @property
+    def live_view(self) -> str:
+        """The view of stored statistics plus the rows that are not counted yet."""
+        return f"{self.name}_live"
+
+    @cached_property
+    def keys(self) -> tuple[str, ...]:
+        """The key columns besides `date`."""
+        return tuple(self.key_expressions)
+
+    @cached_property
+    def measures(self) -> tuple[Measure, ...]:
+        """The measures, in the order of their declaration."""
+        return tuple(self._measure(name, aggregate) for name, aggregate in self.aggregates.items())
+
+    def _measure(self, name: str, aggregate: ColumnElement[Any]) -> Measure:
+        type_ = self.target.columns[name].type
+        greatest = next(value for kind, value in _GREATEST.items() if type(type_) is kind)
+        return Measure(name, to_sql(aggregate), type_to_sql(type_), greatest)
 
     @property
     def count(self) -> str:
         """The measure that counts log rows."""
         return self.measures[0].name
 
-    @property
-    def live_view(self) -> str:
-        """The view of stored statistics plus rows not yet counted."""
-        return f"{self.target}_live"
-
-    @property
-    def key_columns(self) -> str:
-        """'publisher_id', ready for a select list."""
-        return ", ".join(self.keys)
-
-    @property
-    def columns(self) -> str:
-        """Every column of the target, in one order used everywhere."""
-        return ", ".join([*self.keys, "date", *self.measure_names])
-
-    @property
+    @cached_property
     def measure_names(self) -> list[str]:
         """The measures' column names."""
-        return [measure.name for measure in self.measures]
+        return list(self.aggregates)
 
-    @property
-    def aggregates(self) -> str:
+    @cached_property
+    def key_columns(self) -> str:
+        """'publisher_id, locality_id': ready for a select list."""
+        return ", ".join(self.keys)
+
+    @cached_property
+    def columns(self) -> str:
+        """Every column of the target, in the one order used everywhere."""
+        return ", ".join([*self.keys, "date", *self.measure_names])
+
+    @cached_property
+    def key_selects(self) -> str:
+        """'publisher_id, date_bin(…) as hour': the keys, computed from log rows."""
+        return ", ".join(f"{to_sql(each)} as {name}" for name, each in self.key_expressions.items())
+
+    @cached_property
+    def measure_selects(self) -> str:
         """'count(*) as total_calculations, …': the measures over log rows."""
         return self.each_measure("{aggregate} as {name}")
 
-    @property
-    def suspicions(self) -> str:
-        """'count(*) filter (where …) as negative_response_times, …': the suspects among log rows, to be added last."""
-        return "".join(f", count(*) filter (where {s.condition}) as {s.name}" for s in self.suspects)
+    @cached_property
+    def suspect_selects(self) -> str:
+        """', count(*) filter (where …) as negative_response_times': the suspects, to be added last."""
+        return "".join(f", count(*) filter (where {to_sql(s.condition)}) as {s.name}" for s in self.suspects)
+
+    @cached_property
+    def group_by(self) -> str:
+        """Positions of the keys in `key_selects`: '1, 2'."""
+        return ", ".join(str(n) for n in range(1, len(self.keys) + 1))
+
+    @cached_property
+    def reads(self) -> set[str]:
+        """The log columns that the rollup needs, besides the event time."""
+        suspects = [each.condition for each in self.suspects]
+        return _columns_of([*self.key_expressions.values(), *self.aggregates.values(), *suspects])
+
+    @cached_property
+    def key_columns_of_log(self) -> set[str]:
+        """The log columns that the keys are computed from."""
+        return _columns_of(self.key_expressions.values())
+
+    @cached_property
+    def row_hash(self) -> str:
+        """SQL: a 64-bit hash of a row of the target; {name} of each column is to be filled in by `format`."""
+        types = {each.name: type_to_sql(each.type) for each in self.target.columns}
+        names = [*self.keys, "date", *self.measure_names]
+        values = ", ".join(f"cast({{{name}}} as {types[name]})" for name in names)
+        return f"cast(hash_record_extended(row({values}), 0) as numeric)"
+
+    def hash_of(self, alias: str) -> str:
+        """SQL: the hash of the target's row with that alias."""
+        return self.row_hash.format(**{name: f"{alias}.{name}" for name in [*self.keys, "date", *self.measure_names]})
 
     def overflows(self, value: str) -> str:
         """SQL: one of the measures does not fit its column; `value` is a pattern for it, with {name} filled in."""
@@ -95,21 +211,50 @@ class Rollup:
         """The pattern once per measure, with {name}, {aggregate} and {type} filled in."""
         return joined_by.join(pattern.format(name=m.name, aggregate=m.aggregate, type=m.type) for m in self.measures)
 
+    def each_key(self, pattern: str, joined_by: str = ", ") -> str:
+        """The pattern once per key column and once for `date`, with {name} filled in."""
+        return joined_by.join(pattern.format(name=name) for name in [*self.keys, "date"])
 
-CALCULATION_STATS_DAILY = Rollup(
-    target=calculation_stats_daily.name,
-    source=calculation_logs.name,
-    event_time="created_at",
-    keys=("publisher_id",),
-    measures=(
-        Measure("total_calculations", "count(*)"),
-        Measure("cache_hits", "count(*) filter (where cache_hit)"),
-        Measure("total_response_time_ms", "coalesce(sum(response_time_ms), 0)", "bigint"),
-        Measure("source_web", "count(*) filter (where source = 1)"),
-        Measure("source_api", "count(*) filter (where source = 2)"),
-        Measure("source_external", "count(*) filter (where source = 3)"),
-    ),
-    suspects=(Suspect("negative_response_times", "response_time_ms < 0"),),
-)
+    def totals_json(self, value: str = "sum({name})") -> str:
+        """SQL: a JSON object of each measure's value; `value` is a pattern with {name} filled in."""
+        pairs = ", ".join(f"'{name}', {value.format(name=name)}" for name in self.measure_names)
+        return f"jsonb_build_object({pairs})"
 
-ROLLUPS = (CALCULATION_STATS_DAILY,)
+
+@dataclass(frozen=True, eq=False)
+class Log:
+    """A table that others append to, and the rollups that are kept of it. All stand at the same snapshot."""
+
+    table: Table
+    event_time: str
+    rollups: tuple[Rollup, ...]
+
+    @property
+    def name(self) -> str:
+        """The log table's name."""
+        return self.table.name
+
+    @property
+    def names(self) -> list[str]:
+        """The rollups' names."""
+        return [rollup.name for rollup in self.rollups]
+
+    @cached_property
+    def reads(self) -> list[str]:
+        """The columns that counting needs: those of every rollup, and the event time."""
+        wanted = set().union(*(rollup.reads for rollup in self.rollups), {self.event_time})
+        return [each.name for each in self.table.columns if each.name in wanted]
+
+    def rollup(self, name: str) -> Rollup:
+        """The rollup of that name; `UnknownRollup` if there is none."""
+        for rollup in self.rollups:
+            if rollup.name == name:
+                return rollup
+        raise UnknownRollup(f"there is no rollup '{name}': the rollups are {', '.join(self.names)}")
+
+    def only(self, names: Sequence[str] | None) -> "Log":
+        """The log with these of its rollups (None: all), in the order of their declaration."""
+        if names is None:
+            return self
+        chosen = {self.rollup(name).name for name in names}
+        return replace(self, rollups=tuple(rollup for rollup in self.rollups if rollup.name in chosen))

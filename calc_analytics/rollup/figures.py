@@ -1,19 +1,25 @@
-"""Figures about logs and statistics for people: lag, top publishers, unknown sources. Nothing here changes data."""
+"""Figures about the log and the statistics for people: size, top keys, violations of checks. Nothing is changed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any
 
 from sqlalchemy import text
-from sqlalchemy.engine import Engine
 
-from calc_analytics.database.engine import transaction
-from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY, Rollup
+from calc_analytics.database.engine import WHOLE_DAYS, transaction
+from calc_analytics.errors import CalcAnalyticsError
+from calc_analytics.rollup.database import Database
+from calc_analytics.rollup.declaration import Check, Rollup, quote_literal, to_sql
 from calc_analytics.rollup.status import lag
-from calc_analytics.rollup.windows import has_no_day, of_day, windows
+from calc_analytics.rollup.windows import has_a_day, has_no_day, local_date, of_day, windows
 
-KNOWN_SOURCES = (1, 2, 3)
+# Keys that violate a check, named in its description.
+EXAMPLES = 10
+
+
+class NoSuchDays(CalcAnalyticsError):
+    """Days outside of the partitions that have neither log rows nor statistics."""
 
 
 @dataclass(frozen=True)
@@ -28,101 +34,144 @@ class LogFigures:
     rows_without_a_day: int
 
 
-def log_figures(engine: Engine, rollup: Rollup, timezone: str) -> LogFigures:
+@dataclass(frozen=True)
+class Violations:
+    """The target rows of a day that violate a check: how many, the keys of the first ten, and by value (of the
+    column that explains it) the log rows that do."""
+
+    rows: int
+    examples: list[dict[str, Any]]
+    explained: dict[str, int] = field(default_factory=dict)
+
+
+def log_figures(db: Database) -> LogFigures:
     """How big the log table is and how far behind the statistics are. Cost: the uncounted rows."""
-    statement = text("select greatest(reltuples, 0) from pg_class where oid = to_regclass(:source)")
-    with transaction(engine) as connection:
-        estimated = connection.execute(statement, {"source": rollup.source}).scalar()
-    waiting = lag(engine, rollup, timezone)
-    return LogFigures(int(estimated or 0), waiting.rows, waiting.seconds, rows_without_a_day(engine, rollup))
+    statement = text("select greatest(reltuples, 0) from pg_class where oid = to_regclass(:name)")
+    with transaction(db.engine) as connection:
+        estimated = connection.execute(statement, {"name": db.log.name}).scalar()
+    waiting = lag(db)
+    return LogFigures(int(estimated or 0), waiting.rows, waiting.seconds, rows_without_a_day(db))
 
 
-def has_logs(engine: Engine, rollup: Rollup) -> bool:
+def has_logs(db: Database) -> bool:
     """Whether there is any log row."""
-    with transaction(engine) as connection:
-        return bool(connection.execute(text(f"select exists (select from {rollup.source})")).scalar_one())
+    with transaction(db.engine) as connection:
+        return bool(connection.execute(text(f"select exists (select from {db.log.name})")).scalar_one())
 
 
-def rows_without_a_day(engine: Engine, rollup: Rollup) -> int:
+def rows_without_a_day(db: Database) -> int:
     """Log rows whose event time no day holds. Cost: the index, and the ranges of pages that have such a row."""
-    with transaction(engine) as connection:
-        statement = f"select count(*) from {rollup.source} where {has_no_day(rollup.event_time)}"
-        return int(connection.execute(text(statement)).scalar_one())
+    with transaction(db.engine) as connection:
+        condition = has_no_day(db.log.event_time, quote_literal(db.timezone))
+        return int(connection.execute(text(f"select count(*) from {db.log.name} where {condition}")).scalar_one())
 
 
-def day_totals(engine: Engine, rollup: Rollup, days: Sequence[date]) -> dict[date, dict[str, int]]:
+def require_real_days(db: Database, days: Sequence[date], first: date, last: date) -> None:
+    """Raises `NoSuchDays` if one of the days lies outside of first to last and has no log rows and no statistics."""
+    outside = [day for day in days if not first <= day <= last]
+    if not outside:
+        return
+    unreal = sorted(set(outside) - _days_with_rows(db, first, last))
+    if unreal:
+        span = f"{unreal[0]} to {unreal[-1]}" if len(unreal) > 1 else str(unreal[0])
+        number = f"{len(unreal):,} days" if len(unreal) > 1 else "it"
+        raise NoSuchDays(
+            f"{span}: {number} outside of {first} (ROLLUP_START_DATE) to {last} (today), without log rows and without "
+            f"statistics. Nothing was done. Give days from {first} on."
+            if len(unreal) > 1
+            else f"{span} lies outside of {first} (ROLLUP_START_DATE) to {last} (today) and has neither log rows nor "
+            "statistics. Nothing was done."
+        )
+
+
+def _days_with_rows(db: Database, first: date, last: date) -> set[date]:
+    """The days outside of first to last that have log rows, or statistics that are on record."""
+    log, zone = db.log, quote_literal(db.timezone)
+    day = local_date(log.event_time, zone)
+    statements = [
+        f"select distinct {day} as date from {log.name} where ({log.event_time} < cast(:first as date) + 1 "
+        f"or {log.event_time} >= cast(:last as date)) and {has_a_day(day)}",
+        *(f"select distinct date from {rollup.name} where date < :first or date > :last" for rollup in log.rollups),
+    ]
+    with transaction(db.engine) as connection:
+        connection.execute(WHOLE_DAYS)
+        statement = text(" union ".join(statements))
+        return {row.date for row in connection.execute(statement, {"first": first, "last": last})}
+
+
+def day_totals(db: Database, rollup: Rollup, days: Sequence[date]) -> dict[date, dict[str, int]]:
     """The stored measures of each of these days, summed over keys, and the number of keys as 'keys'."""
     sums = rollup.each_measure("sum({name}) as {name}")
-    statement = f"select date, count(*) as keys, {sums} from {rollup.target} where date = any(:days) group by date"
-    with transaction(engine) as connection:
+    statement = f"select date, count(*) as keys, {sums} from {rollup.name} where date = any(:days) group by date"
+    with transaction(db.engine) as connection:
         rows = connection.execute(text(statement), {"days": list(days)}).mappings()
         return {row["date"]: {name: int(row[name]) for name in ("keys", *rollup.measure_names)} for row in rows}
 
 
-def built_by_others(engine: Engine, rollup: Rollup, since: datetime | None, limit: int) -> list[tuple[date, datetime]]:
-    """The first days built after `since` by another application than this engine's, and when; oldest build first.
+def built_by_others(
+    db: Database, since: datetime | None, limit: int
+) -> list[tuple[date, str, datetime]]:
+    """The first days built after `since` by another application than this engine's: day, rollup, when; oldest first.
 
     Days are built under the state's lock, so no build that commits later has an earlier time.
     """
     statement = """
-        select date, built_at from rollup_days
-        where rollup = :rollup and status = 'built' and built_by <> current_setting('application_name')
+        select date, rollup, built_at from rollup_days
+        where rollup = any(cast(:rollups as text[])) and status = 'built'
+          and built_by <> current_setting('application_name')
           and (cast(:since as timestamptz) is null or built_at > :since)
         order by built_at, date limit :limit
     """
-    with transaction(engine) as connection:
-        rows = connection.execute(text(statement), {"rollup": rollup.name, "since": since, "limit": limit})
-        return [(row.date, row.built_at) for row in rows]
+    with transaction(db.engine) as connection:
+        rows = connection.execute(text(statement), {"rollups": db.log.names, "since": since, "limit": limit})
+        return [(row.date, row.rollup, row.built_at) for row in rows]
 
 
-def top_keys(engine: Engine, rollup: Rollup, days: Sequence[date], limit: int = 10) -> list[dict[str, Any]]:
+def top_keys(db: Database, rollup: Rollup, days: Sequence[date], limit: int = 10) -> list[dict[str, Any]]:
     """The rows of each of these days with the largest counts, as plain dictionaries of date, keys and measures."""
     order = f"{rollup.count} desc, {rollup.key_columns}"
     statement = f"""
         select date, {rollup.key_columns}, {", ".join(rollup.measure_names)}
         from (
             select *, row_number() over (partition by date order by {order}) as place
-            from {rollup.target} where date = any(:days)
+            from {rollup.name} where date = any(:days)
         ) placed
         where place <= :limit order by date, place
     """
-    with transaction(engine) as connection:
+    with transaction(db.engine) as connection:
         rows = connection.execute(text(statement), {"days": list(days), "limit": limit})
         return [dict(row) for row in rows.mappings()]
 
 
-def unknown_sources(engine: Engine, days: Sequence[date]) -> dict[date, int]:
-    """Per day, how many calculations have no known source; days without any are left out."""
-    rollup = CALCULATION_STATS_DAILY
-    missing = f"""
-        select date, sum(total_calculations - source_web - source_api - source_external) as missing
-        from {rollup.target} where date = any(:days) group by date
-        having sum(total_calculations - source_web - source_api - source_external) <> 0
+def violations(db: Database, rollup: Rollup, check: Check, days: Sequence[date]) -> dict[date, Violations]:
+    """What violates a declared check on each of these days; days without a violation are left out.
+
+    Cost: the target's rows of these days and, where the check can be explained, the log rows of the days found.
     """
-    with transaction(engine) as connection:
-        return {row.date: int(row.missing) for row in connection.execute(text(missing), {"days": list(days)})}
-
-
-def unknown_codes(engine: Engine, timezone: str, days: Sequence[date]) -> dict[int, int]:
-    """Log rows of these days per source code that nobody knows. Cost: those days' rows."""
-    rollup, codes = CALCULATION_STATS_DAILY, dict[int, int]()
-    with transaction(engine) as connection:
-        for span in windows(connection, list(days), timezone):
-            statement = f"""
-                select source, count(*) as rows from {rollup.source}
-                where {of_day(rollup.event_time, span)} and source <> all(:known) group by source
-            """
-            parameters = {**span.parameters(), "tz": timezone, "known": list(KNOWN_SOURCES)}
-            for row in connection.execute(text(statement), parameters):
-                codes[row.source] = codes.get(row.source, 0) + row.rows
-    return codes
-
-
-def cache_hits_above_total(engine: Engine, days: Sequence[date]) -> list[tuple[date, int]]:
-    """(day, publisher) pairs that claim more cache hits than calculations; there should be none."""
     statement = f"""
-        select date, publisher_id from {CALCULATION_STATS_DAILY.target}
-        where date = any(:days) and (cache_hits > total_calculations or cache_hits < 0) order by 1, 2
+        select date, count(*) as rows,
+               (array_agg(to_jsonb(row_of_target) order by {rollup.key_columns}))[1:{EXAMPLES}] as examples
+        from (select {rollup.columns} from {rollup.name} where date = any(:days) and {to_sql(check.violation)})
+             row_of_target
+        group by date
     """
-    with transaction(engine) as connection:
-        return [(row.date, row.publisher_id) for row in connection.execute(text(statement), {"days": list(days)})]
+    with transaction(db.engine) as connection:
+        connection.execute(WHOLE_DAYS)
+        rows = connection.execute(text(statement), {"days": list(days)}).all()
+        explained = _explain(connection, db, check, [row.date for row in rows])
+    return {row.date: Violations(row.rows, list(row.examples), explained.get(row.date, {})) for row in rows}
+
+
+def _explain(connection: Any, db: Database, check: Check, days: Sequence[date]) -> dict[date, dict[str, int]]:
+    """Per day, the log rows that explain a violation, by the value of the column that does."""
+    if check.explained_by is None or check.explained_in is None:
+        return {}
+    found: dict[date, dict[str, int]] = {}
+    for span in windows(connection, list(days), db.timezone):
+        statement = f"""
+            select cast({to_sql(check.explained_in)} as text) as value, count(*) as rows from {db.log.name}
+            where {of_day(db.log.event_time, span)} and {to_sql(check.explained_by)} group by 1 order by 2 desc limit 20
+        """
+        rows = connection.execute(text(statement), {**span.parameters(), "tz": db.timezone})
+        found[span.day] = {row.value: row.rows for row in rows}
+    return found

@@ -1,8 +1,8 @@
 """Follow: refresh again and again as batches arrive, in a thread that lives as long as somebody keeps asking.
 
-Between refreshes it only probes the index for a row beyond the last snapshot, which costs a fraction of a
-millisecond; bursts are coalesced by the debounce. The thread outlives the tick that asked for it by a few seconds, so
-that there is no gap before the next tick asks again.
+Between refreshes it only probes the index for a row beyond the last snapshot, which costs a fraction of a millisecond;
+bursts are counted together. The thread outlives the tick that asked for it by a few seconds, so that there is no gap
+before the next tick asks again.
 """
 
 import threading
@@ -11,21 +11,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
 
-from sqlalchemy.engine import Engine
-
 from calc_analytics.database.engine import persistently, trouble_in_words
-from calc_analytics.rollup import state
-from calc_analytics.rollup.declaration import Rollup
-from calc_analytics.rollup.index import SUMMARIZE_ROWS, summarize
-from calc_analytics.rollup.refresh import is_uncounted_since, refresh
+from calc_analytics.rollup.database import Database
+from calc_analytics.rollup.index import IndexKeeper
+from calc_analytics.rollup.refresh import STEP_ROWS, is_uncounted, refresh
 from calc_analytics.rollup.reports import RefreshReport
 
-# While nothing is new it looks this often: four times per debounce, within these bounds.
+# While nothing is new it looks this often: four times per debounce, within these bounds ...
 POLL_SECONDS = (0.05, 0.25)
+# ... and once nothing has come for a minute, once a second.
+QUIET_SECONDS, QUIET_POLL_SECONDS = 60.0, 1.0
+# Refreshing takes at most this share of the time: a slow refresh is followed by a longer pause.
+BUSY_SHARE = 0.05
+# A refresh that follows the last one this closely has no backlog to look for.
+BACKLOG_SECONDS = 10.0
 
 
 @dataclass
-class Followed:
+class FollowReport:
     """What a stretch of refreshes counted: rows per day added, refreshes made and how long they took in all, and looks
     taken for new rows."""
 
@@ -43,11 +46,8 @@ class Followed:
         """Takes one more refresh into account."""
         self.refreshes += 1
         self.seconds += report.seconds
-        for day in report.counted:
-            self.rows_by_day[day.day] = self.rows_by_day.get(day.day, 0) + day.rows
-        for day in report.unbuilt:
-            if day.status == "overflow":  # for its check to say so
-                self.rows_by_day.setdefault(day.day, 0)
+        for day, rows in report.rows_by_day.items():
+            self.rows_by_day[day] = self.rows_by_day.get(day, 0) + rows
 
 
 class Follower:
@@ -58,23 +58,21 @@ class Follower:
 
     def __init__(
         self,
-        engine: Engine,
-        rollup: Rollup,
-        timezone: str,
+        db: Database,
         debounce_seconds: float,
         stopping: threading.Event,
         observe: Callable[[RefreshReport], None] = lambda report: None,
     ) -> None:
-        self.engine, self.rollup, self.timezone = engine, rollup, timezone
-        self.debounce_seconds, self.stopping, self.observe = debounce_seconds, stopping, observe
+        self.db, self.debounce_seconds, self.stopping, self.observe = db, debounce_seconds, stopping, observe
         self._poll_seconds = min(max(debounce_seconds / 4, POLL_SECONDS[0]), POLL_SECONDS[1])
+        self._index = IndexKeeper(db)
         self._lock = threading.Lock()
         self._until = 0.0
         self._thread: threading.Thread | None = None
-        self._followed = Followed()
+        self._report = FollowReport()
         self._error: Exception | None = None
 
-    def follow(self, seconds: float, linger_seconds: float) -> Followed:
+    def follow(self, seconds: float, linger_seconds: float) -> FollowReport:
         """Waits for `seconds`, then returns what was counted since the last call; the thread goes on to linger.
 
         Returns early when `stopping` is set. Raises the error that ended the thread, once; what was counted before
@@ -83,7 +81,7 @@ class Follower:
         deadline = time.monotonic() + seconds
         self._keep(deadline + linger_seconds)
         while time.monotonic() < deadline and self._error is None:
-            if self.stopping.wait(min(self._poll_seconds, max(deadline - time.monotonic(), 0))):
+            if self.stopping.wait(min(POLL_SECONDS[1], max(deadline - time.monotonic(), 0))):
                 break
         return self._take()
 
@@ -94,43 +92,43 @@ class Follower:
                 self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
                 self._thread.start()
 
-    def _take(self) -> Followed:
+    def _take(self) -> FollowReport:
         with self._lock:
             error, self._error = self._error, None
             if error is not None:
                 raise error
-            followed, self._followed = self._followed, Followed()
-            return followed
+            report, self._report = self._report, FollowReport()
+            return report
 
     def _run(self) -> None:
         try:
-            persistently(self._refresh_when_new_in_words)
+            persistently(self._refresh_when_new)
         except Exception as error:
             with self._lock:
                 self._error, self._thread = error, None
 
-    def _refresh_when_new_in_words(self) -> None:
-        with trouble_in_words(self.engine.url):
-            self._refresh_when_new()
-
     def _refresh_when_new(self) -> None:
-        with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            counted, next_at = state.read(connection, self.rollup, self.timezone).snapshot, 0.0
-            unsummarized = SUMMARIZE_ROWS
+        engine, counted, next_at = self.db.engine, None, 0.0
+        began_at = counted_at = time.monotonic()
+        with trouble_in_words(engine.url), engine.connect() as connection:
+            probe = connection.execution_options(isolation_level="AUTOCOMMIT")
             while not self._is_over():
                 started = time.monotonic()
-                if is_uncounted_since(connection, self.rollup, counted):
-                    report = refresh(self.engine, self.rollup, self.timezone)
-                    counted = report.snapshot
-                    next_at = started + self.debounce_seconds
-                    with self._lock:
-                        self._followed.add(report)
-                    self.observe(report)
-                    unsummarized += report.rows
-                    if unsummarized >= SUMMARIZE_ROWS and summarize(self.engine, self.rollup):
-                        unsummarized = 0
-                self._followed.probes += 1
-                self.stopping.wait(max(next_at - time.monotonic(), self._poll_seconds))
+                if is_uncounted(self.db, probe, counted):
+                    is_backlog = counted is None or started - counted_at > BACKLOG_SECONDS
+                    report = refresh(self.db, step_rows=STEP_ROWS if is_backlog else None, progress=self._take_note)
+                    counted, counted_at = report.snapshot, time.monotonic()
+                    next_at = started + max(self.debounce_seconds, report.seconds / BUSY_SHARE)
+                self._report.probes += 1
+                is_quiet = time.monotonic() - max(counted_at, began_at) > QUIET_SECONDS
+                poll = QUIET_POLL_SECONDS if is_quiet else self._poll_seconds
+                self.stopping.wait(max(next_at - time.monotonic(), poll))
+
+    def _take_note(self, report: RefreshReport) -> None:
+        with self._lock:
+            self._report.add(report)
+        self._index.counted(report.rows)
+        self.observe(report)
 
     def _is_over(self) -> bool:
         """Whether nobody asks any more. Decided under the lock: who asks at this moment gets a new thread."""

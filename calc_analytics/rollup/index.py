@@ -3,11 +3,14 @@
 PostgreSQL does the same by itself (autosummarize, VACUUM), but about once a minute, which is many rows under load.
 """
 
-from sqlalchemy import text
-from sqlalchemy.engine import Engine
+import threading
+from contextlib import suppress
 
-from calc_analytics.database.engine import DatabaseTrouble, persistently, transaction
-from calc_analytics.rollup.declaration import Rollup
+from sqlalchemy import text
+
+from calc_analytics.database.engine import DatabaseTrouble, transaction
+from calc_analytics.errors import CalcAnalyticsError
+from calc_analytics.rollup.database import Database
 
 # About as many as one of its ranges holds.
 SUMMARIZE_ROWS = 5_000
@@ -16,10 +19,14 @@ SUMMARIZE_ROWS = 5_000
 _HARMLESS = ("55P03", "42883", "42P01", "XX000", "42501", "25006")
 
 
-def summarize(engine: Engine, rollup: Rollup) -> bool:
-    """Brings the index up to the table's end; False if that must wait. Blocks no writer."""
+def summarize(db: Database) -> bool:
+    """Brings the index up to the table's end; False if that must wait. Blocks no writer.
+
+    One attempt: the next one comes soon, and a refresh is right without.
+    """
     try:
-        persistently(lambda: _summarize(engine, rollup))
+        with transaction(db.engine) as connection:
+            connection.execute(text(f"select {db.log.name}_summarize()"))
     except DatabaseTrouble as trouble:
         if trouble.sqlstate in _HARMLESS:
             return False
@@ -27,6 +34,23 @@ def summarize(engine: Engine, rollup: Rollup) -> bool:
     return True
 
 
-def _summarize(engine: Engine, rollup: Rollup) -> None:
-    with transaction(engine) as connection:
-        connection.execute(text(f"select {rollup.source}_summarize()"))
+class IndexKeeper:
+    """Summarizes in a thread of its own, so that a refresh never waits for a VACUUM that holds the table."""
+
+    def __init__(self, db: Database) -> None:
+        self.db, self.rows = db, SUMMARIZE_ROWS
+        self._thread: threading.Thread | None = None
+
+    def counted(self, rows: int) -> None:
+        """Takes note of rows that were counted; begins to summarize when that is due and not under way."""
+        self.rows += rows
+        if self.rows >= SUMMARIZE_ROWS and (self._thread is None or not self._thread.is_alive()):
+            self._thread = threading.Thread(target=self._summarize, name="index-keeper", daemon=True)
+            self._thread.start()
+
+    def _summarize(self) -> None:
+        rows = self.rows
+        # Any error will be met, and reported, by the next refresh as well.
+        with suppress(CalcAnalyticsError):
+            if summarize(self.db):
+                self.rows -= rows

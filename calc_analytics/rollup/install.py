@@ -1,15 +1,17 @@
-"""Install: migrations, then what is built from the declarations (state rows and live views). Safe to repeat."""
+"""Install: migrations, then what is built from the declarations (state, live views, grants). Safe to repeat."""
+
+from datetime import date
 
 from sqlalchemy import text
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection
 
 from calc_analytics.config import shown
-from calc_analytics.database import adopt, migrate
+from calc_analytics.database import adopt, grants, migrate
 from calc_analytics.database.engine import trouble_in_words
 from calc_analytics.database.tables import metadata
 from calc_analytics.errors import CalcAnalyticsError
-from calc_analytics.rollup import state
-from calc_analytics.rollup.declaration import ROLLUPS, Rollup
+from calc_analytics.rollup import journal, ledger, predecessor
+from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.live_view import create_live_view, without_logs
 from calc_analytics.rollup.status import server
 
@@ -18,81 +20,93 @@ class ReadOnly(CalcAnalyticsError):
     """Nothing can be counted there: a standby, or a role or database that is set to read only."""
 
 
-def install(engine: Engine, timezone: str) -> None:
-    """Makes an empty or an API's database ready, and mends one that somebody changed since; every row stays.
+def install(db: Database, start_date: date | None = None) -> None:
+    """Makes an empty or an API's database ready, and repairs one that somebody changed since; every row stays.
 
-    Raises `UnfitTable` for what it would have to guess.
+    The log's rollups are those that are kept from now on: one that is new has its days rebuilt. Records of empty days
+    before `start_date` or after today are removed. Raises `UnfitTable` for what it would have to guess.
     """
 
     def state_and_views(connection: Connection) -> None:
+        there = grants.existing(connection)
         metadata.create_all(connection, checkfirst=True)
-        adopt.check_existing(connection)
-        _mend_log_table(connection)
-        for rollup in ROLLUPS:
-            state.create_if_missing(connection, rollup, timezone)
-            create_live_view(connection, rollup)
+        adopt.check_existing(connection, {key for rollup in db.log.rollups for key in rollup.key_columns_of_log})
+        _repair_log_table(connection, db)
+        is_new = ledger.create_if_missing(connection, db.log, db.timezone)
+        switched_on, switched_off = ledger.keep_rollups(connection, db.log)
+        if is_new:
+            predecessor.record_days(connection, db)
+        if start_date is not None:
+            ledger.forget_empty_days(connection, db, start_date)
+        for name in switched_off:
+            connection.execute(text(f"drop view if exists {name}_live"))
+        for rollup in db.log.rollups:
+            adopt.create_date_index(connection, rollup.name)
+            create_live_view(connection, db.log, rollup)
+        grants.extend(connection, there, db.log.names)
+        if switched_on or switched_off:
+            changes = [*(f"+{name}" for name in switched_on), *(f"-{name}" for name in switched_off)]
+            journal.note(connection, db.log, "rollups", detail=" ".join(changes))
 
-    migrate.upgrade(engine, state_and_views)
+    migrate.upgrade(db.engine, state_and_views)
 
 
-def _mend_log_table(connection: Connection) -> None:
+def _repair_log_table(connection: Connection, db: Database) -> None:
     """Gives rows their transaction's id again. Those written in the meantime have none, and which of them are counted
     nobody knows: every built day is to be rebuilt."""
     adopt.rename_city_id(connection)
     if not adopt.gives_xact_ids(connection):
-        for rollup in ROLLUPS:
-            state.wait_for_turn(connection, rollup)
-            state.mark_stale(connection, rollup)
+        ledger.wait_for_turn(connection, db.log)
+        ledger.mark_stale(connection, db.log)
         adopt.add_xact_id(connection)
 
 
-def is_installed(engine: Engine) -> bool:
+def is_installed(db: Database) -> bool:
     """Whether the migrations, the state and the views are there, at the newest revision, and rows get their ids."""
-    with trouble_in_words(engine.url), engine.connect() as connection:
+    with trouble_in_words(db.engine.url), db.engine.connect() as connection:
         return (
             migrate.is_at_head(connection)
-            and all(_is_ready(connection, rollup) for rollup in ROLLUPS)
+            and _has_tables(connection, db)
+            and ledger.exists(connection, db.log)
+            and set(ledger.kept_rollups(connection, db.log)) == set(db.log.names)
             and adopt.gives_xact_ids(connection)
         )
 
 
-def require_usable(engine: Engine, timezone: str) -> None:
-    """Raises what every refresh would raise: `ClusterChanged`, `TimezoneChanged`, or `ReadOnly`."""
-    with trouble_in_words(engine.url), engine.connect() as connection:
-        for rollup in ROLLUPS:
-            state.read(connection, rollup, timezone)
-    if server(engine).read_only:
-        raise ReadOnly(f"{shown(engine.url)} is read-only (a standby?): use the primary's address")
+def _has_tables(connection: Connection, db: Database) -> bool:
+    names = ["rollup_state", "rollup_days", "rollup_journal", *db.log.names, *(each.live_view for each in db.log.rollups)]
+    statement = text("select bool_and(to_regclass(name) is not null) from unnest(cast(:names as text[])) as n (name)")
+    return bool(connection.execute(statement, {"names": names}).scalar())
 
 
-def _is_ready(connection: Connection, rollup: Rollup) -> bool:
-    statement = """
-        select to_regclass(:view) is not null and to_regclass('rollup_state') is not null
-            and to_regclass('rollup_days') is not null
-    """
-    there = connection.execute(text(statement), {"view": rollup.live_view}).scalar()
-    return bool(there) and state.exists(connection, rollup)
+def require_usable(db: Database) -> None:
+    """Raises what every refresh would raise: `ClusterChanged`, `TimezoneChanged`, `RollupsChanged`, or `ReadOnly`."""
+    with trouble_in_words(db.engine.url), db.engine.connect() as connection:
+        ledger.read(connection, db)
+    if server(db.engine).read_only:
+        raise ReadOnly(f"{shown(db.engine.url)} is read-only (a standby?): use the primary's address")
 
 
-def rebase(engine: Engine, timezone: str) -> None:
+def rebase(db: Database) -> None:
     """Starts the counting afresh: after a restore into another cluster, or for another time zone.
 
     Every row becomes "older than any snapshot" in an instant (`adopt.forget_xact_ids`), every built day becomes
     stale and keeps its statistics until it is rebuilt, and the state takes this cluster's snapshot. Writers wait
     for a moment only. One transaction, then the indexes are built again without blocking.
     """
-    with trouble_in_words(engine.url), engine.connect() as connection:
-        migrate.with_brief_locks(connection, lambda: _rebase(connection, timezone))
-    with trouble_in_words(engine.url), engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        adopt.create_log_index(connection)
+    with trouble_in_words(db.engine.url), db.engine.connect() as connection:
+        migrate.with_brief_locks(connection, lambda: _rebase(connection, db))
+    with trouble_in_words(db.engine.url), db.engine.connect() as connection:
+        adopt.create_log_index(connection.execution_options(isolation_level="AUTOCOMMIT"))
 
 
-def _rebase(connection: Connection, timezone: str) -> None:
-    for rollup in ROLLUPS:
-        state.wait_for_turn(connection, rollup)
+def _rebase(connection: Connection, db: Database) -> None:
+    ledger.wait_for_turn(connection, db.log)
+    for rollup in db.log.rollups:
         without_logs(connection, rollup)
     adopt.forget_xact_ids(connection)
-    for rollup in ROLLUPS:
-        state.start_afresh(connection, rollup, timezone)
-        create_live_view(connection, rollup)
+    ledger.start_afresh(connection, db.log, db.timezone)
+    for rollup in db.log.rollups:
+        create_live_view(connection, db.log, rollup)
+    journal.note(connection, db.log, "rebase", detail=f"days in {db.timezone}")
     connection.commit()

@@ -7,57 +7,60 @@ upper one: of a range with two unknown ends the planner expects few rows and tak
 from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
-from calc_analytics.rollup.declaration import Rollup
+from calc_analytics.rollup.declaration import Log, Rollup, type_to_sql
 from calc_analytics.rollup.snapshot import STORED, STORED_ENDED, STORED_VISIBLE, STORED_XMAX
 from calc_analytics.rollup.windows import day_begin, has_a_day, local_date, midnight, within
 
 
-def create_live_view(connection: Connection, rollup: Rollup) -> None:
+def create_live_view(connection: Connection, log: Log, rollup: Rollup) -> None:
     """Creates or replaces the view; readers of it are not disturbed."""
-    connection.execute(text(f"create or replace view {rollup.live_view} as {live_view_sql(rollup)}"))
+    connection.execute(text(f"create or replace view {rollup.live_view} as {live_view_sql(log, rollup)}"))
 
 
 def without_logs(connection: Connection, rollup: Rollup) -> None:
     """For a moment the view is the stored statistics alone, so that `xact_id` can be dropped; its grants stay."""
-    statement = f"create or replace view {rollup.live_view} as select {rollup.columns} from {rollup.target}"
+    statement = f"create or replace view {rollup.live_view} as select {rollup.columns} from {rollup.name}"
     connection.execute(text(statement))
 
 
-def live_view_sql(rollup: Rollup) -> str:
-    """The view's query, from the same measures and the same definition of `date` as everything else."""
-    zone = "(select timezone from stored)"
-    day = local_date(f"l.{rollup.event_time}", zone)
+def live_view_sql(log: Log, rollup: Rollup) -> str:
+    """The view's query, from the same measures and the same definition of `date` as everything else.
+
+    It names only the log columns that the rollup needs, so that the others may be altered or dropped.
+    """
+    zone, time_ = "(select timezone from stored)", f"l.{log.event_time}"
+    columns = ", ".join(sorted({*rollup.reads, log.event_time}))
+    day = local_date(time_, zone)
     begin, end = day_begin("d.date", zone), midnight("(d.date + 1)", zone)
     keys = rollup.key_columns
-    finite = has_a_day(f"l.{rollup.event_time}")
+    types = {each.name: type_to_sql(each.type) for each in rollup.target.columns}
+    cast_keys = ", ".join(f"cast({name} as {types[name]}) as {name}" for name in rollup.keys)
     return f"""
-    with {STORED.format(rollup=rollup.name)},
+    with {STORED.format(log=log.name)},
     uncounted as materialized (
-        select {keys}, date, {rollup.aggregates}
+        select {rollup.key_selects}, date, {rollup.measure_selects}
         from (
-            select l.*, {day} as date from {rollup.source} l
-            where l.xact_id >= {STORED_XMAX} and l.xact_id < (select xmax + 4611686018427387904 from stored)
-              and {finite}
+            select {columns}, {day} as date from {log.name} l
+            where xact_id >= {STORED_XMAX} and xact_id < (select xmax + 4611686018427387904 from stored)
             union all
-            select l.*, {day} as date from {rollup.source} l
-            where l.xact_id = any({STORED_ENDED}) and {finite}
+            select {columns}, {day} as date from {log.name} l where xact_id = any({STORED_ENDED})
         ) l
-        group by {keys}, date
+        where {has_a_day("date")}
+        group by {rollup.group_by}, date
     ),
     -- A day that was never built counts only if all of its rows are uncounted: a new day, not a partial old one.
     complete as materialized (
         select d.date from (select distinct date from uncounted) d
         left join rollup_days b on b.rollup = '{rollup.name}' and b.date = d.date
         where b.status = 'built' or (b.status is null
-          and not exists (select from {rollup.target} t where t.date = d.date)
+          and not exists (select from {rollup.name} t where t.date = d.date)
           and not exists (
-              select from {rollup.source} l
-              where {within(f"l.{rollup.event_time}", begin, end)}
-                and {day} = d.date and {STORED_VISIBLE}))
+              select from {log.name} l
+              where {within(time_, begin, end)} and {day} = d.date and {STORED_VISIBLE}))
     )
-    select {keys}, date, {rollup.each_measure("cast(sum({name}) as {type}) as {name}")}
+    select {cast_keys}, date, {rollup.each_measure("cast(sum({name}) as {type}) as {name}")}
     from (
-        select {rollup.columns} from {rollup.target}
+        select {rollup.columns} from {rollup.name}
         union all
         select {rollup.columns} from uncounted join complete using (date)
     ) both_parts

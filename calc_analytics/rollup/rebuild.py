@@ -1,9 +1,10 @@
-"""Rebuild: recounts whole days from the raw rows. Cost: those days' rows; the lock is held for new rows only.
+"""Rebuild: recounts whole days from the log rows. Cost: those days' rows; the lock is held for new rows only.
 
-Per chunk of days, one transaction: aggregate the rows visible in a snapshot SA without the lock; lock; refresh;
-add what the refresh and those before it counted since SA; replace the days. Running it twice changes nothing.
+Per chunk of days, one transaction: aggregate the rows visible in a snapshot SA without the lock; lock; refresh; add what
+the refresh and those before it counted since SA; judge; replace the days. Running it twice changes nothing.
 
-A day whose logs were deleted is left as it is (`seals.py`).
+A day whose log no longer holds what was counted is left as it is (`judge.py`) until a person decides: `keep` keeps its
+statistics and notes the difference as deleted, `allow_shrink` recounts it from what is left.
 """
 
 import time
@@ -11,16 +12,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import date
 from functools import partial
+from typing import Any
 
 from sqlalchemy import text
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection
 
 from calc_analytics.database.engine import NEW_ROWS, WHOLE_DAYS, transaction
-from calc_analytics.rollup import seals, state
-from calc_analytics.rollup.declaration import Rollup
-from calc_analytics.rollup.index import summarize
-from calc_analytics.rollup.refresh import refresh, refresh_locked, whatever_overflows
-from calc_analytics.rollup.reports import DayCount, Overflowed, RebuildReport
+from calc_analytics.rollup import journal, ledger
+from calc_analytics.rollup.database import Database
+from calc_analytics.rollup.declaration import Rollup, quote_literal
+from calc_analytics.rollup.judge import Decision, Judgement, judge
+from calc_analytics.rollup.refresh import isolate_overflow, refresh, refresh_locked
+from calc_analytics.rollup.reports import DayCount, RebuildReport, RefreshReport, Refused
 from calc_analytics.rollup.snapshot import Snapshot, between, rows_between, visible
 from calc_analytics.rollup.windows import Window, has_a_day, local_date, of_day, windows
 
@@ -28,28 +31,27 @@ CHUNK_DAYS = 10
 
 
 def rebuild(
-    engine: Engine,
-    rollup: Rollup,
-    timezone: str,
+    db: Database,
     days: Sequence[date],
+    rollups: Sequence[str] | None = None,
     *,
-    allow_shrink: bool = False,
+    decision: Decision = Decision.NONE,
     progress: Callable[[RebuildReport], None] = lambda report: None,
+    refreshed: Callable[[RefreshReport], None] = lambda report: None,
 ) -> RebuildReport:
-    """Rebuilds these days, ten per transaction, so that a stop loses at most ten and a repeat is harmless.
+    """Recounts these days of these rollups (None: all), ten per transaction: a stop loses at most ten, a repeat none.
 
-    Days whose raw rows are fewer than the rows they have counted are left alone and reported as `shrunk`, unless
-    `allow_shrink`; days with a counter too great for its column as `overflowed`. `progress` gets each chunk's report.
-    All that was committed before the call is counted. Transient trouble is tried again.
+    Days whose log is not what was counted are left alone and reported as `refused`, unless a person decided (see
+    `Decision`); so are days with a value that does not fit its column. `progress` gets each chunk's report, `refreshed`
+    those of the refresh before. All that was committed before the call is counted. Transient errors are retried.
     """
     started = time.perf_counter()
-    refresh(engine, rollup, timezone)
-    summarize(engine, rollup)
+    refresh(db, progress=refreshed)
     total = RebuildReport(seconds=time.perf_counter() - started)
+    chosen = db.log.only(rollups).rollups
     for chunk in _chunks(sorted(set(days)), CHUNK_DAYS):
         started = time.perf_counter()
-        work = partial(_rebuild_chunk, engine, rollup, timezone, chunk, allow_shrink)
-        done = whatever_overflows(engine, rollup, timezone, work)
+        done = isolate_overflow(db, partial(_rebuild_chunk, db, chosen, chunk, decision))
         report = replace(done, seconds=time.perf_counter() - started)
         progress(report)
         total = total + report
@@ -61,123 +63,160 @@ def _chunks(days: Sequence[date], size: int) -> Iterator[Sequence[date]]:
 
 
 def _rebuild_chunk(
-    engine: Engine, rollup: Rollup, timezone: str, days: Sequence[date], allow_shrink: bool
+    db: Database, rollups: Sequence[Rollup], days: Sequence[date], decision: Decision
 ) -> RebuildReport:
-    with transaction(engine) as connection:
-        return _rebuild_locked(connection, rollup, timezone, days, allow_shrink)
+    started = time.perf_counter()
+    with transaction(db.engine) as connection:
+        ledger.keep_out_prune(connection, db.log)
+        spans = windows(connection, list(days), db.timezone)
+        ledger.read(connection, db)  # refuses before the work rather than after it
+        counted_at = _count_unlocked(connection, db, rollups, spans)
+        now = refresh_locked(connection, db).snapshot
+        ledger.note_cluster(connection, db.log)
+        report = RebuildReport()
+        for rollup in rollups:
+            _add_since(connection, db, rollup, days, counted_at, now)
+            report = report + _settle(connection, db, rollup, spans, decision)
+        _note(connection, db, report, time.perf_counter() - started)
+        return report
 
 
-def _rebuild_locked(
-    connection: Connection, rollup: Rollup, timezone: str, days: Sequence[date], allow_shrink: bool
+def _settle(
+    connection: Connection, db: Database, rollup: Rollup, spans: list[Window], decision: Decision
 ) -> RebuildReport:
-    seals.keep_out_prune(connection, rollup)
-    spans = windows(connection, list(days), timezone)
-    state.read(connection, rollup, timezone)  # refuses before the work rather than after it
-    counted_at = _count_unlocked(connection, rollup, timezone, spans)
-    now, _ = refresh_locked(connection, rollup, timezone)
-    _add_since(connection, rollup, timezone, days, counted_at, now)
+    """Replaces the recounted days of a rollup that may be replaced; the others are left or kept."""
     overflowed = _overflowed(connection, rollup)
-    judged = seals.Judgement() if allow_shrink else seals.judge(connection, rollup, timezone, spans)
-    refused = {*(day.day for day in overflowed), *(day.day for day in judged.shrunk), *judged.accounted}
-    seals.mark(connection, rollup, [day.day for day in overflowed], "overflow")
-    _replace(connection, rollup, timezone, [day for day in days if day not in refused])
-    done = [day for day in days if day not in refused or day in judged.accounted]
-    return RebuildReport(_totals(connection, rollup, done), judged.shrunk, 0.0, overflowed)
+    ledger.set_aside(connection, rollup, [each.day for each in overflowed])
+    set_aside = {each.day for each in overflowed}
+    judged = judge(connection, db, rollup, [span for span in spans if span.day not in set_aside], decision)
+    before = _totals(connection, rollup, judged.replace)
+    _replace(connection, db, rollup, judged)
+    after = _totals(connection, rollup, judged.replace)
+    ledger.record_rebuilt(
+        connection, rollup, db.timezone, {day.day: _measures(rollup, day.measures) for day in after.values()}
+    )
+    rebuilt = [replace(day, rows_before=before[day.day].rows) for day in after.values()]
+    return RebuildReport(rebuilt, [*judged.refused, *overflowed], judged.kept)
 
 
-def _count_unlocked(connection: Connection, rollup: Rollup, timezone: str, spans: list[Window]) -> Snapshot:
-    """Aggregates the days into the temporary table `rebuilt`; returns the snapshot they are counted at."""
+def _measures(rollup: Rollup, measures: dict[str, int]) -> dict[str, int]:
+    return {name: measures[name] for name in rollup.measure_names}
+
+
+def recount_table(rollup: Rollup) -> str:
+    """The temporary table that holds the recounted days of a rollup."""
+    return f"recounted_{rollup.name}"
+
+
+def _count_unlocked(connection: Connection, db: Database, rollups: Sequence[Rollup], spans: list[Window]) -> Snapshot:
+    """Aggregates the days into temporary tables, one for each rollup; returns the snapshot they are counted at."""
     counted_at = Snapshot.now(connection)
-    statement, parameters = count_sql(rollup, spans), {"tz": timezone, **counted_at.bind("sa")}
+    parameters: dict[str, Any] = {"tz": db.timezone, **counted_at.bind("sa")}
     for n, span in enumerate(spans):
         parameters.update(span.parameters(f"_{n}"))
     connection.execute(WHOLE_DAYS)
-    connection.execute(text(f"create temporary table rebuilt on commit drop as {statement}"), parameters)
+    for rollup in rollups:
+        statement = count_sql(db, rollup, spans)
+        create = f"create temporary table {recount_table(rollup)} on commit drop as {statement}"
+        connection.execute(text(create), parameters)
     connection.execute(NEW_ROWS)
     return counted_at
 
 
-def count_sql(rollup: Rollup, spans: list[Window]) -> str:
+def count_sql(db: Database, rollup: Rollup, spans: list[Window]) -> str:
     """The days' measures, a branch per day, which may run on several processors."""
-    return " union all ".join(_count_day_sql(rollup, n, span) for n, span in enumerate(spans))
+    return " union all ".join(_count_day_sql(db, rollup, n, span) for n, span in enumerate(spans))
 
 
-def _count_day_sql(rollup: Rollup, n: int, span: Window) -> str:
+def _count_day_sql(db: Database, rollup: Rollup, n: int, span: Window) -> str:
     return f"""
-    select {rollup.key_columns}, cast(:day_{n} as date) as date, {rollup.aggregates}
-    from {rollup.source}
-    where {of_day(rollup.event_time, span, f"_{n}")} and {visible("sa")}
-    group by {rollup.key_columns}
+    select {rollup.key_selects}, cast(:day_{n} as date) as date, {rollup.measure_selects}
+    from {db.log.name}
+    where {of_day(db.log.event_time, span, f"_{n}")} and {visible("sa")}
+    group by {rollup.group_by}
     """
 
 
 def _add_since(
-    connection: Connection, rollup: Rollup, timezone: str, days: Sequence[date], then: Snapshot, now: Snapshot
+    connection: Connection, db: Database, rollup: Rollup, days: Sequence[date], then: Snapshot, now: Snapshot
 ) -> None:
     """Adds the days' rows that became visible between the two snapshots."""
+    columns = ", ".join(db.log.reads)
+    day = local_date(db.log.event_time, quote_literal(db.timezone))
     statement = f"""
-    insert into rebuilt ({rollup.columns})
-    select {rollup.key_columns}, {local_date(rollup.event_time, ":tz")} as date, {rollup.aggregates}
-    from {rows_between(rollup.source)} l
-    where {has_a_day(rollup.event_time)} and {local_date(rollup.event_time, ":tz")} = any(:days)
-    group by {rollup.key_columns}, 2
+    insert into {recount_table(rollup)} ({rollup.key_columns}, date, {", ".join(rollup.measure_names)})
+    select {rollup.key_selects}, date, {rollup.measure_selects}
+    from (select *, {day} as date from {rows_between(db.log, columns)} l) l
+    where {has_a_day("date")} and date = any(:days)
+    group by {rollup.group_by}, date
     """
-    connection.execute(text(statement), {"tz": timezone, "days": list(days), **between(then, now)})
+    connection.execute(text(statement), {"days": list(days), **between(then, now)})
 
 
-def _overflowed(connection: Connection, rollup: Rollup) -> list[Overflowed]:
+def _overflowed(connection: Connection, rollup: Rollup) -> list[Refused]:
     """The recounted days with a measure that its column cannot hold, and the first such measure."""
     sums = rollup.each_measure("sum({name}) as {name}")
     statement = f"""
     select distinct on (date) * from (
-        select {rollup.key_columns}, date, {sums} from rebuilt group by {rollup.key_columns}, date
+        select {rollup.key_columns}, date, {sums} from {recount_table(rollup)} group by {rollup.key_columns}, date
     ) summed where {rollup.overflows("{name}")} order by date
     """
-    rows = connection.execute(text(statement)).mappings().all()
-    found = [(row, next(m for m in rollup.measures if abs(row[m.name]) > m.greatest)) for row in rows]
-    return [Overflowed(row["date"], measure.name, int(row[measure.name])) for row, measure in found]
+    return [_overflow(rollup, row) for row in connection.execute(text(statement)).mappings().all()]
 
 
-def _replace(connection: Connection, rollup: Rollup, timezone: str, days: list[date]) -> None:
-    """Puts the recounted days in the place of the stored ones; keys that vanished disappear."""
-    parameters = {"rollup": rollup.name, "days": days, "tz": timezone}
-    connection.execute(text(f"delete from {rollup.target} where date = any(:days)"), parameters)
-    sums = rollup.each_measure("sum({name}) as {name}")
-    connection.execute(
-        text(
-            f"insert into {rollup.target} ({rollup.columns}) select {rollup.key_columns}, date, {sums} "
-            f"from rebuilt where date = any(:days) group by {rollup.key_columns}, date"
-        ),
-        parameters,
+def _overflow(rollup: Rollup, row: Any) -> Refused:
+    measure = next(each for each in rollup.measures if abs(row[each.name]) > each.greatest)
+    key = ", ".join(f"{name} {row[name]}" for name in rollup.keys)
+    detail = (
+        f"{measure.name} of {key} would be {int(row[measure.name]):,}, which its column cannot hold. Look for log rows "
+        "of that day that do not belong there, or alter the column to bigint."
     )
-    connection.execute(_RECORD, parameters)
+    return Refused(rollup.name, row["date"], "overflow", int(row[rollup.count]), 0, 0, detail)
 
 
-def _totals(connection: Connection, rollup: Rollup, days: list[date]) -> list[DayCount]:
-    """What the days have now."""
+def _replace(connection: Connection, db: Database, rollup: Rollup, judged: Judgement) -> None:
+    """Puts the recounted days in the place of the stored ones; keys that vanished disappear."""
+    if not judged.replace:
+        return
+    parameters = {"days": judged.replace}
+    connection.execute(text(f"delete from {rollup.name} where date = any(:days)"), parameters)
+    sums = rollup.each_measure("sum({name}) as {name}")
+    statement = f"""
+    insert into {rollup.name} ({rollup.columns})
+    select {rollup.key_columns}, date, {sums}
+    from {recount_table(rollup)} where date = any(:days) group by {rollup.key_columns}, date
+    """
+    connection.execute(text(statement), parameters)
+
+
+def _totals(connection: Connection, rollup: Rollup, days: list[date]) -> dict[date, DayCount]:
+    """What the days have in the target now."""
     zeros = rollup.each_measure("coalesce(sum({name}), 0) as {name}")
-    rows = connection.execute(
-        text(
-            f"select d.date, count(t.date) as keys, {zeros} from unnest(cast(:days as date[])) as d (date) "
-            f"left join {rollup.target} t on t.date = d.date group by d.date order by d.date"
-        ),
-        {"days": days},
-    ).mappings()
-    return [
-        DayCount(row["date"], {name: int(row[name]) for name in rollup.measure_names}, row["keys"], "built")
-        for row in rows
-    ]
+    statement = f"""
+        select d.date, count(t.date) as keys, {zeros}
+        from unnest(cast(:days as date[])) as d (date) left join {rollup.name} t on t.date = d.date
+        group by d.date order by d.date
+    """
+    found: dict[date, DayCount] = {}
+    for row in connection.execute(text(statement), {"days": days}).mappings() if days else []:
+        measures = {name: int(row[name]) for name in rollup.measure_names}
+        found[row["date"]] = DayCount(rollup.name, row["date"], measures[rollup.count], measures, row["keys"], "built")
+    return found
 
 
-_RECORD = text(
-    """
-    insert into rollup_days (rollup, date, status, timezone, method, built_at, built_by, refreshed_at)
-    select :rollup, date, 'built', :tz, 'rebuild', clock_timestamp(), current_setting('application_name'),
-           clock_timestamp()
-    from unnest(cast(:days as date[])) as d (date)
-    on conflict (rollup, date) do update
-    set status = excluded.status, timezone = excluded.timezone, method = excluded.method, built_at = excluded.built_at,
-        built_by = excluded.built_by, refreshed_at = excluded.refreshed_at,
-        sealed_at = null, sealed_by = null, missing = null
-    """
-)
+def _note(connection: Connection, db: Database, report: RebuildReport, seconds: float) -> None:
+    """A rebuild in the journal, with rows before and after per day and rollup; decisions have entries of their own."""
+    done: dict[date, dict[str, Any]] = {}
+    for day in report.rebuilt:
+        done.setdefault(day.day, {})[day.rollup] = {"before": day.rows_before, "after": day.rows}
+    if done:
+        journal.note(connection, db.log, "rebuild", days=done, rows=report.rows, seconds=seconds)
+    refused: dict[date, dict[str, Any]] = {}
+    for each in report.failed:
+        refused.setdefault(each.day, {})[each.rollup] = {"refused": each.reason}
+    if refused:
+        journal.note(connection, db.log, "refuse", days=refused)
+    for each in report.kept:
+        numbers = {"log_rows": each.log_rows, "counted": each.counted_rows, "deleted": each.deleted_rows}
+        operation = "keep" if each.reason != "announced" else "deletion"
+        journal.note(connection, db.log, operation, days={each.day: {each.rollup: numbers}}, detail=each.detail or None)

@@ -1,162 +1,339 @@
-"""Refresh: adds the rows that became visible since the stored snapshot. Cost: new rows only.
+"""Refresh: adds the rows that became visible since the stored snapshot to every rollup. Cost: the new rows only.
 
-One transaction: lock the state row, take a snapshot S2, aggregate what is visible in S2 and was not in S1, add it,
-store S2. Every committed transaction falls between exactly one pair of snapshots, so nothing is skipped or counted
+One transaction in one network round trip: lock the state row, then one statement. Its own snapshot is S2; it reads S1
+from the state row, aggregates what is visible in S2 and was not in S1, adds that to every target and to the ledger, and
+stores S2. Every committed transaction lies between exactly one pair of snapshots, so nothing is skipped or counted
 twice and nothing waits for a slow writer; a crash undoes statistics and state together.
 """
 
 import time
 from collections.abc import Callable
 from datetime import date
-from functools import partial
-from typing import TypeVar
+from functools import lru_cache, partial
+from typing import Any, TypeVar
 
 from sqlalchemy import text
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection
 
-from calc_analytics.database.engine import DatabaseTrouble, persistently, transaction
-from calc_analytics.rollup import state
-from calc_analytics.rollup.declaration import Rollup
+from calc_analytics.database.engine import DatabaseTrouble, persistently, run_in_one_trip, transaction
+from calc_analytics.rollup import journal, ledger
+from calc_analytics.rollup.database import Database
+from calc_analytics.rollup.declaration import Log, Rollup, quote_literal
 from calc_analytics.rollup.reports import DayCount, RefreshReport
-from calc_analytics.rollup.snapshot import Snapshot, between, rows_between, visible
-from calc_analytics.rollup.windows import day_begin, has_a_day, local_date, midnight, within
+from calc_analytics.rollup.snapshot import Snapshot, between, rows_between
+from calc_analytics.rollup.windows import day_begin, has_a_day, local_date, midnight, within_hours
 
 T = TypeVar("T")
 NUMBER_OUT_OF_RANGE = "22003"
+# A backlog is counted in steps of about this many rows, each its own transaction.
+STEP_ROWS = 500_000
+# Of the rows counted, one in so many is looked at for its age.
+AGE_SAMPLE = 16
 
 
-def refresh(engine: Engine, rollup: Rollup, timezone: str) -> RefreshReport:
-    """Counts all that was committed before the call, and maybe more. One transaction, safe to repeat.
+def refresh(
+    db: Database, *, step_rows: int | None = STEP_ROWS, progress: Callable[[RefreshReport], None] = lambda report: None
+) -> RefreshReport:
+    """Counts all that was committed before the call, and maybe more. Safe to repeat.
 
-    Transient trouble is tried again. A day with a counter that would not fit its column is set aside (its status
-    becomes 'overflow') and does not keep the others from being counted.
+    A backlog is counted in steps of about `step_rows` rows (None: in one step), each a transaction of its own;
+    `progress` gets each step's report. Transient errors are retried. A day with a value that does not fit its column is
+    set aside (status 'overflow') and does not keep the others from being counted. Raises what `ledger.require_usable`
+    raises, or `DatabaseTrouble`.
     """
+    total = None
+    while True:
+        started = time.perf_counter()
+        rows = isolate_overflow(db, partial(_refresh_in_one_trip, db, step_rows))
+        report = _report(db, rows, time.perf_counter() - started)
+        progress(report)
+        total = report if total is None else total + report
+        if not rows[0]["more"]:
+            return total
+
+
+def _refresh_in_one_trip(db: Database, step_rows: int | None) -> list[dict[str, Any]]:
+    rows = run_in_one_trip(db.engine, [ledger.lock_sql(db.log), refresh_sql(db, step_rows)])
+    ledger.require_usable(db, rows[0] if rows else None)
+    return rows
+
+
+def refresh_locked(connection: Connection, db: Database) -> RefreshReport:
+    """The refresh inside the caller's transaction, which holds the state's lock until it ends; in one step."""
     started = time.perf_counter()
-    snapshot, days = whatever_overflows(engine, rollup, timezone, partial(_refresh, engine, rollup, timezone))
-    return RefreshReport(
-        counted=[day for day in days if day.status == "built"],
-        unbuilt=[day for day in days if day.status != "built"],
-        seconds=time.perf_counter() - started,
-        snapshot=snapshot,
-    )
+    ledger.lock(connection, db)
+    # After the lock, in a statement of its own: only now does its snapshot include what the last holder counted.
+    statement = refresh_sql(db, None).replace("%", "%%")
+    rows = [dict(row) for row in connection.exec_driver_sql(statement).mappings()]
+    return _report(db, rows, time.perf_counter() - started)
 
 
-def _refresh(engine: Engine, rollup: Rollup, timezone: str) -> tuple[Snapshot, list[DayCount]]:
-    with transaction(engine) as connection:
-        return refresh_locked(connection, rollup, timezone)
+def _report(db: Database, rows: list[dict[str, Any]], seconds: float) -> RefreshReport:
+    days = [_day_count(db.log.rollup(row["rollup"]), row) for row in rows if row["date"] is not None]
+    return RefreshReport(days, seconds, Snapshot.parse(rows[0]["upto"]))
 
 
-def whatever_overflows(engine: Engine, rollup: Rollup, timezone: str, work: Callable[[], T]) -> T:
-    """What `work` returns, a transaction with a refresh in it; days that cannot be counted are set aside first."""
+def _day_count(rollup: Rollup, row: dict[str, Any]) -> DayCount:
+    measures = {name: int(row["totals"][name]) for name in rollup.measure_names}
+    return DayCount(rollup.name, row["date"], measures[rollup.count], measures, row["keys"], row["status"])
+
+
+def isolate_overflow(db: Database, work: Callable[[], T]) -> T:
+    """What `work` returns, a transaction with a refresh in it; days that do not fit their columns are set aside first."""
     try:
         return persistently(work)
     except DatabaseTrouble as trouble:
-        if trouble.sqlstate != NUMBER_OUT_OF_RANGE or not _set_aside(engine, rollup, timezone):
+        if trouble.sqlstate != NUMBER_OUT_OF_RANGE or not _set_aside(db):
             raise
         return persistently(work)
 
 
-def _set_aside(engine: Engine, rollup: Rollup, timezone: str) -> list[date]:
+def _set_aside(db: Database) -> list[date]:
     """Marks the days that the next refresh cannot count; returns them."""
-    statement = f"""
-    with {_diff(rollup)}
-    insert into rollup_days as r (rollup, date, status)
-    select distinct :rollup, diff.date, 'overflow'
-    from diff left join {rollup.target} t using ({rollup.key_columns}, date)
-    where {rollup.overflows("coalesce(t.{name}, 0) + diff.{name}")}
-    on conflict (rollup, date) do update set status = excluded.status where r.status = 'built'
-    returning date
+    found: list[date] = []
+    with transaction(db.engine) as connection:
+        before = ledger.lock(connection, db)
+        parameters = between(before.snapshot, Snapshot.now(connection))
+        for rollup in db.log.rollups:
+            statement = f"""
+                select distinct diff.date
+                from ({_diff_of_span(db, rollup)}) diff left join {rollup.name} t using ({rollup.key_columns}, date)
+                where {rollup.overflows("coalesce(t.{name}, 0) + diff.{name}")}
+            """
+            days = list(connection.execute(text(statement), parameters).scalars())
+            ledger.set_aside(connection, rollup, days)
+            found += days
+    return found
+
+
+def _diff_of_span(db: Database, rollup: Rollup) -> str:
+    """SQL: the measures of the rows between two snapshots, by keys and day; parameters of `between`."""
+    day = local_date(db.log.event_time, quote_literal(db.timezone))
+    return f"""
+        select {rollup.key_selects}, date, {rollup.measure_selects}
+        from (select *, {day} as date from {rows_between(db.log, ", ".join(db.log.reads))} l) l
+        where {has_a_day("date")}
+        group by {rollup.group_by}, date
     """
-    with transaction(engine) as connection:
-        before = state.lock(connection, rollup, timezone)
-        parameters = {"rollup": rollup.name, "tz": timezone, **between(before.snapshot, Snapshot.now(connection))}
-        return list(connection.execute(text(statement), parameters).scalars())
 
 
-def refresh_locked(connection: Connection, rollup: Rollup, timezone: str) -> tuple[Snapshot, list[DayCount]]:
-    """The refresh inside the caller's transaction, which holds the state's lock until it ends.
+def is_uncounted(db: Database, connection: Connection, counted: Snapshot | None) -> bool:
+    """Whether a row has been committed since the stored snapshot. An index probe, without a lock.
 
-    Returns the snapshot now stored and the days that had new rows.
+    `connection` (in autocommit) tells first, more cheaply, whether anybody wrote anything since `counted`, the snapshot
+    last known to be stored (None: unknown).
     """
-    before = state.lock(connection, rollup, timezone)
-    # After the lock, in a statement of its own: only now is S2 sure to include what the last holder counted.
     now = Snapshot.now(connection)
-    parameters = {"rollup": rollup.name, "tz": timezone, **before.snapshot.bind("s1"), **between(before.snapshot, now)}
-    rows = connection.execute(text(refresh_sql(rollup)), parameters).mappings().all()
-    state.store_snapshot(connection, rollup, now)
-    days = [
-        DayCount(row["date"], {name: int(row[name]) for name in rollup.measure_names}, row["keys"], row["status"])
-        for row in rows
-    ]
-    return now, days
-
-
-def is_uncounted_since(connection: Connection, rollup: Rollup, counted: Snapshot) -> bool:
-    """Whether a row has been committed since that snapshot. An index probe, without a lock; none if nobody wrote."""
-    span = between(counted, Snapshot.now(connection))
-    if span["from_xmax"] == span["to_xmax"] and not span["ended"]:
+    if counted is not None and now.xmax == counted.xmax and set(counted.xip) <= set(now.xip):
         return False
-    statement = f"select exists (select from {rows_between(rollup.source)} l)"
-    return bool(connection.execute(text(statement), span).scalar())
+    rows = run_in_one_trip(db.engine, [probe_sql(db)])
+    ledger.require_usable(db, rows[0] if rows else None)
+    return bool(rows[0]["is_uncounted"])
 
 
-def _diff(rollup: Rollup) -> str:
-    """CTE: the diff of the two snapshots, aggregated. READ COMMITTED would show later commits too: hence "visible in
-    S2". Rows without a day (infinity, the year 10000) are left out."""
-    return f"""diff as materialized (
-        select {rollup.key_columns}, {local_date(f"l.{rollup.event_time}", ":tz")} as date, {rollup.aggregates}
-        from {rows_between(rollup.source)} l
-        where {has_a_day(rollup.event_time)}
-        group by {rollup.key_columns}, 2
+@lru_cache(maxsize=16)
+def probe_sql(db: Database) -> str:
+    """Whether there is a row that is visible now and not in the stored snapshot, with the state's columns."""
+    return f"""
+    with {_snapshots(db, None)}
+    select {ledger.STATE_COLUMNS}, exists ({_between("xact_id", db.log)}) as is_uncounted
+    from rollup_state s where s.log = {quote_literal(db.log.name)}
+    """
+
+
+def _between(columns: str, log: Log) -> str:
+    """SQL: the rows visible in S2 and not in S1. Two branches, so that each is a scan of the index.
+
+    READ COMMITTED would show rows of transactions at or above a cut too: hence the upper bound.
+    """
+    return f"""
+            select {columns} from {log.name}
+            where xact_id >= (select xmax from stored) and xact_id < (select xmax from upto)
+              and xact_id <> all(cast((select xip from upto) as bigint[]))
+            union all
+            select {columns} from {log.name} where xact_id = any(cast((select xids from ended) as bigint[]))"""
+
+
+@lru_cache(maxsize=16)
+def refresh_sql(db: Database, step_rows: int | None) -> str:
+    """The one statement of a refresh, without parameters. Returns a row per rollup and day, or one without a day."""
+    log, rollups = db.log, db.log.rollups
+    parts = [
+        _snapshots(db, step_rows),
+        _new_rows(db),
+        *(_diff(rollup, n, sample=n == 0, log=log) for n, rollup in enumerate(rollups)),
+        f"days as materialized (select date, sum({rollups[0].count}) as rows from diff_0 group by date)",
+        ledger.seen_cte(log),
+        _judged(db),
+        *(_added(rollup, n) for n, rollup in enumerate(rollups)),
+        _amounts(rollups),
+        _hashes(rollups),
+        ledger.recorded_cte(db),
+        ledger.moved_cte(log, "upto"),
+        journal.refreshed_cte(log, AGE_SAMPLE),
+    ]
+    return f"""
+    with {", ".join(parts)}
+    select {ledger.STATE_COLUMNS}, (select cast(snapshot as text) from upto) as upto,
+           coalesce((select upto.xmax < now.xmax from upto, now), false) as more,
+           j.rollup, j.date, j.status, a.keys, a.totals
+    from rollup_state s left join (judged j join amounts a using (rollup, date)) on true
+    where s.log = {quote_literal(log.name)}
+    order by j.date
+    """
+
+
+def _snapshots(db: Database, step_rows: int | None) -> str:
+    """CTEs: S1 (`stored`), this statement's own snapshot (`now`), and S2 (`upto`): that, or an earlier cut.
+
+    A cut at transaction x is the snapshot in which only transactions below x have ended, those still open now aside.
+    """
+    log = db.log
+    xid = "cast(cast({} as text) as bigint)".format
+    xip = "array(select cast(cast(xid as text) as bigint) from pg_snapshot_xip(snapshot) as xid order by 1)"
+    cut = "null" if step_rows is None else "(select xmax from cut)"
+    cutting = f"""
+    cut as materialized (
+        select max(xact_id) + 1 as xmax
+        from (
+            select xact_id from {log.name}
+            where xact_id >= (select xmax from stored) and xact_id < (select xmax from now)
+              and xact_id <> all(cast((select xip from now) as bigint[]))
+            limit {step_rows}
+        ) first_rows
+        having count(*) = {step_rows}
+    ),"""
+    return f"""
+    stored as materialized (
+        select {xid("pg_snapshot_xmax(snapshot)")} as xmax, {xip} as xip
+        from rollup_state s where s.log = {quote_literal(log.name)} and {ledger.is_usable_sql(db)}
+    ),
+    now as materialized (
+        select {xid("pg_snapshot_xmin(snapshot)")} as xmin, {xid("pg_snapshot_xmax(snapshot)")} as xmax, {xip} as xip
+        from (select pg_current_snapshot() as snapshot offset 0) own where exists (select from stored)
+    ),
+    {"" if step_rows is None else cutting}
+    upto as materialized (
+        select xmax, xip, cast(concat(coalesce(xip[1], xmax), ':', xmax, ':', array_to_string(xip, ',')) as pg_snapshot)
+            as snapshot
+        from (
+            select last.xmax, array(select xid from unnest(now.xip) as xid where xid < last.xmax order by 1) as xip
+            from now cross join lateral (select least(now.xmax, {cut}) as xmax) last
+        ) s2
+    ),
+    ended as materialized (
+        select array(select xid from unnest(stored.xip) as xid where xid <> all(upto.xip)) as xids from stored, upto
     )"""
 
 
-def refresh_sql(rollup: Rollup) -> str:
-    """The one statement of a refresh: it adds the diff, records the days, and returns what it did per day."""
-    day, begin, end = (
-        local_date(f"l.{rollup.event_time}", ":tz"),
-        day_begin("d.date", ":tz"),
-        midnight("(d.date + 1)", ":tz"),
-    )
+def _new_rows(db: Database) -> str:
+    """CTE: the new rows, with their day."""
+    log = db.log
+    id_column = next(iter(log.table.primary_key.columns)).name
+    columns = ", ".join(dict.fromkeys([id_column, *log.reads]))
+    materialized = "materialized" if len(log.rollups) > 1 else "not materialized"
     return f"""
-    with {_diff(rollup)},
-    -- What is known of each day in the diff: built, pending or stale; null if it was never seen.
-    seen as (
-        select d.date, b.status
-        from (select distinct date from diff) d
-        left join rollup_days b on b.rollup = :rollup and b.date = d.date
-    ),
-    -- A day begins here if it has no statistics and all of its rows are in this diff; others wait for a rebuild.
-    judged as (
-        select d.date, d.status as was, case
-            when d.status is not null then d.status
-            when exists (select from {rollup.target} t where t.date = d.date) then 'pending'
-            when exists (
-                select from {rollup.source} l
-                where {within(f"l.{rollup.event_time}", begin, end)} and {day} = d.date
-                  and {visible("s1")}
-            ) then 'pending'
-            else 'built' end as status
-        from seen d
-    ),
-    -- Days that are built get the diff's measures added.
-    added as (
-        insert into {rollup.target} ({rollup.columns})
-        select {rollup.columns} from diff join judged using (date) where judged.status = 'built'
-        on conflict ({rollup.key_columns}, date) do update
-        set {rollup.each_measure(f"{{name}} = {rollup.target}.{{name}} + excluded.{{name}}")}
-    ),
-    -- Every day of the diff is on record, so that a pending one is not forgotten.
-    recorded as (
-        insert into rollup_days as r (rollup, date, status, timezone, method, built_at, built_by, refreshed_at)
-        select :rollup, date, status, :tz, case status when 'built' then 'refresh' end,
-               case status when 'built' then clock_timestamp() end,
-               case status when 'built' then current_setting('application_name') end, clock_timestamp()
-        from judged
-        on conflict (rollup, date) do update set refreshed_at = excluded.refreshed_at
-    )
-    select date, judged.status, count(*) as keys, {rollup.each_measure("sum({name}) as {name}")}
-    from diff join judged using (date)
-    group by date, judged.status
-    order by date
+    new as {materialized} (
+        select {columns}, {id_column} & {AGE_SAMPLE - 1} = 0 as sampled,
+               {local_date(log.event_time, quote_literal(db.timezone))} as date
+        from ({_between(columns, log)}
+        ) l
+    )"""
+
+
+def _diff(rollup: Rollup, n: int, sample: bool, log: Log) -> str:
+    """CTE: the new rows' measures by keys and day. Rows without a day (infinity, the year 10000) are left out."""
+    time_ = log.event_time
+    ages = f", array_agg({time_}) filter (where sampled) as sample, min({time_}) as oldest" if sample else ""
+    return f"""
+    diff_{n} as materialized (
+        select {rollup.key_selects}, date, {rollup.measure_selects}{ages}
+        from new group by {rollup.group_by}, date having {has_a_day("date")}
+    )"""
+
+
+def _judged(db: Database) -> str:
+    """CTEs: whether each day is built. A day never seen begins here if all of its rows are in this refresh.
+
+    `older` finds those that have rows from before, in one scan for each run of consecutive days: rows written before
+    the project was installed, or with a partition that was attached.
     """
+    log, zone = db.log, quote_literal(db.timezone)
+    held = " union all ".join(
+        f"select {quote_literal(rollup.name)} as rollup, u.date from unseen u "
+        f"where exists (select from {rollup.name} t where t.date = u.date)"
+        for rollup in log.rollups
+    )
+    hours = within_hours(f"l.{log.event_time}", day_begin("i.first", zone), midnight("(i.last + 1)", zone))
+    return f"""
+    unseen as materialized (select distinct date from seen where status is null),
+    stretches as materialized (
+        select min(date) as first, max(date) as last
+        from (select date, date - cast(row_number() over (order by date) as integer) as stretch from unseen) numbered
+        group by stretch
+    ),
+    older as materialized (
+        select distinct {local_date(f"l.{log.event_time}", zone)} as date
+        from stretches i cross join lateral (
+            select {log.event_time} from {log.name} l
+            where xact_id < (select xmax from stored) and xact_id <> all(cast((select xip from stored) as bigint[])) and {hours}
+            union all
+            select {log.event_time} from {log.name} l where xact_id is null and {hours}
+            offset 0
+        ) l
+    ),
+    held as materialized ({held}),
+    judged as materialized (
+        select s.rollup, s.date, s.has_checksum, case
+            when s.status is not null then s.status
+            when s.date in (select date from older) then 'pending'
+            when exists (select from held h where h.rollup = s.rollup and h.date = s.date) then 'pending'
+            else 'built' end as status
+        from seen s
+    )"""
+
+
+def _added(rollup: Rollup, n: int) -> str:
+    """CTE: adds the diff to days that are built."""
+    target = rollup.name
+    return f"""
+    added_{n} as (
+        insert into {target} ({rollup.columns})
+        select {rollup.each_key("d.{name}")}, {rollup.each_measure("d.{name}")}
+        from diff_{n} d join judged j on j.rollup = {quote_literal(target)} and j.date = d.date and j.status = 'built'
+        on conflict ({rollup.key_columns}, date) do update
+        set {rollup.each_measure(f"{{name}} = {target}.{{name}} + excluded.{{name}}")}
+    )"""
+
+
+def _amounts(rollups: tuple[Rollup, ...]) -> str:
+    """CTE: the totals of the new rows per rollup and day."""
+    each = " union all ".join(
+        f"select {quote_literal(rollup.name)} as rollup, date, count(*) as keys, {rollup.totals_json()} as totals "
+        f"from diff_{n} group by date"
+        for n, rollup in enumerate(rollups)
+    )
+    return f"amounts as materialized ({each})"
+
+
+def _hashes(rollups: tuple[Rollup, ...]) -> str:
+    """CTE: by how much the checksums of days that have one change: the new rows' hashes less the old rows'."""
+    each = " union all ".join(_hash_change(rollup, n) for n, rollup in enumerate(rollups))
+    return f"hashes as materialized ({each})"
+
+
+def _hash_change(rollup: Rollup, n: int) -> str:
+    names = [*rollup.keys, "date", *rollup.measure_names]
+    old = rollup.hash_of("t")
+    sums = {name: f"d.{name}" for name in [*rollup.keys, "date"]}
+    sums.update({name: f"coalesce(t.{name}, 0) + d.{name}" for name in rollup.measure_names})
+    same = " and ".join(f"t.{name} = d.{name}" for name in [*rollup.keys, "date"])
+    return f"""
+        select {quote_literal(rollup.name)} as rollup, d.date,
+               sum({rollup.row_hash.format(**sums)} - case when t.date is null then 0 else {old} end) as hash
+        from judged j join diff_{n} d on d.date = j.date
+        left join lateral (
+            select {", ".join(f"t.{name}" for name in names)} from {rollup.name} t where {same} offset 0
+        ) t on true
+        where j.rollup = {quote_literal(rollup.name)} and j.has_checksum and j.status = 'built'
+        group by d.date"""

@@ -1,7 +1,7 @@
-"""What the operations return: small, frozen, and printed alike by the CLI, Dagster and `--json`."""
+"""What the operations return: small, frozen, and shown alike by the CLI, Dagster and `--json`."""
 
 from dataclasses import dataclass, field
-from datetime import date, datetime
+from datetime import date
 from typing import Any
 
 from calc_analytics.rollup.snapshot import Snapshot
@@ -9,203 +9,352 @@ from calc_analytics.rollup.snapshot import Snapshot
 
 @dataclass(frozen=True)
 class DayCount:
-    """One day in a refresh or rebuild: the measures that were added (refresh) or that it now has (rebuild)."""
+    """One day of one rollup in a refresh or rebuild: the totals that were added (refresh) or that it now has (rebuild).
 
+    `rows` are log rows, `keys` rows of the target. `status` is the day's in the ledger.
+    """
+
+    rollup: str
     day: date
+    rows: int
     measures: dict[str, int]
     keys: int
     status: str
-
-    @property
-    def rows(self) -> int:
-        """Log rows: the first measure."""
-        return next(iter(self.measures.values()))
+    rows_before: int = 0
+    """Log rows that the day had before a rebuild."""
 
 
 @dataclass(frozen=True)
 class RefreshReport:
-    """What one refresh counted. `counted` days are exact now, as of `snapshot`; `unbuilt` ones saw rows but wait for a
-    rebuild."""
+    """What a refresh counted, as of `snapshot`. Days whose status is not 'built' saw rows, but wait for a rebuild."""
 
-    counted: list[DayCount]
-    unbuilt: list[DayCount]
+    days: list[DayCount]
     seconds: float
     snapshot: Snapshot
 
     @property
+    def counted(self) -> list[DayCount]:
+        """What was added, per rollup and day."""
+        return [day for day in self.days if day.status == "built"]
+
+    @property
+    def unbuilt(self) -> list[DayCount]:
+        """What was not added, because the day is not built in that rollup."""
+        return [day for day in self.days if day.status != "built"]
+
+    @property
+    def rows_by_day(self) -> dict[date, int]:
+        """Log rows counted, per day; a row is counted once, however many rollups it is added to."""
+        rows: dict[date, int] = {}
+        for day in self.counted:
+            rows[day.day] = max(rows.get(day.day, 0), day.rows)
+        return rows
+
+    @property
+    def waiting_by_day(self) -> dict[date, int]:
+        """Log rows that some rollup did not count, per day."""
+        rows: dict[date, int] = {}
+        for day in self.unbuilt:
+            rows[day.day] = max(rows.get(day.day, 0), day.rows)
+        return rows
+
+    @property
     def rows(self) -> int:
-        """Log rows added to the statistics."""
-        return sum(day.rows for day in self.counted)
+        """Log rows counted."""
+        return sum(self.rows_by_day.values())
+
+    def __add__(self, other: "RefreshReport") -> "RefreshReport":
+        return RefreshReport(_summed(self.days + other.days), self.seconds + other.seconds, other.snapshot)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON: days as YYYY-MM-DD."""
         return {
             "rows": self.rows,
-            "days": {str(d.day): d.measures for d in self.counted},
-            "never_built_days": [str(d.day) for d in self.unbuilt],
+            "days": _by_day(self.counted),
+            "never_built_days": sorted({str(day.day) for day in self.unbuilt}),
             "seconds": round(self.seconds, 4),
         }
 
 
-@dataclass(frozen=True)
-class Shrunk:
-    """A day that a rebuild left alone: fewer raw rows than it has already counted, so logs were deleted."""
+def _summed(days: list[DayCount]) -> list[DayCount]:
+    """Counts of the same rollup, day and status added up; keys are the most that one of them touched."""
+    found: dict[tuple[str, date, str], DayCount] = {}
+    for each in days:
+        key = (each.rollup, each.day, each.status)
+        before = found.get(key)
+        if before is not None:
+            measures = {name: before.measures.get(name, 0) + value for name, value in each.measures.items()}
+            keys = max(before.keys, each.keys)
+            each = DayCount(each.rollup, each.day, before.rows + each.rows, measures, keys, each.status)
+        found[key] = each
+    return sorted(found.values(), key=lambda each: each.day)
 
+
+def _by_day(days: list[DayCount]) -> dict[str, dict[str, dict[str, int]]]:
+    found: dict[str, dict[str, dict[str, int]]] = {}
+    for each in days:
+        found.setdefault(str(each.day), {})[each.rollup] = each.measures
+    return found
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A day of a rollup that a rebuild left as it is. `reason`: what it found.
+
+    `log_rows` are those visible now, `counted_rows` those counted, `deleted_rows` those known to be deleted since.
+
+    - differs: log rows vanished, were added to the past, or were changed, and nobody announced it
+    - pruned: log rows were deleted after they were counted; the books balance
+    - frozen: the day was never counted whole here, and its log rows are gone
+    - overflow: `detail` names the measure and the value that its column cannot hold
+    """
+
+    rollup: str
     day: date
-    raw_rows: int
+    reason: str
+    log_rows: int
     counted_rows: int
-    pruned_rows: int = 0
-    """Of the rows counted, those that `prune` deleted or an earlier rebuild found deleted."""
+    deleted_rows: int = 0
+    detail: str = ""
+
+    @property
+    def needs_decision(self) -> bool:
+        """Whether a person has to decide; the other reasons are settled or name their own cure."""
+        return self.reason == "differs"
 
     def __str__(self) -> str:
-        why = (
-            f"{self.pruned_rows:,} were deleted after they were counted"
-            if self.counted_rows - self.raw_rows == self.pruned_rows
-            else "so logs were deleted (or a predecessor counted them twice)"
+        start = f"{self.day} of {self.rollup} was not rebuilt: "
+        logs = f"{self.log_rows:,} log rows"
+        counted = f"{self.counted_rows:,} counted"
+        deleted = f" and {self.deleted_rows:,} deleted since" if self.deleted_rows else ""
+        decide = (
+            f"Keep the statistics with 'calc-analytics rollup --day {self.day} --keep', or recount from what is left "
+            f"with 'calc-analytics rollup --day {self.day} --allow-shrink'."
         )
-        return (
-            f"{self.day} not rebuilt: {self.raw_rows:,} raw rows, but {self.counted_rows:,} already counted, {why}; "
-            "rebuilding would lower the statistics; allow it by "
-            f"'calc-analytics rollup --day {self.day} --allow-shrink'"
-        )
-
-
-@dataclass(frozen=True)
-class Overflowed:
-    """A day that a rebuild left alone: a counter of it does not fit its column."""
-
-    day: date
-    measure: str
-    value: int
-
-    def __str__(self) -> str:
-        return (
-            f"{self.day} not rebuilt: {self.measure} would be {self.value:,}, which its column cannot hold: look for "
-            "log rows of that day that do not belong there, or alter the column to bigint"
-        )
+        match self.reason:
+            case "pruned":
+                return f"{start}{self.deleted_rows:,} of its {counted} log rows were deleted. Its statistics stay."
+            case "frozen":
+                return f"{start}its log rows are gone ({logs} left), so it cannot be counted whole. Its statistics stay."
+            case "overflow":
+                return f"{start}{self.detail}"
+            case _ if self.log_rows + self.deleted_rows < self.counted_rows:
+                return f"{start}{logs} but {counted}{deleted}. {decide}"
+            case _ if self.log_rows + self.deleted_rows > self.counted_rows:
+                return (
+                    f"{start}{logs}{deleted} but only {counted}: rows were moved into this day. Recount it with "
+                    f"'calc-analytics rollup --day {self.day}'."
+                    if not self.deleted_rows
+                    else f"{start}{logs}{deleted} but only {counted}. {decide}"
+                )
+            case _:
+                return (
+                    f"{start}{logs}, as many as were counted, but other values: log rows were changed. Recount it with "
+                    f"'calc-analytics rollup --day {self.day}'."
+                    if not self.deleted_rows
+                    else f"{start}{logs}{deleted}, as many as were counted, but other values. {decide}"
+                )
 
 
 @dataclass(frozen=True)
 class RebuildReport:
-    """What one rebuild did: the days that are exact now, and those it refused to shrink or could not hold."""
+    """What a rebuild did: days that were recounted, days that were kept by decision, and days left as they are."""
 
     rebuilt: list[DayCount] = field(default_factory=list)
-    shrunk: list[Shrunk] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
+    kept: list[Refused] = field(default_factory=list)
     seconds: float = 0.0
-    overflowed: list[Overflowed] = field(default_factory=list)
 
     @property
-    def refused(self) -> list[Shrunk | Overflowed]:
-        """The days that were left as they are; each says why."""
-        return [*self.shrunk, *self.overflowed]
+    def days(self) -> list[date]:
+        """The days that were recounted in at least one rollup."""
+        return sorted({day.day for day in self.rebuilt})
+
+    @property
+    def rows_by_day(self) -> dict[date, int]:
+        """Log rows of the recounted days."""
+        rows: dict[date, int] = {}
+        for day in self.rebuilt:
+            rows[day.day] = max(rows.get(day.day, 0), day.rows)
+        return rows
 
     @property
     def rows(self) -> int:
-        """Log rows in the rebuilt days."""
-        return sum(day.rows for day in self.rebuilt)
+        """Log rows in the recounted days."""
+        return sum(self.rows_by_day.values())
+
+    @property
+    def failed(self) -> list[Refused]:
+        """Refused days that need somebody: a decision, a repair of the log, or a wider column."""
+        return [each for each in self.refused if each.reason in ("differs", "overflow")]
 
     def __add__(self, other: "RebuildReport") -> "RebuildReport":
         return RebuildReport(
             self.rebuilt + other.rebuilt,
-            self.shrunk + other.shrunk,
+            self.refused + other.refused,
+            self.kept + other.kept,
             self.seconds + other.seconds,
-            self.overflowed + other.overflowed,
         )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON: days as YYYY-MM-DD."""
         return {
             "rows": self.rows,
-            "days": {str(d.day): d.measures for d in self.rebuilt},
-            "refused": {str(s.day): {"raw_rows": s.raw_rows, "counted_rows": s.counted_rows} for s in self.shrunk},
-            "overflowed": {str(o.day): {o.measure: o.value} for o in self.overflowed},
+            "days": _by_day(self.rebuilt),
+            "refused": [_refused(each) for each in self.refused],
+            "kept": [_refused(each) for each in self.kept],
             "seconds": round(self.seconds, 4),
         }
 
 
+def _refused(each: Refused) -> dict[str, Any]:
+    return {**vars(each), "day": str(each.day), "message": str(each)}
+
+
 @dataclass(frozen=True)
 class DayProof:
-    """One day compared: log rows, counted rows, and by how much each measure differs in total."""
+    """One day of one rollup compared: the target's rows, the ledger and the log.
 
+    `differences`: per measure, the sum of absolute differences between target and log over keys; of a day with
+    deleted rows, between the totals, deleted rows added. `changed_rows` is how many rows the target has too many
+    (negative: too few) against what was counted. `finding` names what is wrong:
+
+    - equal
+    - statistics_changed: the target is not what was counted: somebody wrote to it
+    - logs_missing, logs_added, logs_changed: the log is not what was counted
+    - waiting (pending or stale), frozen, overflow: the day is not proven, because its status is not 'built'
+    """
+
+    rollup: str
     day: date
+    status: str | None
     log_rows: int
+    stored_rows: int
     counted_rows: int
+    deleted_rows: int
     differences: dict[str, int]
-    differing_keys: int
-    status: str | None = "built"
+    difference: int
+    finding: str
+    differing_keys: int = 0
+    examples: tuple[dict[str, Any], ...] = ()
+    """The keys that differ most, at most ten, each with its log and its stored number of rows."""
     seconds: float = 0.0
-    pruned_rows: int = 0
-    """Rows that were deleted after they were counted; then the day's totals are compared, else each key's."""
     suspects: dict[str, int] = field(default_factory=dict)
     """Log rows that are counted, but look wrong: how many of each kind."""
 
     @property
-    def built(self) -> bool:
-        """Whether the guarantee speaks of this day."""
+    def is_built(self) -> bool:
+        """Whether the guarantee covers this day."""
         return self.status == "built"
 
     @property
-    def difference(self) -> int:
-        """The sum of all measures' absolute differences."""
-        return sum(self.differences.values())
+    def is_proven(self) -> bool:
+        """Built, and nothing differs."""
+        return self.is_built and not self.difference
 
     @property
-    def proven(self) -> bool:
-        """Built, and not one measure of one key (of a sealed day: of the totals) differs."""
-        return self.built and not self.differing_keys and not self.difference
+    def is_different(self) -> bool:
+        """Whether there is a difference that a person or a rebuild has to resolve, whatever the status."""
+        return self.difference != 0
 
+    def describe(self) -> str:
+        """One line: what was found and what to do."""
+        day, command = self.day, f"'calc-analytics rollup --day {self.day}"
+        counts = f"{self.log_rows:,} log rows, {self.counted_rows:,} counted"
+        if self.deleted_rows:
+            counts += f", {self.deleted_rows:,} deleted since"
+        match self.finding:
+            case "equal" if self.deleted_rows:
+                said = f"statistics equal the log and the {self.deleted_rows:,} rows deleted since"
+            case "equal":
+                said = "statistics equal the log"
+            case "statistics_changed":
+                said = (
+                    f"somebody changed the statistics: {self.stored_rows:,} stored but {self.counted_rows:,} counted"
+                    f"{self._named()}. "
+                )
+                said += (
+                    f"Log rows were deleted, so they cannot be recounted: restore the rows, accept them with {command} "
+                    "--keep', or recount from what is left with --allow-shrink."
+                    if self.deleted_rows or self.status == "frozen"
+                    else f"Recount with {command}'."
+                )
+            case "logs_missing":
+                said = (
+                    f"log rows are missing: {counts}{self._named()}. Keep the statistics with {command} --keep', or "
+                    f"recount from what is left with {command} --allow-shrink'."
+                )
+            case "logs_added":
+                said = f"rows were added to the past or moved here: {counts}{self._named()}. Recount with {command}'."
+            case "logs_changed":
+                said = f"log rows were changed: {counts}{self._named()}. Recount with {command}'."
+            case "frozen":
+                said = f"its log rows are gone; {self.stored_rows:,} stored rows are kept as they were"
+            case "overflow":
+                said = f"a value does not fit its column. Run {command}' to see which."
+            case _:
+                said = f"{self.log_rows:,} log rows, never counted whole. Build it with {command}'."
+        return f"{day} of {self.rollup}: {said}"
 
-@dataclass(frozen=True)
-class LastProof:
-    """When a built day was last compared with the logs, how long that took, and what the difference was."""
-
-    at: datetime
-    seconds: float
-    difference: int
+    def _named(self) -> str:
+        """' (publisher_id 7: 12 in the log, 1,012 stored)': the keys that differ most."""
+        if not self.examples:
+            return ""
+        named = "; ".join(
+            ", ".join(f"{name} {value}" for name, value in example["key"].items())
+            + f": {example['log_rows']:,} in the log, {example['stored_rows']:,} stored"
+            for example in self.examples[:3]
+        )
+        more = self.differing_keys - min(len(self.examples), 3)
+        return f" ({named}{f'; and {more:,} more' if more > 0 else ''})"
 
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """Day by day, whether statistics equal logs at the stored snapshot."""
+    """Whether statistics, ledger and log agree, per day and rollup, at the stored snapshot."""
 
     days: list[DayProof]
     seconds: float
     waiting: list[date] = field(default_factory=list)
     """Days on record that wait for a rebuild and were not asked for."""
     overflowed: list[date] = field(default_factory=list)
-    """Days on record that have a counter too great for its column."""
+    """Days on record with a value that does not fit its column."""
     nothing_built: bool = False
-    """There are logs, but no day at all was ever built: nothing is proven."""
+    """There are log rows, but no day at all was ever built: nothing is proven."""
 
     @property
     def different(self) -> list[DayProof]:
-        """Built days whose statistics are not the logs'."""
-        return [day for day in self.days if day.built and not day.proven]
+        """What differs."""
+        return [day for day in self.days if day.is_different]
 
     @property
     def never_built(self) -> list[DayProof]:
-        """Days with logs that no rebuild has counted yet."""
-        return [day for day in self.days if not day.built]
+        """Days with log rows that no rebuild has counted yet, or that cannot be counted."""
+        return [day for day in self.days if not day.is_built and not day.is_different and day.status != "frozen"]
 
     @property
     def difference(self) -> int:
-        """The sum of all measures' absolute differences: exactly zero, or a bug."""
-        return sum(day.difference for day in self.days if day.built)
+        """The sum of all differences: exactly zero, or something is wrong."""
+        return sum(day.difference for day in self.days)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON: days as YYYY-MM-DD."""
+        found: dict[str, dict[str, Any]] = {}
+        for proof in self.days:
+            found.setdefault(str(proof.day), {})[proof.rollup] = {
+                "status": "different" if proof.is_different else "proven" if proof.is_proven else proof.status or "never built",
+                "finding": proof.finding,
+                "log_rows": proof.log_rows,
+                "stored_rows": proof.stored_rows,
+                "counted_rows": proof.counted_rows,
+                "deleted_rows": proof.deleted_rows,
+                "difference": proof.difference,
+                "differences": proof.differences,
+                "message": proof.describe(),
+            }
         return {
             "difference": self.difference,
-            "days": {
-                str(d.day): {
-                    "status": "proven" if d.proven else "different" if d.built else "never built",
-                    "log_rows": d.log_rows,
-                    "counted_rows": d.counted_rows,
-                    "pruned_rows": d.pruned_rows,
-                    "differences": d.differences,
-                }
-                for d in self.days
-            },
+            "days": found,
             "waiting_days": [str(day) for day in self.waiting],
             "overflowed_days": [str(day) for day in self.overflowed],
             "nothing_built": self.nothing_built,
@@ -214,12 +363,35 @@ class VerifyReport:
 
 
 @dataclass(frozen=True)
+class AuditFinding:
+    """A day of a rollup whose statistics are not what was counted. `difference`: the sum over the measures, or 1 if
+    only the checksum differs."""
+
+    rollup: str
+    day: date
+    difference: int
+    stored_rows: int
+    counted_rows: int
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """The audited days (per rollup), and those whose statistics are not what was counted."""
+
+    days: int
+    different: list[AuditFinding]
+    seconds: float
+
+
+@dataclass(frozen=True)
 class PruneReport:
-    """Log rows deleted per day, and the days before the limit that kept their logs because they are not built."""
+    """Log rows deleted per day, and the days before the limit that kept theirs, with the reason."""
 
     rows_by_day: dict[date, int]
     not_built: list[date]
     seconds: float
+    different: list[date] = field(default_factory=list)
+    """Days that differ from the log: nothing of them is deleted."""
 
     @property
     def rows(self) -> int:
@@ -232,5 +404,6 @@ class PruneReport:
             "rows": self.rows,
             "days": {str(day): rows for day, rows in self.rows_by_day.items()},
             "not_built_days": [str(day) for day in self.not_built],
+            "different_days": [str(day) for day in self.different],
             "seconds": round(self.seconds, 4),
         }

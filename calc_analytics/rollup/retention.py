@@ -1,7 +1,8 @@
-"""Retention: deletes raw logs that are counted in built days, and only those; their statistics stay.
+"""Retention: deletes log rows that are counted in built days of every rollup, and only those; statistics stay.
 
 A batch is one transaction that holds the state's lock: what it deletes is visible in the stored snapshot, so it is
-counted, and what it deleted is noted with the day (`seals.py`) at the same commit.
+counted, and what it deleted is noted with the day of every rollup at the same commit. A day is proven before its first
+row is deleted, and its statistics get a checksum: afterwards the log can no longer prove each key.
 """
 
 import time
@@ -10,116 +11,137 @@ from datetime import date
 from functools import partial
 
 from sqlalchemy import text
-from sqlalchemy.engine import Engine
 
 from calc_analytics.database.engine import WHOLE_DAYS, persistently, transaction
-from calc_analytics.rollup import seals, state
-from calc_analytics.rollup.declaration import Rollup
+from calc_analytics.rollup import journal, ledger
+from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.reports import PruneReport
 from calc_analytics.rollup.snapshot import visible
+from calc_analytics.rollup.verify import verify
 from calc_analytics.rollup.windows import Window, of_day, windows
 
 # The lock is held for some tens of milliseconds per batch.
 BATCH_ROWS = 5_000
 
 
-def prunable(engine: Engine, rollup: Rollup, before: date) -> dict[date, int]:
-    """Built days before that one whose counted logs are there, as far as is known, and how many. Cost: statistics."""
+def prunable(db: Database, before: date) -> dict[date, int]:
+    """Days before that one, built in every rollup, whose counted log rows are there, and how many. Reads the ledger."""
+    count = db.log.rollups[0].count
     statement = f"""
-    select date, sum(t.{rollup.count}) - coalesce(cast(d.missing ->> :count as bigint), 0) as rows
-    from rollup_days d join {rollup.target} t using (date)
-    where d.rollup = :rollup and d.status = 'built' and date < :before
-    group by date, d.missing
-    having sum(t.{rollup.count}) > coalesce(cast(d.missing ->> :count as bigint), 0)
-    order by date
+        select date, cast(sum(rows) filter (where rollup = :first) as bigint) as rows
+        from (
+            select rollup, date, status, cast(coalesce(counted ->> '{count}', '0') as numeric)
+                   - cast(coalesce(deleted ->> '{count}', '0') as numeric) as rows
+            from rollup_days where rollup = any(cast(:rollups as text[])) and date < :before
+        ) d
+        group by date
+        having count(*) filter (where status = 'built') = :number and sum(rows) filter (where rollup = :first) > 0
+        order by date
     """
-    parameters = {"rollup": rollup.name, "before": before, "count": rollup.count}
-    with transaction(engine) as connection:
+    names = db.log.names
+    parameters = {"rollups": names, "number": len(names), "first": names[0], "before": before}
+    with transaction(db.engine) as connection:
         return {row.date: int(row.rows) for row in connection.execute(text(statement), parameters)}
 
 
-def not_built(engine: Engine, rollup: Rollup, before: date) -> list[date]:
-    """Days before that one that are on record, but not built: their logs stay until they are."""
-    statement = (
-        "select date from rollup_days where rollup = :rollup and status <> 'built' and date < :before order by 1"
-    )
-    with transaction(engine) as connection:
-        return list(connection.execute(text(statement), {"rollup": rollup.name, "before": before}).scalars())
+def not_built(db: Database, before: date) -> list[date]:
+    """Days before that one that are on record, but not built in every rollup: their log rows stay until they are."""
+    days = ledger.days_by_status(db, ["pending", "stale", "overflow", "frozen"])
+    return [day for day in days if day < before]
 
 
 def prune(
-    engine: Engine,
-    rollup: Rollup,
-    timezone: str,
+    db: Database,
     before: date,
     *,
     batch_rows: int = BATCH_ROWS,
     progress: Callable[[int], object] = lambda rows: None,
 ) -> PruneReport:
-    """Deletes the counted logs of built days before that one, in batches; may be stopped and repeated.
+    """Deletes the counted log rows of built days before that one, in batches; may be stopped and repeated.
 
-    `progress` gets the rows of each batch. Rows that are not counted yet, and days that are not built, keep their logs.
-    Transient trouble is tried again; a batch that was deleted when its connection broke is not in the report.
+    `progress` gets the rows of each batch. Rows that are not counted yet, days that are not built in every rollup, and
+    days that differ from the log keep theirs. Transient errors are retried; a batch whose commit was lost with its
+    connection is not in the report.
     """
-    started, deleted = time.perf_counter(), dict[date, int]()
+    started, deleted, different = time.perf_counter(), dict[date, int](), list[date]()
 
     def prune_day(span: Window) -> None:
-        for ids in _batches(engine, rollup, timezone, span, batch_rows):
-            rows = _delete_counted(engine, rollup, timezone, span, ids)
+        if not _is_provable(db, span.day):
+            different.append(span.day)
+            return
+        for ids in _batches(db, span, batch_rows):
+            rows = _delete_counted(db, span, ids)
             deleted[span.day] = deleted.get(span.day, 0) + rows
             progress(rows)
 
-    days = persistently(partial(prunable, engine, rollup, before))
-    for span in persistently(partial(_windows, engine, timezone, list(days))):
+    days = persistently(partial(prunable, db, before))
+    for span in persistently(partial(_windows, db, list(days))):
         persistently(partial(prune_day, span))
-    left = persistently(partial(not_built, engine, rollup, before))
+    left = persistently(partial(not_built, db, before))
     rows_by_day = {day: rows for day, rows in deleted.items() if rows}
-    return PruneReport(rows_by_day, left, time.perf_counter() - started)
+    return PruneReport(rows_by_day, left, time.perf_counter() - started, sorted(set(different)))
 
 
-def _windows(engine: Engine, timezone: str, days: list[date]) -> list[Window]:
-    with transaction(engine) as connection:
-        return windows(connection, days, timezone)
+def _is_provable(db: Database, day: date) -> bool:
+    """Whether the day equals its log in every rollup, and each has a checksum; proves it if need be."""
+    with transaction(db.engine) as connection:
+        known = ledger.entries(connection, db.log.rollups, [day]).values()
+    if all(each.has_checksum and each.is_proven for each in known):
+        return True
+    report = verify(db, [day], seal=True)
+    return bool(report.days) and all(proof.is_proven for proof in report.days)
 
 
-def _batches(engine: Engine, rollup: Rollup, timezone: str, span: Window, size: int) -> Iterator[Sequence[int]]:
+def _windows(db: Database, days: list[date]) -> list[Window]:
+    with transaction(db.engine) as connection:
+        return windows(connection, days, db.timezone)
+
+
+def _batches(db: Database, span: Window, size: int) -> Iterator[Sequence[int]]:
     """The ids of a day's rows, from one scan of it."""
-    with transaction(engine) as connection:
-        state.read(connection, rollup, timezone)
+    with transaction(db.engine) as connection:
+        ledger.read(connection, db)
         connection.execute(WHOLE_DAYS)
-        statement = text(f"select id from {rollup.source} where {of_day(rollup.event_time, span)}")
-        parameters = {**span.parameters(), "tz": timezone}
+        statement = text(f"select id from {db.log.name} where {of_day(db.log.event_time, span)}")
+        parameters = {**span.parameters(), "tz": db.timezone}
         found = connection.execution_options(stream_results=True).execute(statement, parameters)
         yield from found.scalars().partitions(size)
 
 
-def _delete_counted(engine: Engine, rollup: Rollup, timezone: str, span: Window, ids: Sequence[int]) -> int:
-    """Of these rows of a day, deletes those that are counted, and notes them; returns how many."""
-    statement = text(_delete_sql(rollup, of_day(rollup.event_time, span)))
-    with transaction(engine) as connection:
-        seals.keep_out_rebuilds(connection, rollup)
-        counted = state.lock(connection, rollup, timezone).snapshot
-        parameters = {"rollup": rollup.name, "tz": timezone, "ids": ids, **span.parameters(), **counted.bind("s1")}
-        return int(connection.execute(statement, parameters).scalar_one())
+def _delete_counted(db: Database, span: Window, ids: Sequence[int]) -> int:
+    """Of these rows of a day, deletes those that are counted, and notes them with every rollup; returns how many."""
+    started, statement = time.perf_counter(), text(_delete_sql(db, of_day(db.log.event_time, span)))
+    with transaction(db.engine) as connection:
+        ledger.keep_out_rebuilds(connection, db.log)
+        counted = ledger.lock(connection, db).snapshot
+        parameters = {"tz": db.timezone, "ids": ids, **span.parameters(), **counted.bind("s1")}
+        parameters.update(rollups=db.log.names, number=len(db.log.names))
+        rows = int(connection.execute(statement, parameters).scalar_one())
+        if rows:
+            journal.note_summed(connection, db.log, "prune", span.day, rows, time.perf_counter() - started)
+        return rows
 
 
-def _delete_sql(rollup: Rollup, is_of_day: str) -> str:
-    """Each measure of the deleted rows is added to what the day's record says is missing."""
-    missing = rollup.each_measure(
-        "'{name}', coalesce(cast(d.missing ->> '{name}' as bigint), 0) + deleted.{name}",
+def _delete_sql(db: Database, is_of_day: str) -> str:
+    """Each measure of the deleted rows is added to what the day's record says is deleted, for each rollup.
+
+    Nothing is deleted unless the day is built in every rollup and its rows have checksums.
+    """
+    totals = "".join(
+        f""",
+    total_{n} as (
+        select count(*) as rows, jsonb_build_object({rollup.each_measure("'{name}', {aggregate}")}) as totals from gone
+    ),
+    {ledger.deleted_cte(rollup, f"noted_{n}", f"total_{n}.totals", f"total_{n}")}"""
+        for n, rollup in enumerate(db.log.rollups)
     )
     return f"""
     with gone as (
-        delete from {rollup.source}
+        delete from {db.log.name}
         where id = any(:ids) and {is_of_day} and {visible("s1")}
-          and exists (select from rollup_days where rollup = :rollup and date = :day and status = 'built')
+          and (select count(*) from rollup_days where rollup = any(cast(:rollups as text[])) and date = :day
+               and status = 'built' and checksum is not null) = :number
         returning *
-    ),
-    deleted as (select {rollup.aggregates} from gone),
-    noted as (
-        update rollup_days d set missing = jsonb_build_object({missing}),
-            sealed_at = coalesce(sealed_at, clock_timestamp()), sealed_by = coalesce(sealed_by, 'prune')
-        from deleted where d.rollup = :rollup and d.date = :day and deleted.{rollup.count} > 0
-    )
-    select {rollup.count} from deleted
+    ){totals}
+    select count(*) from gone
     """

@@ -12,6 +12,8 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
+from calc_analytics.rollup.declaration import Log
+
 # The row had committed when the snapshot was taken; without an `xact_id` it is older than any. The first comparison
 # settles nearly every row, the list is searched for the newest only.
 VISIBLE = "(xact_id < {xmin} or (xact_id < {xmax} and xact_id <> all({xip}))) is not false"
@@ -20,7 +22,7 @@ VISIBLE = "(xact_id < {xmin} or (xact_id < {xmax} and xact_id <> all({xip}))) is
 # keeps transaction ids, oids, and each row's xmin. A dump and restore keeps none of them: its ids mean nothing here.
 SAME_CLUSTER = """(
         (cast(s.tableoid as bigint) = s.relation
-            and cast(cast(s.xmin as text) as bigint) = s.written_by % 4294967296)
+            and cast(cast(s.xmin as text) as bigint) = mod(s.written_by, 4294967296))
         or s.system_identifier = (select system_identifier from pg_control_system())
     )"""
 
@@ -34,9 +36,9 @@ STORED = f"""stored as materialized (
                      where pg_visible_in_snapshot(xid, pg_current_snapshot())) as ended
         from (
             select timezone, case when {SAME_CLUSTER} then snapshot
-                else cast('restored into another cluster, run calc-analytics rebase: ' || rollup as pg_snapshot)
+                else cast('restored into another cluster, run calc-analytics rebase: ' || log as pg_snapshot)
                 end as snapshot
-            from rollup_state s where rollup = '{{rollup}}'
+            from rollup_state s where log = '{{log}}'
         ) state
     )"""
 STORED_XMAX = "(select xmax from stored)"
@@ -80,16 +82,16 @@ def between(older: Snapshot, newer: Snapshot) -> dict[str, Any]:
     return {"from_xmax": older.xmax, "to_xmax": newer.xmax, "to_xip": list(newer.xip), "ended": ended}
 
 
-def rows_between(source: str) -> str:
+def rows_between(log: Log, columns: str = "*") -> str:
     """SQL: the rows that had committed when the newer snapshot was taken, and had not when the older one was.
 
     Two branches, so that each is a scan of the index whatever the planner makes of the other.
     """
     return f"""(
-            select * from {source}
+            select {columns} from {log.name}
             where xact_id >= :from_xmax and xact_id < :to_xmax and xact_id <> all(cast(:to_xip as bigint[]))
             union all
-            select * from {source} where xact_id = any(cast(:ended as bigint[]))
+            select {columns} from {log.name} where xact_id = any(cast(:ended as bigint[]))
         )"""
 
 

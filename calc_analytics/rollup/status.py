@@ -1,8 +1,9 @@
 """What is fresh, what lags, and who writes: figures for `status`, the health report and `/metrics`. Nothing is changed.
 
-Cost: the uncounted rows, up to a million of them, and a row per day on record.
+Cost: the uncounted rows, up to a million of them, and the rows of the ledger.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import date, datetime
 from typing import Any
@@ -11,14 +12,14 @@ from sqlalchemy import text
 from sqlalchemy.engine import Engine
 
 from calc_analytics.database.engine import transaction
-from calc_analytics.rollup import state
-from calc_analytics.rollup.declaration import Rollup
+from calc_analytics.rollup import ledger
+from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.snapshot import Snapshot, between, rows_between
-from calc_analytics.rollup.windows import has_a_day
 
 # Beyond that many uncounted rows the exact number helps nobody.
 LAG_ROWS_LIMIT = 1_000_000
 WRITERS_LIMIT = 20
+STATUSES = ("built", "pending", "stale", "frozen", "overflow")
 
 
 @dataclass(frozen=True)
@@ -44,33 +45,58 @@ class Lag:
 
 @dataclass(frozen=True)
 class DayStatus:
-    """One day on record: how it was built, when rows were last added, when it was last proven, what it holds."""
+    """One day of one rollup on record: how it was built, when rows were last added, when it was last proven, what it
+    holds. `rows` were counted, `deleted_rows` of those deleted from the log since."""
 
+    rollup: str
     day: date
     status: str
     method: str | None
     built_at: datetime | None
+    built_by: str | None
     counted_at: datetime | None
     verified_at: datetime | None
     difference: int | None
-    sealed_at: datetime | None
-    sealed_by: str | None
-    missing: dict[str, int] | None
+    finding: str | None
+    audited_at: datetime | None
+    audit_difference: int | None
+    pruned_at: datetime | None
+    pruned_by: str | None
     rows: int = 0
+    deleted_rows: int = 0
     keys: int = 0
+
+    @property
+    def is_different(self) -> bool:
+        """Whether the last comparison or the last audit found a difference."""
+        return bool(self.difference) or bool(self.audit_difference)
+
+    @property
+    def word(self) -> str:
+        """The status for people: 'differs' and 'pruned' are more telling than 'built'."""
+        if self.is_different:
+            return "differs"
+        return "pruned" if self.status == "built" and self.deleted_rows else self.status
 
 
 @dataclass(frozen=True)
 class Days:
-    """All days on record: how many are built, pending, stale, kept; sealed; different from their logs when last
-    compared; and when a day was last rebuilt and last compared."""
+    """All days on record of one rollup, or of all: how many by status; pruned; different from what was counted or from
+    the log when last compared; when a day was last rebuilt and last compared; and the age of the oldest proof.
+
+    `oldest_proof_at` is the instant since which some built day has not been proven (None: no day is built).
+    """
 
     by_status: dict[str, int] = field(default_factory=dict)
-    sealed: int = 0
+    pruned: int = 0
     different: int = 0
     difference: int = 0
     rebuilt_at: datetime | None = None
     verified_at: datetime | None = None
+    audited_at: datetime | None = None
+    oldest_proof_at: datetime | None = None
+    unproven: int = 0
+    """Built days that were never compared with the log since they were built."""
 
     @property
     def waiting(self) -> int:
@@ -117,97 +143,142 @@ def server(engine: Engine) -> Server:
     return Server(row.version, row.number, row.read_only)
 
 
-def refreshed(engine: Engine, rollup: Rollup, timezone: str) -> Refreshed:
-    """When rows were last counted; raises what `state.read` raises if counting could not go on."""
-    statement = "select refreshed_at, clock_timestamp() as now from rollup_state where rollup = :rollup"
-    with transaction(engine) as connection:
-        state.read(connection, rollup, timezone)
-        row = connection.execute(text(statement), {"rollup": rollup.name}).one()
+def refreshed(db: Database) -> Refreshed:
+    """When rows were last counted; raises what `ledger.read` raises if counting could not go on."""
+    statement = "select refreshed_at, clock_timestamp() as now from rollup_state where log = :log"
+    with transaction(db.engine) as connection:
+        ledger.read(connection, db)
+        row = connection.execute(text(statement), {"log": db.log.name}).one()
     return Refreshed(row.refreshed_at, row.now)
 
 
-def lag(engine: Engine, rollup: Rollup, timezone: str) -> Lag:
+def lag(db: Database) -> Lag:
     """What is not counted yet.
 
     A row has waited since it was written and, at most, since the last refresh: late rows are written long after
     their `created_at`, and where nobody writes nothing is refreshed.
     """
+    time_ = db.log.event_time
     statement = f"""
         select n.rows, greatest(0, least(
             extract(epoch from clock_timestamp() - n.oldest),
             extract(epoch from clock_timestamp() - s.refreshed_at))) as seconds
         from rollup_state s, (
-            select count(*) as rows, min({rollup.event_time}) as oldest
-            from (
-                select {rollup.event_time} from {rows_between(rollup.source)} l
-                where {has_a_day(rollup.event_time)} limit {LAG_ROWS_LIMIT}
-            ) uncounted
+            select count(*) as rows, min({time_}) filter (where isfinite({time_})) as oldest
+            from (select {time_} from {rows_between(db.log, time_)} l limit {LAG_ROWS_LIMIT}) uncounted
         ) n
-        where s.rollup = :rollup
+        where s.log = :log
     """
-    with transaction(engine) as connection:
-        before = state.read(connection, rollup, timezone)
+    with transaction(db.engine) as connection:
+        before = ledger.read(connection, db)
         span = between(before.snapshot, Snapshot.now(connection))
-        row = connection.execute(text(statement), {"rollup": rollup.name, **span}).one()
-    return Lag(row.rows, float(row.seconds) if row.rows else 0.0)
+        row = connection.execute(text(statement), {"log": db.log.name, **span}).one()
+    return Lag(row.rows, float(row.seconds or 0.0) if row.rows else 0.0)
 
 
-def days(engine: Engine, rollup: Rollup) -> Days:
-    """All days on record, summed up."""
-    with transaction(engine) as connection:
-        rows = connection.execute(text(_DAYS), {"rollup": rollup.name}).all()
+def days(db: Database) -> dict[str, Days]:
+    """All days on record, summed up per rollup."""
+    with transaction(db.engine) as connection:
+        rows = connection.execute(text(_DAYS), {"rollups": db.log.names, "log": db.log.name}).all()
+    return {name: _summed([row for row in rows if row.rollup == name]) for name in db.log.names}
+
+
+def together(days: Mapping[str, Days]) -> Days:
+    """The figures of all rollups in one: sums of days, the newest instants, the oldest proof."""
+    each = list(days.values())
+    statuses = sorted({status for one in each for status in one.by_status})
+    return Days(
+        by_status={status: sum(one.by_status.get(status, 0) for one in each) for status in statuses},
+        pruned=sum(one.pruned for one in each),
+        different=sum(one.different for one in each),
+        difference=sum(one.difference for one in each),
+        rebuilt_at=max((one.rebuilt_at for one in each if one.rebuilt_at), default=None),
+        verified_at=max((one.verified_at for one in each if one.verified_at), default=None),
+        audited_at=max((one.audited_at for one in each if one.audited_at), default=None),
+        oldest_proof_at=min((one.oldest_proof_at for one in each if one.oldest_proof_at), default=None),
+        unproven=sum(one.unproven for one in each),
+    )
+
+
+def _summed(rows: list[Any]) -> Days:
     return Days(
         by_status={row.status: row.days for row in rows},
-        sealed=sum(row.sealed for row in rows),
+        pruned=sum(row.pruned for row in rows),
         different=sum(row.different for row in rows),
         difference=int(sum(row.difference for row in rows)),
         rebuilt_at=max((row.rebuilt_at for row in rows if row.rebuilt_at), default=None),
         verified_at=max((row.verified_at for row in rows if row.verified_at), default=None),
+        audited_at=max((row.audited_at for row in rows if row.audited_at), default=None),
+        oldest_proof_at=min((row.oldest_proof_at for row in rows if row.oldest_proof_at), default=None),
+        unproven=sum(row.unproven for row in rows),
     )
 
 
-def recent_days(engine: Engine, rollup: Rollup, limit: int) -> list[DayStatus]:
-    """The last `limit` days on record, newest first, with what their statistics hold."""
-    statement = f"""
-        with recent as (
-            select * from rollup_days where rollup = :rollup order by date desc limit :limit
-        ),
-        held as (
-            select date, sum({rollup.count}) as rows, count(*) as keys
-            from {rollup.target} where date = any(array(select date from recent)) group by date
-        )
-        select r.*, coalesce(held.rows, 0) as rows, coalesce(held.keys, 0) as keys
-        from recent r left join held using (date) order by date desc
-    """
-    with transaction(engine) as connection:
-        rows = connection.execute(text(statement), {"rollup": rollup.name, "limit": limit}).mappings()
-        return [_day(row) for row in rows]
+def different_days(db: Database) -> dict[date, list[str]]:
+    """The days that differ from what was counted or from the log, when last compared, and in which rollups."""
+    statement = text(
+        f"select date, rollup from rollup_days where rollup = any(cast(:rollups as text[])) and {_DIFFERS} order by 1, 2"
+    )
+    found: dict[date, list[str]] = {}
+    with transaction(db.engine) as connection:
+        for row in connection.execute(statement, {"rollups": db.log.names}):
+            found.setdefault(row.date, []).append(row.rollup)
+    return found
 
 
-def writers(engine: Engine, rollup: Rollup) -> list[Writer]:
+def recent_days(db: Database, limit: int) -> list[DayStatus]:
+    """The last `limit` days on record, newest first, a row for each rollup, with what their statistics hold."""
+    found: list[DayStatus] = []
+    with transaction(db.engine) as connection:
+        for rollup in db.log.rollups:
+            statement = f"""
+                with recent as (
+                    select * from rollup_days where rollup = :rollup order by date desc limit :limit
+                ),
+                held as (
+                    select date, count(*) as keys from {rollup.name}
+                    where date = any(array(select date from recent)) group by date
+                )
+                select r.*, coalesce(held.keys, 0) as keys from recent r left join held using (date)
+            """
+            rows = connection.execute(text(statement), {"rollup": rollup.name, "limit": limit}).mappings()
+            found += [_day(row, rollup.count) for row in rows]
+    order = {name: n for n, name in enumerate(db.log.names)}
+    return sorted(found, key=lambda day: (-day.day.toordinal(), order[day.rollup]))[: limit * len(order)]
+
+
+def writers(db: Database) -> list[Writer]:
     """The open transactions of this database that have written, oldest first; they are what snapshots are about."""
-    with transaction(engine) as connection:
-        rows = connection.execute(text(_WRITERS), {"source": rollup.source, "limit": WRITERS_LIMIT}).mappings()
+    with transaction(db.engine) as connection:
+        rows = connection.execute(text(_WRITERS), {"source": db.log.name, "limit": WRITERS_LIMIT}).mappings()
         return [Writer(**row) for row in rows]
 
 
-def _day(row: Any) -> DayStatus:
-    same = ("status", "method", "built_at", "verified_at", "difference", "sealed_at", "sealed_by", "missing")
+def _day(row: Any, count: str) -> DayStatus:
+    same = (
+        "rollup", "status", "method", "built_at", "built_by", "verified_at", "difference", "finding", "audited_at",
+        "audit_difference", "pruned_at", "pruned_by",
+    )  # fmt: skip
     return DayStatus(
         day=row["date"],
         counted_at=row["refreshed_at"],
-        rows=int(row["rows"]),
+        rows=int((row["counted"] or {}).get(count, 0)),
+        deleted_rows=int((row["deleted"] or {}).get(count, 0)),
         keys=row["keys"],
         **{name: row[name] for name in same},
     )
 
 
-_DAYS = """
-    select status, count(*) as days, count(sealed_at) as sealed,
-           count(*) filter (where status = 'built' and difference <> 0) as different,
-           coalesce(sum(difference) filter (where status = 'built'), 0) as difference,
-           max(built_at) filter (where method = 'rebuild') as rebuilt_at, max(verified_at) as verified_at
-    from rollup_days where rollup = :rollup group by status
+_DIFFERS = "(coalesce(difference, 0) <> 0 or coalesce(audit_difference, 0) <> 0)"
+_DAYS = f"""
+    select rollup, status, count(*) as days, count(*) filter (where pruned_at is not null) as pruned,
+           count(*) filter (where {_DIFFERS}) as different,
+           coalesce(sum(greatest(difference, audit_difference)), 0) as difference,
+           max(built_at) filter (where method = 'rebuild') as rebuilt_at, max(verified_at) as verified_at,
+           (select audited_at from rollup_state where log = :log) as audited_at,
+           min(coalesce(verified_at, built_at)) filter (where status = 'built') as oldest_proof_at,
+           count(*) filter (where status = 'built' and verified_at is null) as unproven
+    from rollup_days where rollup = any(cast(:rollups as text[])) group by rollup, status
 """
 # A transaction has an id from its first write on. Of other roles' transactions the age is hidden from those without
 # pg_read_all_stats. A prepared one belongs to no process; of its locks, one is on its own id.

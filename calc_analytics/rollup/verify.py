@@ -1,161 +1,182 @@
-"""Verify: compares statistics with logs at the stored snapshot, in one statement per day.
+"""Verify: compares statistics, ledger and log of a day at the stored snapshot, in one statement.
 
-One statement sees one state of the database, so the answer is exact while writers run at full speed: zero
-difference, or a bug. It takes no lock and changes nothing; `record` notes the answer for those who ask later.
-Of a day whose logs were deleted the totals over its keys are compared, with what is known to be missing added.
+One statement sees one state of the database, so the answer is exact while writers run at full speed. It takes no lock.
+What it finds is recorded in the ledger, so that the command line, health, metrics and Dagster never show two truths.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 from functools import partial
+from typing import Any
 
 from sqlalchemy import text
-from sqlalchemy.engine import Engine, RowMapping
+from sqlalchemy.engine import RowMapping
 
 from calc_analytics.database.engine import WHOLE_DAYS, persistently, transaction
-from calc_analytics.rollup import state
+from calc_analytics.rollup import journal, ledger
+from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Rollup
-from calc_analytics.rollup.reports import DayProof, LastProof, VerifyReport
+from calc_analytics.rollup.judge import Decision
+from calc_analytics.rollup.rebuild import rebuild
+from calc_analytics.rollup.reports import DayProof, VerifyReport
 from calc_analytics.rollup.snapshot import STORED, STORED_VISIBLE
 from calc_analytics.rollup.windows import Window, of_day, windows
 
+# Keys that differ, named in the report.
+EXAMPLES = 10
+
 
 def verify(
-    engine: Engine,
-    rollup: Rollup,
-    timezone: str,
+    db: Database,
     days: Sequence[date],
+    rollups: Sequence[str] | None = None,
     *,
+    seal: bool = False,
     progress: Callable[[DayProof], None] = lambda proof: None,
 ) -> VerifyReport:
-    """Compares these days; a day that was never built and has logs is reported as such, not compared.
+    """Compares these days of these rollups (None: all) and records the result.
 
-    Transient trouble is tried again.
+    A day that was never built and has log rows is reported as such, not compared. With `seal` days of any age that are
+    proven get the checksum that `prune` needs. Deletions that `LOGS_KEPT_DAYS`
+    announced are noted first. Transient errors are retried. Raises as `ledger.read`, or `DatabaseTrouble`.
     """
-    started, proofs = time.perf_counter(), []
-    for day in sorted(set(days)):
-        proofs.append(persistently(partial(_prove_day, engine, rollup, timezone, day)))
-        progress(proofs[-1])
-    return VerifyReport([p for p in proofs if p.built or p.log_rows], time.perf_counter() - started)
-
-
-def record(engine: Engine, rollup: Rollup, report: VerifyReport) -> None:
-    """Notes in the days table when each built day was compared and what was found."""
-    found = [
-        {"rollup": rollup.name, "day": proof.day, "seconds": proof.seconds, "difference": proof.difference}
-        for proof in report.days
-        if proof.built
-    ]
-    if found:
-        with transaction(engine) as connection:
-            connection.execute(_RECORD, found)
-
-
-def keep_proven(engine: Engine, rollup: Rollup, timezone: str, days: Sequence[date]) -> dict[date, LastProof]:
-    """The last proof of each of these days that is built, renewed first where it is due.
-
-    A proof costs as much as its day has rows, so it is due after a hundred times as long as the last one took, and
-    after a minute at least: proving takes no more than a hundredth of the time.
-    """
-    with transaction(engine) as connection:
-        due = list(connection.execute(_DUE, {"rollup": rollup.name, "days": list(days)}).scalars())
-    record(engine, rollup, verify(engine, rollup, timezone, due))
-    with transaction(engine) as connection:
-        rows = connection.execute(_LAST, {"rollup": rollup.name, "days": list(days)})
-        return {row.date: LastProof(row.verified_at, row.verified_seconds, row.difference) for row in rows}
-
-
-def built_days(engine: Engine, rollup: Rollup) -> list[date]:
-    """The days the guarantee speaks of, oldest first."""
-    return _days(engine, rollup, "status = 'built'")
-
-
-def overflowed_days(engine: Engine, rollup: Rollup) -> list[date]:
-    """Days that are not counted any more because a counter would not fit its column, oldest first."""
-    return _days(engine, rollup, "status = 'overflow'")
-
-
-def waiting_days(engine: Engine, rollup: Rollup) -> list[date]:
-    """Days with rows that need a rebuild before they can be exact, oldest first."""
-    return _days(engine, rollup, "status in ('pending', 'stale')")
-
-
-def _days(engine: Engine, rollup: Rollup, which: str) -> list[date]:
-    with transaction(engine) as connection:
-        statement = f"select date from rollup_days where rollup = :rollup and {which} order by date"
-        return list(connection.execute(text(statement), {"rollup": rollup.name}).scalars())
-
-
-def _prove_day(engine: Engine, rollup: Rollup, timezone: str, day: date) -> DayProof:
     started = time.perf_counter()
-    with transaction(engine) as connection:
-        state.read(connection, rollup, timezone)
-        (span,) = windows(connection, [day], timezone)
-        parameters = {"rollup": rollup.name, "tz": timezone, **span.parameters()}
+    chosen = db.log.only(rollups).rollups
+    proofs = [proof for day in sorted(set(days)) for proof in _verify_day(db, chosen, day, seal, progress)]
+    return VerifyReport([p for p in proofs if p.status or p.log_rows or p.stored_rows], time.perf_counter() - started)
+
+
+def _verify_day(
+    db: Database, rollups: Sequence[Rollup], day: date, seal: bool, progress: Callable[[DayProof], None]
+) -> Iterator[DayProof]:
+    for rollup in rollups:
+        proof = persistently(partial(_prove, db, rollup, day, seal))
+        if proof.finding == "logs_missing" and db.logs_kept_days is not None:
+            rebuild(db, [day], [rollup.name], decision=Decision.AUTOMATIC)
+            proof = persistently(partial(_prove, db, rollup, day, seal))
+        progress(proof)
+        yield proof
+
+
+def _prove(db: Database, rollup: Rollup, day: date, seal: bool) -> DayProof:
+    """Compares the day of one rollup, and records what was found, in one transaction."""
+    started = time.perf_counter()
+    with transaction(db.engine) as connection:
+        ledger.read(connection, db)
+        (span,) = windows(connection, [day], db.timezone)
+        parameters = {"rollup": rollup.name, "tz": db.timezone, **span.parameters()}
         connection.execute(WHOLE_DAYS)
-        row = connection.execute(text(verify_sql(rollup, span)), parameters).mappings().one()
-    missing = row["missing"]
+        row = connection.execute(text(verify_sql(db, rollup, span)), parameters).mappings().one()
+        proof = _proof(rollup, day, row, time.perf_counter() - started)
+        if proof.status is not None:
+            ledger.record_verified(connection, rollup, proof, row["version"], row["checksum_now"], db.timezone, seal)
+            _note(connection, db, proof)
+    return proof
+
+
+def _note(connection: Any, db: Database, proof: DayProof) -> None:
+    done = {proof.day: {proof.rollup: {"difference": proof.difference, "finding": proof.finding}}}
+    journal.note_proof(connection, db.log, "verify", done if proof.difference else {}, 1, proof.seconds)
+
+
+def _proof(rollup: Rollup, day: date, row: RowMapping, seconds: float) -> DayProof:
+    names, count = rollup.measure_names, rollup.count
+    logs, stored = ({name: int(row[f"{side}_{name}"]) for name in names} for side in ("logs", "stored"))
+    counted, deleted = (_totals(row[column], names) for column in ("counted", "deleted"))
+    is_pruned = bool(deleted and deleted[count])
+    by_keys = {name: int(row[name]) for name in names}
+    by_totals = {name: abs(logs[name] + (deleted or {}).get(name, 0) - stored[name]) for name in names}
+    differences = by_totals if is_pruned else by_keys
+    status, finding, difference = row["status"], "waiting", 0
+    if status == "overflow":
+        finding = "overflow"
+    elif counted is not None:
+        changed = sum(abs(stored[name] - counted[name]) for name in names)
+        if row["checksum"] is not None and row["checksum"] != row["checksum_now"]:
+            changed = max(changed, 1)
+        unbalanced = 0
+        if deleted is not None and status in ("built", "frozen"):
+            unbalanced = sum(abs(logs[name] + deleted[name] - counted[name]) for name in names)
+        by_key = sum(differences.values()) if status == "built" else 0
+        too_many = int(row["keys_with_more_logs"]) if is_pruned else 0
+        difference = max(changed, unbalanced, by_key, too_many)
+        rows_deleted = (deleted or {}).get(count, 0)
+        finding = _finding(status, changed, unbalanced, difference, logs[count] + rows_deleted - counted[count], is_pruned)
     return DayProof(
+        rollup=rollup.name,
         day=day,
-        log_rows=int(row["log_rows"]),
-        counted_rows=int(row["counted_rows"]),
-        differences={name: _difference(row, name, missing) for name in rollup.measure_names},
-        differing_keys=int(row["keys_with_more_logs" if missing else "differing_keys"]),
-        status=row["status"],
-        seconds=time.perf_counter() - started,
-        pruned_rows=(missing or {}).get(rollup.count, 0),
-        suspects={s.name: int(row[s.name]) for s in rollup.suspects if row[s.name]},
+        status=status,
+        log_rows=logs[count],
+        stored_rows=stored[count],
+        counted_rows=(counted or {}).get(count, 0),
+        deleted_rows=(deleted or {}).get(count, 0),
+        differences=differences,
+        difference=difference,
+        finding=finding,
+        differing_keys=int(row["keys_with_more_logs" if is_pruned else "differing_keys"]),
+        examples=tuple(row["examples"] or ()) if difference and not is_pruned else (),
+        seconds=seconds,
+        suspects={each.name: int(row[each.name]) for each in rollup.suspects if row[each.name]},
     )
 
 
-def _difference(row: RowMapping, measure: str, missing: dict[str, int] | None) -> int:
-    """By how much a measure differs: summed over keys or, for a sealed day, between the day's totals."""
-    if missing is None:
-        return int(row[measure])
-    return abs(int(row[f"stats_{measure}"] - row[f"logs_{measure}"]) - missing.get(measure, 0))
+def _totals(value: dict[str, Any] | None, names: Sequence[str]) -> dict[str, int] | None:
+    return None if value is None else {name: int(value.get(name, 0)) for name in names}
 
 
-def verify_sql(rollup: Rollup, span: Window) -> str:
+def _finding(
+    status: str, changed: int, unbalanced: int, difference: int, surplus_rows: int, is_pruned: bool
+) -> str:
+    """The one word for what differs; a log that is not what was counted weighs more than changed statistics."""
+    if unbalanced:
+        return "logs_changed" if surplus_rows == 0 else "logs_missing" if surplus_rows < 0 else "logs_added"
+    if changed:
+        return "statistics_changed"
+    if difference:
+        # The totals agree and keys do not: rows of the target or of the log were exchanged between keys.
+        return "logs_changed" if is_pruned else "statistics_changed"
+    return {"built": "equal", "frozen": "frozen"}.get(status, "waiting")
+
+
+def verify_sql(db: Database, rollup: Rollup, span: Window) -> str:
     """The comparison of one day. The state is read inside the statement: it belongs to the same instant."""
     differs = rollup.each_measure("l.{name} is distinct from s.{name}", " or ")
     suspects = "".join(f", coalesce(sum(l.{s.name}), 0) as {s.name}" for s in rollup.suspects)
+    key = ", ".join(f"'{name}', {name}" for name in rollup.keys)
     return f"""
-    with {STORED.format(rollup=rollup.name)},
+    with {STORED.format(log=db.log.name)},
     -- The day's rows that are visible in the stored snapshot.
     from_logs as (
-        select {rollup.key_columns}, {rollup.aggregates}{rollup.suspicions}
-        from {rollup.source}
-        where {of_day(rollup.event_time, span)} and {STORED_VISIBLE}
-        group by {rollup.key_columns}
+        select {rollup.key_selects}, {rollup.measure_selects}{rollup.suspect_selects}
+        from {db.log.name}
+        where {of_day(db.log.event_time, span)} and {STORED_VISIBLE}
+        group by {rollup.group_by}
     ),
-    from_stats as (select * from {rollup.target} where date = :day),
-    known as (select status, missing from rollup_days where rollup = :rollup and date = :day)
-    select (select status from known) as status, (select missing from known) as missing,
-           coalesce(sum(l.{rollup.count}), 0) as log_rows, coalesce(sum(s.{rollup.count}), 0) as counted_rows,
-           count(*) filter (where {differs}) as differing_keys,
-           count(*) filter (where l.{rollup.count} > coalesce(s.{rollup.count}, 0)) as keys_with_more_logs,
-           {rollup.each_measure("coalesce(sum(l.{name}), 0) as logs_{name}")},
-           {rollup.each_measure("coalesce(sum(s.{name}), 0) as stats_{name}")},
-           {rollup.each_measure("coalesce(sum(abs(coalesce(l.{name}, 0) - coalesce(s.{name}, 0))), 0) as {name}")}
-           {suspects}
-    from from_logs l full join from_stats s using ({rollup.key_columns})
+    from_stats as (select * from {rollup.name} where date = :day),
+    both_sides as materialized (
+        select {rollup.key_columns}, {rollup.each_measure("l.{name} as logs_{name}, s.{name} as stored_{name}")},
+               {differs} as differs{"".join(f", l.{s.name}" for s in rollup.suspects)}
+        from from_logs l full join from_stats s using ({rollup.key_columns})
+    ),
+    known as (select *, cast(xmin as text) as version from rollup_days where rollup = :rollup and date = :day)
+    select (select status from known) as status, (select counted from known) as counted,
+           (select deleted from known) as deleted, (select checksum from known) as checksum,
+           (select version from known) as version,
+           (select coalesce(sum({rollup.hash_of("t")}), 0) from from_stats t) as checksum_now,
+           count(*) filter (where differs) as differing_keys,
+           count(*) filter (where logs_{rollup.count} > coalesce(stored_{rollup.count}, 0)) as keys_with_more_logs,
+           {rollup.each_measure("coalesce(sum(logs_{name}), 0) as logs_{name}")},
+           {rollup.each_measure("coalesce(sum(stored_{name}), 0) as stored_{name}")},
+           {rollup.each_measure("coalesce(sum(abs(coalesce(logs_{name}, 0) - coalesce(stored_{name}, 0))), 0) as {name}")},
+           (select jsonb_agg(jsonb_build_object('key', key, 'log_rows', log_rows, 'stored_rows', stored_rows))
+            from (
+                select jsonb_build_object({key}) as key, coalesce(logs_{rollup.count}, 0) as log_rows,
+                       coalesce(stored_{rollup.count}, 0) as stored_rows
+                from both_sides where differs
+                order by abs(coalesce(logs_{rollup.count}, 0) - coalesce(stored_{rollup.count}, 0)) desc, 1
+                limit {EXAMPLES}
+            ) most) as examples
+           {suspects.replace("l.", "")}
+    from both_sides
     """
-
-
-_RECORD = text(
-    """
-    update rollup_days set verified_at = clock_timestamp(), verified_seconds = :seconds, difference = :difference
-    where rollup = :rollup and date = :day
-    """
-)
-_BUILT = "rollup = :rollup and date = any(:days) and status = 'built'"
-_DUE = text(
-    f"""
-    select date from rollup_days
-    where {_BUILT} and coalesce(
-        verified_at + greatest(interval '1 minute', verified_seconds * 100 * interval '1 second') <= clock_timestamp(),
-        true)
-    """
-)
-_LAST = text(f"select date, verified_at, verified_seconds, difference from rollup_days where {_BUILT}")

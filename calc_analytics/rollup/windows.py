@@ -14,7 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
 from calc_analytics.database.adopt import hour
-from calc_analytics.days import ONE_DAY
+from calc_analytics.days import FIRST, LAST, ONE_DAY
 
 
 @dataclass(frozen=True)
@@ -36,22 +36,20 @@ def local_date(event_time: str, timezone: str) -> str:
     return f"cast(({event_time}) at time zone {timezone} as date)"
 
 
-FIRST_INSTANT, LAST_INSTANT = "timestamptz '0001-01-03 00:00+00'", "timestamptz '9999-12-30 00:00+00'"
+def has_a_day(day: str) -> str:
+    """SQL: the local date is one that a client can hold. At infinity or in the year 10000 a row has no day."""
+    return f"{day} between date '{FIRST}' and date '{LAST}'"
 
 
-def has_a_day(event_time: str) -> str:
-    """SQL: the instant's local date is one a client can hold; at infinity or in the year 10000 a row has no day."""
-    return f"{event_time} >= {FIRST_INSTANT} and {event_time} < {LAST_INSTANT}"
-
-
-def has_no_day(event_time: str) -> str:
-    """SQL: the opposite, said by the hour, for the index."""
-    return f"({hour(event_time)} < {FIRST_INSTANT} or {hour(event_time)} >= {LAST_INSTANT})"
+def has_no_day(event_time: str, timezone: str) -> str:
+    """SQL: the opposite; first said by the hour, for the index."""
+    nearly = f"({hour(event_time)} < timestamptz '0001-01-04 00:00+00' or {hour(event_time)} >= timestamptz '{LAST} 00:00+00')"
+    return f"{nearly} and not ({has_a_day(local_date(event_time, timezone))})"
 
 
 def within(event_time: str, begin: str, end: str) -> str:
     """SQL: the instant lies in [begin, end). Said again by the hour, which is what the log's BRIN index holds."""
-    return f"({event_time} >= {begin} and {event_time} < {end} and {_within_hours(event_time, begin, end)})"
+    return f"({event_time} >= {begin} and {event_time} < {end} and {within_hours(event_time, begin, end)})"
 
 
 def of_day(event_time: str, span: Window, suffix: str = "") -> str:
@@ -61,15 +59,14 @@ def of_day(event_time: str, span: Window, suffix: str = "") -> str:
     """
     begin, end = f":begin{suffix}", f":end{suffix}"
     by_hour = span.begin.minute == span.begin.second == span.end.minute == span.end.second == 0
-    conditions = [_within_hours(event_time, begin, end) if by_hour else within(event_time, begin, end)]
+    conditions = [within_hours(event_time, begin, end) if by_hour else within(event_time, begin, end)]
     if not span.exact:
         conditions.append(f"{local_date(event_time, ':tz')} = :day{suffix}")
-    if not date(1, 1, 5) < span.day < date(9999, 12, 28):
-        conditions.append(has_a_day(event_time))
     return " and ".join(conditions)
 
 
-def _within_hours(event_time: str, begin: str, end: str) -> str:
+def within_hours(event_time: str, begin: str, end: str) -> str:
+    """SQL: the instant's hour lies in [begin, end), whole hours; the log's BRIN index holds hours."""
     return f"{hour(event_time)} >= {hour(begin)} and {hour(event_time)} < {end}"
 
 

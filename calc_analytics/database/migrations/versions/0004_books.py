@@ -1,0 +1,81 @@
+"""One state per log, and books that balance: what was counted and deleted per rollup and day.
+
+The statistics of each built day are taken for counted as they are; the next comparison with the log tells whether they
+were. Deletions that version 0.1 noted by itself, without anybody's word, are not taken over: those days differ until
+a person decides.
+
+Version 0.1 may still be running. It reads the column `rollup` of the state row, which is a function now that tells it
+to stop; the revision's name tells its `migrate`.
+"""
+
+from alembic import op
+from sqlalchemy import text
+
+from calc_analytics.database import tables
+
+revision = "0004_needs_calc_analytics_0.2"
+down_revision = "0003"
+
+MEASURES = (
+    "total_calculations",
+    "cache_hits",
+    "total_response_time_ms",
+    "source_web",
+    "source_api",
+    "source_external",
+)
+
+
+def upgrade() -> None:
+    connection = op.get_bind()
+    has_rollup = "select from pg_attribute where attrelid = to_regclass('rollup_state') and attname = 'rollup' and not attisdropped"
+    if not connection.execute(text(f"select exists ({has_rollup})")).scalar():
+        return
+    connection.execute(text("lock table rollup_state, rollup_days in access exclusive mode"))
+    for statement in STATEMENTS:
+        connection.execute(text(statement))
+    for table in (*tables.PROJECT_TARGETS, tables.rollup_journal):
+        table.create(connection, checkfirst=True)
+
+
+_TOTALS = ", ".join(f"'{name}', sum({name})" for name in MEASURES)
+_HASH = (
+    "cast(hash_record_extended(row(cast(t.publisher_id as INTEGER), cast(t.date as DATE), "
+    + ", ".join(f"cast(t.{name} as {'BIGINT' if name == 'total_response_time_ms' else 'INTEGER'})" for name in MEASURES)
+    + "), 0) as numeric)"
+)
+STATEMENTS = (
+    "alter table rollup_state rename column rollup to log",
+    "alter table rollup_state add column rollups text[]",
+    "alter table rollup_state add column audited_at timestamptz",
+    "update rollup_state set rollups = array[log], log = 'calculation_logs'",
+    "alter table rollup_state alter column rollups set not null",
+    """
+    create or replace function rollup(rollup_state) returns text language plpgsql as $$
+    begin
+        raise exception 'this database was upgraded for calc_analytics 0.2, and this is 0.1: stop it and install 0.2';
+    end $$
+    """,
+    "alter table rollup_days rename column sealed_at to pruned_at",
+    "alter table rollup_days rename column sealed_by to pruned_by",
+    "alter table rollup_days rename column missing to deleted",
+    """
+    alter table rollup_days add column counted jsonb, add column checksum numeric, add column finding text,
+        add column audited_at timestamptz, add column audit_difference bigint
+    """,
+    "update rollup_days set status = 'frozen', deleted = null where status = 'kept'",
+    "update rollup_days set deleted = null, pruned_at = null, pruned_by = null where pruned_by = 'found'",
+    f"""
+    update rollup_days d
+    set counted = coalesce(s.totals, jsonb_build_object({", ".join(f"'{name}', 0" for name in MEASURES)})),
+        deleted = case d.status when 'frozen' then null else coalesce(d.deleted, '{{}}') end,
+        verified_at = null, verified_seconds = null, difference = null,
+        checksum = case when d.deleted is not null or d.status = 'frozen' then coalesce(s.hash, 0) end
+    from rollup_days known left join (
+        select date, jsonb_build_object({_TOTALS}) as totals, sum({_HASH}) as hash
+        from calculation_stats_daily t group by date
+    ) s using (date)
+    where d.rollup = 'calculation_stats_daily' and known.rollup = d.rollup and known.date = d.date
+      and d.status in ('built', 'stale', 'frozen', 'overflow')
+    """,
+)

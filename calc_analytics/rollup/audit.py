@@ -1,0 +1,100 @@
+"""Audit: compares the statistics of all days with what was counted. Reads statistics only, not the log.
+
+Finds what somebody else wrote to a target table, on any day, pruned ones too. Days that may have lost log rows are
+compared by their checksums as well, since their log can no longer prove each key. The result is recorded.
+"""
+
+import time
+from collections.abc import Sequence
+from datetime import date
+
+from sqlalchemy import text
+from sqlalchemy.engine import Connection
+
+from calc_analytics.database.engine import WHOLE_DAYS, persistently, transaction
+from calc_analytics.rollup import journal, ledger
+from calc_analytics.rollup.database import Database
+from calc_analytics.rollup.declaration import Rollup
+from calc_analytics.rollup.reports import AuditFinding, AuditReport
+
+
+def audit(db: Database, days: Sequence[date] | None = None) -> AuditReport:
+    """Audits these days (None: all on record, and those that have statistics without being on record).
+
+    One transaction, without a lock. Transient errors are retried.
+    """
+    return persistently(lambda: _audit(db, days))
+
+
+def _audit(db: Database, days: Sequence[date] | None) -> AuditReport:
+    started = time.perf_counter()
+    with transaction(db.engine) as connection:
+        ledger.read(connection, db)
+        connection.execute(WHOLE_DAYS)
+        looked_at = {rollup: _compare(connection, rollup, days) for rollup in db.log.rollups}
+        # Recorded under the lock, so that a rebuild in the meantime is not called different.
+        ledger.lock(connection, db)
+        found: list[AuditFinding] = []
+        for rollup, (_, suspected) in looked_at.items():
+            different = _compare(connection, rollup, [each.day for each in suspected])[1] if suspected else []
+            ledger.record_audited(connection, rollup, days, {each.day: each.difference for each in different})
+            found += different
+        number, seconds = sum(number for number, _ in looked_at.values()), time.perf_counter() - started
+        done: dict[date, dict[str, object]] = {}
+        for each in found:
+            done.setdefault(each.day, {})[each.rollup] = {"difference": each.difference}
+        journal.note_proof(connection, db.log, "audit", done, 1, seconds)
+        if days is None:
+            ledger.record_audit_of_all(connection, db.log)
+    return AuditReport(number, found, time.perf_counter() - started)
+
+
+def _compare(
+    connection: Connection, rollup: Rollup, days: Sequence[date] | None
+) -> tuple[int, list[AuditFinding]]:
+    """How many days were compared, and those that differ."""
+    rows = connection.execute(text(audit_sql(rollup, days)), {"rollup": rollup.name, "days": list(days or [])}).all()
+    return rows[0].audited, [AuditFinding(rollup.name, *row[:4]) for row in rows if row.difference]
+
+
+def audit_sql(rollup: Rollup, days: Sequence[date] | None) -> str:
+    """One row for each day that differs, with the number of audited days; one of nulls if none differs.
+
+    A stored row of a day that is not on record, or was never counted, is somebody else's.
+    """
+    chosen = "" if days is None else "where date = any(cast(:days as date[]))"
+    also = "" if days is None else "and date = any(cast(:days as date[]))"
+    sums = rollup.each_measure("sum({name}) as {name}")
+    differences = " + ".join(
+        f"abs(coalesce(s.{name}, 0) - coalesce(cast(k.counted ->> '{name}' as numeric), 0))"
+        for name in rollup.measure_names
+    )
+    return f"""
+    with stored as (select date, {sums} from {rollup.name} {chosen} group by date),
+    known as materialized (
+        select date, status, counted, checksum,
+               checksum is not null and (status = 'frozen' or coalesce(cast(deleted ->> '{rollup.count}' as numeric), 0)
+                   <> 0) as is_hashed
+        from rollup_days where rollup = :rollup {also}
+    ),
+    hashed as (
+        select t.date, sum({rollup.hash_of("t")}) as checksum
+        from {rollup.name} t where t.date = any(array(select date from known where is_hashed)) group by t.date
+    ),
+    compared as (
+        select coalesce(k.date, s.date) as date, {differences} as difference,
+               k.is_hashed and k.checksum <> coalesce(h.checksum, 0) as hash_differs,
+               coalesce(s.{rollup.count}, 0) as stored_rows,
+               coalesce(cast(k.counted ->> '{rollup.count}' as numeric), 0) as counted_rows
+        from known k full join stored s on s.date = k.date left join hashed h on h.date = k.date
+        where k.counted is not null or (k.date is null and s.date is not null)
+    )
+    select d.date, cast(d.difference as bigint) as difference, cast(d.stored_rows as bigint) as stored_rows,
+           cast(d.counted_rows as bigint) as counted_rows, n.audited
+    from (select count(*) as audited from compared) n left join (
+        select date, greatest(difference, case when hash_differs then 1 else 0 end) as difference, stored_rows,
+               counted_rows
+        from compared where difference <> 0 or hash_differs
+    ) d on true
+    order by d.date
+    """

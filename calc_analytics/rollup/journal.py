@@ -1,0 +1,280 @@
+"""The journal: what was done, when, to which days, by whom. Written in each operation's own transaction.
+
+Refreshes are summed up per minute and, after 30 days, per day; everything else has a row of its own. `calc-analytics
+history` reads it, and so do the counters of `/metrics` and the figures of freshness.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import date, datetime
+from typing import Any
+
+from sqlalchemy import text
+from sqlalchemy.engine import Connection
+
+from calc_analytics.database.engine import transaction
+from calc_analytics.rollup.database import Database
+from calc_analytics.rollup.declaration import Log, quote_literal
+from calc_analytics.rollup.ledger import sum_json
+
+# Ages are noted in buckets, this many to a doubling: within 9 % of the truth.
+BUCKETS_PER_DOUBLING = 8
+MINUTES_KEPT_DAYS = 30
+BY = "concat(current_setting('application_name'), ' as ', current_user)"
+
+
+@dataclass(frozen=True)
+class JournalEntry:
+    """One operation, or the refreshes of a minute (or, later, of a day)."""
+
+    at: datetime
+    operation: str
+    by: str
+    operations: int
+    rows: int
+    seconds: float
+    failed: bool
+    days: dict[str, Any]
+    detail: str | None
+    oldest_seconds: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {**asdict(self), "at": self.at.isoformat()}
+
+
+@dataclass(frozen=True)
+class Freshness:
+    """The ages at which a minute's rows were counted, in seconds: median, 95th percentile, oldest."""
+
+    minute: datetime
+    rows: int
+    p50: float
+    p95: float
+    oldest: float
+
+
+def refreshed_cte(log: Log, sample: int) -> str:
+    """CTE: adds this refresh to its minute. Rows of days that are built nowhere are not counted, so not noted."""
+    age = "greatest(cast(extract(epoch from clock_timestamp() - instant) as float), 0.001)"
+    bucket = f"cast(floor({BUCKETS_PER_DOUBLING} / ln(2.0) * ln({age})) as integer)"
+    return f"""
+    taken as materialized (
+        select d.date, d.rows from days d
+        where exists (select from judged j where j.date = d.date and j.status = 'built')
+    ),
+    ages as materialized (
+        select coalesce(jsonb_object_agg(bucket, rows), '{{}}') as histogram
+        from (
+            select {bucket} as bucket, count(*) * {sample} as rows
+            from diff_0 cross join lateral unnest(sample) as instant
+            where date in (select date from taken) group by 1
+        ) sampled
+    ),
+    noted as (
+        insert into rollup_journal as j (log, at, operation, by, summed, rows, seconds, days, ages, oldest_seconds)
+        select {quote_literal(log.name)}, date_trunc('minute', clock_timestamp()), 'refresh', {BY}, true, t.rows,
+               extract(epoch from clock_timestamp() - transaction_timestamp()), t.days, ages.histogram,
+               (select extract(epoch from clock_timestamp() - min(oldest)) from diff_0
+                where date in (select date from taken))
+        from (select sum(rows) as rows, jsonb_object_agg(date, rows) as days from taken) t, ages
+        where t.rows > 0
+        on conflict (log, operation, at, by) where summed do update
+        set operations = j.operations + 1, rows = j.rows + excluded.rows, seconds = j.seconds + excluded.seconds,
+            days = {sum_json("j.days", "excluded.days")}, ages = {sum_json("j.ages", "excluded.ages")},
+            oldest_seconds = greatest(j.oldest_seconds, excluded.oldest_seconds)
+    )"""
+
+
+def note(
+    connection: Connection,
+    log: Log,
+    operation: str,
+    *,
+    days: Mapping[date, Mapping[str, Any]] | None = None,
+    rows: int = 0,
+    seconds: float = 0.0,
+    failed: bool = False,
+    detail: str | None = None,
+) -> None:
+    """Notes one operation, in the caller's transaction. `days`: for each day and rollup, what was done to it."""
+    parameters = {
+        "log": log.name,
+        "operation": operation,
+        "rows": rows,
+        "seconds": seconds,
+        "failed": failed,
+        "days": json.dumps({str(day): dict(done) for day, done in (days or {}).items()}),
+        "detail": detail,
+    }
+    connection.execute(_NOTE, parameters)
+
+
+def note_proof(
+    connection: Connection,
+    log: Log,
+    operation: str,
+    different: Mapping[date, Mapping[str, Any]],
+    operations: int,
+    seconds: float,
+) -> None:
+    """Notes a verification or an audit: what differed by itself, what did not summed up per hour."""
+    if different:
+        note(connection, log, operation, days=different, seconds=seconds)
+    else:
+        parameters = {"log": log.name, "operation": operation, "operations": operations, "seconds": seconds}
+        connection.execute(_NOTE_PROOF, parameters)
+
+
+def note_summed(connection: Connection, log: Log, operation: str, day: date, rows: int, seconds: float) -> None:
+    """Adds rows of a day to this minute's entry of the operation."""
+    parameters = {"log": log.name, "operation": operation, "day": str(day), "rows": rows, "seconds": seconds}
+    connection.execute(_NOTE_SUMMED, parameters)
+
+
+def note_failure(db: Database, operation: str, reason: str) -> None:
+    """Notes that an operation ended in an error; it was rolled back, so this is a transaction of its own."""
+    with transaction(db.engine) as connection:
+        note(connection, db.log, operation, failed=True, detail=reason[:500])
+
+
+def history(
+    db: Database, day: date | None = None, rollup: str | None = None, limit: int = 1000
+) -> list[JournalEntry]:
+    """The newest entries, newest first: of all days or of one, of all rollups or of one (refreshes add to all)."""
+    parameters = {"log": db.log.name, "day": None if day is None else str(day), "rollup": rollup, "limit": limit}
+    with transaction(db.engine) as connection:
+        rows = connection.execute(_HISTORY, parameters).mappings()
+        return [JournalEntry(**row) for row in rows]
+
+
+def freshness(db: Database, since: datetime) -> list[Freshness]:
+    """For each minute since then with counted rows, the ages at which they were counted; oldest minute first."""
+    with transaction(db.engine) as connection:
+        rows = connection.execute(_FRESHNESS, {"log": db.log.name, "since": since}).all()
+    return [
+        Freshness(row.minute, int(row.rows), _quantile(row.ages, 0.5, row.oldest), _quantile(row.ages, 0.95, row.oldest),
+                  row.oldest)
+        for row in rows
+    ]  # fmt: skip
+
+
+def totals(db: Database) -> list[dict[str, Any]]:
+    """What the journal adds up to, for counters: per operation how many, failures, rows, seconds and days."""
+    with transaction(db.engine) as connection:
+        return [dict(row) for row in connection.execute(_TOTALS, {"log": db.log.name}).mappings()]
+
+
+def compact(db: Database, minutes_kept_days: int = MINUTES_KEPT_DAYS) -> int:
+    """Sums up refreshes (and verifications and audits) of old minutes per day; returns how many rows that replaced.
+
+    The sums stay what they were, so counters never fall. One transaction, safe to repeat.
+    """
+    with transaction(db.engine) as connection:
+        return int(connection.execute(_COMPACT, {"log": db.log.name, "kept": minutes_kept_days}).scalar_one())
+
+
+def _quantile(histogram: Mapping[str, int], share: float, oldest: float) -> float:
+    """The age below which this share of the rows lies, by their buckets; of no sample the oldest is known alone."""
+    wanted, seen = share * sum(histogram.values()), 0
+    for bucket in sorted(map(int, histogram)):
+        seen += histogram[str(bucket)]
+        if seen >= wanted:
+            return float(min(2 ** ((bucket + 0.5) / BUCKETS_PER_DOUBLING), oldest))
+    return oldest
+
+
+_NOTE = text(
+    f"""
+    insert into rollup_journal (log, at, operation, by, rows, seconds, failed, days, detail)
+    values (:log, clock_timestamp(), :operation, {BY}, :rows, :seconds, :failed, cast(:days as jsonb), :detail)
+    """
+)
+_NOTE_PROOF = text(
+    f"""
+    insert into rollup_journal as j (log, at, operation, by, summed, operations, seconds)
+    values (:log, date_trunc('hour', clock_timestamp()), :operation, {BY}, true, :operations, :seconds)
+    on conflict (log, operation, at, by) where summed do update
+    set operations = j.operations + excluded.operations, seconds = j.seconds + excluded.seconds
+    """
+)
+_NOTE_SUMMED = text(
+    f"""
+    insert into rollup_journal as j (log, at, operation, by, summed, rows, seconds, days)
+    values (:log, date_trunc('minute', clock_timestamp()), :operation, {BY}, true, :rows, :seconds,
+            jsonb_build_object(cast(:day as text), cast(:rows as bigint)))
+    on conflict (log, operation, at, by) where summed do update
+    set operations = j.operations + 1, rows = j.rows + excluded.rows, seconds = j.seconds + excluded.seconds,
+        days = {sum_json("j.days", "excluded.days")}
+    """
+)
+_HISTORY = text(
+    """
+    select at, operation, by, operations, rows, seconds, failed, days, detail, oldest_seconds
+    from rollup_journal
+    where log = :log and (cast(:day as text) is null or days ? cast(:day as text))
+      and (cast(:rollup as text) is null or summed or exists (
+          select from jsonb_each(days) as d (day, done)
+          where jsonb_typeof(done) = 'object' and done ? cast(:rollup as text)
+            and (cast(:day as text) is null or d.day = :day)))
+    order by at desc, id desc limit :limit
+    """
+)
+_FRESHNESS = text(
+    """
+    select m.at as minute, m.rows, m.oldest, coalesce(h.ages, '{}') as ages
+    from (
+        select at, sum(rows) as rows, max(oldest_seconds) as oldest from rollup_journal
+        where log = :log and operation = 'refresh' and at >= :since and ages is not null group by at
+    ) m
+    left join (
+        select at, jsonb_object_agg(key, value) as ages
+        from (
+            select at, key, sum(cast(value as numeric)) as value
+            from rollup_journal cross join jsonb_each_text(ages)
+            where log = :log and operation = 'refresh' and at >= :since group by at, key
+        ) merged group by at
+    ) h using (at)
+    where m.oldest is not null
+    order by m.at
+    """
+)
+_TOTALS = text(
+    """
+    select operation, failed, sum(operations) as operations, sum(rows) as rows, sum(seconds) as seconds,
+           sum((select count(*) from jsonb_object_keys(days))) as days
+    from rollup_journal where log = :log group by operation, failed
+    """
+)
+_COMPACT = text(
+    """
+    with old as (
+        delete from rollup_journal
+        where log = :log and operation = 'refresh' and ages is not null
+          and at < date_trunc('day', clock_timestamp()) - make_interval(days => :kept)
+        returning at, by, operations, rows, seconds, days, oldest_seconds
+    ),
+    summed as (
+        select date_trunc('day', at) as at, by, sum(operations) as operations, sum(rows) as rows,
+               sum(seconds) as seconds, max(oldest_seconds) as oldest_seconds
+        from old group by 1, 2
+    ),
+    days as (
+        select at, by, jsonb_object_agg(key, rows) as days
+        from (
+            select date_trunc('day', at) as at, by, key, sum(cast(value as numeric)) as rows
+            from old cross join jsonb_each_text(days) group by 1, 2, 3
+        ) each_day group by at, by
+    ),
+    noted as (
+        insert into rollup_journal as j (log, at, operation, by, summed, operations, rows, seconds, days, oldest_seconds)
+        select :log, at, 'refresh', by, true, operations, rows, seconds, coalesce(days.days, '{}'), oldest_seconds
+        from summed left join days using (at, by)
+        on conflict (log, operation, at, by) where summed do update
+        set operations = j.operations + excluded.operations, rows = j.rows + excluded.rows,
+            seconds = j.seconds + excluded.seconds, ages = null
+    )
+    select count(*) from old
+    """
+)

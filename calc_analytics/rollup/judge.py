@@ -1,0 +1,231 @@
+"""Judge: which recounted days may replace the stored ones. Nothing accepts a difference by itself.
+
+Compares three totals of each day: the log rows recounted now, what was `counted`, and what is known to be `deleted`.
+Where they balance, the log is the truth. Where they do not, log rows vanished, were moved or were changed: the day is
+left alone until a person decides, unless the deletion was announced (`LOGS_KEPT_DAYS`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+from enum import Enum
+
+from sqlalchemy import text
+from sqlalchemy.engine import Connection
+
+from calc_analytics.rollup import ledger
+from calc_analytics.rollup.database import Database
+from calc_analytics.rollup.declaration import Rollup
+from calc_analytics.rollup.reports import Refused
+from calc_analytics.rollup.windows import Window, of_day, windows
+
+Totals = Mapping[str, int]
+
+
+class Decision(Enum):
+    """What a rebuild may do to a day whose log is not what was counted.
+
+    AUTOMATIC (schedule, sensor): leave it alone. NONE (a person who gave no option): recount it, unless log rows
+    vanished. KEEP: keep its statistics, and note the difference as deleted. ALLOW_SHRINK: recount it from what is left.
+    """
+
+    AUTOMATIC = "automatic"
+    NONE = "none"
+    KEEP = "keep"
+    ALLOW_SHRINK = "allow_shrink"
+
+
+@dataclass
+class Judgement:
+    """The days to replace, those left alone, and those whose statistics are kept with the difference noted."""
+
+    replace: list[date] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
+    kept: list[Refused] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Day:
+    """A day's totals: in the log (recounted), stored in the target, and what the ledger knows."""
+
+    span: Window
+    log: Totals
+    stored: Totals
+    entry: ledger.Entry | None
+    deleted_by_log: int
+    """Rows that some rollup of the log counted and that were deleted since."""
+
+
+def judge(
+    connection: Connection, db: Database, rollup: Rollup, spans: list[Window], decision: Decision
+) -> Judgement:
+    """Judges the recounted days of a rollup, under the state's lock. Writes into the ledger what is kept or frozen."""
+    days = [span.day for span in spans]
+    logs = _sums(connection, rollup, f"recounted_{rollup.name}", days)
+    stored = _sums(connection, rollup, rollup.name, days)
+    entries = ledger.entries(connection, [rollup], days)
+    deleted = ledger.rows_deleted(connection, db.log, days)
+    bench = _Bench(connection, db, rollup, decision)
+    for span in spans:
+        entry = entries.get((rollup.name, span.day))
+        bench.judge(_Day(span, logs[span.day], stored[span.day], entry, deleted.get(span.day, 0)))
+    return bench.judgement
+
+
+def _sums(connection: Connection, rollup: Rollup, table: str, days: list[date]) -> dict[date, dict[str, int]]:
+    """The totals of these days in the target or in the recounted table; zeros for a day without rows."""
+    sums = rollup.each_measure("sum({name}) as {name}")
+    rows = connection.execute(
+        text(f"select date, {sums} from {table} where date = any(:days) group by date"), {"days": days}
+    ).mappings()
+    found = {row["date"]: {name: int(row[name]) for name in rollup.measure_names} for row in rows}
+    return {day: found.get(day, dict.fromkeys(rollup.measure_names, 0)) for day in days}
+
+
+class _Bench:
+    """One judgement over the days of one rollup."""
+
+    def __init__(self, connection: Connection, db: Database, rollup: Rollup, decision: Decision) -> None:
+        self.connection, self.db, self.rollup, self.decision = connection, db, rollup, decision
+        self.judgement = Judgement()
+
+    def judge(self, day: _Day) -> None:
+        """Sorts the day into one of the three lists."""
+        if self.decision is Decision.ALLOW_SHRINK:
+            self._replace(day)
+        elif day.entry is None or day.entry.counted is None:
+            self._judge_never_counted(day)
+        elif day.entry.status == "frozen" and day.entry.deleted is None:
+            self._judge_frozen(day, day.entry.counted)
+        elif day.entry.timezone not in (None, self.db.timezone):
+            self._judge_of_another_zone(day, day.entry)
+        else:
+            self._judge_counted(day, day.entry)
+
+    def _judge_never_counted(self, day: _Day) -> None:
+        """Statistics of a predecessor, if any. It counted log rows from before this project more than once."""
+        surplus = self._rows(day.stored) > self._rows(day.log)
+        if day.deleted_by_log:
+            self._freeze(day)
+        elif not surplus or self._has_rows_from_before(day.span):
+            self._replace(day)
+        elif day.entry is not None or self.decision is Decision.KEEP:
+            self._freeze(day)
+        else:
+            self._refuse(day, "differs", self._rows(day.stored))
+
+    def _judge_frozen(self, day: _Day, counted: Totals) -> None:
+        """A day that was never counted whole here. It may be once its log rows are back."""
+        if self._rows(day.log) >= self._rows(counted) and not day.deleted_by_log:
+            self._replace(day)
+        elif self.decision is Decision.KEEP and self._rows(day.log) <= self._rows(counted):
+            self._keep(day, counted, "keep")
+        else:
+            self._refuse(day, "frozen", self._rows(counted))
+
+    def _judge_of_another_zone(self, day: _Day, entry: ledger.Entry) -> None:
+        """After a change of the reporting zone the log is compared by the day of the old zone."""
+        counted, deleted = entry.counted or {}, entry.deleted or {}
+        in_old_zone = _rows_of_day(self.connection, self.db, day.span.day, str(entry.timezone))
+        if self._rows(deleted):
+            self._leave(day, "frozen", entry)
+        elif self._rows(counted) > in_old_zone:
+            self._leave(day, "differs", entry)
+        else:
+            self._replace(day)
+
+    def _judge_counted(self, day: _Day, entry: ledger.Entry) -> None:
+        counted, deleted = entry.counted or {}, entry.deleted or {}
+        missing = {name: counted.get(name, 0) - day.log[name] - deleted.get(name, 0) for name in day.log}
+        was_deleted, is_lost = self._rows(deleted) > 0, self._rows(missing) > 0
+        # Not added to for a while: more log rows than were counted are what a rebuild is for.
+        is_behind = entry.status in ("stale", "overflow") and not is_lost and not was_deleted
+        if not any(missing.values()):
+            self._judge_balanced(day, entry, was_deleted)
+        elif is_behind or (self.decision is Decision.NONE and not is_lost and not was_deleted):
+            self._replace(day)
+        elif is_lost and self._is_announced(day.span.day, missing):
+            self._keep(day, counted, "announced")
+        elif self.decision is Decision.KEEP and (is_lost or was_deleted) and self._rows(counted) >= self._rows(day.log):
+            self._keep(day, counted, "keep")
+        else:
+            self._leave(day, "differs", entry)
+
+    def _judge_balanced(self, day: _Day, entry: ledger.Entry, was_deleted: bool) -> None:
+        """The log is what was counted. It is the truth, unless a part of it was deleted since."""
+        if not was_deleted:
+            self._replace(day)
+        elif self.decision is Decision.KEEP:
+            self._accept(day)
+        elif entry.status == "built":
+            self._refuse(day, "pruned", self._rows(entry.counted or {}), self._rows(entry.deleted or {}))
+        else:
+            ledger.mark(self.connection, self.rollup, [day.span.day], "built")
+            self.judgement.kept.append(self._found(day, "pruned", entry))
+
+    def _replace(self, day: _Day) -> None:
+        self.judgement.replace.append(day.span.day)
+
+    def _refuse(self, day: _Day, reason: str, counted: int, deleted: int = 0) -> None:
+        found = Refused(self.rollup.name, day.span.day, reason, self._rows(day.log), counted, deleted)
+        self.judgement.refused.append(found)
+
+    def _leave(self, day: _Day, reason: str, entry: ledger.Entry) -> None:
+        """Refuses the day. One that waits for a rebuild is not asked for again."""
+        if entry.status == "stale":
+            ledger.mark(self.connection, self.rollup, [day.span.day], "frozen")
+        self.judgement.refused.append(self._found(day, reason, entry))
+
+    def _freeze(self, day: _Day) -> None:
+        ledger.freeze(self.connection, self.rollup, self.db.timezone, day.span.day, dict(day.stored))
+        self._refuse(day, "frozen", self._rows(day.stored))
+
+    def _keep(self, day: _Day, counted: Totals, reason: str) -> None:
+        """Notes what the log lacks as deleted. Statistics that are not what was counted stay a difference."""
+        deleted = {name: counted.get(name, 0) - day.log[name] for name in day.log}
+        by = "logs_kept_days" if reason == "announced" else "keep"
+        is_intact = all(day.stored[name] == counted.get(name, 0) for name in day.log)
+        ledger.record_kept(self.connection, self.rollup, day.span.day, deleted, by, is_intact)
+        found = Refused(
+            self.rollup.name, day.span.day, reason, self._rows(day.log), self._rows(counted), self._rows(deleted)
+        )
+        self.judgement.kept.append(found)
+
+    def _accept(self, day: _Day) -> None:
+        """A person accepts the statistics of a pruned day as they are stored now."""
+        deleted = {name: day.stored[name] - day.log[name] for name in day.log}
+        ledger.record_accepted(self.connection, self.rollup, day.span.day, dict(day.stored), deleted)
+        found = Refused(
+            self.rollup.name, day.span.day, "keep", self._rows(day.log), self._rows(day.stored), self._rows(deleted)
+        )
+        self.judgement.kept.append(found)
+
+    def _found(self, day: _Day, reason: str, entry: ledger.Entry) -> Refused:
+        counted, deleted = self._rows(entry.counted or {}), self._rows(entry.deleted or {})
+        return Refused(self.rollup.name, day.span.day, reason, self._rows(day.log), counted, deleted)
+
+    def _rows(self, totals: Totals) -> int:
+        return totals.get(self.rollup.count, 0)
+
+    def _is_announced(self, day: date, missing: Totals) -> bool:
+        """Whether others were said to delete log rows of such a day, and deleted rows explain the difference."""
+        if self.db.logs_kept_days is None:
+            return False
+        statement = text("select cast(clock_timestamp() at time zone :tz as date)")
+        today: date = self.connection.execute(statement, {"tz": self.db.timezone}).scalar_one()
+        counts = [each.name for each in self.rollup.measures if each.aggregate.startswith("count(")]
+        return day < today - timedelta(days=self.db.logs_kept_days) and all(missing[name] >= 0 for name in counts)
+
+    def _has_rows_from_before(self, span: Window) -> bool:
+        """Whether the day has log rows from before this project: those that a predecessor counted."""
+        log = self.db.log
+        statement = f"select exists (select from {log.name} where {of_day(log.event_time, span)} and xact_id is null)"
+        parameters = {**span.parameters(), "tz": self.db.timezone}
+        return bool(self.connection.execute(text(statement), parameters).scalar())
+
+
+def _rows_of_day(connection: Connection, db: Database, day: date, timezone: str) -> int:
+    """Log rows of the day in the zone in which its statistics were built."""
+    (span,) = windows(connection, [day], timezone)
+    statement = f"select count(*) from {db.log.name} where {of_day(db.log.event_time, span)}"
+    return int(connection.execute(text(statement), {**span.parameters(), "tz": timezone}).scalar_one())
