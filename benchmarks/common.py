@@ -1,12 +1,13 @@
 """What the benchmarks share: a server of their own, rows, clocks, and a table. Linux: CPU times are read from /proc."""
 
+import random
 import shutil
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import date
+from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +18,25 @@ from sqlalchemy.engine import URL, Engine, make_url
 from calc_analytics.config import with_driver
 from calc_analytics.database import embedded
 from calc_analytics.database.engine import engine_for
-from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
+from calc_analytics.days import today
+from calc_analytics.rollup.database import Database
+from calc_analytics.rollup.declaration import Log
 from calc_analytics.rollup.install import install
+from calc_analytics.rollups import LOG, STATS
 
-DAY = date(2026, 3, 1)
+DAY = today("UTC")
+MAIN_ONLY = LOG.only([STATS.name])
 COLUMNS = "publisher_id, locality_id, date_calculated, cache_hit, response_time_ms, zman_count, source, created_at"
 # The replaced scheduler's way, made idempotent: the whole day, every time.
 WHOLE_DAY = f"""
-    insert into {{target}} ({ROLLUP.columns})
-    select publisher_id, (created_at at time zone 'UTC')::date, {ROLLUP.aggregates}
+    insert into {{target}} ({STATS.columns})
+    select publisher_id, (created_at at time zone 'UTC')::date, {STATS.measure_selects}
     from calculation_logs where created_at >= '{DAY} 00:00Z' and created_at < '{DAY} 24:00Z' group by 1, 2
     on conflict (publisher_id, date) do update
-    set {ROLLUP.each_measure("{name} = excluded.{name}")}
+    set {STATS.each_measure("{name} = excluded.{name}")}
 """
 BARE = f"""
-    select publisher_id, {ROLLUP.aggregates} from calculation_logs
+    select publisher_id, {STATS.measure_selects} from calculation_logs
     where created_at >= '{DAY} 00:00Z' and created_at < '{DAY} 24:00Z' group by 1
 """
 
@@ -50,14 +55,14 @@ def server() -> Iterator[URL]:
 
 
 @contextmanager
-def project_database() -> Iterator[Engine]:
-    """An engine on a migrated database of a new server."""
+def project_database(log: Log = LOG) -> Iterator[Database]:
+    """A migrated database of a new server, with the log's rollups."""
     with server() as url:
         execute(engine_for(url), "create database benchmark")
-        engine = engine_for(url.set(database="benchmark"))
-        install(engine, "UTC")
-        yield engine
-        engine.dispose()
+        db = Database(engine_for(url.set(database="benchmark")), log, "UTC")
+        install(db)
+        yield db
+        db.engine.dispose()
 
 
 def execute(engine: Engine, statement: str) -> None:
@@ -72,28 +77,31 @@ def plain(engine: Engine) -> psycopg.Connection:
     return psycopg.connect(url, autocommit=True)
 
 
-def fill(engine: Engine, day: date, rows: int, first: int = 0) -> None:
-    """Rows `first` to `rows` of a day, in the order of time, 20,000 to a transaction; 200 publishers, skewed."""
+def fill(engine: Engine, day: date, rows: int, first: int = 0, rows_per_transaction: int = 1_000) -> None:
+    """Rows `first` to `rows` of a day, in the order of time; 200 publishers, skewed, with 50 localities each."""
     with plain(engine) as connection:
-        for begin in range(first, rows, 20_000):
+        for begin in range(first, rows, rows_per_transaction):
             connection.execute(
                 f"""
                 insert into calculation_logs ({COLUMNS})
-                select 1 + floor(200 * random() ^ 3)::int, 281184, '2030-01-01', random() < 0.6,
-                       floor(random() * 200)::int, 30, 1 + floor(random() * 3)::int,
+                select 1 + floor(200 * random() ^ 3)::int, 281184 + floor(50 * random() ^ 2)::int, '2030-01-01',
+                       random() < 0.6, floor(random() ^ 3 * 400)::int, 30, 1 + floor(random() * 3)::int,
                        timestamptz '{day} 00:00Z' + n * (interval '24 hours' / {rows})
-                from generate_series({begin}, {min(begin + 20_000, rows) - 1}) n
+                from generate_series({begin}, {min(begin + rows_per_transaction, rows) - 1}) n
                 """
             )
 
 
-def copy_rows(connection: psycopg.Connection, count: int, day: date = DAY) -> None:
-    """A COPY of that many rows of the day's last minute, as the API writes them."""
+def copy_rows(connection: psycopg.Connection, count: int) -> None:
+    """A COPY of that many rows of the last seconds, as the API writes them."""
+    now = datetime.now(timezone.utc)
+    rng = random.Random(count)
     with connection.cursor().copy(f"copy calculation_logs ({COLUMNS}) from stdin") as copy:
         for n in range(count):
-            hit = "t" if n % 5 < 3 else "f"
-            at = f"{day} 23:59:{n * 59 // count:02d}.{n % 1_000_000:06d}+00"
-            copy.write(f"{1 + n * n % 200}\t281184\t2030-01-01\t{hit}\t{n % 200}\t30\t{1 + n % 3}\t{at}\n")
+            publisher, locality = 1 + int(200 * rng.random() ** 3), 281_184 + int(50 * rng.random() ** 2)
+            hit, took = "t" if n % 5 < 3 else "f", int(rng.random() ** 3 * 400)
+            at = (now - timedelta(microseconds=rng.randrange(1_000_000))).isoformat()
+            copy.write(f"{publisher}\t{locality}\t2030-01-01\t{hit}\t{took}\t30\t{1 + n % 3}\t{at}\n")
 
 
 def cpu_seconds(pid: int, thread: int | None = None) -> float:

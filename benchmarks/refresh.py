@@ -1,13 +1,16 @@
-"""A refresh of 5,000 new rows, and the live view over them, however big the day; beside the whole-day SQL.
+"""A refresh of new rows, however big the day, beside the same aggregate-upsert typed by hand and the whole-day SQL.
 
-python -m benchmarks.refresh
+python -m benchmarks.refresh          # about four minutes
 """
 
-from sqlalchemy.engine import Engine
+import argparse
+from collections.abc import Callable
+
+import psycopg
 
 from benchmarks.common import (
     DAY,
-    ROLLUP,
+    MAIN_ONLY,
     WHOLE_DAY,
     copy_rows,
     execute,
@@ -18,64 +21,121 @@ from benchmarks.common import (
     seconds,
     show,
 )
+from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.index import summarize
-from calc_analytics.rollup.rebuild import rebuild
+from calc_analytics.rollup.install import install
 from calc_analytics.rollup.refresh import refresh
+from calc_analytics.rollups import LOG, STATS
 
-NEW_ROWS = 5_000
 SIZES = (1_000_000, 5_000_000)
+BATCHES = (5_000, 100)
 ROUNDS = 31
+# The floor: the rows are known by their ids; begin, one statement, commit, as an engineer would type it.
+BY_HAND = f"""
+    insert into by_hand ({STATS.columns})
+    select publisher_id, (created_at at time zone 'UTC')::date, {STATS.measure_selects}
+    from calculation_logs where id > %s group by 1, 2
+    on conflict (publisher_id, date) do update
+    set {STATS.each_measure("{name} = by_hand.{name} + excluded.{name}")}
+"""
 
 
 def main() -> None:
     """Prints medians and ratios."""
-    measured = {}
-    with project_database() as engine:
-        rebuild(engine, ROLLUP, "UTC", [DAY])
-        execute(engine, "create table whole_day (like calculation_stats_daily including all)")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--quick", action="store_true", help="only with 1M rows today")
+    sizes = SIZES[:1] if parser.parse_args().quick else SIZES
+    rows: list[tuple[object, ...]] = []
+    with project_database() as db:
+        execute(db.engine, "create table whole_day (like calculation_stats_daily including all)")
+        execute(db.engine, "create table by_hand (like calculation_stats_daily including all)")
         there = 0
-        for size in SIZES:
-            fill(engine, DAY, size, first=there)
-            refresh(engine, ROLLUP, "UTC")
-            summarize(engine, ROLLUP)
-            execute(engine, "vacuum analyze calculation_logs")
-            measured[size], there = measure(engine), size
-    small, big = (measured[size] for size in SIZES)
-    rows = [
-        (name, f"{small[name] * 1e3:,.1f} ms", f"{big[name] * 1e3:,.1f} ms", f"{big[name] / small[name]:.2f}",
-         f"{big['whole-day SQL'] / big[name]:,.0f}")
-        for name in small
-    ]  # fmt: skip
-    columns = ("", "1M rows today", "5M rows today", "5M / 1M", "times cheaper than the whole day, 5M")
-    show("After a COPY of 5,000 rows", columns, rows)
-    print(f"\nlive view / refresh at 5M: {big['live view, one query'] / big['refresh']:.2f}")
+        for size in sizes:
+            install(Database(db.engine, LOG, "UTC"))
+            fill(db.engine, DAY, size, first=there)
+            there = size
+            refresh(db)
+            summarize(db)
+            execute(db.engine, "vacuum analyze calculation_logs")
+            rows += measure(db, size)
+    columns = ("rows today", "new rows", "", "median", "against the floor", "per target row")
+    show("A refresh", columns, rows)
 
 
-def measure(engine: Engine) -> dict[str, float]:
-    """Medians in seconds at the day's present size."""
-    writer = plain(engine)
-    reader = plain(engine)
+def measure(db: Database, size: int) -> list[tuple[object, ...]]:
+    """The table's rows for the day's present size."""
+    rows: list[tuple[object, ...]] = []
+    writer, reader = plain(db.engine), plain(db.engine)
+    main_only = Database(db.engine, MAIN_ONLY, "UTC")
+    floors = {}
+    for log_db, name in ((db, "all four tables"), (main_only, "calculation_stats_daily alone")):
+        install(log_db)
+        refresh(log_db)
+        for batch in BATCHES:
+            floors[batch] = median_seconds(lambda batch=batch: by_hand(db, writer, batch), ROUNDS)
+            took, keys = refreshed(log_db, writer, batch)
+            touched = f"{took / keys * 1e6:.1f} µs" if log_db is db else ""
+            rows.append(line(size, batch, f"refresh, {name}", took, floors[batch], touched))
+    for batch in BATCHES:
+        rows.append(line(size, batch, "floor: the aggregate-upsert typed by hand", floors[batch], floors[batch]))
+    copy_rows(writer, BATCHES[0])
+    view = "select sum(total_calculations) from calculation_stats_daily_live"
+    live = median_seconds(lambda: seconds(lambda: reader.execute(view).fetchone()), ROUNDS)
+    rows.append(line(size, BATCHES[0], "live view, one query", live, floors[BATCHES[0]]))
+    whole = WHOLE_DAY.format(target="whole_day")
+    by_day = median_seconds(lambda: seconds(lambda: reader.execute(whole)), 5)
+    rows.append(line(size, BATCHES[0], "whole-day SQL", by_day, floors[BATCHES[0]]))
+    writer.close()
+    reader.close()
+    return rows
 
-    def one_refresh() -> float:
-        copy_rows(writer, NEW_ROWS)
-        took = seconds(lambda: refresh(engine, ROLLUP, "UTC"))
-        summarize(engine, ROLLUP)
+
+def line(size: int, batch: int, name: str, took: float, floor: float, touched: str = "") -> tuple[object, ...]:
+    """A row of the table."""
+    return f"{size:,}", f"{batch:,}", name, f"{took * 1e3:.2f} ms", f"{took / floor:.2f}", touched
+
+
+def by_hand(db: Database, writer: psycopg.Connection, batch: int) -> float:
+    """Seconds of the floor, from begin to commit; its rows are counted and summarized afterwards."""
+    last = writer.execute("select max(id) from calculation_logs").fetchone()
+    copy_rows(writer, batch)
+    took = seconds(lambda: typed(writer, last[0] if last else 0))
+    refresh(db)
+    if batch >= BATCHES[0]:
+        summarize(db)
+    return took
+
+
+def typed(writer: psycopg.Connection, last: int) -> None:
+    """The statement between begin and commit."""
+    writer.execute("begin")
+    writer.execute(BY_HAND, [last], prepare=True)
+    writer.execute("commit")
+
+
+def refreshed(db: Database, writer: psycopg.Connection, batch: int) -> tuple[float, int]:
+    """Median seconds of a refresh of a batch, and how many target rows it touches. As in the follower, the index is
+    brought up to the table's end every 5,000 rows, and ages are not noted in most refreshes."""
+    keys = 0
+
+    def one() -> float:
+        nonlocal keys
+        copy_rows(writer, batch)
+        took, report = timed(lambda: refresh(db, step_rows=None, sampled=False))
+        assert report.rows == batch
+        keys = sum(day.keys for day in report.counted)
+        if batch >= BATCHES[0]:
+            summarize(db)
         return took
 
-    def one_view() -> float:
-        copy_rows(writer, NEW_ROWS)
-        took = seconds(lambda: reader.execute("select * from calculation_stats_daily_live").fetchall())
-        refresh(engine, ROLLUP, "UTC")
-        summarize(engine, ROLLUP)
-        return took
+    return median_seconds(one, ROUNDS), keys
 
-    whole_day = WHOLE_DAY.format(target="whole_day")
-    one_refresh()
-    return {
-        "refresh": median_seconds(one_refresh, ROUNDS),
-        "live view, one query": median_seconds(one_view, ROUNDS),
-        "whole-day SQL": median_seconds(lambda: seconds(lambda: reader.execute(whole_day)), 5),
-    }
+
+def timed(work: Callable) -> tuple[float, object]:
+    """Seconds, and what it returned."""
+    found: list = []
+    took = seconds(lambda: found.append(work()))
+    return took, found[0]
 
 
 if __name__ == "__main__":

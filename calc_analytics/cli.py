@@ -1,49 +1,39 @@
 """`calc-analytics`: the one command. Each subcommand reads the settings, calls the domain and prints its report.
 
-Errors a user can mend are one line on standard error and exit code 1; wrong usage is exit code 2. A report with
+Errors a user can fix are one line on standard error and exit code 1; wrong usage is exit code 2. A report with
 `--json` is one JSON object on standard output.
 """
 
-import json
 import math
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 import click
-from sqlalchemy.engine import Engine
 
-from calc_analytics import __version__, days, telemetry, terminal
+from calc_analytics import __version__, days, terminal
 from calc_analytics.commands import COMMANDS
-from calc_analytics.commands.options import SERVICE_PORT, UI_PORT, port_option
+from calc_analytics.commands.counting import refresh_with_progress
+from calc_analytics.commands.opening import make_ready, open_database
+from calc_analytics.commands.options import SERVICE_PORT, UI_PORT, as_json, port_option
 from calc_analytics.config import Settings, shown
 from calc_analytics.database.embedded import data_folder
-from calc_analytics.database.engine import create_engine, dagster_url, database_url, ensure_database
+from calc_analytics.database.engine import dagster_url, database_url, ensure_database
 from calc_analytics.errors import CalcAnalyticsError
-from calc_analytics.rollup import install, retention
-from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
-from calc_analytics.rollup.figures import has_logs
-from calc_analytics.rollup.rebuild import rebuild
-from calc_analytics.rollup.refresh import refresh as refresh_once
-from calc_analytics.rollup.verify import built_days, overflowed_days, waiting_days
-from calc_analytics.rollup.verify import verify as verify_days
+from calc_analytics.rollup import install, ledger, retention
 from calc_analytics.supervisor import Supervisor, claim
+from calc_analytics.terminal import number, print_report
 
-DAY = "YYYY-MM-DD"
-as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
-from_day = click.option("--from", "first", metavar=DAY, help="First day, included.")
 ui_port_option = port_option("--ui-port", UI_PORT, "Port of the Dagster UI on 127.0.0.1.")
 service_port_option = port_option(
     "--service-port", SERVICE_PORT, "Port of the HTTP service (health, metrics, trigger) on 127.0.0.1."
 )
-to_day = click.option("--to", "last", metavar=DAY, help="Last day, included. Default: today.")
 
 
 class Finite(click.FloatRange):
@@ -72,7 +62,7 @@ class OneLineErrors(click.Group):
         except (click.exceptions.Exit, click.Abort, click.ClickException):
             raise
         except Exception as error:
-            click.echo(f"error: a bug: {type(error).__name__}: {error} (details in {_note(error)})", err=True)
+            click.echo(f"error: internal error: {type(error).__name__}: {error} (details in {_note(error)})", err=True)
             sys.exit(1)
 
 
@@ -88,7 +78,7 @@ def _note(error: Exception) -> Path:
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def main() -> None:
-    """Exact daily statistics of calculation_logs, kept in calculation_stats_daily.
+    """Daily statistics of calculation_logs that equal the log, exactly, and prove it.
 
     \b
     Try it:          calc-analytics demo
@@ -96,127 +86,34 @@ def main() -> None:
                      calc-analytics migrate && calc-analytics up
     Build history:   calc-analytics rollup --from 2026-01-01
     Prove it:        calc-analytics verify
+    What changed:    calc-analytics history
 
     Without DATABASE_URL an embedded PostgreSQL is used; its data is in .calc_analytics/ of the project folder.
     """
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
-def _engine(settings: Settings) -> Engine:
-    """The database; the embedded one is the project's own and is made ready on the way."""
-    if settings.embedded:
-        return _ready(settings)
-    return create_engine(settings)
-
-
-def _ready(settings: Settings, always: bool = False) -> Engine:
-    """The database with everything in it. What is there already needs no right to create it, unless `always`."""
-    ensure_database(database_url(settings))
-    engine = create_engine(settings)
-    if always or not install.is_installed(engine):
-        install.install(engine, settings.timezone)
-    return engine
-
-
-def _print(report: Any, as_json: bool, show: Callable[[Any], None]) -> None:
-    click.echo(json.dumps(report.as_dict())) if as_json else show(report)
-
-
 @main.command()
 def migrate() -> None:
-    """Create the tables, or adopt the API's.
+    """Create the tables, or adopt the API's; keep the rollups that ROLLUPS names.
 
-    Safe to repeat and safe while the API writes: every row of both tables stays, writers are not blocked. Old
+    Safe to repeat and safe while the API writes: every row of every table stays, writers are not blocked. Old
     databases get city_id renamed to locality_id. The role must own calculation_logs.
     """
     settings = Settings.from_environment()
-    _ready(settings, always=True)
-    click.echo(f"ready: {shown(database_url(settings))}, days in {settings.timezone}")
+    db = make_ready(settings, always=True)
+    zone = ledger.stored_timezone(db)
+    click.echo(f"ready: {shown(db.engine.url)}, days in {zone}")
+    click.echo(f"rollups: {', '.join(db.log.names)}")
+    if waiting := ledger.waiting_days(db):
+        click.echo(f"{_wait(waiting)}: run 'calc-analytics rollup'")
+    if zone != settings.timezone:
+        click.echo(f"ROLLUP_TIMEZONE is {settings.timezone}: set it to {zone}, or run 'calc-analytics rebase'")
 
 
-@main.command()
-@as_json
-def refresh(as_json: bool) -> None:
-    """Count the new log rows, once, without Dagster.
-
-    Cost: the new rows only. Prints rows counted and days touched. Days that were never built are left to `rollup`.
-    """
-    settings = Settings.from_environment()
-    report = refresh_once(_engine(settings), ROLLUP, settings.timezone)
-    telemetry.refreshed(report, log=False)
-    _print(report, as_json, terminal.show_refresh)
-
-
-@main.command()
-@click.option("--day", "single", metavar=DAY, multiple=True, help="A day to rebuild; may be given several times.")
-@from_day
-@to_day
-@click.option("--allow-shrink", is_flag=True, help="Rebuild even days whose logs were deleted: lowers them for good.")
-@as_json
-def rollup(single: tuple[str, ...], first: str | None, last: str | None, allow_shrink: bool, as_json: bool) -> None:
-    """Recount whole days from the raw logs, without Dagster.
-
-    Default: today, yesterday, and days that wait for a first build. Running it twice changes nothing. A day with
-    fewer raw rows than it has counted is left alone (its logs were deleted) and the exit code is 1.
-    """
-    settings = Settings.from_environment()
-    wanted = _chosen(single, first, last, settings)
-    engine = _engine(settings)
-    if wanted is None:
-        refresh_once(engine, ROLLUP, settings.timezone)
-        wanted = [*days.today_and_yesterday(settings.timezone), *waiting_days(engine, ROLLUP)]
-    with terminal.bar("rebuilding days", len(set(wanted))) as advance:
-        report = rebuild(
-            engine, ROLLUP, settings.timezone, wanted, allow_shrink=allow_shrink,
-            progress=lambda chunk: advance(len(chunk.rebuilt) + len(chunk.refused)),
-        )  # fmt: skip
-    telemetry.rebuilt(report, log=False)
-    _print(report, as_json, terminal.show_rebuild)
-    sys.exit(1 if report.refused else 0)
-
-
-@main.command()
-@click.option("--day", "single", metavar=DAY, multiple=True, help="A day to prove; may be given several times.")
-@from_day
-@to_day
-@as_json
-def verify(single: tuple[str, ...], first: str | None, last: str | None, as_json: bool) -> None:
-    """Prove that statistics equal logs, day by day.
-
-    Default: every built day. Exact while writers run: the answer is zero difference, or logs were deleted, or a bug.
-    Of a day that was pruned the totals are compared, with the deleted rows added.
-    Exit code 1 on any difference, for a day asked for that has logs but was never built, and if there are logs and no
-    day is built.
-    """
-    settings = Settings.from_environment()
-    wanted = _chosen(single, first, last, settings)
-    engine = _engine(settings)
-    chosen = built_days(engine, ROLLUP) if wanted is None else wanted
-    with terminal.bar("comparing days", len(chosen)) as advance:
-        report = verify_days(engine, ROLLUP, settings.timezone, chosen, progress=lambda proof: advance(1))
-    if wanted is None:
-        report = replace(
-            report,
-            waiting=waiting_days(engine, ROLLUP),
-            overflowed=overflowed_days(engine, ROLLUP),
-            nothing_built=not chosen and has_logs(engine, ROLLUP),
-        )
-    telemetry.verified(report, log=False)
-    _print(report, as_json, terminal.show_verify)
-    sys.exit(1 if report.different or report.never_built or report.overflowed or report.nothing_built else 0)
-
-
-def _chosen(single: tuple[str, ...], first: str | None, last: str | None, settings: Settings) -> list[date] | None:
-    """The days that the options name; None if there are none."""
-    if last and first is None:
-        raise click.UsageError("--to needs --from")
-    chosen = [days.parse_day(text) for text in single]
-    if first is not None:
-        begin, end = days.parse_day(first), days.parse_day(last) if last else days.today(settings.timezone)
-        if not last and end < begin:
-            raise click.UsageError(f"--from {begin} lies after today ({end})")
-        chosen += days.days_between(begin, end)
-    return chosen or None
+def _wait(waiting: Sequence[date]) -> str:
+    """'1 day waits', '2 days wait'."""
+    return f"{number(len(waiting), 'day')} {'waits' if len(waiting) == 1 else 'wait'} for a rebuild"
 
 
 @main.command()
@@ -231,23 +128,22 @@ def _chosen(single: tuple[str, ...], first: str | None, last: str | None, settin
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @as_json
 def prune(keep_days: int, yes: bool, as_json: bool) -> None:
-    """Delete old raw logs whose days are counted, and only those. Their statistics stay.
+    """Delete old raw logs whose days are counted in every rollup, and only those. Their statistics stay.
 
-    In small batches, beside writers; may be stopped and repeated. Days that were never built keep their logs. A pruned
-    day is sealed: late rows still add to it, `verify` compares its totals, and `rollup` refuses to lower it. The role
-    needs the right to delete from calculation_logs.
+    In small batches, beside writers; may be stopped and repeated. Days that were never built, or that differ from their
+    logs, keep their logs. Of a pruned day late rows still add to its statistics, `verify` compares its totals and a
+    checksum, and `rollup` refuses to lower it. The role needs the right to delete from calculation_logs.
     """
     settings = Settings.from_environment()
-    engine, before = _engine(settings), days.today(settings.timezone) - timedelta(days=keep_days)
-    refresh_once(engine, ROLLUP, settings.timezone)
-    there = retention.prunable(engine, ROLLUP, before)
-    question = f"Delete {sum(there.values()):,} counted log rows of {len(there):,} days before {before} for good?"
+    db, before = open_database(settings), days.today(settings.timezone) - timedelta(days=keep_days)
+    refresh_with_progress(db)
+    there = retention.prunable(db, before)
+    rows, of_days = number(sum(there.values()), "counted log row"), number(len(there), "day")
     if there and not yes:
-        click.confirm(question, abort=True)
+        click.confirm(f"Delete {rows} of {of_days} before {before} for good?", abort=True)
     with terminal.bar("deleting log rows", sum(there.values())) as advance:
-        report = retention.prune(engine, ROLLUP, settings.timezone, before, progress=advance)
-    telemetry.pruned(report)
-    _print(report, as_json, terminal.show_prune)
+        report = retention.prune(db, before, progress=advance)
+    print_report(report, as_json, terminal.show_prune)
 
 
 @main.command()
@@ -259,11 +155,11 @@ def rebase(yes: bool) -> None:
     except that their transaction ids are forgotten (in an instant: the column is dropped and added).
     """
     settings = Settings.from_environment()
-    engine = _engine(settings) if yes or click.confirm("Mark every built day for a rebuild?") else None
-    if engine is None:
-        raise click.Abort
-    install.rebase(engine, settings.timezone)
-    click.echo(f"{len(waiting_days(engine, ROLLUP)):,} days wait: run 'calc-analytics rollup'")
+    if not yes:
+        click.confirm("Mark every built day for a rebuild?", abort=True)
+    db = open_database(settings)
+    install.rebase(db)
+    click.echo(f"{_wait(ledger.waiting_days(db))}: run 'calc-analytics rollup'")
 
 
 @main.command()
@@ -305,17 +201,19 @@ def simulate(
     from calc_analytics.simulate import Traffic, simulate
 
     settings = Settings.from_environment()
-    _engine(settings)
+    open_database(settings)
     traffic = Traffic(rate=rate, writers=writers, late_share=late_share, rhythm=rhythm, seed=seed)
     total = rows or (round(rate * seconds) if seconds else None)
     with terminal.bar("writing rows", total) as advance:
         report = simulate(
             database_url(settings), traffic, seconds=seconds, rows=rows, stop=_stop_on_signals(), progress=advance
         )
-    _print(
+    print_report(
         report,
         as_json,
-        lambda r: click.echo(f"{r.rows:,} rows in {r.batches:,} batches, {r.rows / max(r.seconds, 0.001):,.0f} rows/s"),
+        lambda r: click.echo(
+            f"{number(r.rows, 'row')} in {number(r.batches, 'batch')}, {r.rows / max(r.seconds, 0.001):,.0f} rows/s"
+        ),
     )
 
 
@@ -390,7 +288,7 @@ def _prepare(settings: Settings, stop: threading.Event) -> None:
     of the embedded server, half of which would be left running."""
     database_url(settings)
     with _ending_at_once(stop):
-        install.require_usable(_ready(settings), settings.timezone)
+        install.require_usable(make_ready(settings))
         ensure_database(dagster_url(settings))
 
 
@@ -411,8 +309,8 @@ def _stop_on_signals(insisting: bool = True) -> threading.Event:
         if insisting:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
-    for number in STOP_SIGNALS:
-        signal.signal(number, handle)
+    for each in STOP_SIGNALS:
+        signal.signal(each, handle)
     return stop
 
 
@@ -430,8 +328,8 @@ def _ending_at_once(stop: threading.Event) -> Iterator[None]:
             raise SystemExit(0)
         yield
     finally:
-        for number, handler in zip(STOP_SIGNALS, handlers, strict=True):
-            signal.signal(number, handler)
+        for each, handler in zip(STOP_SIGNALS, handlers, strict=True):
+            signal.signal(each, handler)
 
 
 for command in COMMANDS:

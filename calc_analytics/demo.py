@@ -7,15 +7,14 @@ from contextlib import nullcontext
 from datetime import date, timedelta
 from typing import Any
 
-from sqlalchemy.engine import Engine
-
 from calc_analytics import days, terminal
 from calc_analytics.config import Settings
 from calc_analytics.database.engine import create_engine, database_url
-from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
+from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.figures import day_totals
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.verify import verify
+from calc_analytics.rollups import database
 from calc_analytics.simulate import SimulationReport, Traffic, simulate, write_history
 
 SHOWN_DAYS = 5
@@ -26,9 +25,9 @@ VERIFY_EVERY_SECONDS = 5.0
 
 def history(settings: Settings, count: int, stop: threading.Event) -> None:
     """Writes the days before today, each counted at once; a second demo finds them and goes on."""
-    engine, today = create_engine(settings), days.today(settings.timezone)
+    db, today = database(create_engine(settings), settings), days.today(settings.timezone)
     past = days.days_between(today - timedelta(days=count), today)
-    there = day_totals(engine, ROLLUP, past)
+    there = day_totals(db, db.log.rollups[0], past)
     missing = [day for day in past if day not in there]
     traffic = Traffic(rate=1, writers=1)
     with terminal.bar("writing history", len(missing) * ROWS_PER_DAY) as advance:
@@ -36,7 +35,7 @@ def history(settings: Settings, count: int, stop: threading.Event) -> None:
             if stop.is_set():
                 return
             write_history(database_url(settings), [day], ROWS_PER_DAY, traffic, settings.timezone, progress=advance)
-            rebuild(engine, ROLLUP, settings.timezone, [day])
+            rebuild(db, [day])
 
 
 def live(settings: Settings, rate: float, seconds: float | None, stop: threading.Event, watch: Any) -> None:
@@ -77,36 +76,38 @@ def _draw(settings: Settings, writer: _Writer, seconds: float | None, stop: thre
     from rich.console import Console
     from rich.live import Live
 
-    console, engine, proof = Console(), create_engine(settings), _Proof(settings)
+    console, db = Console(), database(create_engine(settings), settings)
+    shown, proof = db.log.rollups[0], _Proof(db)
     deadline = time.monotonic() + seconds if seconds else None
     with Live(console=console, auto_refresh=False) if console.is_terminal else nullcontext() as screen:
         while not stop.wait(REDRAW_SECONDS) and (deadline is None or time.monotonic() < deadline):
             if writer.error:
                 raise writer.error
             watch()
-            totals = day_totals(engine, ROLLUP, _shown(settings))
-            caption = f"{writer.rows:,} rows written live · {proof.text(engine)}"
+            totals = day_totals(db, shown, _shown_days(db))
+            caption = f"{terminal.number(writer.rows, 'row')} written live · {proof.text()}"
             if screen:
-                screen.update(terminal.totals_table("calculation_stats_daily", totals, caption), refresh=True)
+                screen.update(terminal.totals_table(shown, totals, caption), refresh=True)
             else:
-                terminal.say(terminal.totals_line(totals, caption))
+                terminal.say(terminal.totals_line(shown, totals, caption))
 
 
 class _Proof:
-    """The verdict of `verify` on the shown days, renewed every few seconds."""
+    """The verdict of `verify` on the shown days in every rollup, renewed every few seconds."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings, self.at, self.said = settings, 0.0, ""
+    def __init__(self, db: Database) -> None:
+        self.db, self.at, self.said = db, 0.0, ""
 
-    def text(self, engine: Engine) -> str:
-        """For example 'verify: difference 0 at 12:00:05'."""
+    def text(self) -> str:
+        """For example 'verify: difference 0 in 4 rollups at 12:00:05'."""
         if time.monotonic() - self.at > VERIFY_EVERY_SECONDS:
-            report = verify(engine, ROLLUP, self.settings.timezone, _shown(self.settings))
+            report = verify(self.db, _shown_days(self.db))
             self.at = time.monotonic()
-            self.said = f"verify: difference {report.difference:,} at {time.strftime('%H:%M:%S')}"
+            where = f"in {terminal.number(len(self.db.log.rollups), 'rollup')} at {time.strftime('%H:%M:%S')}"
+            self.said = f"verify: difference {report.difference:,} {where}"
         return self.said
 
 
-def _shown(settings: Settings) -> Sequence[date]:
-    today = days.today(settings.timezone)
+def _shown_days(db: Database) -> Sequence[date]:
+    today = days.today(db.timezone)
     return days.days_between(today - timedelta(days=SHOWN_DAYS - 1), today)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Table, func, or_
 
+from calc_analytics.config import InvalidSetting
 from calc_analytics.database.tables import (
     calculation_latency_daily,
     calculation_locality_stats_daily,
@@ -18,7 +19,7 @@ from calc_analytics.database.tables import (
     calculation_stats_hourly,
 )
 from calc_analytics.rollup.database import Database
-from calc_analytics.rollup.declaration import Check, Log, Rollup, Suspect
+from calc_analytics.rollup.declaration import Check, Log, Rollup, Suspect, UnknownRollup
 from calc_analytics.rollup.expressions import rounded_down, utc_hour
 
 if TYPE_CHECKING:
@@ -69,6 +70,10 @@ STATS = Rollup(
             is_warning=True,
             explained_by=logs.source.not_in(KNOWN_SOURCES),
             explained_in=logs.source,
+            amount=calculation_stats_daily.c.total_calculations
+            - calculation_stats_daily.c.source_web
+            - calculation_stats_daily.c.source_api
+            - calculation_stats_daily.c.source_external,
         ),
         _cache_hits_within_total(calculation_stats_daily),
     ),
@@ -103,8 +108,11 @@ LOG = Log(table=calculation_logs, event_time="created_at", rollups=(STATS, LOCAL
 
 @lru_cache
 def chosen_log(names: tuple[str, ...] | None) -> Log:
-    """The log with the rollups that the setting ROLLUPS names (None: all); `UnknownRollup` for any other name."""
-    return LOG.only(names)
+    """The log with the rollups that the setting ROLLUPS names (None: all); `InvalidSetting` for any other name."""
+    try:
+        return LOG.only(names)
+    except UnknownRollup as error:
+        raise InvalidSetting(f"ROLLUPS: '{','.join(names or ())}' is not usable: {error}") from None
 
 
 def database(engine: "Engine", settings: "Settings") -> Database:

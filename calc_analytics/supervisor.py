@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from calc_analytics.config import dagster_home, metrics_folder, project_root
+from calc_analytics.config import dagster_home, project_root
 from calc_analytics.database import embedded
 from calc_analytics.database.embedded import data_folder
 from calc_analytics.errors import CalcAnalyticsError
@@ -245,7 +245,6 @@ class Supervisor:
         return {
             **os.environ,
             "DAGSTER_HOME": str(dagster_home()),
-            "PROMETHEUS_MULTIPROC_DIR": str(metrics_folder(data_folder() / "metrics")),
             "DAGSTER_GRPC_SHUTDOWN_GRACE_PERIOD": "1",
             # The materializations of a run's days are stored together.
             "DAGSTER_EVENT_BATCH_SIZE": os.environ.get("DAGSTER_EVENT_BATCH_SIZE", "100"),

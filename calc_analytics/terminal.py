@@ -1,18 +1,35 @@
-"""What people see in a terminal: tables, progress bars, the demo's growing table. rich is imported when used."""
+"""What people see in a terminal: reports, progress bars, the demo's growing table. rich is imported when used."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date
-from typing import Any
+from typing import Any, TypeVar
 
-from calc_analytics.rollup.reports import DayCount, PruneReport, RebuildReport, RefreshReport, VerifyReport
+from calc_analytics.rollup.declaration import Rollup
+from calc_analytics.rollup.reports import (
+    DayProof,
+    PruneReport,
+    RebuildReport,
+    RefreshReport,
+    Refused,
+    VerifyReport,
+)
 
-MEASURES = {
+T = TypeVar("T")
+# Measures whose column name is too long for a heading; of the sum of response times the average is shown.
+HEADINGS = {
     "total_calculations": "total",
     "cache_hits": "cached",
     "source_web": "web",
     "source_api": "API",
     "source_external": "external",
+}
+SUM_OF_TIMES = "total_response_time_ms"
+KEPT = {
+    "keep": "as decided",
+    "announced": "LOGS_KEPT_DAYS announced the deletion",
+    "pruned": "a part of its log was deleted",
 }
 
 
@@ -23,14 +40,47 @@ def say(text: str, error: bool = False) -> None:
     click.echo(text, err=error)
 
 
-@contextmanager
-def bar(description: str, total: float | None) -> Iterator[Any]:
-    """A progress bar on standard error; the value is called with the steps just done. Silent in a pipe."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def print_report(report: Any, as_json: bool, show: Callable[..., None], *more: Any) -> None:
+    """The report as one JSON object, or shown by `show`, which gets `more` besides."""
+    say(json.dumps(report.as_dict())) if as_json else show(report, *more)
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+
+def number(count: int, what: str) -> str:
+    """'1 day', '2,000 days', '2 batches', '2 entries'."""
+    if count == 1:
+        return f"1 {what}"
+    if what.endswith(("s", "sh", "ch", "x")):
+        return f"{count:,} {what}es"
+    if what.endswith("y") and not what.endswith(("ay", "ey", "oy")):
+        return f"{count:,} {what[:-1]}ies"
+    return f"{count:,} {what}s"
+
+
+def named(rollups: Sequence[str]) -> str:
+    """The name of the one rollup, or '4 rollups'."""
+    return rollups[0] if len(rollups) == 1 else number(len(rollups), "rollup")
+
+
+@contextmanager
+def bar(description: str, total: float | None) -> Iterator[Callable[[float], None]]:
+    """A progress bar on standard error; the value is called with the steps just done. Silent in a pipe.
+
+    Without a total it shows the steps done and the time that has passed.
+    """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    done = TextColumn("{task.completed:,.0f}") if total is None else MofNCompleteColumn()
+    clock = TimeElapsedColumn() if total is None else TimeRemainingColumn()
     console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), done, clock)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(description, total=total)
         yield lambda steps: progress.advance(task, steps)
@@ -38,48 +88,98 @@ def bar(description: str, total: float | None) -> Iterator[Any]:
 
 def show_refresh(report: RefreshReport) -> None:
     """Rows counted and days touched, one line each."""
-    say(f"{report.rows:,} rows counted in {report.seconds * 1000:.1f} ms")
-    for day in report.counted:
-        say(f"  {day.day}  +{_figures(day)}")
-    for day in report.unbuilt:
-        say(f"  {day.day}  {day.rows:,} rows wait: never built, run 'calc-analytics rollup --day {day.day}'")
+    say(f"{number(report.rows, 'row')} counted in {report.seconds * 1000:.1f} ms")
+    for day, counts in _by_day(report.counted).items():
+        keys = sum(count.keys for count in counts)
+        rows = number(report.rows_by_day[day], "row")
+        say(f"  {day}  +{rows} into {number(keys, 'statistics row')} of {named([count.rollup for count in counts])}")
+    for day, counts in _by_day(report.unbuilt).items():
+        where = named([count.rollup for count in counts])
+        rows = number(report.waiting_by_day[day], "row")
+        say(f"  {day}  {rows} not counted in {where}: not built, run 'calc-analytics rollup --day {day}'")
 
 
-def show_rebuild(report: RebuildReport) -> None:
-    """What each day has now, and the days that were refused (on standard error)."""
-    for day in report.rebuilt:
-        say(f"  {day.day}  {_figures(day)}")
-    say(f"{len(report.rebuilt):,} days rebuilt, {report.rows:,} rows in {report.seconds:.2f} s")
-    for refused in report.refused:
-        say(f"error: {refused}", error=True)
+def show_rebuild(report: RebuildReport, is_named: bool) -> None:
+    """What each day has now, and the days that were kept or refused.
+
+    With `is_named` a person asked for these days, so that each that was refused is an error.
+    """
+    for day, counts in _by_day(report.rebuilt).items():
+        for (rows, before), alike in _grouped(counts, lambda count: (count.rows, count.rows_before)).items():
+            change = "" if rows == before else f" ({before:,} before)"
+            say(f"  {day}  {number(rows, 'row')} in {named([count.rollup for count in alike])}{change}")
+    _show_kept(report.kept)
+    failed = report.refused if is_named else report.failed
+    for line in refusals([each for each in report.refused if each not in failed]):
+        say(f"  {line}")
+    say(f"{number(len(report.days), 'day')} rebuilt, {number(report.rows, 'row')} in {report.seconds:.2f} s")
+
+
+def refusals(refused: Sequence[Refused]) -> Iterator[str]:
+    """A line for each refused day; rollups of which it says the same are counted."""
+    for alike in _grouped(refused, lambda each: str(each).replace(each.rollup, "", 1)).values():
+        yield str(alike[0]).replace(alike[0].rollup, named([each.rollup for each in alike]), 1)
+
+
+def _show_kept(kept: Sequence[Refused]) -> None:
+    for day, of_day in _by_day(kept).items():
+        for said, alike in _grouped(of_day, _kept).items():
+            say(f"  kept: {day} in {named([each.rollup for each in alike])}: {said}")
+
+
+def _kept(each: Refused) -> str:
+    counts = f"{number(each.log_rows, 'log row')}, {each.counted_rows:,} counted"
+    return f"{counts}, {each.deleted_rows:,} noted as deleted ({KEPT.get(each.reason, each.reason)})"
 
 
 def show_prune(report: PruneReport) -> None:
     """Rows deleted per day, and the days that keep their logs."""
     for day, rows in report.rows_by_day.items():
-        say(f"  {day}  {rows:,} rows deleted, statistics kept")
+        say(f"  {day}  {number(rows, 'row')} deleted, statistics kept")
     for day in report.not_built:
-        say(f"  {day}  not built, so its logs stay: run 'calc-analytics rollup --day {day}'")
-    say(f"{report.rows:,} rows of {len(report.rows_by_day):,} days deleted in {report.seconds:.2f} s")
+        say(f"  {day}  not built in every rollup, so its logs stay: run 'calc-analytics rollup --day {day}'")
+    for day in report.different:
+        say(f"  {day}  differs from its log, so its logs stay: run 'calc-analytics verify --day {day}'")
+    days = number(len(report.rows_by_day), "day")
+    say(f"{number(report.rows, 'row')} of {days} deleted in {report.seconds:.2f} s")
 
 
-def show_verify(report: VerifyReport) -> None:
-    """Each day's comparison and the verdict."""
-    for day in report.days:
-        if day.proven:
-            verdict = f"equal with the {day.pruned_rows:,} rows that were deleted" if day.pruned_rows else "equal"
-            verdict += "".join(f"; {rows:,} {name.replace('_', ' ')}" for name, rows in day.suspects.items())
-        elif day.built:
-            verdict = f"DIFFERENT for {day.differing_keys:,} publishers: {day.differences}"
-            if day.log_rows + day.pruned_rows < day.counted_rows:
-                verdict += f"; were logs deleted? 'calc-analytics rollup --day {day.day}' compares and notes it"
-        elif day.status == "overflow":
-            verdict = f"a counter exceeds its column: run 'calc-analytics rollup --day {day.day}' to see which"
-        elif day.status == "kept":
-            verdict = "left as a predecessor counted it: its logs were deleted"
+def show_verify(report: VerifyReport, asked: Sequence[date]) -> None:
+    """A line per day that is equal, a line per rollup that is not, and the verdict."""
+    for day, proofs in _by_day(report.days).items():
+        if all(proof.is_proven for proof in proofs):
+            say(f"  {_equal(day, proofs)}")
+        elif all(proof.status == "frozen" and not proof.is_different for proof in proofs):
+            say(f"  {day}  frozen in {named([proof.rollup for proof in proofs])}: statistics kept, log rows gone")
         else:
-            verdict = f"never built: run 'calc-analytics rollup --day {day.day}'"
-        say(f"  {day.day}  logs {day.log_rows:>11,}  stats {day.counted_rows:>11,}  {verdict}")
+            for proof in _worth_a_line(proofs, report):
+                say(f"  {proof.describe()}")
+    if empty := set(asked) - {proof.day for proof in report.days}:
+        say(f"{number(len(empty), 'day')} without log rows and without statistics")
+    _show_not_compared(report)
+    compared = {proof.day for proof in report.days if proof.is_built or proof.is_different or proof.status == "frozen"}
+    say(f"{number(len(compared), 'day')} compared in {report.seconds:.2f} s: difference {report.difference:,}")
+
+
+def _equal(day: date, proofs: Sequence[DayProof]) -> str:
+    """'2026-03-01  logs 1,234  equal in 4 rollups', with what else is worth knowing."""
+    deleted = max(proof.deleted_rows for proof in proofs)
+    suspects = {name: rows for proof in proofs for name, rows in proof.suspects.items()}
+    logs = max(proof.log_rows for proof in proofs)
+    said = f"{day}  logs {logs:>11,}  equal in {named([proof.rollup for proof in proofs])}"
+    said += f" with the {number(deleted, 'row')} deleted since" if deleted else ""
+    return said + "".join(f"; {rows:,} {name.replace('_', ' ')}" for name, rows in suspects.items())
+
+
+def _worth_a_line(proofs: Sequence[DayProof], report: VerifyReport) -> Iterator[DayProof]:
+    """What is not proven, except for what the report sums up for days that nobody asked for."""
+    for proof in proofs:
+        is_summed_up = proof.day in (*report.waiting, *report.overflowed) and not proof.is_different
+        if not proof.is_proven and not is_summed_up:
+            yield proof
+
+
+def _show_not_compared(report: VerifyReport) -> None:
     if report.nothing_built:
         say(
             "error: no day is built, so nothing is proven: run 'calc-analytics rollup' (today, yesterday and days that "
@@ -87,34 +187,49 @@ def show_verify(report: VerifyReport) -> None:
             error=True,
         )
     if report.waiting:
-        say(f"{len(report.waiting):,} days wait for a rebuild and were not compared: run 'calc-analytics rollup'")
+        days = number(len(report.waiting), "day")
+        verb = "waits" if len(report.waiting) == 1 else "wait"
+        say(f"{days} {verb} for a rebuild: run 'calc-analytics rollup'")
     if report.overflowed:
-        days = ", ".join(map(str, report.overflowed))
-        say(f"not counted, because a counter exceeds its column: {days}; 'calc-analytics rollup --day DAY' says which")
-    say(f"{len(report.days):,} days compared in {report.seconds:.2f} s: difference {report.difference:,}")
+        overflowed = ", ".join(map(str, report.overflowed))
+        say(f"not counted, because a value exceeds its column: {overflowed}")
+        say(f"run 'calc-analytics rollup --day {report.overflowed[0]}' to see which")
 
 
-def _figures(day: DayCount) -> str:
-    return f"{day.rows:,} rows, {day.keys:,} publishers, {day.measures['cache_hits']:,} cache hits"
+def _by_day(items: Sequence[T]) -> dict[date, list[T]]:
+    """Items that have a day, by day, oldest first."""
+    found = _grouped(items, lambda each: each.day)  # type: ignore[attr-defined]
+    return dict(sorted(found.items()))
 
 
-def totals_table(title: str, totals: dict[date, dict[str, int]], caption: str) -> Any:
-    """A rich table of measures per day, newest first; fits 80 columns."""
+def _grouped(items: Sequence[T], key: Callable[[T], Any]) -> dict[Any, list[T]]:
+    """Items with the same key together, in the order of the first."""
+    found: dict[Any, list[T]] = {}
+    for each in items:
+        found.setdefault(key(each), []).append(each)
+    return found
+
+
+def totals_table(rollup: Rollup, totals: dict[date, dict[str, int]], caption: str) -> Any:
+    """A rich table of a rollup's measures per day, newest first; fits 80 columns."""
     from rich import box
     from rich.table import Table
 
-    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD)
-    for heading in ["day", "publishers", *MEASURES.values(), "avg ms"]:
+    shown = [name for name in rollup.measure_names if name != SUM_OF_TIMES]
+    key = "publishers" if rollup.keys == ("publisher_id",) else "rows"
+    headings = ["day", key, *(HEADINGS.get(name, name.replace("_", " ")) for name in shown)]
+    table = Table(title=rollup.name, caption=caption, box=box.SIMPLE_HEAD)
+    for heading in headings + ["avg ms"] * (SUM_OF_TIMES in rollup.measure_names):
         table.add_column(heading, justify="left" if heading == "day" else "right", no_wrap=True)
     for day in sorted(totals, reverse=True):
         row = totals[day]
-        average = row["total_response_time_ms"] / max(row["total_calculations"], 1)
-        table.add_row(str(day), f"{row['keys']:,}", *(f"{row[name]:,}" for name in MEASURES), f"{average:.1f}")
+        average = [f"{row[SUM_OF_TIMES] / max(row[rollup.count], 1):.1f}"] if SUM_OF_TIMES in row else []
+        table.add_row(str(day), f"{row['keys']:,}", *(f"{row[name]:,}" for name in shown), *average)
     return table
 
 
-def totals_line(totals: dict[date, dict[str, int]], caption: str) -> str:
+def totals_line(rollup: Rollup, totals: dict[date, dict[str, int]], caption: str) -> str:
     """The newest day's totals in one line, for a pipe."""
     day = max(totals, default=None)
-    figures = f"{day}  {totals[day]['total_calculations']:,} calculations" if day else "no statistics yet"
+    figures = f"{day}  {number(totals[day][rollup.count], 'calculation')}" if day else "no statistics yet"
     return f"{figures} · {caption}"

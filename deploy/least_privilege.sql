@@ -1,19 +1,20 @@
 -- A role that may read the logs and write the statistics, and nothing else: what DATABASE_URL needs for everything but
--- `migrate` and `rebase`. Run it once, after `calc-analytics migrate`, as the owner of the API's tables:
+-- `migrate` and `rebase`. Run it after `calc-analytics migrate`, as the owner of the API's tables; safe to repeat:
 --
 --     psql -d DATABASE -f deploy/least_privilege.sql
 --     psql -d DATABASE -c '\password rollup_writer'
 
-create role rollup_writer login;
-
 do $$ begin
+    if not exists (select from pg_roles where rolname = 'rollup_writer') then
+        create role rollup_writer login;
+    end if;
     execute format('grant connect, temporary on database %I to rollup_writer', current_database());
     execute format('grant usage on schema %I to rollup_writer', current_schema());
 end $$;
 
 -- The API's log table: read only.
 grant select on calculation_logs to rollup_writer;
--- The statistics of every rollup that is kept, and their live views. Run this part again after a rollup was added.
+-- The statistics of every rollup that is kept, and their live views. `migrate` gives those of a new rollup the same grants.
 do $$
 declare name text;
 begin

@@ -1,10 +1,12 @@
-"""The commands that watch: `serve`, `status`, `doctor`. `cli.py` adds them to the others.
+"""The commands that count and prove (`counting.py`), and those that watch. `cli.py` adds them to the others.
 
-Each is click's options and the printing; what they print comes from `service/`, which is imported when it is used.
+Each is click's options and the printing; what they print comes from `rollup/` and `service/`.
 """
 
+from calc_analytics.commands.counting import refresh, rollup, verify
 from calc_analytics.commands.doctor import doctor
+from calc_analytics.commands.history import history
 from calc_analytics.commands.serve import serve
 from calc_analytics.commands.status import status
 
-COMMANDS = (serve, status, doctor)
+COMMANDS = (refresh, rollup, verify, history, serve, status, doctor)

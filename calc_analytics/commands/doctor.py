@@ -1,4 +1,4 @@
-"""`calc-analytics doctor`: what is misconfigured, why it matters, and the command that mends it."""
+"""`calc-analytics doctor`: what is misconfigured, why it matters, and the command that resolves it."""
 
 import json
 from collections.abc import Iterator
@@ -21,10 +21,11 @@ MARKS = {"ok": ("ok", "green"), "note": ("--", "yellow"), "wrong": ("!!", "red")
 @port_option("--service-port", SERVICE_PORT, "And for the HTTP service.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def doctor(ui_port: int, service_port: int, as_json: bool) -> None:
-    """Find what is misconfigured, and say the command that mends it.
+    """Find what is misconfigured, and name the command that resolves it.
 
-    Both databases, permissions, the log table's index, xact_id and what writes past it, clocks, time zone, retention,
-    ports. Each finding: the fact, why it matters, what to type. Changes nothing. Exit code 1 if something is wrong.
+    Both databases, settings, permissions, the log table's index, xact_id and what writes past it, clocks, time zone,
+    retention, ports. Each finding: the fact, why it matters, what to type. Changes nothing. Exit code 1 if something is
+    wrong.
     """
     from calc_analytics.service.doctor import Ports, examine
     from calc_analytics.service.probes import Prober
@@ -57,4 +58,4 @@ def lines(found: "list[Finding]") -> Iterator[str]:
     verdict = (
         click.style(f"{wrong} wrong", fg="red", bold=True) if wrong else click.style("nothing is wrong", fg="green")
     )
-    yield f"{verdict}, {notes} notes"
+    yield f"{verdict}, {notes} note{'' if notes == 1 else 's'}"

@@ -5,7 +5,29 @@ from typing import Any
 
 import click
 
+from calc_analytics.rollups import LOG
+
 UI_PORT, SERVICE_PORT = 3000, 8080
+DAY = "YYYY-MM-DD"
+NAMES = ", ".join(LOG.names)
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+from_day = click.option("--from", "first", metavar=DAY, help="First day, included.")
+to_day = click.option("--to", "last", metavar=DAY, help="Last day, included. Default: today.")
+only_rollups = click.option(
+    "--rollup",
+    "names",
+    metavar="NAME",
+    multiple=True,
+    help=f"A rollup; may be given several times. Default: all. They are {NAMES}.",
+)
+
+
+def single_days(purpose: str) -> Callable[[Any], Any]:
+    """An option that takes days."""
+    return click.option(
+        "--day", "single", metavar=DAY, multiple=True, help=f"A day to {purpose}; may be given several times."
+    )
 
 
 def port_option(name: str, default: int, help_text: str) -> Callable[[Any], Any]:

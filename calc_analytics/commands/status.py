@@ -2,41 +2,46 @@
 
 import json
 import time
-from collections.abc import Iterator
-from datetime import datetime
+from collections.abc import Iterator, Mapping
+from datetime import date, datetime
 from typing import TYPE_CHECKING
 
 import click
 
+from calc_analytics.commands.options import only_rollups
 from calc_analytics.config import Settings
 
 if TYPE_CHECKING:
-    from calc_analytics.rollup.status import DayStatus, Writer
+    from calc_analytics.rollup.status import Days, DayStatus, Writer
     from calc_analytics.service.health import Finding
     from calc_analytics.service.status import Status
 
 DEADLINE_SECONDS = 10.0
 WATCH_SECONDS = 2.0
+# What a day is, the worst first.
+WORDS = ("differs", "overflow", "pending", "stale", "frozen", "pruned", "built")
+COLOURS = {"differs": "red", "overflow": "red", "pruned": "cyan", "built": None}
 
 
 @click.command()
 @click.option("--days", "shown_days", default=7, show_default=True, type=click.IntRange(0, 1000), help="Days to list.")
+@only_rollups
 @click.option("--watch", is_flag=True, help="Ask again every two seconds, until Ctrl-C.")
 @click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object instead of text; with --watch one per line."
 )
-def status(shown_days: int, watch: bool, as_json: bool) -> None:
+def status(shown_days: int, names: tuple[str, ...], watch: bool, as_json: bool) -> None:
     """Show what is fresh, what lags, and who holds an old transaction.
 
-    Per day how it was built and proven, the lag in rows and seconds, the last refresh, rebuild and proof, Dagster's
-    heartbeats. Says what is down and goes on with the rest. Exit code 1 unless all is well.
+    Per day how it was built and proven and which rollup differs, the lag in rows and seconds, the last refresh, rebuild
+    and proof, Dagster's heartbeats. Reports what is down and goes on with the rest. Exit code 1 unless all is well.
     """
     from calc_analytics.service.probes import Prober
     from calc_analytics.service.sources import Sources
     from calc_analytics.service.status import report
 
     sources, prober = Sources(Settings.from_environment()), Prober(DEADLINE_SECONDS)
-    found = report(sources, prober, shown_days)
+    found = report(sources, prober, shown_days, names)
     while watch:
         if not as_json:
             click.clear()
@@ -45,13 +50,13 @@ def status(shown_days: int, watch: bool, as_json: bool) -> None:
             time.sleep(WATCH_SECONDS)
         except KeyboardInterrupt:
             return
-        found = report(sources, prober, shown_days)
+        found = report(sources, prober, shown_days, names)
     _print(found, as_json)
     raise SystemExit(0 if found.health.healthy else 1)
 
 
 def _print(found: "Status", as_json: bool) -> None:
-    click.echo(json.dumps(found.as_dict())) if as_json else click.echo("\n".join(lines(found)))
+    click.echo(json.dumps(found.as_dict()) if as_json else "\n".join(lines(found)))
 
 
 def lines(found: "Status") -> Iterator[str]:
@@ -89,40 +94,74 @@ def _wrong(wrong: "list[Finding]") -> Iterator[str]:
 
 def _counting(found: "Status") -> Iterator[str]:
     from calc_analytics.rollup.status import LAG_ROWS_LIMIT
-    from calc_analytics.service.words import ago
+    from calc_analytics.service.words import ago, number
 
     if found.lag is None or found.refreshed is None or found.days is None:
         said = {finding.compared for finding in found.health.wrong}
         unknown = next((trouble for trouble in found.trouble.values() if trouble not in said), "see above")
         yield f"  counting   not known: {unknown}"
         return
-    rows = f"{found.lag.rows:,}" + " or more" * (found.lag.rows >= LAG_ROWS_LIMIT)
+    days = found.together
+    rows = f"{number(found.lag.rows, 'row')}" + " or more" * (found.lag.rows >= LAG_ROWS_LIMIT)
     waiting = f", the oldest for {ago(found.lag.seconds)} at most" if found.lag.rows else ""
-    yield f"  lag        {rows} rows wait to be counted{waiting}"
-    proof = f"difference {found.days.difference:,}"
-    verified = f"{_when(found.days.verified_at, found)}, {proof}" if found.days.verified_at else "never"
-    last = f"refresh {_when(found.refreshed.at, found)} · rebuild {_when(found.days.rebuilt_at, found)} · verify "
-    yield f"  last       {last}{verified}"
-    by_status = ", ".join(f"{number:,} {name}" for name, number in sorted(found.days.by_status.items())) or "none"
-    yield f"  days       {by_status}; {found.days.sealed:,} sealed (their logs are deleted, their statistics kept)"
-    if found.days.waiting:
-        yield f"             {found.days.waiting:,} wait for a rebuild -> calc-analytics rollup"
+    yield f"  lag        {rows} wait{'s' if found.lag.rows == 1 else ''} to be counted{waiting}"
+    last = f"refresh {_when(found.refreshed.at, found)} · rebuild {_when(days.rebuilt_at, found)}"
+    yield f"  last       {last} · verify {_when(days.verified_at, found)} · audit {_when(days.audited_at, found)}"
+    oldest = f"; the oldest proof is from {_when(days.oldest_proof_at, found)}" if days.oldest_proof_at else ""
+    yield f"  proofs     difference {days.difference:,}{oldest}"
+    yield from _sums(found.days)
+
+
+def _sums(days: "Mapping[str, Days]") -> Iterator[str]:
+    """The days on record by status, one line for the rollups that have the same."""
+    alike: dict[str, list[str]] = {}
+    for name, each in days.items():
+        said = ", ".join(f"{count:,} {status}" for status, count in sorted(each.by_status.items())) or "none"
+        alike.setdefault(f"{said}; {each.pruned:,} pruned (log rows deleted, statistics kept)", []).append(name)
+    for n, (said, names) in enumerate(alike.items()):
+        of = "" if len(alike) == 1 else f" of {', '.join(names)}"
+        yield f"  {'days' if n == 0 else '':<11}{said}{of}"
+    waiting = max((each.waiting for each in days.values()), default=0)
+    if waiting:
+        yield f"             {waiting:,} wait{'s' if waiting == 1 else ''} for a rebuild -> calc-analytics rollup"
 
 
 def _days(recent: "list[DayStatus]", found: "Status") -> Iterator[str]:
+    """One line per day, newest first; a second one names the rollups to which its word applies, if not to all."""
+    from calc_analytics.service.words import in_rollups
+
     yield click.style(
-        f"  {'day':<12}{'status':<10}{'rows':>12}{'publishers':>12}   {'counted':<13}{'built':<23}proven", dim=True
+        f"  {'day':<12}{'status':<10}{'rows':>12}{'statistics':>12}   {'counted':<13}{'built':<23}proven", dim=True
     )
-    for day in recent:
-        built = f"{_when(day.built_at, found)} ({day.method})" if day.built_at else "never"
-        proven = f"{_when(day.verified_at, found)}: {day.difference:,}" if day.verified_at else "never"
-        word = "sealed" if day.sealed_at and day.status == "built" else day.status
-        colour = {"built": None, "sealed": "cyan"}.get(word, "yellow")
-        shown = click.style(f"{word:<10}", fg=colour)
-        if day.difference and day.status == "built":
-            proven = click.style(proven, fg="red", bold=True)
-        counted = _when(day.counted_at, found)
-        yield f"  {day.day!s:<12}{shown}{day.rows:>12,}{day.keys:>12,}   {counted:<13}{built:<23}{proven}"
+    by_day: dict[date, list[DayStatus]] = {}
+    for each in recent:
+        by_day.setdefault(each.day, []).append(each)
+    for day in sorted(by_day, reverse=True):
+        word = worst_word(by_day[day])
+        yield _day_line(word, by_day[day], found)
+        concerned = [each.rollup for each in by_day[day] if each.word == word]
+        if word == "differs" or len(concerned) < len(by_day[day]):
+            yield f"  {'':<12}{word} in {in_rollups(concerned, len(by_day[day]))}"
+
+
+def worst_word(days: "list[DayStatus]") -> str:
+    """The worst word that one of the rollups has for the day."""
+    words = {each.word for each in days}
+    return next((word for word in WORDS if word in words), sorted(words)[0])
+
+
+def _day_line(word: str, rollups: "list[DayStatus]", found: "Status") -> str:
+    newest = max((each for each in rollups if each.built_at), key=lambda each: str(each.built_at), default=None)
+    built = f"{_when(newest.built_at, found)} ({newest.method})" if newest else "never"
+    verified = [each.verified_at for each in rollups]
+    difference = sum(max(each.difference or 0, each.audit_difference or 0) for each in rollups)
+    proven = "never" if None in verified else _when(min(at for at in verified if at), found)
+    if word == "differs":
+        proven = click.style(f"{proven}: {difference:,}", fg="red", bold=True)
+    counted = _when(max((each.counted_at for each in rollups if each.counted_at), default=None), found)
+    shown = click.style(f"{word:<10}", fg=COLOURS.get(word, "yellow"))
+    rows, stored = max(each.rows for each in rollups), sum(each.keys for each in rollups)
+    return f"  {rollups[0].day!s:<12}{shown}{rows:>12,}{stored:>12,}   {counted:<13}{built:<23}{proven}"
 
 
 def _writers(writers: "list[Writer]", found: "Status") -> Iterator[str]:

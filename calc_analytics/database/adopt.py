@@ -4,15 +4,24 @@ Each step is safe to repeat, looks before it alters, and keeps every row. Locks 
 a short timeout, so that a long writer is waited for without queueing other writers behind us.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from typing import Any
 
-from sqlalchemy import Integer, Table, inspect, text
+from sqlalchemy import BigInteger, DateTime, Integer, SmallInteger, Table, inspect, text
 from sqlalchemy.engine import Connection
+from sqlalchemy.engine.reflection import Inspector
+from sqlalchemy.types import TypeEngine
 
-from calc_analytics.database.tables import PROJECT_TARGETS, calculation_logs, calculation_stats_daily
+from calc_analytics.database.tables import (
+    PROJECT_TARGETS,
+    STATE_TABLES,
+    calculation_logs,
+    calculation_stats_daily,
+)
 from calc_analytics.errors import CalcAnalyticsError
 
 LOGS = calculation_logs.name
+TARGETS = (calculation_stats_daily, *PROJECT_TARGETS)
 INDEX = "calculation_logs_rollup_idx"
 # How many pages (8 kB, about 80 rows) one entry of the index stands for, and a refresh reads at least.
 PAGES_PER_RANGE = 64
@@ -22,30 +31,44 @@ class UnfitTable(CalcAnalyticsError):
     """An existing table that lacks a column or key the rollup needs; adopting it would guess."""
 
 
-def check_existing(connection: Connection, keys: Collection[str]) -> None:
-    """Raises `UnfitTable` unless the tables that already exist have what is needed.
+def check_existing(connection: Connection, keys: Collection[str] = (), targets: Sequence[Table] = TARGETS) -> None:
+    """Raises `UnfitTable` unless the tables that already exist have what is needed, and no name is taken.
 
     `keys` are the log columns by which rows are grouped, besides the publisher.
     """
     inspector = inspect(connection)
-    for table in (calculation_logs, calculation_stats_daily, *PROJECT_TARGETS):
-        if not inspector.has_table(table.name):
-            continue
-        found = {column["name"] for column in inspector.get_columns(table.name)}
-        if "city_id" in found:
-            found.add("locality_id")
-        missing = [column.name for column in table.columns if column.name not in found]
-        if missing:
-            raise UnfitTable(f"table {table.name} has no column {', '.join(missing)}: add it, or check DATABASE_URL")
-    if inspector.has_table(LOGS):
-        _check_log_columns(connection, keys)
-    for table in (calculation_stats_daily, *PROJECT_TARGETS):
+    for table in (calculation_logs, *targets):
         if inspector.has_table(table.name):
-            _check_key(connection, table)
+            _check_names(inspector, table)
+    if inspector.has_table(LOGS):
+        _check_log_columns(inspector, keys)
+    for table in targets:
+        if inspector.has_table(table.name):
+            _check_types(inspector, table)
+            _check_others(inspector, table)
+            _check_key(inspector, table)
+    _check_free_names(connection, [f"{table.name}_live" for table in targets])
 
 
-def _check_log_columns(connection: Connection, keys: Collection[str]) -> None:
-    columns = {column["name"]: column for column in inspect(connection).get_columns(LOGS)}
+def require_tables(connection: Connection, targets: Sequence[Table]) -> None:
+    """Raises `UnfitTable` if a rollup's table does not exist, which no migration created then."""
+    inspector = inspect(connection)
+    missing = [table.name for table in targets if not inspector.has_table(table.name)]
+    if missing:
+        raise UnfitTable(f"there is no table {', '.join(missing)}: add a migration that creates it")
+
+
+def _check_names(inspector: Inspector, table: Table) -> None:
+    found = {column["name"] for column in inspector.get_columns(table.name)}
+    if table.name == LOGS and "city_id" in found:
+        found.add("locality_id")
+    missing = [column.name for column in table.columns if column.name not in found]
+    if missing:
+        raise UnfitTable(f"table {table.name} has no column {', '.join(missing)}: add it, or check DATABASE_URL")
+
+
+def _check_log_columns(inspector: Inspector, keys: Collection[str]) -> None:
+    columns = {column["name"]: column for column in inspector.get_columns(LOGS)}
     if {"city_id", "locality_id"} <= set(columns):
         raise UnfitTable(f"table {LOGS} has both city_id and locality_id: drop the one that is not used")
     columns = {"locality_id" if name == "city_id" else name: column for name, column in columns.items()}
@@ -54,21 +77,56 @@ def _check_log_columns(connection: Connection, keys: Collection[str]) -> None:
             f"{LOGS}.created_at is {columns['created_at']['type']}, which names no instant: make it timestamptz"
         )
     for name in sorted({"publisher_id", "cache_hit", "source", "created_at", *keys} & set(columns)):
-        if columns[name]["nullable"] and name != "response_time_ms":
+        if columns[name]["nullable"]:
             raise UnfitTable(f"{LOGS}.{name} may be null, which no statistic can count: set it NOT NULL")
     for name in ("id", "publisher_id", "source", "response_time_ms", "xact_id", "locality_id"):
         if name in columns and not isinstance(columns[name]["type"], Integer):
             raise UnfitTable(f"{LOGS}.{name} is {columns[name]['type']}: it must be an integer")
 
 
-def _check_key(connection: Connection, table: Table) -> None:
+def _check_types(inspector: Inspector, table: Table) -> None:
+    """Every column of the target has its declared type; an integer may be wider."""
+    found = {column["name"]: column["type"] for column in inspector.get_columns(table.name)}
+    for column in table.columns:
+        if not _holds(found[column.name], column.type):
+            raise UnfitTable(f"{table.name}.{column.name} is {found[column.name]}: it must be {column.type}")
+
+
+def _holds(found: TypeEngine[Any], declared: TypeEngine[Any]) -> bool:
+    if isinstance(declared, Integer):
+        return isinstance(found, Integer) and _bytes(found) >= _bytes(declared)
+    if isinstance(declared, DateTime):
+        return isinstance(found, DateTime) and found.timezone
+    return isinstance(found, declared.as_generic().__class__)
+
+
+def _bytes(type_: Integer) -> int:
+    return 8 if isinstance(type_, BigInteger) else 2 if isinstance(type_, SmallInteger) else 4
+
+
+def _check_others(inspector: Inspector, table: Table) -> None:
+    """Columns that the project does not fill may stay, if they can be left out of an INSERT."""
+    for column in inspector.get_columns(table.name):
+        is_filled = column["default"] is not None or column["nullable"] or "identity" in column or "computed" in column
+        if column["name"] not in table.columns and not is_filled:
+            raise UnfitTable(f"{table.name}.{column['name']} is NOT NULL and has no default: give it one, or drop it")
+
+
+def _check_key(inspector: Inspector, table: Table) -> None:
     name, wanted = table.name, {column.name for column in table.primary_key.columns}
-    inspector = inspect(connection)
     keys = [set(inspector.get_pk_constraint(name)["constrained_columns"])]
     keys += [set(key["column_names"]) for key in inspector.get_unique_constraints(name)]
     if wanted not in keys:
         columns = ", ".join(column.name for column in table.primary_key.columns)
         raise UnfitTable(f"table {name} has no primary key ({columns}): add it, duplicates would be possible")
+
+
+def _check_free_names(connection: Connection, views: Sequence[str]) -> None:
+    """Live views are replaced and the state's tables are taken as they are: both must be the project's own."""
+    tables = [table.name for table in STATE_TABLES]
+    taken = connection.execute(text(_TAKEN), {"views": list(views), "tables": tables}).scalars().all()
+    if taken:
+        raise UnfitTable(f"{', '.join(taken)} was not created by this project, which needs the name: rename it")
 
 
 def create_date_index(connection: Connection, target: str) -> None:
@@ -122,7 +180,13 @@ def create_log_index(connection: Connection) -> None:
     a day: hours rather than instants, else every single row would move a range's bound and be logged for it.
     Building waits for open writers without blocking any, so here the wait has no limit.
     """
+    limit = connection.execute(text("show lock_timeout")).scalar_one()
     connection.execute(text("set lock_timeout = 0"))
+    _create_indexes(connection)
+    connection.execute(text("select set_config('lock_timeout', :limit, false)"), {"limit": limit})
+
+
+def _create_indexes(connection: Connection) -> None:
     partitions = connection.execute(text(_PARTITIONS), {"table": LOGS}).all()
     for partition in partitions:
         _create_index(connection, partition.name, f"{partition.schema}.{partition.name}", partition.table)
@@ -162,6 +226,13 @@ def create_summarize_function(connection: Connection) -> None:
     connection.execute(text(_SUMMARIZE.format(schema=schema, logs=LOGS, index=INDEX)))
 
 
+_TAKEN = """
+    select relname from pg_class
+    where (oid in (select to_regclass(name) from unnest(cast(:views as text[])) as n (name)) and relkind <> 'v')
+       or (oid in (select to_regclass(name) from unnest(cast(:tables as text[])) as n (name))
+           and to_regclass('calc_analytics_version') is null)
+    order by relname
+"""
 _PARTITIONS = """
     select cast(cast(relnamespace as regnamespace) as text) as schema, cast(cast(oid as regclass) as text) as table,
            quote_ident(relname || '_rollup_idx') as name

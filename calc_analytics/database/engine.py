@@ -262,7 +262,7 @@ def _pipeline(connection: psycopg.Connection, statements: Sequence[str], prepare
     cursor = connection.cursor(row_factory=dict_row)
     try:
         with connection.pipeline():
-            cursor.execute("begin isolation level read committed, read write", prepare=False)
+            cursor.execute("begin isolation level read committed", prepare=False)
             for statement in statements:
                 cursor = connection.cursor(row_factory=dict_row)
                 cursor.execute(statement, prepare=prepare)

@@ -1,9 +1,9 @@
-"""Grants for new tables and views: who may use the first rollup's may use the others' in the same way.
+"""Grants for new tables and views: who may use a rollup's may use a new one's in the same way.
 
 Only what is new gets grants, so that a right that somebody took away is not given back.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from sqlalchemy import text
 from sqlalchemy.engine import Connection
@@ -12,22 +12,32 @@ from calc_analytics.database.engine import quoted
 
 
 def existing(connection: Connection) -> set[str]:
-    """The tables and views of the current schema."""
-    statement = "select relname from pg_class where relnamespace = to_regnamespace(quote_ident(current_schema()))"
+    """The tables and views that are found by their name alone."""
+    statement = "select relname from pg_class where relkind in ('r', 'p', 'v') and pg_table_is_visible(oid)"
     return set(connection.execute(text(statement)).scalars())
 
 
-def extend(connection: Connection, there: set[str], targets: Sequence[str]) -> None:
-    """Gives the tables and views that were not `there` the grants of their kind that was."""
-    models = {
-        **{name: "calculation_stats_daily" for name in targets},
-        **{f"{name}_live": "calculation_stats_daily_live" for name in targets},
-        "rollup_journal": "rollup_days",
-    }
-    for name, model in models.items():
-        if name not in there and model in there:
-            _copy(connection, model, name)
+def without_grants(connection: Connection, names: Collection[str]) -> set[str]:
+    """Those of the tables for which nobody was ever granted anything."""
+    statement = """
+        select relname from pg_class
+        where oid in (select to_regclass(name) from unnest(cast(:names as text[])) as n (name)) and relacl is null
+    """
+    return set(connection.execute(text(statement), {"names": list(names)}).scalars())
+
+
+def extend(connection: Connection, there: set[str], models: Sequence[str], targets: Sequence[str]) -> None:
+    """Gives the targets, live views and journal that are not `there` the grants of their kind that are.
+
+    The first of the rollups in `models` that is there is the model.
+    """
+    for suffix in ("", "_live"):
+        model = next((f"{name}{suffix}" for name in models if f"{name}{suffix}" in there), None)
+        for name in targets:
+            if model is not None and f"{name}{suffix}" not in there:
+                _copy(connection, model, f"{name}{suffix}")
     if "rollup_journal" not in there and "rollup_days" in there:
+        _copy(connection, "rollup_days", "rollup_journal")
         for role in _roles_that(connection, "rollup_days", "INSERT"):
             connection.execute(text(f"grant usage on sequence rollup_journal_id_seq to {role}"))
             connection.execute(text(f"grant delete on rollup_journal to {role}"))
@@ -35,17 +45,21 @@ def extend(connection: Connection, there: set[str], targets: Sequence[str]) -> N
 
 def _copy(connection: Connection, model: str, name: str) -> None:
     for row in connection.execute(text(_GRANTS), {"model": model}).all():
-        role = "public" if row.role is None else quoted(row.role)
-        connection.execute(text(f"grant {row.privilege} on {name} to {role}"))
+        option = " with grant option" if row.is_grantable else ""
+        connection.execute(text(f"grant {row.privilege} on {name} to {_role(row.role)}{option}"))
 
 
 def _roles_that(connection: Connection, table: str, privilege: str) -> list[str]:
     rows = connection.execute(text(_GRANTS), {"model": table}).all()
-    return ["public" if row.role is None else quoted(row.role) for row in rows if row.privilege == privilege]
+    return [_role(row.role) for row in rows if row.privilege == privilege]
+
+
+def _role(name: str | None) -> str:
+    return "public" if name is None else quoted(name)
 
 
 _GRANTS = """
-    select r.rolname as role, a.privilege_type as privilege
+    select r.rolname as role, a.privilege_type as privilege, a.is_grantable
     from pg_class c cross join lateral aclexplode(c.relacl) a left join pg_roles r on r.oid = a.grantee
     where c.oid = to_regclass(:model) and a.grantee <> c.relowner
 """

@@ -6,7 +6,7 @@ asked for again, so that a long writer delays the migration and never the other 
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from sqlalchemy import text
@@ -33,6 +33,10 @@ class TableBusy(CalcAnalyticsError):
     """The log table stayed locked by others for a minute of short attempts; nothing was changed."""
 
 
+class UnknownRevision(CalcAnalyticsError):
+    """A newer version has migrated the database."""
+
+
 def is_at_head(connection: Connection) -> bool:
     """Whether every revision has run."""
     if not connection.execute(text("select to_regclass('calc_analytics_version')")).scalar():
@@ -40,17 +44,18 @@ def is_at_head(connection: Connection) -> bool:
     return connection.execute(text("select version_num from calc_analytics_version")).scalar() == HEAD
 
 
-def upgrade(engine: Engine, finish: Callable[[Connection], None]) -> None:
-    """Brings the tables to the newest revision, calls `finish` in a transaction, and mends the log table's index.
+def upgrade(engine: Engine, prepare: Callable[[Connection], None], finish: Callable[[Connection], None]) -> None:
+    """Brings the tables to the newest revision and repairs the log table's index.
 
-    One at a time: the others wait their turn. Raises `CalcAnalyticsError` subclasses; a revision that fails changed
-    nothing.
+    `prepare` is called first, to look and refuse. `finish` is called in the transaction of the last revisions, so that
+    nobody sees the new tables without what it adds. One at a time: the others wait their turn. Raises
+    `CalcAnalyticsError` subclasses; a revision that fails changed nothing.
     """
     with trouble_in_words(engine.url), engine.connect() as connection:
         _take_turn(connection)
         try:
-            with_brief_locks(connection, lambda: _run_revisions(connection))
-            with_brief_locks(connection, lambda: _in_a_transaction(connection, finish))
+            with_brief_locks(connection, lambda: _in_a_transaction(connection, prepare))
+            with_brief_locks(connection, lambda: _run_revisions(connection, finish))
             _build_index(connection)
         finally:
             connection.rollback()
@@ -58,9 +63,9 @@ def upgrade(engine: Engine, finish: Callable[[Connection], None]) -> None:
             connection.commit()
 
 
-def _in_a_transaction(connection: Connection, finish: Callable[[Connection], None]) -> None:
+def _in_a_transaction(connection: Connection, work: Callable[[Connection], None]) -> None:
     with connection.begin():
-        finish(connection)
+        work(connection)
 
 
 def _build_index(connection: Connection) -> None:
@@ -79,16 +84,20 @@ def _take_turn(connection: Connection) -> None:
     connection.commit()
 
 
-def _run_revisions(connection: Connection) -> None:
+def _run_revisions(connection: Connection, finish: Callable[[Connection], None]) -> None:
     """Alembic, pointed at this package's revisions and at an open connection. Imported when used: it is heavy."""
     from alembic import command
     from alembic.config import Config
+    from alembic.util import CommandError
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
-    config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    config.attributes["connection"], config.attributes["finish"] = connection, finish
+    try:
+        command.upgrade(config, "head")
+    except CommandError as error:
+        raise UnknownRevision(f"{error}: the database was made by a newer version; install that one here") from error
 
 
 def with_brief_locks(connection: Connection, work: Callable[[], None]) -> None:
@@ -102,7 +111,7 @@ def with_brief_locks(connection: Connection, work: Callable[[], None]) -> None:
         except DBAPIError as error:
             connection.rollback()
             if sqlstate(error) == "42501":
-                raise _not_owner(error) from error
+                raise _not_owner(str(error.orig).strip().splitlines()[0]) from error
             if sqlstate(error) not in ("55P03", "40P01"):
                 raise
             if attempt == ATTEMPTS:
@@ -115,9 +124,26 @@ def with_brief_locks(connection: Connection, work: Callable[[], None]) -> None:
     connection.commit()
 
 
-def _not_owner(error: DBAPIError) -> NotOwner:
-    said = str(error.orig).strip().splitlines()[0]
+def require_ownership(connection: Connection, names: Collection[str]) -> None:
+    """Raises `NotOwner` unless the role owns those of the tables and views that exist, or is a member of who does."""
+    foreign = connection.execute(_NOT_OWNED, {"names": list(names)}).all()
+    if foreign:
+        tables = ", ".join(row.relname for row in foreign)
+        raise _not_owner(f"the role '{foreign[0].role}' does not own {tables}")
+
+
+def _not_owner(said: str) -> NotOwner:
     return NotOwner(
         f"{said}: run this command once with DATABASE_URL naming the role that owns the API's tables; "
         "nothing was changed"
     )
+
+
+_NOT_OWNED = text(
+    """
+    select relname, current_user as role from pg_class
+    where oid in (select to_regclass(name) from unnest(cast(:names as text[])) as n (name))
+      and not pg_has_role(relowner, 'USAGE')
+    order by relname
+    """
+)

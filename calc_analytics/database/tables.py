@@ -75,6 +75,7 @@ calculation_locality_stats_daily = Table(
     _count("total_calculations"),
     _count("cache_hits"),
     _count("total_response_time_ms", BigInteger),
+    postgresql_with={"fillfactor": 70},
 )
 
 calculation_stats_hourly = Table(
@@ -89,6 +90,7 @@ calculation_stats_hourly = Table(
     _count("source_web"),
     _count("source_api"),
     _count("source_external"),
+    postgresql_with={"fillfactor": 70},
 )
 
 calculation_latency_daily = Table(
@@ -105,6 +107,7 @@ calculation_latency_daily = Table(
         comment="rounded down to 7 significant bits, exact below 128; -1: null or negative",
     ),
     _count("calculations"),
+    postgresql_with={"fillfactor": 70},
 )
 
 rollup_state = Table(
@@ -119,6 +122,7 @@ rollup_state = Table(
     Column("written_by", BigInteger, comment="the transaction that wrote the row: its xmin, unless it was restored"),
     Column("rollups", ARRAY(Text), nullable=False, comment="the rollups that every refresh adds to"),
     Column("audited_at", DateTime(timezone=True), comment="when all days were last audited"),
+    postgresql_with={"fillfactor": 50},
 )
 
 rollup_days = Table(
@@ -149,6 +153,7 @@ rollup_days = Table(
     Column("finding", Text, comment="what kind of difference that was"),
     Column("audited_at", DateTime(timezone=True), comment="when its statistics were last compared with `counted`"),
     Column("audit_difference", BigInteger, comment="what that found: zero, or somebody changed the statistics"),
+    postgresql_with={"fillfactor": 50},
 )
 
 rollup_journal = Table(
@@ -156,7 +161,12 @@ rollup_journal = Table(
     metadata,
     Column("id", BigInteger, primary_key=True, autoincrement=True),
     Column("log", Text, nullable=False),
-    Column("at", DateTime(timezone=True), nullable=False, comment="when; of refreshes the minute, later the day; of proofs the hour"),
+    Column(
+        "at",
+        DateTime(timezone=True),
+        nullable=False,
+        comment="when; of refreshes the minute, later the day; of proofs the hour",
+    ),
     Column("operation", Text, nullable=False, comment="refresh, rebuild, verify, audit, prune, keep, rebase, …"),
     Column("by", Text, nullable=False, comment="application_name and role"),
     Column("summed", Boolean, nullable=False, server_default=text("false"), comment="several operations in one row"),
@@ -169,6 +179,7 @@ rollup_journal = Table(
     Column("oldest_seconds", Float, comment="age of the oldest row when it was counted"),
     Column("detail", Text, comment="what else there is to say, in one line"),
     Index("rollup_journal_summed", "log", "operation", "at", "by", unique=True, postgresql_where=text("summed")),
+    postgresql_with={"fillfactor": 50},
 )
 
 PROJECT_TARGETS = (calculation_locality_stats_daily, calculation_stats_hourly, calculation_latency_daily)

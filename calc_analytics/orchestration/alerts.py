@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from dagster import (
-    AssetCheckEvaluation,
+    AssetKey,
     DagsterEventType,
     DagsterInstance,
     DagsterRun,
@@ -31,16 +31,17 @@ from dagster._core.storage.tags import WILL_RETRY_TAG
 from dagster._utils.error import SerializableErrorInfo
 
 from calc_analytics.config import Settings
-from calc_analytics.orchestration.checks import DAYS_FAILED, DAYS_PASSED
-from calc_analytics.orchestration.incidents import Incidents, Outcome, Span, message
-from calc_analytics.orchestration.sensors import STATS, stopping
+from calc_analytics.orchestration.incidents import Incidents, Outcome, Span, message, name_check
+from calc_analytics.orchestration.sensors import stopping
 from calc_analytics.orchestration.webhook import AlertNotDelivered, place, post
+from calc_analytics.rollups import LOG, chosen_log
 
 if TYPE_CHECKING:
     # Loading it takes a tenth of what loading Dagster takes.
     from dagster._core.scheduler.instigation import InstigatorState
 
 SOURCE = "calc_analytics"
+ASSETS = frozenset(AssetKey(name) for name in LOG.names)
 INTERVAL_SECONDS = 30
 # Without a cursor, what happened in the last hour is told.
 LOOK_BACK_SECONDS = 3600
@@ -97,7 +98,7 @@ def run_failure_alerts(settings: Settings) -> SensorDefinition:
 
 
 def check_failure_alerts(settings: Settings) -> SensorDefinition:
-    """Tells of failed checks (once per check and day until it passes), of runs and of ticks, and of staleness."""
+    """Tells of failed checks (once per check and day until it passes), and of staleness."""
     return _alerting("check_failure_alerts", settings, _checks_and_freshness)
 
 
@@ -126,8 +127,7 @@ def _alerting(name: str, settings: Settings, read: Read) -> SensorDefinition:
 _DESCRIPTIONS = {
     "run_failure_alerts": "Posts failed runs, and sensors and schedules whose ticks keep failing, and when they are "
     "well again.",
-    "check_failure_alerts": "Posts failed checks, those of streamed batches too, stale statistics, and when they are "
-    "well again.",
+    "check_failure_alerts": "Posts failed checks and stale statistics, and when they are well again.",
 }
 
 
@@ -187,7 +187,7 @@ def _runs_and_ticks(context: SensorEvaluationContext, memory: Memory) -> Iterato
     for record in _new_records(context.instance, memory, *kinds):
         run = context.instance.get_run_by_id(record.run_id)
         if run is not None and _is_ours(context, run) and run.tags.get(WILL_RETRY_TAG) != "true":
-            yield _run_outcome(record, run)
+            yield from _run_outcomes(record, run)
     for state in context.instance.all_instigator_state():
         if state.is_running and _location(state) == _own_location(context):
             yield from _tick_outcomes(context.instance, state)
@@ -207,21 +207,27 @@ def _location(state: "InstigatorState") -> str:
     return state.origin.repository_origin.code_location_origin.location_name
 
 
-def _run_outcome(record: EventLogRecord, run: DagsterRun) -> Outcome:
+def _run_outcomes(record: EventLogRecord, run: DagsterRun) -> Iterator[Outcome]:
     event = record.event_log_entry.get_dagster_event()
     failed, detail = event.event_type == DagsterEventType.RUN_FAILURE, ""
     if failed:
         step = event.job_failure_data.first_step_failure_event if event.event_specific_data else None
         user = step.step_failure_data.user_failure_data if step else None
         detail = f"{(user.description if user else None) or event.message or 'no reason given'} (run {run.run_id[:8]})"
-    return Outcome(_subject(run), failed, record.timestamp, detail, _days(run))
+    for subject in _subjects(run, failed):
+        yield Outcome(subject, failed, record.timestamp, detail, _days(run))
 
 
-def _subject(run: DagsterRun) -> str:
+def _subjects(run: DagsterRun, failed: bool) -> list[str]:
+    """What the run is about. A rebuild of some rollups says nothing of the others; one of all speaks of each."""
     if _days(run) is None:
-        return f"job {run.job_name}"
-    only_checks = run.asset_check_selection and not run.asset_selection
-    return "the run of checks" if only_checks else "the rebuild"
+        return [f"job {run.job_name}"]
+    if run.asset_check_selection and not run.asset_selection:
+        return ["the run of checks"]
+    kept = chosen_log(Settings.from_environment().rollups).names
+    chosen = [name for name in kept if not run.asset_selection or AssetKey(name) in run.asset_selection]
+    together = ["the rebuild"] if chosen in ([], kept) else []
+    return together if failed and together else [*together, *(f"the rebuild of {name}" for name in chosen)]
 
 
 def _days(run: DagsterRun) -> Span | None:
@@ -266,29 +272,21 @@ def _checks_and_freshness(context: SensorEvaluationContext, memory: Memory) -> I
 
 
 def _check_outcomes(record: EventLogRecord) -> Iterator[Outcome]:
-    """An outcome per day: an evaluation has its partition, or names its days in the metadata.
+    """The outcome for the evaluation's partition.
 
-    The summary that a run over several days adds has neither; each of its days has an evaluation of its own.
+    The summary of a run over several days has none; each of its days has an evaluation of its own.
     """
     evaluation = record.event_log_entry.get_dagster_event().asset_check_evaluation_data
-    if evaluation.asset_key != STATS:
-        return
-    detail = f"{evaluation.severity.value.lower()}: {evaluation.description or 'no description'}"
-    for day, passed in _days_of(evaluation):
-        yield Outcome(f"check {evaluation.check_name}", not passed, record.timestamp, detail, (day, day))
-
-
-def _days_of(evaluation: AssetCheckEvaluation) -> Iterator[tuple[str, bool]]:
-    if evaluation.partition:
-        yield evaluation.partition, evaluation.passed
-    for name, passed in ((DAYS_PASSED, True), (DAYS_FAILED, False)):
-        if name in evaluation.metadata:
-            yield from ((day, passed) for day in str(evaluation.metadata[name].value).split(", "))
+    day = evaluation.partition
+    if evaluation.asset_key in ASSETS and day is not None:
+        subject = f"check {name_check(evaluation.check_name, evaluation.asset_key.to_user_string())}"
+        detail = f"{evaluation.severity.value.lower()}: {evaluation.description or 'no description'}"
+        yield Outcome(subject, not evaluation.passed, record.timestamp, detail, (day, day))
 
 
 def _freshness_outcomes(record: EventLogRecord) -> Iterator[Outcome]:
     change = record.event_log_entry.get_dagster_event().asset_freshness_state_change_data
-    if change.key == STATS and change.new_state in (FreshnessState.PASS, FreshnessState.FAIL):
+    if change.key in ASSETS and change.new_state in (FreshnessState.PASS, FreshnessState.FAIL):
         failed = change.new_state == FreshnessState.FAIL
         detail = "no rollup, neither a run nor a streamed batch, in twice the schedule's interval"
-        yield Outcome(f"freshness of {STATS.to_user_string()}", failed, record.timestamp, detail)
+        yield Outcome(f"freshness of {change.key.to_user_string()}", failed, record.timestamp, detail)

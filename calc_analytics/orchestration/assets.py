@@ -1,11 +1,15 @@
-"""The assets: the API's log table (external, observed) and the daily statistics that this project keeps."""
+"""The assets: the API's log table (external, observed) and one per rollup that is kept of it.
 
-from collections.abc import Sequence
+The rollups are one multi-asset: a run recounts the selected ones of its days in one pass.
+"""
+
+from collections.abc import Iterator, Sequence
+from datetime import date
 from typing import TYPE_CHECKING
 
 from dagster import (
     AssetExecutionContext,
-    AssetMaterialization,
+    AssetKey,
     AssetObservation,
     AssetsDefinition,
     AssetSpec,
@@ -13,22 +17,34 @@ from dagster import (
     Config,
     Failure,
     FreshnessPolicy,
+    MaterializeResult,
     PartitionsDefinition,
     RunRequest,
-    asset,
+    multi_asset,
 )
 from pydantic import Field
 
-from calc_analytics import rollup, telemetry
-from calc_analytics.orchestration.metadata import day_metadata, kept_metadata, log_metadata, previews
+from calc_analytics import telemetry
+from calc_analytics.orchestration.metadata import (
+    day_metadata,
+    describe_left,
+    left_metadata,
+    log_metadata,
+    previews,
+)
 from calc_analytics.orchestration.partitions import as_days
 from calc_analytics.orchestration.resources import RollupDatabase
 from calc_analytics.orchestration.retries import TRANSIENT_ERRORS, failing_in_one_line
 
 if TYPE_CHECKING:
+    from calc_analytics.rollup.database import Database
+    from calc_analytics.rollup.declaration import Log, Rollup
+    from calc_analytics.rollup.judge import Decision
     from calc_analytics.rollup.reports import RebuildReport
 
 GROUP = "calculations"
+# The name of the step, and of its section in a run's config.
+REBUILD = "rebuild"
 # A run rebuilds up to this many days in one pass: starting a run takes longer than rebuilding a quarter.
 DAYS_PER_RUN = 100
 
@@ -46,84 +62,153 @@ class RebuildConfig(Config):
 
     allow_shrink: bool = Field(
         default=False,
-        description="Rebuild days even if raw logs were deleted, which lowers their statistics for good.",
+        description="Recount days whose log rows were deleted from what is left, which lowers their statistics for "
+        "good.",
     )
-    keep_pruned: bool = Field(
+    keep: bool = Field(
         default=False,
-        description="Leave days whose raw logs were deleted as they are, without failing. Schedule and sensor set it.",
+        description="Keep the statistics of days whose log rows were deleted, and note these rows as deleted.",
     )
+    automatic: bool = Field(
+        default=False,
+        description="Leave every day alone whose log is not what was counted. Schedule and sensor set it.",
+    )
+
+    @property
+    def decision(self) -> "Decision":
+        """What the rebuild may do to a day whose log is not what was counted."""
+        from calc_analytics.rollup.judge import Decision
+
+        if self.allow_shrink and self.keep:
+            raise Failure("keep and allow_shrink exclude each other: set one of them", allow_retries=False)
+        if self.allow_shrink or self.keep:
+            return Decision.ALLOW_SHRINK if self.allow_shrink else Decision.KEEP
+        return Decision.AUTOMATIC if self.automatic else Decision.NONE
+
+
+AUTOMATIC = {"ops": {REBUILD: {"config": {"automatic": True}}}}
 
 
 def automatic(keys: Sequence[str], at: str | None = None) -> list[RunRequest]:
-    """A run for each of these partitions, once per `at`; days whose logs were deleted are no failure of it."""
-    config = {"ops": {"calculation_stats_daily": {"config": {"keep_pruned": True}}}}
-    return [RunRequest(run_key=f"{key}@{at}" if at else None, partition_key=key, run_config=config) for key in keys]
+    """A run of all rollups for each of these partitions, once per `at`; no run of it decides anything."""
+    return [RunRequest(run_key=f"{key}@{at}" if at else None, partition_key=key, run_config=AUTOMATIC) for key in keys]
 
 
-def stats_asset(partitions: PartitionsDefinition, freshness: FreshnessPolicy) -> AssetsDefinition:
-    """`calculation_stats_daily` over these daily partitions, stale when the policy says so."""
+def automatic_range(keys: Sequence[str], rollups: Sequence[str]) -> RunRequest:
+    """One run of these rollups for consecutive partitions, as a backfill starts it.
 
-    @asset(
+    A request has no field for a range of partitions; the two tags are how Dagster's documentation does it.
+    """
+    tags = {"dagster/asset_partition_range_start": keys[0], "dagster/asset_partition_range_end": keys[-1]}
+    return RunRequest(
+        partition_key=keys[0] if len(keys) == 1 else None,
+        tags=tags if len(keys) > 1 else {},
+        run_config=AUTOMATIC,
+        asset_selection=[AssetKey(name) for name in rollups],
+    )
+
+
+def rollup_assets(log: "Log", partitions: PartitionsDefinition, freshness: FreshnessPolicy) -> AssetsDefinition:
+    """An asset for each rollup of the log over these daily partitions, stale when the policy says so."""
+
+    @multi_asset(
+        name=REBUILD,
+        specs=[_spec(log, declared, freshness) for declared in log.rollups],
         partitions_def=partitions,
-        deps=[calculation_logs],
+        can_subset=True,
         backfill_policy=BackfillPolicy.multi_run(max_partitions_per_run=DAYS_PER_RUN),
         retry_policy=TRANSIENT_ERRORS,
-        freshness_policy=freshness,
+    )
+    def rebuild(
+        context: AssetExecutionContext, database: RollupDatabase, config: RebuildConfig
+    ) -> Iterator[MaterializeResult]:
+        """Recounts the days of the run from the log, in the selected rollups.
+
+        A day whose log is not what was counted, or whose log rows are gone, stays as it is: the run says so in one
+        line, and the check of the day says what is wrong and what to do.
+        """
+        days, db = as_days(context.partition_keys), database.db
+        chosen = [each for each in db.log.rollups if AssetKey(each.name) in context.selected_asset_keys]
+        with failing_in_one_line():
+            report = _rebuild(context, db, days, chosen, config.decision)
+            for declared in chosen:
+                _attach(context, db, declared, len(days), report)
+            context.log_event(AssetObservation(calculation_logs.key, metadata=log_metadata(db)))
+        for declared in chosen:
+            yield MaterializeResult(asset_key=AssetKey(declared.name))
+
+    return rebuild
+
+
+def _spec(log: "Log", declared: "Rollup", freshness: FreshnessPolicy) -> AssetSpec:
+    return AssetSpec(
+        declared.name,
+        deps=[calculation_logs],
+        description=_description(log, declared),
         group_name=GROUP,
         kinds={"postgres"},
+        freshness_policy=freshness,
     )
-    def calculation_stats_daily(
-        context: AssetExecutionContext, database: RollupDatabase, config: RebuildConfig
-    ) -> None:
-        """Statistics per publisher and day, where the day is that of `created_at` in the reporting time zone.
 
-        Materializing a partition recounts that day from the raw logs; between runs the sensor keeps built days exact
-        within about a second. A day is never final: late rows are added to the day they belong to. A day whose logs
-        were deleted is left as it is, and the run fails and says so, unless `allow_shrink` or `keep_pruned` is set.
-        """
-        days = as_days(context.partition_keys)
-        with failing_in_one_line():
-            with telemetry.failures_noted("rebuild", run=context.run.run_id):
-                report = rollup.rebuild.rebuild(
-                    database.engine,
-                    database.rollup,
-                    database.timezone,
-                    days,
-                    allow_shrink=config.allow_shrink,
-                    progress=lambda chunk: _log_chunk(context, chunk),
-                )
-            telemetry.rebuilt(report, run=context.run.run_id)
-            _attach(context, database, report, config.keep_pruned)
-            context.log_event(AssetObservation(calculation_logs.key, metadata=log_metadata(database)))
 
-    return calculation_stats_daily
+def _description(log: "Log", declared: "Rollup") -> str:
+    """Grain, source, and when a partition is final."""
+    return (
+        f"{declared.description}\n\nGrain: one row per date, {', '.join(declared.keys)}. Source: {log.name}; the date "
+        f"is that of {log.event_time} in the reporting time zone. Materializing a partition recounts that day from "
+        "the log; between runs the sensor keeps built days exact within a second. A day is never final: late rows are "
+        "added to the day they belong to. A day whose log is not what was counted stays as it is until a person "
+        "decides (`keep` or `allow_shrink` in the launchpad)."
+    )
+
+
+def _rebuild(
+    context: AssetExecutionContext,
+    db: "Database",
+    days: list[date],
+    chosen: "Sequence[Rollup]",
+    decision: "Decision",
+) -> "RebuildReport":
+    from calc_analytics.rollup.rebuild import rebuild
+
+    run = context.run.run_id
+    with telemetry.failures_noted("rebuild", db=db, run=run):
+        report = rebuild(
+            db,
+            days,
+            [declared.name for declared in chosen],
+            decision=decision,
+            progress=lambda chunk: _log_chunk(context, chunk),
+        )
+    telemetry.rebuilt(report, run=run)
+    return report
 
 
 def _log_chunk(context: AssetExecutionContext, chunk: "RebuildReport") -> None:
-    if chunk.rebuilt:
-        span = f"{chunk.rebuilt[0].day} to {chunk.rebuilt[-1].day}"
-        context.log.info(f"{span}: {len(chunk.rebuilt)} days rebuilt, {chunk.rows:,} rows in {chunk.seconds:.2f} s")
+    days = chunk.days
+    if days:
+        span = f"{days[0]} to {days[-1]}: {len(days)} days" if len(days) > 1 else f"{days[0]}: 1 day"
+        context.log.info(f"{span} rebuilt, {chunk.rows:,} log rows in {chunk.seconds:.2f} s")
     for refused in chunk.refused:
         context.log.warning(str(refused))
+    for kept in chunk.kept:
+        context.log.info(describe_left(kept))
 
 
 def _attach(
-    context: AssetExecutionContext, database: RollupDatabase, report: "RebuildReport", keep_pruned: bool
+    context: AssetExecutionContext,
+    db: "Database",
+    declared: "Rollup",
+    days: int,
+    report: "RebuildReport",
 ) -> None:
-    """Metadata for every rebuilt day. If some were refused, the others are on record before the run fails."""
-    seconds = report.seconds / max(len(report.rebuilt), 1)
-    tables = previews(database, [day.day for day in report.rebuilt])
-    described = {
-        day.day: {**day_metadata(day.measures, day.keys, seconds), "top_publishers": tables[day.day]}
-        for day in report.rebuilt
-    }
-    if keep_pruned:
-        described.update(kept_metadata(database, report.shrunk))
-    failed = [*report.overflowed, *([] if keep_pruned else report.shrunk)]
+    """Metadata for every day of the run: the new figures, or why the day was left as it is."""
+    rebuilt = [each for each in report.rebuilt if each.rollup == declared.name]
+    left = [each for each in [*report.refused, *report.kept] if each.rollup == declared.name]
+    seconds = report.seconds / days
+    tables = previews(db, declared, [each.day for each in rebuilt])
+    described = left_metadata(db, declared, left)
+    for each in rebuilt:
+        described[each.day] = {**day_metadata(declared, each.measures, each.keys, seconds), **tables[each.day]}
     for day, metadata in described.items():
-        if failed:
-            context.log_event(AssetMaterialization(context.asset_key, partition=str(day), metadata=metadata))
-        else:
-            context.add_asset_metadata(metadata, partition_key=str(day))
-    if failed:
-        raise Failure("; ".join(str(day) for day in failed), allow_retries=False)
+        context.add_asset_metadata(metadata, asset_key=declared.name, partition_key=str(day))

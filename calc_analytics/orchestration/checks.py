@@ -1,8 +1,10 @@
 """The asset checks: for each partition of a run, for today and yesterday in a run without partitions (what the UI's
-"Execute all" starts), and carried along by the sensor's ticks.
+"Execute all" starts). They are one step, and are evaluated in runs only.
+
+Each rollup has a check that compares it with the log and with what was counted, and one per check that it declares.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import TYPE_CHECKING, Any
@@ -10,17 +12,18 @@ from typing import TYPE_CHECKING, Any
 from dagster import (
     AssetCheckEvaluation,
     AssetCheckExecutionContext,
+    AssetCheckKey,
     AssetCheckResult,
     AssetChecksDefinition,
     AssetCheckSeverity,
+    AssetCheckSpec,
     AssetKey,
-    AssetsDefinition,
     OpExecutionContext,
     PartitionsDefinition,
-    asset_check,
+    multi_asset_check,
 )
 
-from calc_analytics import rollup, telemetry
+from calc_analytics import telemetry
 from calc_analytics.days import today_and_yesterday
 from calc_analytics.orchestration.evaluations import Target, targets
 from calc_analytics.orchestration.partitions import as_days
@@ -28,11 +31,17 @@ from calc_analytics.orchestration.resources import RollupDatabase
 from calc_analytics.orchestration.retries import TRANSIENT_ERRORS, failing_in_one_line
 
 if TYPE_CHECKING:
-    from calc_analytics.rollup.reports import DayProof, LastProof
+    from calc_analytics.rollup.database import Database
+    from calc_analytics.rollup.declaration import Check, Log, Rollup
+    from calc_analytics.rollup.figures import Violations
+    from calc_analytics.rollup.reports import DayProof
 
-
-# In the metadata of streamed evaluations: the days they speak of, joined by commas. The alerts read them.
-DAYS_PASSED, DAYS_FAILED = "passed_for", "failed_for"
+# The name of the step.
+CHECKS = "checks"
+MATCH_DESCRIPTION = (
+    "Statistics equal what was counted, and what was counted equals the log and the rows deleted since: any difference "
+    "fails, with the keys that differ and the command that resolves it."
+)
 
 
 @dataclass(frozen=True)
@@ -46,82 +55,74 @@ class Verdict:
 
 
 Verdicts = dict[date, Verdict]
-NOT_COUNTED = "is not counted: a counter exceeds its column; materialize it to see which"
 
 
-def stats_checks(stats: AssetsDefinition, partitions: PartitionsDefinition) -> list[AssetChecksDefinition]:
-    """The three checks on `calculation_stats_daily`."""
-    options: dict[str, Any] = {"asset": stats, "partitions_def": partitions, "retry_policy": TRANSIENT_ERRORS}
+def rollup_checks(log: "Log", partitions: PartitionsDefinition) -> AssetChecksDefinition:
+    """Every check of every rollup of the log, over these daily partitions."""
 
-    @asset_check(**options)
-    def stats_match_logs(context: AssetCheckExecutionContext, database: RollupDatabase) -> AssetCheckResult:
-        """Proves the day: statistics equal the logs visible in the stored snapshot. Zero difference, or a bug."""
-        return _checked(context, database, _proofs)
+    @multi_asset_check(
+        name=CHECKS,
+        specs=[spec for declared in log.rollups for spec in _specs(declared, partitions)],
+        description="Compares the days of the run with the log and evaluates the declared checks.",
+        can_subset=True,
+        retry_policy=TRANSIENT_ERRORS,
+    )
+    def checks(context: AssetCheckExecutionContext, database: RollupDatabase) -> Iterator[AssetCheckResult]:
+        yield from _check(context.op_execution_context, database.db)
 
-    @asset_check(**options)
-    def source_breakdown_complete(context: AssetCheckExecutionContext, database: RollupDatabase) -> AssetCheckResult:
-        """Web, API and external calculations add up to the total; warns with the source codes nobody knows."""
-        return _checked(context, database, _breakdowns)
-
-    @asset_check(**options)
-    def cache_hits_within_total(context: AssetCheckExecutionContext, database: RollupDatabase) -> AssetCheckResult:
-        """No publisher has more cache hits than calculations."""
-        return _checked(context, database, _cache_hits)
-
-    return [stats_match_logs, source_breakdown_complete, cache_hits_within_total]
+    return checks
 
 
-def streamed_evaluations(
-    database: RollupDatabase, asset: AssetKey, days: Sequence[date], *, by_day: bool
-) -> list[AssetCheckEvaluation]:
-    """The checks over the days that a tick has added to. The proof is the last one made, renewed when it is due.
+def check_keys(log: "Log", rollups: Collection[str]) -> list[AssetCheckKey]:
+    """Every check of these rollups."""
+    return [
+        _key(declared, name)
+        for declared in log.rollups
+        if declared.name in rollups
+        for name in (declared.match_check_name, *(check.name for check in declared.checks))
+    ]
 
-    One for each day if `by_day`, the failed ones last, since the overview shows the last. Without, one for all days:
-    Dagster's own storage takes no more than one evaluation per partition from outside of runs.
+
+def match_key(declared: "Rollup") -> AssetCheckKey:
+    """The check that compares the rollup with its log."""
+    return _key(declared, declared.match_check_name)
+
+
+def _key(declared: "Rollup", name: str) -> AssetCheckKey:
+    return AssetCheckKey(AssetKey(declared.name), name)
+
+
+def _specs(declared: "Rollup", partitions: PartitionsDefinition) -> Iterator[AssetCheckSpec]:
+    described = {declared.match_check_name: MATCH_DESCRIPTION}
+    described.update({check.name: check.description for check in declared.checks})
+    for name, description in described.items():
+        yield AssetCheckSpec(name, asset=declared.name, description=description, partitions_def=partitions)
+
+
+def _check(run: OpExecutionContext, db: "Database") -> Iterator[AssetCheckResult]:
+    """One evaluation of each selected check for each partition of the run; for today and yesterday if it has none.
+
+    Dagster gives a returned result a partition only if the run has a single one. In all other runs each day's
+    evaluation is logged, and one that sums them up.
     """
-    verdicts = {
-        "stats_match_logs": _last_proofs(database, days),
-        "source_breakdown_complete": _breakdowns_without_codes(database, days),
-        "cache_hits_within_total": _cache_hits(database, days),
-    }
-    if by_day:
-        told = [(not each.passed, name, each, day) for name, said in verdicts.items() for day, each in said.items()]
-        return [_evaluation(asset, name, each, day) for _, name, each, day in sorted(told, key=lambda one: one[0])]
-    return [_evaluation(asset, name, _with_days(said)) for name, said in verdicts.items() if said]
-
-
-def _with_days(said: Verdicts) -> Verdict:
-    """One verdict that names the days it speaks of, since the evaluation has no partition to do so."""
-    verdict = _together(said)
-    days: dict[str, list[str]] = {DAYS_PASSED: [], DAYS_FAILED: []}
-    for day, each in said.items():
-        days[DAYS_PASSED if each.passed else DAYS_FAILED].append(str(day))
-    named = {name: ", ".join(sorted(listed)) for name, listed in days.items() if listed}
-    return replace(verdict, metadata={**verdict.metadata, **named})
-
-
-def _checked(
-    context: AssetCheckExecutionContext,
-    database: RollupDatabase,
-    evaluate: Callable[[RollupDatabase, list[date]], Verdicts],
-) -> AssetCheckResult:
-    """One evaluation for each partition of the run; for today's and yesterday's if it has none.
-
-    Dagster accepts a returned result from a run with partitions, and gives it a partition if there is a single one.
-    In all other runs each day's evaluation is logged, and one that sums them up.
-    """
-    run = context.op_execution_context
+    is_of_days = run.has_partition_key or run.has_partition_key_range
     with failing_in_one_line():
-        if run.has_partition_key:
-            return AssetCheckResult(**vars(_together(evaluate(database, as_days(run.partition_keys)))))
-        ranged = run.has_partition_key_range
-        said = evaluate(database, as_days(run.partition_keys) if ranged else today_and_yesterday(database.timezone))
-        (key,) = run.selected_asset_check_keys
-        of = targets(run.instance.event_log_storage, key.asset_key, [day.isoformat() for day in said])
-        for day, verdict in said.items():
-            _log(run, _evaluation(key.asset_key, key.name, verdict, day, of.get(day.isoformat())))
-        _log(run, _evaluation(key.asset_key, key.name, _together(said)))
-    return None  # type: ignore[return-value]  # which Dagster takes: all is logged
+        days = as_days(run.partition_keys) if is_of_days else today_and_yesterday(db.timezone)
+        found = evaluate(db, run.selected_asset_check_keys, days)
+        if not run.has_partition_key:
+            _log_each(run, found, days)
+            return
+    for key, verdicts in found.items():
+        yield AssetCheckResult(asset_key=key.asset_key, check_name=key.name, **vars(_together(verdicts)))
+
+
+def _log_each(run: OpExecutionContext, found: dict[AssetCheckKey, Verdicts], days: Sequence[date]) -> None:
+    events, keys = run.instance.event_log_storage, [str(day) for day in days]
+    of = {asset: targets(events, asset, keys) for asset in {key.asset_key for key in found}}
+    for key, verdicts in found.items():
+        for day, verdict in verdicts.items():
+            _log(run, _evaluation(key, verdict, str(day), of[key.asset_key].get(str(day))))
+        _log(run, _evaluation(key, _together(verdicts)))
 
 
 def _log(run: OpExecutionContext, evaluation: AssetCheckEvaluation) -> None:
@@ -129,121 +130,132 @@ def _log(run: OpExecutionContext, evaluation: AssetCheckEvaluation) -> None:
 
 
 def _evaluation(
-    asset: AssetKey, name: str, verdict: Verdict, day: date | None = None, target: Target | None = None
+    key: AssetCheckKey, verdict: Verdict, partition: str | None = None, target: Target | None = None
 ) -> AssetCheckEvaluation:
     return AssetCheckEvaluation(
-        asset_key=asset,
-        check_name=name,
-        partition=day.isoformat() if day else None,
+        asset_key=key.asset_key,
+        check_name=key.name,
+        partition=partition,
         target_materialization_data=target,
         **vars(verdict),
     )
 
 
-def _together(said: Verdicts) -> Verdict:
+def _together(verdicts: Verdicts) -> Verdict:
     """One verdict over all days: a single day's own, else what is wrong with which."""
-    if len(said) == 1:
-        return next(iter(said.values()))
-    wrong = [verdict for verdict in said.values() if not verdict.passed]
+    if len(verdicts) == 1:
+        return next(iter(verdicts.values()))
+    wrong = [verdict for verdict in verdicts.values() if not verdict.passed]
+    worst = AssetCheckSeverity.WARN if all(each.severity == AssetCheckSeverity.WARN for each in wrong) else None
     return Verdict(
         passed=not wrong,
-        description="; ".join(verdict.description for verdict in wrong) or f"all {len(said)} days pass",
-        metadata={"days": len(said), "days_failed": len(wrong)},
-        severity=wrong[0].severity if wrong else AssetCheckSeverity.ERROR,
+        description="; ".join(verdict.description for verdict in wrong) or f"all {len(verdicts)} days pass",
+        metadata={"days": len(verdicts), "days_failed": len(wrong)},
+        severity=worst if wrong and worst else AssetCheckSeverity.ERROR,
     )
 
 
-def _proofs(database: RollupDatabase, days: list[date]) -> Verdicts:
-    with telemetry.failures_noted("verify"):
-        report = rollup.verify.verify(database.engine, database.rollup, database.timezone, days)
-        rollup.verify.record(database.engine, database.rollup, report)
+def evaluate(db: "Database", keys: Collection[AssetCheckKey], days: Sequence[date]) -> dict[AssetCheckKey, Verdicts]:
+    """What each of these checks says of each of these days."""
+    found: dict[AssetCheckKey, Verdicts] = {}
+    compared = [declared for declared in db.log.rollups if match_key(declared) in keys]
+    if compared:
+        found.update(_compare(db, compared, days))
+    for declared in db.log.rollups:
+        for check in declared.checks:
+            if _key(declared, check.name) in keys:
+                found[_key(declared, check.name)] = _violations(db, declared, check, days)
+    return found
+
+
+def _compare(db: "Database", compared: "Sequence[Rollup]", days: Sequence[date]) -> dict[AssetCheckKey, Verdicts]:
+    from calc_analytics.rollup.figures import rows_without_a_day
+    from calc_analytics.rollup.verify import verify
+
+    with telemetry.failures_noted("verify", db=db):
+        report = verify(db, days, [declared.name for declared in compared])
     telemetry.verified(report)
-    found = {proof.day: proof for proof in report.days}
-    nowhere = rollup.figures.rows_without_a_day(database.engine, database.rollup)
-    return {day: _with_nowhere(_proof(day, found.get(day)), nowhere) for day in days}
+    proofs = {(proof.rollup, proof.day): proof for proof in report.days}
+    stray = rows_without_a_day(db)
+    return {
+        match_key(declared): {day: _with_stray_rows(_proof(proofs.get((declared.name, day))), stray) for day in days}
+        for declared in compared
+    }
 
 
-def _with_nowhere(verdict: Verdict, rows: int) -> Verdict:
-    """Rows that no day can hold are said with every day, for lack of a day of their own."""
+def _with_stray_rows(verdict: Verdict, rows: int) -> Verdict:
+    """Out-of-range rows belong to no partition, so every partition reports them."""
     if not rows:
         return verdict
-    said = f"{verdict.description}; of all logs, {rows:,} rows have no day (created_at is infinite or out of range)"
+    said = f"{verdict.description}; of all logs, {_count(rows, 'row')} without a day (created_at is out of range)"
     return replace(verdict, description=said, metadata={**verdict.metadata, "rows_without_a_day": rows})
 
 
-def _proof(day: date, proof: "DayProof | None") -> Verdict:
+def _proof(proof: "DayProof | None") -> Verdict:
     if proof is None:
-        return Verdict(True, "no logs and no statistics")
-    metadata = {
-        "log_rows": proof.log_rows,
-        "counted_rows": proof.counted_rows,
+        return Verdict(True, "no log rows and no statistics")
+    said = proof.describe()
+    said += "".join(f"; {rows:,} {name.replace('_', ' ')}" for name, rows in proof.suspects.items())
+    is_frozen = proof.status == "frozen" and not proof.is_different
+    severity = AssetCheckSeverity.WARN if is_frozen else AssetCheckSeverity.ERROR
+    return Verdict(proof.is_proven, said, _proof_metadata(proof), severity)
+
+
+def _proof_metadata(proof: "DayProof") -> dict[str, Any]:
+    return {
+        "finding": proof.finding,
         "difference": proof.difference,
+        "log_rows": proof.log_rows,
+        "stored_rows": proof.stored_rows,
+        "counted_rows": proof.counted_rows,
         "duration_seconds": round(proof.seconds, 4),
-        **({"pruned_rows": proof.pruned_rows} if proof.pruned_rows else {}),
+        **({"deleted_rows": proof.deleted_rows} if proof.deleted_rows else {}),
         **proof.suspects,
     }
-    suspects = "".join(f"; {rows:,} {name.replace('_', ' ')}" for name, rows in proof.suspects.items())
-    if not proof.built:
-        return _unbuilt(proof, metadata)
-    if proof.proven and proof.pruned_rows:
-        said = f"totals equal the logs and the {proof.pruned_rows:,} rows deleted after they were counted"
-        return Verdict(True, said + suspects, metadata)
-    if proof.proven:
-        return Verdict(True, f"statistics equal logs: zero difference{suspects}", metadata)
-    return Verdict(False, f"{day} differs for {proof.differing_keys:,} publishers: {proof.differences}", metadata)
 
 
-def _unbuilt(proof: "DayProof", metadata: dict[str, Any]) -> Verdict:
-    said = f"{proof.day} has {proof.log_rows:,} log rows and "
-    if proof.status == "overflow":
-        return Verdict(False, said + NOT_COUNTED, metadata)
-    if proof.status == "kept":
-        said += f"{proof.counted_rows:,} counted before this project: its logs were deleted, so it is left as it was"
-        return Verdict(False, said, metadata, AssetCheckSeverity.WARN)
-    return Verdict(False, f"{said}was never built: materialize it", metadata)
+def _violations(db: "Database", declared: "Rollup", check: "Check", days: Sequence[date]) -> Verdicts:
+    from calc_analytics.rollup.figures import violations
 
-
-def _last_proofs(database: RollupDatabase, days: Sequence[date]) -> Verdicts:
-    proofs = rollup.verify.keep_proven(database.engine, database.rollup, database.timezone, days)
-    overflowed = set(days) & set(rollup.verify.overflowed_days(database.engine, database.rollup))
+    found = violations(db, declared, check, days)
+    severity = AssetCheckSeverity.WARN if check.is_warning else AssetCheckSeverity.ERROR
     return {
-        **{day: _last_proof(day, proof) for day, proof in proofs.items()},
-        **{day: Verdict(False, f"{day} {NOT_COUNTED}") for day in overflowed},
+        day: Verdict(
+            day not in found,
+            _describe_violations(day, declared, check, found[day]) if day in found else "no row fails",
+            {"failing_rows": found[day].rows if day in found else 0},
+            severity,
+        )
+        for day in days
     }
 
 
-def _last_proof(day: date, proof: "LastProof") -> Verdict:
-    at = f"{proof.at:%H:%M:%S} UTC"
-    metadata = {"difference": proof.difference, "duration_seconds": round(proof.seconds, 4), "proven_at": at}
-    said = "zero difference" if not proof.difference else f"{day} differs by {proof.difference:,}"
-    return Verdict(not proof.difference, f"{said} when last compared, at {at}", metadata)
+def _describe_violations(day: date, declared: "Rollup", check: "Check", found: "Violations") -> str:
+    """What does not hold in which rows, and the log rows that explain it, if there are any."""
+    where = f"{_count(found.rows, 'row')} of {declared.name} ({_named(declared, found.examples, found.rows)})"
+    if check.explained_in is None:
+        return f"{day}: {where}: the rule is '{check.description}'"
+    column = str(check.explained_in.name)
+    explained = [f"{_count(rows, 'row')} of {column} {value}" for value, rows in found.explained.items()]
+    left = found.amount - sum(found.explained.values())
+    said = ", ".join(explained)
+    if left > 0 or not explained:
+        amount = f"{_count(left, 'calculation')} too many or too few" if left > 0 else "the parts do not add up"
+        said += f"{'; and ' if said else ''}{amount}, and the log holds no row that explains it: the statistics were "
+        said += "changed, or the log rows were deleted"
+    return f"{day}: {said}; in {where}"
 
 
-def _breakdowns(database: RollupDatabase, days: Sequence[date]) -> Verdicts:
-    missing = rollup.figures.unknown_sources(database.engine, days)
-    codes = rollup.figures.unknown_codes(database.engine, database.timezone, list(missing))
-    seen = ", ".join(f"{code} ({rows:,} rows)" for code, rows in sorted(codes.items())) or "none left in the logs"
-    return {day: _breakdown(day, missing.get(day, 0), f"codes seen: {seen}") for day in days}
+def _named(declared: "Rollup", examples: Sequence[dict[str, Any]], rows: int) -> str:
+    """'publisher_id 0, 1' for a single key, 'publisher_id 0 hour 12:00, …' for several; the first ten."""
+    if len(declared.keys) == 1:
+        (key,) = declared.keys
+        named = f"{key} {', '.join(str(example[key]) for example in examples)}"
+    else:
+        named = ", ".join(" ".join(f"{key} {example[key]}" for key in declared.keys) for example in examples)
+    return f"{named} and {rows - len(examples):,} more" if rows > len(examples) else named
 
 
-def _breakdowns_without_codes(database: RollupDatabase, days: Sequence[date]) -> Verdicts:
-    missing = rollup.figures.unknown_sources(database.engine, days)
-    return {day: _breakdown(day, missing.get(day, 0), "materialize the day to see the codes") for day in days}
-
-
-def _breakdown(day: date, missing: int, codes: str) -> Verdict:
-    said = f"{day}: {missing:,} calculations of unknown source; {codes}" if missing else "every source is known"
-    return Verdict(not missing, said, {"unknown_rows": missing}, AssetCheckSeverity.WARN)
-
-
-def _cache_hits(database: RollupDatabase, days: Sequence[date]) -> Verdicts:
-    wrong = rollup.figures.cache_hits_above_total(database.engine, days)
-    return {day: _cache_hit_verdict(day, [key for at, key in wrong if at == day]) for day in days}
-
-
-def _cache_hit_verdict(day: date, publishers: list[int]) -> Verdict:
-    named = ", ".join(str(key) for key in publishers[:10])
-    said = (
-        f"{day}: more cache hits than calculations for publisher {named}" if publishers else "cache hits within totals"
-    )
-    return Verdict(not publishers, said, {"publishers_above_total": len(publishers)})
+def _count(number: int, noun: str) -> str:
+    """'1 row', '2 rows'."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -2,38 +2,73 @@
 
 import json
 from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class Unreported:
+    """Rows that refreshes added to a day since it was last reported, and how long these refreshes took."""
+
+    rows: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class CheckRequest:
+    """When the checks of a day were requested, and the last event of its checks before."""
+
+    at: float
+    after_event: int
 
 
 @dataclass
 class Cursor:
     """Days are YYYY-MM-DD, instants are seconds of the epoch or ISO 8601."""
 
-    asked: dict[str, float] = field(default_factory=dict)
-    """When a rebuild of a day was last asked for."""
+    rebuild_requested_at: dict[str, float] = field(default_factory=dict)
+    """When a rebuild of a day was last requested."""
 
-    untold: dict[str, int] = field(default_factory=dict)
-    """Rows added per day that no event tells of yet."""
+    checks_requested: dict[str, CheckRequest] = field(default_factory=dict)
+    """The requests for checks of days whose verdict changed, until that is reported."""
 
-    untold_seconds: float = 0.0
-    """How long the refreshes took that added them."""
+    different: dict[str, list[str]] = field(default_factory=dict)
+    """The days that differ, and in which rollups, as far as their checks have said so."""
 
-    told_at: float = 0.0
-    """When events last told of added rows."""
+    unreported: dict[str, Unreported] = field(default_factory=dict)
+    """What no materialization has reported yet, per day."""
 
-    built_by_others_until: str | None = None
-    """Up to which instant days built on the command line are on record as materializations."""
+    built_elsewhere: dict[str, list[str]] = field(default_factory=dict)
+    """Days built on the command line that no materialization has reported yet, and in which rollups."""
+
+    reported_at: dict[str, float] = field(default_factory=dict)
+    """When a materialization last reported added rows of a day."""
+
+    unobserved_rows: int = 0
+    """Rows counted since the last observation of the log."""
+
+    built_elsewhere_until: str | None = None
+    """Up to which instant days built on the command line are reported or in `built_elsewhere`."""
 
     @classmethod
     def parse(cls, text: str | None) -> "Cursor | None":
-        """The cursor of the last tick; None on a first start, or if it is not one of ours."""
+        """The cursor of the last tick; None on a first start, or if it is not one of this version."""
         try:
             values = json.loads(text or "")
             return cls(
-                asked={str(day): float(at) for day, at in values["asked"].items()},
-                untold={str(day): int(rows) for day, rows in values["untold"].items()},
-                untold_seconds=float(values["untold_seconds"]),
-                told_at=float(values["told_at"]),
-                built_by_others_until=values["built_by_others_until"],
+                rebuild_requested_at=_instants(values["rebuild_requested_at"]),
+                checks_requested={
+                    str(day): CheckRequest(float(each["at"]), int(each["after_event"]))
+                    for day, each in values["checks_requested"].items()
+                },
+                different=_names(values["different"]),
+                unreported={
+                    str(day): Unreported(int(each["rows"]), float(each["seconds"]))
+                    for day, each in values["unreported"].items()
+                },
+                built_elsewhere=_names(values["built_elsewhere"]),
+                reported_at=_instants(values["reported_at"]),
+                unobserved_rows=int(values["unobserved_rows"]),
+                built_elsewhere_until=values["built_elsewhere_until"],
             )
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
@@ -41,3 +76,11 @@ class Cursor:
     def text(self) -> str:
         """The form Dagster stores."""
         return json.dumps(asdict(self), sort_keys=True)
+
+
+def _instants(values: Any) -> dict[str, float]:
+    return {str(day): float(at) for day, at in values.items()}
+
+
+def _names(values: Any) -> dict[str, list[str]]:
+    return {str(day): [str(name) for name in names] for day, names in values.items()}

@@ -1,26 +1,37 @@
-"""Deletes old rows of Dagster's event log: the one place that touches Dagster's own tables.
+"""Reads and deletes rows of Dagster's event log: the one place that touches Dagster's own tables.
 
-Dagster deletes runs (`instance.delete_run`), but what a sensor's ticks reported belongs to no run, and evaluations of
-checks outlive theirs; nothing public deletes those by age. So this uses Dagster's own table definitions, on the
-storage and the versions it was tested with and on no other, and only for this project's assets.
+Dagster deletes runs (`instance.delete_run`), but materializations and observations from a sensor's ticks belong to no
+run, and evaluations of checks outlive theirs; nothing public deletes those by age. Nor does anything public return the
+last results of many checks in all of their partitions with a fixed number of queries, or ignore the results that are
+announced by a run and not there yet. So this uses Dagster's own table definitions, and only for this project's assets.
 
-What the UI shows stays: of every partition the latest materialization and observation, of every check and partition
-the latest evaluation with each result, and what these refer to. Imported when used: it needs SQLAlchemy.
+Rows are deleted on the storage and the versions this was tested with and on no other. What the UI shows stays: of
+every partition the latest materialization and observation, of every check and partition the latest evaluation with
+each result, and what these refer to. Imported when used: it needs SQLAlchemy.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import Any
 
 import dagster
-from dagster import AssetKey, DagsterEventType, DagsterInstance
+from dagster import (
+    AssetCheckEvaluation,
+    AssetCheckKey,
+    AssetKey,
+    DagsterEventType,
+    DagsterInstance,
+    EventLogEntry,
+)
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 from dagster._core.storage.event_log.schema import (
     AssetCheckExecutionsTable,
     AssetEventTagsTable,
     SqlEventLogStorageTable,
 )
+from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
+from dagster._serdes import deserialize_value
 from dagster_postgres import PostgresEventLogStorage
 from sqlalchemy import ColumnElement, Select, Table, delete, func, or_, select
 from sqlalchemy.engine import Row
@@ -30,6 +41,8 @@ from calc_analytics.errors import CalcAnalyticsError
 TESTED_WITH = "1.13."
 # Rows per transaction.
 BATCH = 2_000
+# Of a check that fails in more partitions, the newest are looked at.
+FAILED_AT_MOST = 100
 NO_RUN = ""
 
 events, checks, tags = SqlEventLogStorageTable.c, AssetCheckExecutionsTable.c, AssetEventTagsTable.c
@@ -38,11 +51,12 @@ _KINDS = [
     DagsterEventType.ASSET_OBSERVATION.value,
     DagsterEventType.FRESHNESS_STATE_CHANGE.value,
 ]
-_ENDED = [AssetCheckExecutionRecordStatus.SUCCEEDED.value, AssetCheckExecutionRecordStatus.FAILED.value]
+_FAILED = AssetCheckExecutionRecordStatus.FAILED.value
+_ENDED = [AssetCheckExecutionRecordStatus.SUCCEEDED.value, _FAILED]
 
 
 class UnknownEventLog(CalcAnalyticsError):
-    """Dagster's storage is not the one, or not of a version, that pruning was tested with; nothing was deleted."""
+    """Dagster's storage is not the one, or not of a version, that this was tested with; nothing was deleted."""
 
 
 @dataclass
@@ -52,6 +66,51 @@ class Kept:
     events: set[int] = field(default_factory=set)
     checks: set[int] = field(default_factory=set)
     runs: set[str] = field(default_factory=set)
+
+
+@dataclass
+class LastResults:
+    """A check's last results in all partitions: when it was last evaluated, and in how many of them it failed.
+
+    `failed` are the evaluations of those, with their times, the newest first, and at most FAILED_AT_MOST.
+    """
+
+    at: datetime
+    failed_partitions: int = 0
+    failed: list[tuple[datetime, AssetCheckEvaluation]] = field(default_factory=list)
+
+
+def last_results(instance: DagsterInstance, keys: Sequence[AssetCheckKey]) -> dict[AssetCheckKey, LastResults]:
+    """The last result of each check in each partition, in two queries; of the checks that were ever evaluated.
+
+    A run announces its evaluations when it begins. Until they are there, the ones before count.
+    """
+    storage = instance.event_log_storage
+    if not isinstance(storage, SqlEventLogStorage):
+        raise UnknownEventLog(f"the event log is {type(storage).__name__}: results of checks cannot be read from it")
+    assets = {key.asset_key.to_string() for key in keys}
+    ended = (checks.asset_key.in_(assets), checks.partition.is_not(None), checks.execution_status.in_(_ENDED))
+    each = (checks.asset_key, checks.check_name)
+    newest = select(*each, func.max(checks.evaluation_event_timestamp).label("at")).where(*ended).group_by(*each)
+    found = {_key(row): LastResults(row.at.replace(tzinfo=timezone.utc)) for row in _rows(storage, newest)}
+    latest = select(func.max(checks.id)).where(*ended).group_by(*each, checks.partition)
+    failed = select(*each, checks.evaluation_event).where(checks.id.in_(latest), checks.execution_status == _FAILED)
+    for row in _rows(storage, failed.order_by(checks.id.desc())):
+        results = found[_key(row)]
+        results.failed_partitions += 1
+        if len(results.failed) < FAILED_AT_MOST:
+            results.failed.append(_evaluation(row.evaluation_event))
+    return {key: found[key] for key in keys if key in found}
+
+
+def _key(row: "Row[Any]") -> AssetCheckKey:
+    return AssetCheckKey(AssetKey.from_db_string(row.asset_key) or AssetKey(row.asset_key), row.check_name)
+
+
+def _evaluation(event: str) -> tuple[datetime, AssetCheckEvaluation]:
+    entry = deserialize_value(event, EventLogEntry)
+    at = datetime.fromtimestamp(entry.timestamp, timezone.utc)
+    return at, entry.get_dagster_event().asset_check_evaluation_data
 
 
 def storage_of(instance: DagsterInstance) -> PostgresEventLogStorage:
@@ -143,6 +202,6 @@ def _batches(
         last = rows[-1].id
 
 
-def _rows(storage: PostgresEventLogStorage, statement: "Select[Any]") -> "Sequence[Row[Any]]":
+def _rows(storage: SqlEventLogStorage, statement: "Select[Any]") -> "Sequence[Row[Any]]":
     with storage.index_connection() as connection:
         return connection.execute(statement).all()

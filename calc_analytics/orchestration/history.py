@@ -11,7 +11,14 @@ from datetime import datetime, timezone
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from dagster import AssetCheckKey, DagsterInstance, DagsterRun, RunsFilter
+from dagster import (
+    AssetCheckKey,
+    AssetCheckSeverity,
+    AssetKey,
+    DagsterInstance,
+    DagsterRun,
+    RunsFilter,
+)
 from dagster._core.definitions.run_request import InstigatorType
 from dagster._core.errors import DagsterError
 from dagster._core.scheduler.instigation import TickStatus
@@ -19,10 +26,13 @@ from dagster._core.storage.dagster_run import FINISHED_STATUSES
 from dagster_postgres.utils import DagsterPostgresException
 from sqlalchemy.exc import DBAPIError
 
-from calc_analytics.config import dagster_home, shown, with_driver
+from calc_analytics.config import Settings, dagster_home, shown
 from calc_analytics.database.engine import DatabaseTrouble, engine_for, impatient, transaction
 from calc_analytics.errors import CalcAnalyticsError
-from calc_analytics.orchestration.sensors import STATS
+from calc_analytics.orchestration import event_log
+from calc_analytics.orchestration.incidents import name_check, names_of_checks
+from calc_analytics.orchestration.storage import without_plugin
+from calc_analytics.rollups import LOG, chosen_log
 
 if TYPE_CHECKING:
     from dagster._core.scheduler.instigation import InstigatorState
@@ -30,7 +40,8 @@ if TYPE_CHECKING:
 
 # What counting and the hourly rebuild need; others (backfills, freshness) are reported, but nothing stops with them.
 NEEDED_DAEMONS = ("SENSOR", "SCHEDULER", "QUEUED_RUN_COORDINATOR")
-CHECKS = ("stats_match_logs", "source_breakdown_complete", "cache_hits_within_total")
+# Names of all checks; one that several rollups have, once.
+CHECKS = tuple(dict.fromkeys(name for rollup in LOG.rollups for name in names_of_checks(rollup)))
 SENSOR, SCHEDULE, HOUSEKEEPING = "new_log_batches", "hourly_rollup", "daily_housekeeping"
 
 
@@ -83,7 +94,11 @@ class LastRun:
 
 @dataclass(frozen=True)
 class LastCheck:
-    """The last result of a check; a warning does not count as failed."""
+    """The last results of a check in all of its partitions; a warning does not count as failed.
+
+    It passed if it passed in each of them; otherwise `description` is about those that failed. `at` is the instant of
+    its last evaluation of all, or of the newest that failed.
+    """
 
     name: str
     passed: bool
@@ -110,12 +125,12 @@ def require_answer(dagster: DagsterInstance) -> None:
 def storage(dagster: DagsterInstance) -> str:
     """Where the instance keeps its record, without a password."""
     url = getattr(dagster.run_storage, "postgres_url", None)
-    return type(dagster.run_storage).__name__ if url is None else shown(with_driver(url, "psycopg"))
+    return type(dagster.run_storage).__name__ if url is None else shown(without_plugin(url))
 
 
 @lru_cache(maxsize=2)
 def _engine(url: str) -> "Engine":
-    return engine_for(impatient(with_driver(url, "psycopg"), 3), "calc_analytics service")
+    return engine_for(impatient(without_plugin(url)), "calc_analytics service", statement_seconds=3)
 
 
 def heartbeats(dagster: DagsterInstance) -> list[Heartbeat]:
@@ -155,11 +170,19 @@ def last_run(dagster: DagsterInstance, schedule: str = SCHEDULE) -> LastRun | No
 
 
 def last_checks(dagster: DagsterInstance) -> list[LastCheck]:
-    """The last result of each check that was ever evaluated, in runs or in ticks."""
-    keys = [AssetCheckKey(STATS, name) for name in CHECKS]
+    """The last results of each check that was ever evaluated, of the rollups that are kept; two queries.
+
+    In each partition the last evaluation counts, whatever was evaluated in other partitions since.
+    """
+    rollups = chosen_log(Settings.from_environment().rollups).rollups
+    names = {
+        AssetCheckKey(AssetKey(rollup.name), name): name_check(name, rollup.name)
+        for rollup in rollups
+        for name in names_of_checks(rollup)
+    }
     with _trouble_in_words():
-        records = dagster.event_log_storage.get_latest_asset_check_execution_by_key(keys)
-    return [_last_check(key.name, records[key]) for key in keys if key in records and _evaluation(records[key])]
+        results = event_log.last_results(dagster, list(names))
+    return [_last_check(names[key], result) for key, result in results.items()]
 
 
 def tick_retention_days(dagster: DagsterInstance) -> dict[str, int]:
@@ -182,32 +205,30 @@ def _with_ticks(dagster: DagsterInstance, state: "InstigatorState") -> Instigato
     ended = [tick for tick in ticks if tick.status != TickStatus.STARTED]
     last = None
     if ended:
-        error = _said(ended[0].error) if ended[0].error else None
+        error = _last_cause(ended[0].error) if ended[0].error else None
         count = ended[0].consecutive_failure_count if ended[0].status == TickStatus.FAILURE else 0
         last = Tick(_instant(ended[0].timestamp), ended[0].status.value.lower(), max(count, bool(error)), error)
     return Instigator(state.instigator_name, state.is_running, last, _instant(ticks[0].timestamp) if ticks else None)
 
 
-def _said(error: Any) -> str:
+def _last_cause(error: Any) -> str:
     """The innermost cause in one line, as the project's own errors are written."""
     while error.cause:
         error = error.cause
     return str(error.message).strip().splitlines()[0].removeprefix(f"{error.cls_name}: ")
 
 
-def _evaluation(record: Any) -> Any:
-    return record.event.dagster_event.event_specific_data if record.status.value in ("SUCCEEDED", "FAILED") else None
-
-
-def _last_check(name: str, record: Any) -> LastCheck:
-    said = _evaluation(record)
-    return LastCheck(
-        name=name,
-        passed=said.passed,
-        warning=said.severity.value == "WARN",
-        at=_instant(record.create_timestamp),
-        description=said.description or "",
-    )
+def _last_check(name: str, result: event_log.LastResults) -> LastCheck:
+    if not result.failed:
+        return LastCheck(name, passed=True, warning=False, at=result.at, description="")
+    errors = [each for each in result.failed if each[1].severity == AssetCheckSeverity.ERROR]
+    at, newest = (errors or result.failed)[0]
+    description, more = newest.description or "no description", result.failed_partitions - 1
+    if newest.partition and newest.partition not in description:
+        description = f"{newest.partition}: {description}"
+    if more:
+        description += f"; {more:,} more {'day' if more == 1 else 'days'}"
+    return LastCheck(name, passed=False, warning=not errors, at=at, description=description)
 
 
 def _instant(timestamp: float) -> datetime:

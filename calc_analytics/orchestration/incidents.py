@@ -1,12 +1,17 @@
 """What has failed, what was told of it, and what is well again. Knows neither Dagster nor where alerts go.
 
 An incident opens with the first failure of a subject (and day), is told once, and closes when the same subject is well
-again, which is told too. Whatever is due stays due until `told` says that it was delivered.
+again, which is told too. Whatever is due stays due until `told` says that it was delivered. What is told of several
+rollups at once for the same reason ("freshness of …") is one line.
 """
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import Any
+
+from calc_analytics.rollup.declaration import Rollup
+from calc_analytics.rollups import STATS
 
 LINES = 10
 DETAIL_LENGTH = 300
@@ -15,6 +20,19 @@ OPEN_AT_MOST = 200
 
 Span = tuple[str, str]
 """First and last day, YYYY-MM-DD."""
+
+
+def names_of_checks(rollup: Rollup) -> list[str]:
+    """The rollup's checks: the comparison with the log, and the declared ones."""
+    return [rollup.match_check_name, *(check.name for check in rollup.checks)]
+
+
+def name_check(name: str, rollup: str) -> str:
+    """The check's name for people: with its rollup, where the name does not tell which.
+
+    The checks of the first rollup have the names that they had when it was the only one.
+    """
+    return name if rollup == STATS.name or rollup in name else f"{name} of {rollup}"
 
 
 @dataclass(frozen=True)
@@ -45,9 +63,12 @@ class Incident:
             return self.subject == outcome.subject and self.days == outcome.days
         return outcome.days[0] <= self.days[0] and self.days[1] <= outcome.days[1]
 
-    def line(self) -> str:
-        """For example 'failed: check stats_match_logs of 2026-11-24 (since 12:00 UTC): differs by 5'."""
-        name = _named(self.subject, self.days)
+    def line(self, subject: str | None = None) -> str:
+        """For example 'failed: check stats_match_logs of 2026-11-24 (since 12:00 UTC): differs by 5'.
+
+        `subject` instead of its own, where one line is about several.
+        """
+        name = _named(subject or self.subject, self.days)
         if self.over_at is None:
             return f"failed: {name} (since {_clock(self.since)}): {self.detail}"
         told = "" if self.told else f", {self.detail}"
@@ -96,17 +117,36 @@ class Incidents:
 
 def message(due: list[Incident], source: str) -> str:
     """One text for all of it, the first ten in full. What has a meaning in Slack's texts (&, <, >) is escaped."""
-    lines = [incident.line() for incident in due[:LINES]]
-    if len(due) > LINES:
-        lines.append(f"and {len(due) - LINES:,} more: see the Dagster UI")
+    groups = _groups(due)
+    lines = [group[0].line(_joined(incident.subject for incident in group)) for group in groups[:LINES]]
+    if len(groups) > LINES:
+        lines.append(f"and {sum(map(len, groups[LINES:])):,} more: see the Dagster UI")
     text = f"{source}: {lines[0]}" if len(lines) == 1 else "\n• ".join([f"{source}:", *lines])
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
+def _groups(due: list[Incident]) -> list[list[Incident]]:
+    """Those that share a line: they differ only in what follows ' of ' in their subject, and in their times."""
+    found: dict[tuple[Any, ...], list[Incident]] = {}
+    for incident in due:
+        kind, of, _ = incident.subject.partition(" of ")
+        key = (kind, bool(of), incident.days, incident.detail, incident.told, incident.over_at is None)
+        found.setdefault(key, []).append(incident)
+    return list(found.values())
+
+
+def _joined(subjects: Iterable[str]) -> str:
+    """'freshness of a, b' for 'freshness of a' and 'freshness of b'; a line has the times of the first."""
+    first, *others = dict.fromkeys(subjects)
+    return ", ".join([first, *(other.partition(" of ")[2] for other in others)])
+
+
 def _named(subject: str, days: Span | None) -> str:
+    """'check a of 2026-11-24', or 'check a of b on 2026-11-24'."""
     if days is None:
         return subject
-    return f"{subject} of {days[0]}" if days[0] == days[1] else f"{subject} of {days[0]} to {days[1]}"
+    span = days[0] if days[0] == days[1] else f"{days[0]} to {days[1]}"
+    return f"{subject} {'on' if ' of ' in subject else 'of'} {span}"
 
 
 def _clock(at: float) -> str:

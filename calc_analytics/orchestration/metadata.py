@@ -6,56 +6,82 @@ from typing import TYPE_CHECKING, Any
 
 from dagster import MetadataValue
 
-from calc_analytics import rollup
-from calc_analytics.orchestration.resources import RollupDatabase
-
 if TYPE_CHECKING:
-    from calc_analytics.rollup.reports import Shrunk
+    from calc_analytics.rollup.database import Database
+    from calc_analytics.rollup.declaration import Rollup
+    from calc_analytics.rollup.reports import Refused
 
 
 def day_metadata(
-    measures: dict[str, int], publishers: int, seconds: float | None = None, added: int | None = None
+    declared: "Rollup", measures: dict[str, int], keys: int, seconds: float | None = None, added: int | None = None
 ) -> dict[str, Any]:
     """A day's totals (rows are log rows), how long the rebuild or the refreshes took, and the rows these just added."""
     return {
-        "rows": measures["total_calculations"],
+        "rows": measures[declared.count],
         **({} if added is None else {"rows_added": added}),
-        "publishers": publishers,
-        **{name: value for name, value in measures.items() if name != "keys"},
+        name_of_keys(declared): keys,
+        **{name: measures[name] for name in declared.measure_names},
         **({} if seconds is None else {"duration_seconds": round(seconds, 4)}),
     }
 
 
-def kept_metadata(database: RollupDatabase, kept: "Sequence[Shrunk]") -> dict[date, dict[str, Any]]:
-    """Days that were left as they are because their logs were deleted: their figures, and why."""
-    totals = rollup.figures.day_totals(database.engine, database.rollup, [day.day for day in kept])
-    return {
-        day.day: {
-            **day_metadata(totals[day.day], totals[day.day]["keys"]),
-            "rows_without_logs": day.counted_rows - day.raw_rows,
-            "left_as_it_is": str(day),
-        }
-        for day in kept
-        if day.day in totals
-    }
+def name_of_keys(declared: "Rollup") -> str:
+    """'publishers' for a rollup with the single key publisher_id; 'keys' for one with several."""
+    (first, *more) = declared.keys
+    return f"{first.removesuffix('_id')}s" if not more else "keys"
 
 
-def previews(database: RollupDatabase, days: Sequence[date]) -> dict[date, MetadataValue]:
-    """Each day's busiest publishers as a table."""
+def left_metadata(db: "Database", declared: "Rollup", left: "Sequence[Refused]") -> dict[date, dict[str, Any]]:
+    """Days that a rebuild left as they are: what their statistics hold, and why."""
+    from calc_analytics.rollup.figures import day_totals
+
+    totals = day_totals(db, declared, [each.day for each in left]) if left else {}
+    held = {day: day_metadata(declared, measures, measures["keys"]) for day, measures in totals.items()}
+    return {each.day: {**held.get(each.day, {}), **_why(each)} for each in left}
+
+
+def _why(left: "Refused") -> dict[str, Any]:
+    gone = max(left.counted_rows - left.log_rows, 0)
+    return {**({"rows_without_logs": gone} if gone else {}), "left_as_it_is": describe_left(left)}
+
+
+def describe_left(left: "Refused") -> str:
+    """One line: why the day was not recounted, or by which decision its statistics were kept."""
+    if left.reason not in ("keep", "announced"):
+        return str(left)
+    by = "LOGS_KEPT_DAYS" if left.reason == "announced" else "the option keep"
+    return (
+        f"{left.day} of {left.rollup} keeps its statistics by {by}: {left.deleted_rows:,} of {left.counted_rows:,} "
+        "counted log rows are deleted."
+    )
+
+
+def previews(db: "Database", declared: "Rollup", days: Sequence[date]) -> dict[date, dict[str, Any]]:
+    """Each day's largest rows as a table, of a rollup with a single key; of others there is no table."""
+    if len(declared.keys) > 1 or not days:
+        return {day: {} for day in days}
     import pandas
 
-    found: dict[date, MetadataValue[Any]] = dict.fromkeys(days, MetadataValue.md("no calculations on this day"))
-    busiest = pandas.DataFrame(rollup.figures.top_keys(database.engine, database.rollup, days))
-    if not busiest.empty:
-        busiest["cache_hit_rate"] = (busiest["cache_hits"] / busiest["total_calculations"]).map("{:.0%}".format)
-        for day, table in busiest.groupby("date"):
-            found[day] = MetadataValue.md(table.drop(columns="date").to_markdown(index=False))
+    from calc_analytics.rollup.figures import top_keys
+
+    name = f"top_{name_of_keys(declared)}"
+    nothing = MetadataValue.md("no calculations on this day")
+    found: dict[date, dict[str, Any]] = {day: {name: nothing} for day in days}
+    largest = pandas.DataFrame(top_keys(db, declared, days))
+    if largest.empty:
+        return found
+    if "cache_hits" in largest:
+        largest["cache_hit_rate"] = (largest["cache_hits"] / largest[declared.count]).map("{:.0%}".format)
+    for day, table in largest.groupby("date"):
+        found[day] = {name: MetadataValue.md(table.drop(columns="date").to_markdown(index=False))}
     return found
 
 
-def log_metadata(database: RollupDatabase, counted: int | None = None) -> dict[str, Any]:
+def log_metadata(db: "Database", counted: int | None = None) -> dict[str, Any]:
     """The log table's size (PostgreSQL's estimate) and how far behind the statistics are."""
-    figures = rollup.figures.log_figures(database.engine, database.rollup, database.timezone)
+    from calc_analytics.rollup.figures import log_figures
+
+    figures = log_figures(db)
     return {
         "estimated_rows": figures.estimated_rows,
         "uncounted_rows": figures.uncounted_rows,

@@ -9,29 +9,30 @@ from typing import TYPE_CHECKING
 
 from dagster import ConfigurableResource
 
-from calc_analytics import rollup
 from calc_analytics.config import Settings
+from calc_analytics.rollups import database
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import URL, Engine
+    from sqlalchemy.engine import URL
 
-    from calc_analytics.rollup.declaration import Rollup
+    from calc_analytics.rollup.database import Database
 
 
 @lru_cache(maxsize=4)
-def _engine(url: "URL", embedded: bool, timezone: str) -> "Engine":
+def _database(url: "URL", settings: Settings) -> "Database":
     """The embedded database is the project's own, so it is migrated when first used; yours waits for `migrate`."""
     from calc_analytics.database.engine import engine_for, ensure_database
+    from calc_analytics.rollup.install import install
 
-    engine = engine_for(url, "calc_analytics dagster")
-    if embedded:
+    db = database(engine_for(url, "calc_analytics dagster"), settings)
+    if settings.embedded:
         ensure_database(url)
-        rollup.install.install(engine, timezone)
-    return engine
+        install(db, settings.start_date)
+    return db
 
 
 class RollupDatabase(ConfigurableResource):
-    """The database behind DATABASE_URL (or the embedded one) and the rollup kept in it."""
+    """The database behind DATABASE_URL (or the embedded one) and the rollups kept in it."""
 
     @property
     def settings(self) -> Settings:
@@ -39,19 +40,9 @@ class RollupDatabase(ConfigurableResource):
         return Settings.from_environment()
 
     @property
-    def engine(self) -> "Engine":
-        """A pooled engine; raises a one-line error if the embedded server cannot start."""
+    def db(self) -> "Database":
+        """What operations take, with a pooled engine; raises a one-line error if the embedded server cannot start."""
         from calc_analytics.database.engine import database_url
 
         settings = self.settings
-        return _engine(database_url(settings), settings.embedded, settings.timezone)
-
-    @property
-    def timezone(self) -> str:
-        """The reporting time zone."""
-        return self.settings.timezone
-
-    @property
-    def rollup(self) -> "Rollup":
-        """The declaration of `calculation_stats_daily`."""
-        return rollup.declaration.CALCULATION_STATS_DAILY
+        return _database(database_url(settings), settings)

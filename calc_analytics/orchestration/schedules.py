@@ -1,4 +1,4 @@
-"""The hourly safety net: today and yesterday are recounted and proven, whatever the sensor did."""
+"""The hourly safety net: today and yesterday are recounted and proven in every rollup, whatever the sensor did."""
 
 from dagster import (
     DefaultScheduleStatus,

@@ -1,24 +1,25 @@
-"""Dagster's own storage: dagster-postgres, with the URL found the way the rest of the project finds it.
+"""Dagster's own storage: dagster-postgres, with the URL found the way the rest of the project finds it, and a pool.
 
-`dagster.yaml` names this class. Dagster's `{env: NAME}` has no default, so a plain block could not fall back to the
-embedded server; this one does, and sets the driver that dagster-postgres needs. And its event log keeps what checks
-say of a partition outside of runs, which Dagster's own can do only once.
+`dagster.yaml` names `CalcAnalyticsStorage`. Dagster's `{env: NAME}` has no default, so a plain `postgres:` block could
+not fall back to the embedded server; this class does, and sets the driver that dagster-postgres needs.
+
+Outside of the webserver dagster-postgres opens a connection for every call: most of what PostgreSQL does at rest. It
+has no setting for that, so the URL names a plugin of SQLAlchemy, which is asked whenever an engine is made from it.
 """
 
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
-from dagster import AssetCheckEvaluation, EventLogEntry
 from dagster._config.config_schema import UserConfigSchema
-from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable
 from dagster._serdes import ConfigurableClassData
-from dagster_postgres import DagsterPostgresStorage, PostgresEventLogStorage
-from dagster_shared.record import replace
-from sqlalchemy import update
+from dagster_postgres import DagsterPostgresStorage
+from sqlalchemy.dialects import plugins
+from sqlalchemy.engine import URL, CreateEnginePlugin, Engine
+from sqlalchemy.pool import QueuePool
 
 from calc_analytics.config import Settings, with_driver
 from calc_analytics.database.engine import dagster_url, ensure_database
-from calc_analytics.orchestration.evaluations import targets
 
 # A server that vanished without a word is an error after half a minute, not after hours.
 PATIENCE = {
@@ -28,53 +29,49 @@ PATIENCE = {
     "keepalives_count": "3",
     "tcp_user_timeout": "30000",
 }
+# Per engine. Connections beyond the first are closed after use.
+POOL = {"pool_size": 1, "max_overflow": 20, "pool_recycle": 600, "pool_pre_ping": True}
+PLUGIN = "calc_analytics_pool"
+# An instance has three: runs, events, schedules.
+_newest_engines: deque[Engine] = deque(maxlen=3)
 
 
-class CalcAnalyticsEventLog(PostgresEventLogStorage):
-    """Takes any number of evaluations per check and partition from outside of runs: the latest is the partition's.
+class SmallPool(CreateEnginePlugin):
+    """Gives an engine a small pool. A connection that died while nobody used it is replaced, not handed out.
 
-    The unique index on asset_check_executions allows one per run and partition, and all of these have the same, empty
-    run. So the one before gives up its partition, and stays in the history.
+    A code server makes an instance for a tick, and Dagster does not close its engines. So each new engine closes the
+    idle connections of an older one, which opens a connection again if it is still used.
     """
 
-    def store_event(self, event: EventLogEntry) -> None:
-        """As Dagster's; an evaluation from outside of runs speaks of its partition's latest materialization."""
-        said = event.dagster_event.event_specific_data if event.dagster_event else None
-        if isinstance(said, AssetCheckEvaluation) and said.partition and not event.run_id:
-            event = self._with_target(event, said, said.partition)
-            self._release(said, said.partition)
-        super().store_event(event)
+    def __init__(self, url: URL, kwargs: dict[str, Any]) -> None:
+        """Called by SQLAlchemy with the arguments of `create_engine`, which it may change."""
+        super().__init__(url, kwargs)
+        kwargs.update(POOL, poolclass=QueuePool)
 
-    def _with_target(self, event: EventLogEntry, said: AssetCheckEvaluation, partition: str) -> EventLogEntry:
-        target = said.target_materialization_data or targets(self, said.asset_key, [partition]).get(partition)
-        said = replace(said, target_materialization_data=target)
-        return event._replace(dagster_event=event.get_dagster_event()._replace(event_specific_data=said))
+    def update_url(self, url: URL) -> URL:
+        """Required; SQLAlchemy has removed the plugin's name already."""
+        return url
 
-    def _release(self, said: AssetCheckEvaluation, partition: str) -> None:
-        executions = AssetCheckExecutionsTable.c
-        with self.index_connection() as connection:
-            connection.execute(
-                update(AssetCheckExecutionsTable)
-                .where(
-                    executions.asset_key == said.asset_key.to_string(),
-                    executions.check_name == said.check_name,
-                    executions.run_id == "",
-                    executions.partition == partition,
-                )
-                .values(partition=None)
-            )
+    def engine_created(self, engine: Engine) -> None:
+        """Called by SQLAlchemy with the new engine."""
+        older = _newest_engines[0] if len(_newest_engines) == _newest_engines.maxlen else None
+        _newest_engines.append(engine)
+        if older is not None:
+            older.dispose()
+
+
+plugins.register(PLUGIN, __name__, SmallPool.__name__)
 
 
 class CalcAnalyticsStorage(DagsterPostgresStorage):
-    """`DagsterPostgresStorage` at DAGSTER_POSTGRES_URL, or in the database `dagster` beside DATABASE_URL."""
+    """`DagsterPostgresStorage` at DAGSTER_POSTGRES_URL, or in the database `dagster` beside DATABASE_URL.
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._event_log_storage = CalcAnalyticsEventLog(self.postgres_url, self.should_autocreate_tables)
+    It only finds the URL: runs, events and schedules are stored by Dagster's own classes.
+    """
 
     @classmethod
     def config_type(cls) -> UserConfigSchema:
-        """Takes no configuration: the environment says it all."""
+        """Takes no configuration: everything comes from the environment."""
         return {}
 
     @classmethod
@@ -84,5 +81,10 @@ class CalcAnalyticsStorage(DagsterPostgresStorage):
         """Called by Dagster when an instance is loaded; creates the database if it is missing."""
         url = dagster_url(Settings.from_environment())
         ensure_database(url)
-        url = with_driver(url, "psycopg2").update_query_dict({**PATIENCE, **url.query})
+        url = with_driver(url, "psycopg2").update_query_dict({**PATIENCE, **url.query, "plugin": PLUGIN})
         return cls(url.render_as_string(hide_password=False), inst_data=inst_data)
+
+
+def without_plugin(url: str) -> URL:
+    """The storage's URL for engines of other kinds: psycopg 3, and a pool of their own."""
+    return with_driver(url, "psycopg").difference_update_query(["plugin"])

@@ -30,7 +30,8 @@ def _audit(db: Database, days: Sequence[date] | None) -> AuditReport:
     started = time.perf_counter()
     with transaction(db.engine) as connection:
         ledger.read(connection, db)
-        connection.execute(WHOLE_DAYS)
+        if days is None:
+            connection.execute(WHOLE_DAYS)
         looked_at = {rollup: _compare(connection, rollup, days) for rollup in db.log.rollups}
         # Recorded under the lock, so that a rebuild in the meantime is not called different.
         ledger.lock(connection, db)
@@ -62,31 +63,30 @@ def audit_sql(rollup: Rollup, days: Sequence[date] | None) -> str:
 
     A stored row of a day that is not on record, or was never counted, is somebody else's.
     """
-    chosen = "" if days is None else "where date = any(cast(:days as date[]))"
+    chosen = "" if days is None else "where t.date = any(cast(:days as date[]))"
     also = "" if days is None else "and date = any(cast(:days as date[]))"
-    sums = rollup.each_measure("sum({name}) as {name}")
+    sums = rollup.each_measure("sum(t.{name}) as {name}")
     differences = " + ".join(
         f"abs(coalesce(s.{name}, 0) - coalesce(cast(k.counted ->> '{name}' as numeric), 0))"
         for name in rollup.measure_names
     )
     return f"""
-    with stored as (select date, {sums} from {rollup.name} {chosen} group by date),
-    known as materialized (
+    with known as materialized (
         select date, status, counted, checksum,
-               checksum is not null and (status = 'frozen' or coalesce(cast(deleted ->> '{rollup.count}' as numeric), 0)
-                   <> 0) as is_hashed
+               checksum is not null and (status = 'frozen' or coalesce(deleted, '{{}}') <> '{{}}') as is_hashed
         from rollup_days where rollup = :rollup {also}
     ),
-    hashed as (
-        select t.date, sum({rollup.hash_of("t")}) as checksum
-        from {rollup.name} t where t.date = any(array(select date from known where is_hashed)) group by t.date
+    stored as (
+        select t.date, {sums}, sum(case when h.date is not null then {rollup.hash_of("t")} end) as checksum
+        from {rollup.name} t left join (select date from known where is_hashed) h on h.date = t.date
+        {chosen} group by t.date
     ),
     compared as (
         select coalesce(k.date, s.date) as date, {differences} as difference,
-               k.is_hashed and k.checksum <> coalesce(h.checksum, 0) as hash_differs,
+               k.is_hashed and k.checksum <> coalesce(s.checksum, 0) as hash_differs,
                coalesce(s.{rollup.count}, 0) as stored_rows,
                coalesce(cast(k.counted ->> '{rollup.count}' as numeric), 0) as counted_rows
-        from known k full join stored s on s.date = k.date left join hashed h on h.date = k.date
+        from known k full join stored s on s.date = k.date
         where k.counted is not null or (k.date is null and s.date is not null)
     )
     select d.date, cast(d.difference as bigint) as difference, cast(d.stored_rows as bigint) as stored_rows,

@@ -17,7 +17,11 @@ from sqlalchemy.types import TypeEngine
 from calc_analytics.errors import CalcAnalyticsError
 
 _DIALECT = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]  # no doubled percent signs
-_GREATEST = {SmallInteger: 2**15 - 1, Integer: 2**31 - 1, BigInteger: 2**63 - 1}
+_GREATEST: dict[type[TypeEngine[Any]], int] = {
+    SmallInteger: 2**15 - 1,
+    Integer: 2**31 - 1,
+    BigInteger: 2**63 - 1,
+}
 
 
 class UnknownRollup(CalcAnalyticsError):
@@ -81,6 +85,8 @@ class Check:
     is_warning: bool = False
     explained_by: ColumnElement[Any] | None = None
     explained_in: ColumnElement[Any] | None = None
+    amount: ColumnElement[Any] | None = None
+    """By how many log rows a target row violates it (over the target's columns)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +112,9 @@ class Rollup:
             raise ValueError(f"{self.name}: the primary key is {sorted(primary)}, the keys are {sorted(keys)}")
         if missing := set(self.aggregates) - columns:
             raise ValueError(f"{self.name}: the table has no column {', '.join(sorted(missing))}")
-        if self.measures[0].aggregate != "count(*)":
+        if other := [name for name in self.aggregates if type(self.target.columns[name].type) not in _GREATEST]:
+            raise ValueError(f"{self.name}: the measure {', '.join(other)} is not SmallInteger, Integer or BigInteger")
+        if not self.aggregates or self.measures[0].aggregate != "count(*)":
             raise ValueError(f"{self.name}: the first measure must be count(*)")
 
     @property
@@ -136,8 +144,7 @@ class Rollup:
 
     def _measure(self, name: str, aggregate: ColumnElement[Any]) -> Measure:
         type_ = self.target.columns[name].type
-        greatest = next(value for kind, value in _GREATEST.items() if type(type_) is kind)
-        return Measure(name, to_sql(aggregate), type_to_sql(type_), greatest)
+        return Measure(name, to_sql(aggregate), type_to_sql(type_), _GREATEST[type(type_)])
 
     @property
     def count(self) -> str:
@@ -187,16 +194,20 @@ class Rollup:
 
     @cached_property
     def key_columns_of_log(self) -> set[str]:
-        """The log columns that the keys are computed from."""
-        return _columns_of(self.key_expressions.values())
+        """The log columns that are keys as they are, and so must not be null."""
+        return {each.name for each in self.key_expressions.values() if isinstance(each, Column)}
 
     @cached_property
     def row_hash(self) -> str:
-        """SQL: a 64-bit hash of a row of the target; {name} of each column is to be filled in by `format`."""
+        """SQL: a 64-bit hash of a row of the target; {name} of each column is to be filled in by `format`.
+
+        PostgreSQL's hash of a record is linear in those of its columns: sums over rows would not change when two rows
+        exchange a value. Hence the second hash.
+        """
         types = {each.name: type_to_sql(each.type) for each in self.target.columns}
         names = [*self.keys, "date", *self.measure_names]
         values = ", ".join(f"cast({{{name}}} as {types[name]})" for name in names)
-        return f"cast(hash_record_extended(row({values}), 0) as numeric)"
+        return f"cast(hashint8extended(0, hash_record_extended(row({values}), 0)) as numeric)"
 
     def hash_of(self, alias: str) -> str:
         """SQL: the hash of the target's row with that alias."""
@@ -228,6 +239,13 @@ class Log:
     table: Table
     event_time: str
     rollups: tuple[Rollup, ...]
+
+    def __post_init__(self) -> None:
+        for rollup in self.rollups:
+            if unknown := {*rollup.reads, self.event_time} - set(self.table.columns.keys()):
+                raise ValueError(f"{rollup.name}: the log {self.name} has no column {', '.join(sorted(unknown))}")
+        if twice := [name for name in dict.fromkeys(self.names) if self.names.count(name) > 1]:
+            raise ValueError(f"{', '.join(twice)} is declared twice")
 
     @property
     def name(self) -> str:

@@ -1,6 +1,7 @@
-"""What in a database can keep the counting from being right or cheap: facts for `doctor`. Nothing is changed.
+"""What in a database can keep the counting from being right or cheap: facts for `doctor` and the health report.
 
-Read from PostgreSQL's catalogs, so that a role that may do little can still ask; only `rows_bypassing` looks at logs.
+Nothing is changed. Read from PostgreSQL's catalogs, so that a role that may do little can still ask; only
+`rows_bypassing` looks at logs, and `proof_ages` at the ledger.
 """
 
 from collections.abc import Sequence
@@ -13,16 +14,19 @@ from sqlalchemy.engine import Engine
 
 from calc_analytics.database import adopt
 from calc_analytics.database.engine import quoted, transaction
-from calc_analytics.rollup.declaration import Rollup
+from calc_analytics.rollup import ledger
+from calc_analytics.rollup.database import Database
+from calc_analytics.rollup.declaration import Log
 
-# What counting, rebuilding and proving need; on which object, and why.
-NEEDED = {
-    "logs": ("SELECT",),
-    "target": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+# What counting, rebuilding and proving need, on which table or view.
+ON_STATE = {
     "rollup_state": ("SELECT", "UPDATE"),
     "rollup_days": ("SELECT", "INSERT", "UPDATE"),
+    "rollup_journal": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     "calc_analytics_version": ("SELECT",),
 }
+ON_TARGET = ("SELECT", "INSERT", "UPDATE", "DELETE")
+JOURNAL_SEQUENCE = "rollup_journal_id_seq"
 BYPASS_LIMIT = 1000
 
 
@@ -81,54 +85,85 @@ class Connections:
     used: int
 
 
-def role(engine: Engine, rollup: Rollup) -> Role:
+@dataclass(frozen=True)
+class ProofAges:
+    """How old the proofs are. Instants are None where there is nothing yet: no refresh, no audit, no built day.
+
+    `noted_since` is when the journal begins: what was built before, by version 0.1, could not be proven earlier.
+    `round_seconds` is how long comparing every day with the log took, when each was last compared.
+    """
+
+    refreshed_at: datetime | None
+    noted_since: datetime | None
+    audited_at: datetime | None
+    oldest_proof_at: datetime | None
+    days: int
+    round_seconds: float
+
+
+def proof_ages(db: Database) -> ProofAges:
+    """When all days were last audited, and since when some built day has not been compared with the log."""
+    with transaction(db.engine) as connection:
+        ledger.read(connection, db)
+        parameters = {"log": db.log.name, "rollups": db.log.names}
+        return ProofAges(**connection.execute(text(_PROOF_AGES), parameters).mappings().one())
+
+
+def needed_rights(log: Log) -> dict[str, tuple[str, ...]]:
+    """What counting, rebuilding and proving need: on each table and view, these rights."""
+    targets = {rollup.name: ON_TARGET for rollup in log.rollups}
+    views = {rollup.live_view: ("SELECT",) for rollup in log.rollups}
+    return {log.name: ("SELECT",), **targets, **views, **ON_STATE}
+
+
+def role(db: Database) -> Role:
     """What the connected role may do. Rights that come by membership count."""
-    objects = {**dict.fromkeys(NEEDED), "logs": rollup.source, "target": rollup.target}
-    with transaction(engine) as connection:
-        row = connection.execute(text(_ROLE), {"source": rollup.source}).one()
-        grants = []
-        for kind, rights in NEEDED.items():
-            name = objects[kind] or kind
-            lacking = connection.execute(text(_LACKING), {"name": name, "rights": list(rights)}).scalars().all()
+    with transaction(db.engine) as connection:
+        row = connection.execute(text(_ROLE), {"source": db.log.name, "sequence": JOURNAL_SEQUENCE}).one()
+        name, grants = quoted(row.role), []
+        for table, rights in needed_rights(db.log).items():
+            lacking = connection.execute(text(_LACKING), {"name": table, "rights": list(rights)}).scalars().all()
             if lacking:
-                grants.append(f"grant {', '.join(lacking).lower()} on {name} to {quoted(row.role)}")
+                grants.append(f"grant {', '.join(lacking).lower()} on {table} to {name}")
+    if not row.may_use_sequence:
+        grants.append(f"grant usage on sequence {JOURNAL_SEQUENCE} to {name}")
     if not row.may_create_temporary:
-        grants.append(f"grant temporary on database {quoted(row.database)} to {quoted(row.role)}")
+        grants.append(f"grant temporary on database {quoted(row.database)} to {name}")
     if not row.may_read_control:
-        grants.append(f"grant execute on function pg_control_system() to {quoted(row.role)}")
+        grants.append(f"grant execute on function pg_control_system() to {name}")
     return Role(row.role, row.superuser, grants, row.may_prune, row.sees_others)
 
 
-def log_indexes(engine: Engine, rollup: Rollup) -> list[LogIndex]:
+def log_indexes(db: Database) -> list[LogIndex]:
     """The index that a refresh needs: of the table, or of each of its partitions and of the table over them."""
-    with transaction(engine) as connection:
-        rows = connection.execute(text(_INDEXES), {"source": rollup.source, "index": adopt.INDEX}).all()
+    with transaction(db.engine) as connection:
+        rows = connection.execute(text(_INDEXES), {"source": db.log.name, "index": adopt.INDEX}).all()
     leaves = [row.name for row in rows if not row.partitioned]
     return [LogIndex(row.table, row.state, _index_sql(row, leaves)) for row in rows]
 
 
-def log_tables(engine: Engine, rollup: Rollup) -> list[LogTable]:
+def log_tables(db: Database) -> list[LogTable]:
     """The log table and its partitions, and what each does with `xact_id`."""
-    with transaction(engine) as connection:
-        rows = connection.execute(text(_TABLES), {"source": rollup.source}).mappings()
+    with transaction(db.engine) as connection:
+        rows = connection.execute(text(_TABLES), {"source": db.log.name}).mappings()
         return [LogTable(**row) for row in rows]
 
 
-def rows_bypassing(engine: Engine, rollup: Rollup) -> Bypassing:
+def rows_bypassing(db: Database) -> Bypassing:
     """Looks at the last hour's rows, and by index for ids that lie ahead; counts no further than a thousand."""
-    time = rollup.event_time
+    time = db.log.event_time
     statement = f"""
         select (select count(*) from (
-                    select from {rollup.source}
+                    select from {db.log.name}
                     where {adopt.hour(time)} >= {adopt.hour("clock_timestamp() - interval '1 hour'")}
                       and {time} >= clock_timestamp() - interval '1 hour' and {time} < clock_timestamp()
                       and xact_id is null limit {BYPASS_LIMIT}) as without) as without_id,
                (select count(*) from (
-                    select from {rollup.source}
+                    select from {db.log.name}
                     where xact_id >= cast(cast(pg_snapshot_xmax(pg_current_snapshot()) as text) as bigint)
                     limit {BYPASS_LIMIT}) as ahead) as from_the_future
     """
-    with transaction(engine) as connection:
+    with transaction(db.engine) as connection:
         row = connection.execute(text(statement)).one()
     return Bypassing(row.without_id, row.from_the_future)
 
@@ -177,12 +212,23 @@ def _index_sql(row: Any, leaves: Sequence[str]) -> list[str]:
     return [*dropped, adopt.index_sql(row.name.split(".")[-1], row.table)]
 
 
+_PROOF_AGES = """
+    select s.refreshed_at, s.audited_at, d.*,
+           (select at from rollup_journal where log = s.log order by id limit 1) as noted_since
+    from rollup_state s, (
+        select min(coalesce(verified_at, built_at)) filter (where status = 'built') as oldest_proof_at,
+               count(*) as days, coalesce(sum(verified_seconds) filter (where status = 'built'), 0) as round_seconds
+        from rollup_days where rollup = any(cast(:rollups as text[]))
+    ) d
+    where s.log = :log
+"""
 _ROLE = """
     select current_user as role, current_database() as database,
            (select rolsuper from pg_roles where rolname = current_user) as superuser,
            has_database_privilege(current_database(), 'TEMPORARY') as may_create_temporary,
            has_function_privilege('pg_control_system()', 'EXECUTE') as may_read_control,
            coalesce(has_table_privilege(to_regclass(:source), 'DELETE'), false) as may_prune,
+           coalesce(has_sequence_privilege(to_regclass(:sequence), 'USAGE'), true) as may_use_sequence,
            pg_has_role('pg_read_all_stats', 'USAGE') as sees_others
 """
 # Nothing is lacking of what does not exist.

@@ -36,12 +36,13 @@ class LogFigures:
 
 @dataclass(frozen=True)
 class Violations:
-    """The target rows of a day that violate a check: how many, the keys of the first ten, and by value (of the
-    column that explains it) the log rows that do."""
+    """The target rows of a day that violate a check: how many, the keys of the first ten, by value (of the column
+    that explains it) the log rows that do, and by how many log rows it is violated, if the check says."""
 
     rows: int
     examples: list[dict[str, Any]]
     explained: dict[str, int] = field(default_factory=dict)
+    amount: int = 0
 
 
 def log_figures(db: Database) -> LogFigures:
@@ -148,8 +149,9 @@ def violations(db: Database, rollup: Rollup, check: Check, days: Sequence[date])
 
     Cost: the target's rows of these days and, where the check can be explained, the log rows of the days found.
     """
+    amount = "0" if check.amount is None else f"abs({to_sql(check.amount)})"
     statement = f"""
-        select date, count(*) as rows,
+        select date, count(*) as rows, sum({amount}) as amount,
                (array_agg(to_jsonb(row_of_target) order by {rollup.key_columns}))[1:{EXAMPLES}] as examples
         from (select {rollup.columns} from {rollup.name} where date = any(:days) and {to_sql(check.violation)})
              row_of_target
@@ -159,7 +161,9 @@ def violations(db: Database, rollup: Rollup, check: Check, days: Sequence[date])
         connection.execute(WHOLE_DAYS)
         rows = connection.execute(text(statement), {"days": list(days)}).all()
         explained = _explain(connection, db, check, [row.date for row in rows])
-    return {row.date: Violations(row.rows, list(row.examples), explained.get(row.date, {})) for row in rows}
+    return {
+        row.date: Violations(row.rows, list(row.examples), explained.get(row.date, {}), int(row.amount)) for row in rows
+    }
 
 
 def _explain(connection: Any, db: Database, check: Check, days: Sequence[date]) -> dict[date, dict[str, int]]:

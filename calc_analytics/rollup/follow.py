@@ -25,6 +25,8 @@ QUIET_SECONDS, QUIET_POLL_SECONDS = 60.0, 1.0
 BUSY_SHARE = 0.05
 # A refresh that follows the last one this closely has no backlog to look for.
 BACKLOG_SECONDS = 10.0
+# Ages of rows are noted this often.
+SAMPLE_SECONDS = 1.0
 
 
 @dataclass
@@ -68,6 +70,7 @@ class Follower:
         self._index = IndexKeeper(db)
         self._lock = threading.Lock()
         self._until = 0.0
+        self._sampled_at = float("-inf")
         self._thread: threading.Thread | None = None
         self._report = FollowReport()
         self._error: Exception | None = None
@@ -116,13 +119,25 @@ class Follower:
                 started = time.monotonic()
                 if is_uncounted(self.db, probe, counted):
                     is_backlog = counted is None or started - counted_at > BACKLOG_SECONDS
-                    report = refresh(self.db, step_rows=STEP_ROWS if is_backlog else None, progress=self._take_note)
+                    report = refresh(
+                        self.db,
+                        step_rows=STEP_ROWS if is_backlog else None,
+                        sampled=self._is_sampled(started),
+                        progress=self._take_note,
+                    )
                     counted, counted_at = report.snapshot, time.monotonic()
                     next_at = started + max(self.debounce_seconds, report.seconds / BUSY_SHARE)
                 self._report.probes += 1
                 is_quiet = time.monotonic() - max(counted_at, began_at) > QUIET_SECONDS
                 poll = QUIET_POLL_SECONDS if is_quiet else self._poll_seconds
                 self.stopping.wait(max(next_at - time.monotonic(), poll))
+
+    def _is_sampled(self, now: float) -> bool:
+        """Whether this refresh notes the ages of its rows: one in a second does, which is enough for a minute."""
+        if now - self._sampled_at < SAMPLE_SECONDS:
+            return False
+        self._sampled_at = now
+        return True
 
     def _take_note(self, report: RefreshReport) -> None:
         with self._lock:

@@ -8,10 +8,11 @@ from sqlalchemy.engine import Connection
 from calc_analytics.config import shown
 from calc_analytics.database import adopt, grants, migrate
 from calc_analytics.database.engine import trouble_in_words
-from calc_analytics.database.tables import metadata
+from calc_analytics.database.tables import STATE_TABLES, metadata
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.rollup import journal, ledger, predecessor
 from calc_analytics.rollup.database import Database
+from calc_analytics.rollup.declaration import Log
 from calc_analytics.rollup.live_view import create_live_view, without_logs
 from calc_analytics.rollup.status import server
 
@@ -27,28 +28,49 @@ def install(db: Database, start_date: date | None = None) -> None:
     before `start_date` or after today are removed. Raises `UnfitTable` for what it would have to guess.
     """
 
-    def state_and_views(connection: Connection) -> None:
-        there = grants.existing(connection)
-        metadata.create_all(connection, checkfirst=True)
-        adopt.check_existing(connection, {key for rollup in db.log.rollups for key in rollup.key_columns_of_log})
-        _repair_log_table(connection, db)
-        is_new = ledger.create_if_missing(connection, db.log, db.timezone)
-        switched_on, switched_off = ledger.keep_rollups(connection, db.log)
-        if is_new:
-            predecessor.record_days(connection, db)
-        if start_date is not None:
-            ledger.forget_empty_days(connection, db, start_date)
-        for name in switched_off:
-            connection.execute(text(f"drop view if exists {name}_live"))
-        for rollup in db.log.rollups:
-            adopt.create_date_index(connection, rollup.name)
-            create_live_view(connection, db.log, rollup)
-        grants.extend(connection, there, db.log.names)
-        if switched_on or switched_off:
-            changes = [*(f"+{name}" for name in switched_on), *(f"-{name}" for name in switched_off)]
-            journal.note(connection, db.log, "rollups", detail=" ".join(changes))
+    there: set[str] = set()
 
-    migrate.upgrade(db.engine, state_and_views)
+    def prepare(connection: Connection) -> None:
+        _require_fit(connection, db.log)
+        there.update(grants.existing(connection))
+
+    def finish(connection: Connection) -> None:
+        metadata.create_all(connection, checkfirst=True)
+        adopt.require_tables(connection, [rollup.target for rollup in db.log.rollups])
+        _repair_log_table(connection, db)
+        _keep_state(connection, db, start_date, there)
+
+    migrate.upgrade(db.engine, prepare, finish)
+
+
+def _require_fit(connection: Connection, log: Log) -> None:
+    """Raises `NotOwner` or `UnfitTable` before anything is changed."""
+    names = [*log.names, *(each.live_view for each in log.rollups)]
+    migrate.require_ownership(connection, [log.name, *names, *(table.name for table in STATE_TABLES)])
+    keys = {key for rollup in log.rollups for key in rollup.key_columns_of_log}
+    adopt.check_existing(connection, keys, [rollup.target for rollup in log.rollups])
+
+
+def _keep_state(connection: Connection, db: Database, start_date: date | None, there: set[str]) -> None:
+    """Makes the state what the declarations ask for: rollups, days on record, live views and grants."""
+    is_new = ledger.create_if_missing(connection, db.log, db.timezone)
+    before = ledger.kept_rollups(connection, db.log)
+    if start_date is not None:
+        ledger.forget_empty_days(connection, db, start_date)
+    switched_on, switched_off = ledger.keep_rollups(connection, db.log)
+    if is_new:
+        predecessor.record_days(connection, db)
+    for rollup in db.log.rollups:
+        adopt.create_date_index(connection, rollup.name)
+        create_live_view(connection, db.log, rollup)
+    new = db.log.names if is_new else switched_on
+    known = there - grants.without_grants(connection, new)
+    grants.extend(connection, known, [*before, *db.log.names], db.log.names)
+    for name in switched_off:
+        connection.execute(text(f"drop view if exists {name}_live"))
+    if switched_on or switched_off:
+        changes = [*(f"+{name}" for name in switched_on), *(f"-{name}" for name in switched_off)]
+        journal.note(connection, db.log, "rollups", detail=" ".join(changes))
 
 
 def _repair_log_table(connection: Connection, db: Database) -> None:
@@ -74,7 +96,13 @@ def is_installed(db: Database) -> bool:
 
 
 def _has_tables(connection: Connection, db: Database) -> bool:
-    names = ["rollup_state", "rollup_days", "rollup_journal", *db.log.names, *(each.live_view for each in db.log.rollups)]
+    names = [
+        "rollup_state",
+        "rollup_days",
+        "rollup_journal",
+        *db.log.names,
+        *(each.live_view for each in db.log.rollups),
+    ]
     statement = text("select bool_and(to_regclass(name) is not null) from unnest(cast(:names as text[])) as n (name)")
     return bool(connection.execute(statement, {"names": names}).scalar())
 

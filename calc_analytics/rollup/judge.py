@@ -54,6 +54,8 @@ class _Day:
     entry: ledger.Entry | None
     deleted_by_log: int
     """Rows that some rollup of the log counted and that were deleted since."""
+    counted_by_others: int | None
+    """Rows that a built rollup other than this one counted, the most of any; None: the day is built in no other."""
 
 
 def judge(
@@ -65,10 +67,11 @@ def judge(
     stored = _sums(connection, rollup, rollup.name, days)
     entries = ledger.entries(connection, [rollup], days)
     deleted = ledger.rows_deleted(connection, db.log, days)
+    others = ledger.rows_counted(connection, [each for each in db.log.rollups if each is not rollup], days)
     bench = _Bench(connection, db, rollup, decision)
     for span in spans:
         entry = entries.get((rollup.name, span.day))
-        bench.judge(_Day(span, logs[span.day], stored[span.day], entry, deleted.get(span.day, 0)))
+        bench.judge(_Day(span, logs[span.day], stored[span.day], entry, deleted.get(span.day, 0), others.get(span.day)))
     return bench.judgement
 
 
@@ -93,35 +96,54 @@ class _Bench:
         """Sorts the day into one of the three lists."""
         if self.decision is Decision.ALLOW_SHRINK:
             self._replace(day)
+        elif self._lacks_rows(day):
+            self._freeze(day)
         elif day.entry is None or day.entry.counted is None:
             self._judge_never_counted(day)
-        elif day.entry.status == "frozen" and day.entry.deleted is None:
-            self._judge_frozen(day, day.entry.counted)
+        elif day.entry.deleted is None:
+            self._judge_frozen(day, day.entry, day.entry.counted)
         elif day.entry.timezone not in (None, self.db.timezone):
             self._judge_of_another_zone(day, day.entry)
         else:
             self._judge_counted(day, day.entry)
+
+    def _lacks_rows(self, day: _Day) -> bool:
+        """Whether the log lacks rows that other rollups counted while this one was not kept up to date.
+
+        It was switched off, or is new: what it counted, if anything, cannot tell. Its statistics stay as they are.
+        """
+        if day.counted_by_others is None or (day.entry is not None and day.entry.status == "built"):
+            return False
+        deleted = self._rows((day.entry.deleted if day.entry is not None else None) or {})
+        return self._rows(day.log) + deleted < day.counted_by_others
 
     def _judge_never_counted(self, day: _Day) -> None:
         """Statistics of a predecessor, if any. It counted log rows from before this project more than once."""
         surplus = self._rows(day.stored) > self._rows(day.log)
         if day.deleted_by_log:
             self._freeze(day)
-        elif not surplus or self._has_rows_from_before(day.span):
+        elif not surplus or day.counted_by_others is not None or self._has_rows_from_before(day.span):
             self._replace(day)
         elif day.entry is not None or self.decision is Decision.KEEP:
             self._freeze(day)
         else:
             self._refuse(day, "differs", self._rows(day.stored))
 
-    def _judge_frozen(self, day: _Day, counted: Totals) -> None:
-        """A day that was never counted whole here. It may be once its log rows are back."""
-        if self._rows(day.log) >= self._rows(counted) and not day.deleted_by_log:
+    def _judge_frozen(self, day: _Day, entry: ledger.Entry, counted: Totals) -> None:
+        """A day that was never counted whole here. A person may have it counted once its log rows are back.
+
+        Not the schedule: late rows could be as many. Rows of a pending day were inserted by somebody else.
+        """
+        is_there = self._rows(day.log) >= self._rows(counted) and not day.deleted_by_log
+        is_whole = max(self._rows(day.log), day.counted_by_others or 0) <= self._rows(day.stored)
+        if is_there and entry.status == "pending":
             self._replace(day)
-        elif self.decision is Decision.KEEP and self._rows(day.log) <= self._rows(counted):
-            self._keep(day, counted, "keep")
+        elif self.decision is Decision.KEEP and is_whole:
+            self._accept(day)
+        elif is_there and self.decision is not Decision.AUTOMATIC:
+            self._replace(day)
         else:
-            self._refuse(day, "frozen", self._rows(counted))
+            self._leave(day, "frozen", entry)
 
     def _judge_of_another_zone(self, day: _Day, entry: ledger.Entry) -> None:
         """After a change of the reporting zone the log is compared by the day of the old zone."""
@@ -137,9 +159,11 @@ class _Bench:
     def _judge_counted(self, day: _Day, entry: ledger.Entry) -> None:
         counted, deleted = entry.counted or {}, entry.deleted or {}
         missing = {name: counted.get(name, 0) - day.log[name] - deleted.get(name, 0) for name in day.log}
-        was_deleted, is_lost = self._rows(deleted) > 0, self._rows(missing) > 0
+        was_deleted, is_lost = any(deleted.values()), self._rows(missing) > 0
         # Not added to for a while: more log rows than were counted are what a rebuild is for.
         is_behind = entry.status in ("stale", "overflow") and not is_lost and not was_deleted
+        # Rows that came since may be as many as those that were found missing.
+        is_behind = is_behind and not (entry.lost_rows and self.decision is Decision.AUTOMATIC)
         if not any(missing.values()):
             self._judge_balanced(day, entry, was_deleted)
         elif is_behind or (self.decision is Decision.NONE and not is_lost and not was_deleted):

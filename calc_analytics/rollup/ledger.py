@@ -81,8 +81,12 @@ def lock(connection: Connection, db: Database) -> State:
 
 
 def lock_sql(log: Log) -> str:
-    """The lock as a statement of its own, whatever the state says."""
-    return f"select from rollup_state where log = {quote_literal(log.name)} for no key update"
+    """The lock as a statement of its own, whatever the state says.
+
+    Also keeps the statement that follows from sorting the new rows, which a wrong estimate of their number leads to.
+    """
+    no_sort = "set_config('enable_sort', 'off', true)"
+    return f"select {no_sort} from rollup_state where log = {quote_literal(log.name)} for no key update"
 
 
 def require_usable(db: Database, state: Any) -> None:
@@ -160,6 +164,13 @@ def kept_rollups(connection: Connection, log: Log) -> list[str]:
     """The rollups that every refresh adds to."""
     statement = text("select rollups from rollup_state where log = :log")
     return list(connection.execute(statement, {"log": log.name}).scalar_one())
+
+
+def stored_timezone(db: Database) -> str:
+    """The zone in which the stored days are built, whatever ROLLUP_TIMEZONE says."""
+    with transaction(db.engine) as connection:
+        statement = text("select timezone from rollup_state where log = :log")
+        return str(connection.execute(statement, {"log": db.log.name}).scalar_one())
 
 
 def keep_rollups(connection: Connection, log: Log) -> tuple[list[str], list[str]]:
@@ -264,20 +275,23 @@ def seen_cte(log: Log) -> str:
 
 
 def recorded_cte(db: Database) -> str:
-    """CTE: records every day in `judged`, adds `amounts` to what is counted of built ones, and `hashes` to checksums."""
+    """CTE: records every day in `judged`, adds `amounts` to what is counted of built ones, and `hashes` to checksums.
+
+    A checksum that a verification added while this statement ran lacks its rows: it is dropped, and made again later.
+    """
     return f"""recorded as (
         insert into rollup_days as r (rollup, date, status, timezone, method, built_at, built_by, refreshed_at, counted,
                                       deleted, checksum)
         select j.rollup, j.date, j.status, {quote_literal(db.timezone)}, case j.status when 'built' then 'refresh' end,
                case j.status when 'built' then clock_timestamp() end,
                case j.status when 'built' then current_setting('application_name') end, clock_timestamp(),
-               case j.status when 'built' then a.totals end, case j.status when 'built' then cast('{{}}' as jsonb) end,
+               case when j.status = 'built' then a.totals when j.is_foreign then '{{}}' end, case j.status when 'built' then cast('{{}}' as jsonb) end,
                h.hash
         from judged j join amounts a using (rollup, date) left join hashes h using (rollup, date)
         on conflict (rollup, date) do update
         set refreshed_at = excluded.refreshed_at,
             counted = case when r.status = 'built' then {sum_json("r.counted", "excluded.counted")} else r.counted end,
-            checksum = r.checksum + case when r.status = 'built' then coalesce(excluded.checksum, 0) else 0 end
+            checksum = case when r.status = 'built' then r.checksum + excluded.checksum else r.checksum end
     )"""
 
 
@@ -311,6 +325,8 @@ class Entry:
     has_checksum: bool
     is_proven: bool
     """Whether its last comparison and its last audit found no difference."""
+    lost_rows: bool
+    """Whether its last comparison found that log rows are missing."""
 
 
 def entries(connection: Connection, rollups: Iterable[Rollup], days: Sequence[date]) -> dict[tuple[str, date], Entry]:
@@ -330,14 +346,27 @@ def rows_deleted(connection: Connection, log: Log, days: Sequence[date]) -> dict
     return found
 
 
+def rows_counted(connection: Connection, rollups: Sequence[Rollup], days: Sequence[date]) -> dict[date, int]:
+    """How many log rows of each of these days are counted in those of the rollups where it is built, the most of any."""
+    found: dict[date, int] = {}
+    for rollup in rollups:
+        parameters = {"rollup": rollup.name, "days": list(days), "count": rollup.count}
+        for row in connection.execute(_ROWS_COUNTED, parameters):
+            found[row.date] = max(found.get(row.date, 0), int(row.rows))
+    return found
+
+
 def record_rebuilt(connection: Connection, rollup: Rollup, timezone: str, totals: dict[date, dict[str, int]]) -> None:
-    """These days are recounted: they are built, nothing of them is deleted, and they have these totals."""
+    """These days are recounted: they are built, nothing of them is deleted, and they have these totals.
+
+    Days before yesterday get a checksum at once: nobody can have changed them yet.
+    """
     parameters = [
         {"rollup": rollup.name, "day": day, "tz": timezone, "counted": _json(counted)}
         for day, counted in totals.items()
     ]
     if parameters:
-        connection.execute(_REBUILT, parameters)
+        connection.execute(text(_REBUILT.format(hash=checksum_sql(rollup, ":day"))), parameters)
 
 
 def record_kept(
@@ -398,13 +427,26 @@ def checksum_sql(rollup: Rollup, day: str) -> str:
     return f"(select coalesce(sum({rollup.hash_of('t')}), 0) from {rollup.name} t where t.date = {day})"
 
 
-def record_verified(
-    connection: Connection, rollup: Rollup, proof: DayProof, version: str, checksum: Any, timezone: str, seal: bool
-) -> None:
-    """Records what a comparison found, unless the day changed meanwhile (`version` is the row's xmin).
+# SQL: changes when the day is rebuilt, pruned or decided upon, and not when a refresh adds to it.
+VERSION = "concat_ws(' ', status, timezone, built_at, deleted, pruned_at, pruned_by)"
 
-    A proven day before yesterday (or, with `seal`, any) gets a checksum: should its log rows be deleted later, each key
-    stays provable. Keeping one costs a refresh a little, so today and yesterday have none.
+
+@dataclass(frozen=True)
+class Seen:
+    """The day's record as a comparison saw it: its version, the transaction that wrote it, and its target's checksum."""
+
+    version: str
+    written_by: str
+    checksum: Any
+
+
+def record_verified(
+    connection: Connection, rollup: Rollup, proof: DayProof, seen: Seen, timezone: str, seal: bool
+) -> None:
+    """Records what a comparison found, unless the day was rebuilt, pruned or decided upon meanwhile.
+
+    Rows that a refresh added meanwhile change nothing about it. A proven day before yesterday (or, with `seal`, any)
+    gets a checksum: should its log rows be deleted later, each key stays provable. Keeping one costs a refresh a little, so today and yesterday have none.
     """
     parameters = {
         "rollup": rollup.name,
@@ -412,8 +454,9 @@ def record_verified(
         "seconds": proof.seconds,
         "difference": proof.difference,
         "finding": proof.finding,
-        "version": version,
-        "checksum": checksum if proof.is_proven else None,
+        "version": seen.version,
+        "written_by": seen.written_by,
+        "checksum": seen.checksum if proof.is_proven else None,
         "tz": timezone,
         "seal": seal,
     }
@@ -469,7 +512,8 @@ def _json(totals: Any) -> str | None:
 _ENTRIES = text(
     """
     select rollup, date, status, timezone, counted, deleted, checksum is not null,
-           difference = 0 and coalesce(audit_difference, 0) = 0
+           difference = 0 and coalesce(audit_difference, 0) = 0,
+           coalesce(difference <> 0 and finding = 'logs_missing', false)
     from rollup_days where rollup = any(cast(:rollups as text[])) and date = any(cast(:days as date[]))
     """
 )
@@ -479,19 +523,25 @@ _ROWS_DELETED = text(
     from rollup_days where rollup = :rollup and date = any(cast(:days as date[])) and deleted is not null
     """
 )
+_ROWS_COUNTED = text(
+    """
+    select date, cast(coalesce(counted ->> :count, '0') as numeric) as rows
+    from rollup_days where rollup = :rollup and date = any(cast(:days as date[])) and status = 'built'
+    """
+)
 # A recount starts the proofs afresh.
 _PROVEN_AFRESH = "verified_at = null, verified_seconds = null, difference = null, finding = null, audited_at = null, audit_difference = null"
-_REBUILT = text(
-    f"""
-    insert into rollup_days (rollup, date, status, timezone, method, built_at, built_by, refreshed_at, counted, deleted)
+_REBUILT = f"""
+    insert into rollup_days (rollup, date, status, timezone, method, built_at, built_by, refreshed_at, counted, deleted,
+                             checksum)
     values (:rollup, :day, 'built', :tz, 'rebuild', clock_timestamp(), current_setting('application_name'),
-            clock_timestamp(), cast(:counted as jsonb), '{{}}')
+            clock_timestamp(), cast(:counted as jsonb), '{{{{}}}}',
+            case when :day < cast(clock_timestamp() at time zone :tz as date) - 1 then {{hash}} end)
     on conflict (rollup, date) do update
     set status = excluded.status, timezone = excluded.timezone, method = excluded.method, built_at = excluded.built_at,
         built_by = excluded.built_by, refreshed_at = excluded.refreshed_at, counted = excluded.counted,
-        deleted = excluded.deleted, checksum = null, pruned_at = null, pruned_by = null, {_PROVEN_AFRESH}
-    """
-)
+        deleted = excluded.deleted, checksum = excluded.checksum, pruned_at = null, pruned_by = null, {_PROVEN_AFRESH}
+"""
 _KEPT = f"""
     update rollup_days set status = 'built', deleted = cast(:deleted as jsonb),
         checksum = coalesce(checksum, case when :intact then {{hash}} end),
@@ -504,14 +554,15 @@ _ACCEPTED = f"""
     where rollup = :rollup and date = :day
 """
 _VERIFIED = text(
-    """
+    f"""
     update rollup_days set verified_at = clock_timestamp(), verified_seconds = :seconds, difference = :difference,
         finding = :finding, audit_difference = case when :difference = 0 then 0 else audit_difference end,
         checksum = case
-            when cast(:checksum as numeric) is not null and (deleted = '{}' or checksum is null)
-                 and (:seal or date < cast(clock_timestamp() at time zone :tz as date) - 1)
+            when cast(:checksum as numeric) is not null and (deleted = '{{}}' or checksum is null)
+                 and cast(xmin as text) = :written_by and (:seal or date < cast(clock_timestamp() at time zone :tz as date) - 1)
             then cast(:checksum as numeric) else checksum end
-    where rollup = :rollup and date = :day and cast(xmin as text) = :version
+    where rollup = :rollup and date = :day and {VERSION} = :version
+      and not (status = 'stale' and difference <> 0 and finding = 'logs_missing')
     """
 )
 _UNKNOWN_STATISTICS = text(
@@ -548,7 +599,7 @@ _FREEZE = """
     insert into rollup_days as r (rollup, date, status, timezone, counted, checksum)
     values (:rollup, :day, 'frozen', :tz, cast(:counted as jsonb), {hash})
     on conflict (rollup, date) do update
-    set status = excluded.status, counted = coalesce(r.counted, excluded.counted),
+    set status = excluded.status, counted = coalesce(r.counted, excluded.counted), deleted = null,
         checksum = coalesce(r.checksum, excluded.checksum)
 """
 

@@ -32,19 +32,24 @@ AGE_SAMPLE = 16
 
 
 def refresh(
-    db: Database, *, step_rows: int | None = STEP_ROWS, progress: Callable[[RefreshReport], None] = lambda report: None
+    db: Database,
+    *,
+    step_rows: int | None = STEP_ROWS,
+    sampled: bool = True,
+    progress: Callable[[RefreshReport], None] = lambda report: None,
 ) -> RefreshReport:
     """Counts all that was committed before the call, and maybe more. Safe to repeat.
 
     A backlog is counted in steps of about `step_rows` rows (None: in one step), each a transaction of its own;
-    `progress` gets each step's report. Transient errors are retried. A day with a value that does not fit its column is
+    `progress` gets each step's report. `sampled`: whether the ages of rows are noted in the journal, which costs a few
+    per cent. Transient errors are retried. A day with a value that does not fit its column is
     set aside (status 'overflow') and does not keep the others from being counted. Raises what `ledger.require_usable`
     raises, or `DatabaseTrouble`.
     """
     total = None
     while True:
         started = time.perf_counter()
-        rows = isolate_overflow(db, partial(_refresh_in_one_trip, db, step_rows))
+        rows = isolate_overflow(db, partial(_refresh_in_one_trip, db, step_rows, sampled))
         report = _report(db, rows, time.perf_counter() - started)
         progress(report)
         total = report if total is None else total + report
@@ -52,8 +57,8 @@ def refresh(
             return total
 
 
-def _refresh_in_one_trip(db: Database, step_rows: int | None) -> list[dict[str, Any]]:
-    rows = run_in_one_trip(db.engine, [ledger.lock_sql(db.log), refresh_sql(db, step_rows)])
+def _refresh_in_one_trip(db: Database, step_rows: int | None, sampled: bool) -> list[dict[str, Any]]:
+    rows = run_in_one_trip(db.engine, [ledger.lock_sql(db.log), refresh_sql(db, step_rows, sampled)])
     ledger.require_usable(db, rows[0] if rows else None)
     return rows
 
@@ -142,35 +147,50 @@ def probe_sql(db: Database) -> str:
 
 
 def _between(columns: str, log: Log) -> str:
-    """SQL: the rows visible in S2 and not in S1. Two branches, so that each is a scan of the index.
+    """SQL: the rows visible in S2 and not in S1. Two branches, so that each is a scan of the index."""
+    return f"""{_newly_written(columns, log)}
+            union all
+            {_newly_ended(columns, log)}"""
 
-    READ COMMITTED would show rows of transactions at or above a cut too: hence the upper bound.
+
+def _newly_written(columns: str, log: Log) -> str:
+    """SQL: the rows of S2 whose transactions began after S1. READ COMMITTED, and a cut, would show later ones too.
+
+    The comparison with `xmin` settles nearly every row; the list is searched for the newest only.
     """
     return f"""
             select {columns} from {log.name}
             where xact_id >= (select xmax from stored) and xact_id < (select xmax from upto)
-              and xact_id <> all(cast((select xip from upto) as bigint[]))
-            union all
-            select {columns} from {log.name} where xact_id = any(cast((select xids from ended) as bigint[]))"""
+              and (xact_id < (select xmin from upto)
+                   or xact_id <> all(cast((select xip from upto) as bigint[])))"""
 
 
-@lru_cache(maxsize=16)
-def refresh_sql(db: Database, step_rows: int | None) -> str:
-    """The one statement of a refresh, without parameters. Returns a row per rollup and day, or one without a day."""
+def _newly_ended(columns: str, log: Log) -> str:
+    """SQL: the rows of S2 whose transactions were still open in S1."""
+    return f"select {columns} from {log.name} where xact_id = any(cast((select xids from ended) as bigint[]))"
+
+
+@lru_cache(maxsize=32)
+def refresh_sql(db: Database, step_rows: int | None, sampled: bool = True) -> str:
+    """The one statement of a refresh, without parameters. Returns a row per rollup and day, or one without a day.
+
+    `sampled`: whether it also notes the ages of rows, which costs a few per cent.
+    """
     log, rollups = db.log, db.log.rollups
     parts = [
         _snapshots(db, step_rows),
+        _today(db),
         _new_rows(db),
-        *(_diff(rollup, n, sample=n == 0, log=log) for n, rollup in enumerate(rollups)),
+        *(_diff(rollup, n, log, sampled) for n, rollup in enumerate(rollups)),
         f"days as materialized (select date, sum({rollups[0].count}) as rows from diff_0 group by date)",
         ledger.seen_cte(log),
         _judged(db),
-        *(_added(rollup, n) for n, rollup in enumerate(rollups)),
+        *(_added(rollup, n, is_large=step_rows is not None) for n, rollup in enumerate(rollups)),
         _amounts(rollups),
         _hashes(rollups),
         ledger.recorded_cte(db),
         ledger.moved_cte(log, "upto"),
-        journal.refreshed_cte(log, AGE_SAMPLE),
+        journal.refreshed_cte(log, AGE_SAMPLE if sampled else None),
     ]
     return f"""
     with {", ".join(parts)}
@@ -214,8 +234,8 @@ def _snapshots(db: Database, step_rows: int | None) -> str:
     ),
     {"" if step_rows is None else cutting}
     upto as materialized (
-        select xmax, xip, cast(concat(coalesce(xip[1], xmax), ':', xmax, ':', array_to_string(xip, ',')) as pg_snapshot)
-            as snapshot
+        select xmax, xip, coalesce(xip[1], xmax) as xmin,
+               cast(concat(coalesce(xip[1], xmax), ':', xmax, ':', array_to_string(xip, ',')) as pg_snapshot) as snapshot
         from (
             select last.xmax, array(select xid from unnest(now.xip) as xid where xid < last.xmax order by 1) as xip
             from now cross join lateral (select least(now.xmax, {cut}) as xmax) last
@@ -226,30 +246,58 @@ def _snapshots(db: Database, step_rows: int | None) -> str:
     )"""
 
 
+def _today(db: Database) -> str:
+    """CTE: instants between which it is surely today. Comparing with two is much cheaper than computing a row's day.
+
+    From the last instant at which 00:00 shows it is today; clocks may turn back by up to three hours at its end.
+    """
+    zone = quote_literal(db.timezone)
+    margin = "" if db.timezone == "UTC" else " - interval '3 hours'"
+    return f"""
+    today as materialized (
+        select day, {midnight("day", zone)} as first, {midnight("(day + 1)", zone)}{margin} as next
+        from (select {local_date("statement_timestamp()", zone)} as day offset 0) now_
+    )"""
+
+
 def _new_rows(db: Database) -> str:
-    """CTE: the new rows, with their day."""
-    log = db.log
+    """CTEs: the new rows, with their day. Several rollups read them from memory.
+
+    A single rollup aggregates the two sources (`returned`: rows of transactions that were still open in S1) by
+    themselves and adds up the few groups, which is cheaper than to append the rows.
+    """
+    log, time_ = db.log, db.log.event_time
     id_column = next(iter(log.table.primary_key.columns)).name
     columns = ", ".join(dict.fromkeys([id_column, *log.reads]))
-    materialized = "materialized" if len(log.rollups) > 1 else "not materialized"
-    return f"""
-    new as {materialized} (
-        select {columns}, {id_column} & {AGE_SAMPLE - 1} = 0 as sampled,
-               {local_date(log.event_time, quote_literal(db.timezone))} as date
-        from ({_between(columns, log)}
-        ) l
-    )"""
+    day = f"""case when {time_} >= (select first from today) and {time_} < (select next from today)
+            then (select day from today) else {local_date(time_, quote_literal(db.timezone))} end as date"""
+    selected = f"{columns}, {id_column} & {AGE_SAMPLE - 1} = 0 as is_sampled, {day}"
+    written, ended = _newly_written(selected, log), _newly_ended(selected, log)
+    if len(log.rollups) == 1:
+        return f"new as not materialized ({written}), returned as not materialized ({ended})"
+    return f"new as materialized ({written} union all {ended})"
 
 
-def _diff(rollup: Rollup, n: int, sample: bool, log: Log) -> str:
-    """CTE: the new rows' measures by keys and day. Rows without a day (infinity, the year 10000) are left out."""
-    time_ = log.event_time
-    ages = f", array_agg({time_}) filter (where sampled) as sample, min({time_}) as oldest" if sample else ""
-    return f"""
-    diff_{n} as materialized (
-        select {rollup.key_selects}, date, {rollup.measure_selects}{ages}
-        from new group by {rollup.group_by}, date having {has_a_day("date")}
-    )"""
+def _diff(rollup: Rollup, n: int, log: Log, sampled: bool) -> str:
+    """CTEs: the new rows' measures by keys and day. Rows without a day (infinity, the year 10000) are left out.
+
+    `offset 0` keeps PostgreSQL from computing and comparing the day of every row once more.
+    """
+    time_, ages = log.event_time, ""
+    if n == 0:
+        sample = f"array_agg({time_}) filter (where is_sampled)" if sampled else "cast(null as timestamptz[])"
+        ages = f", {sample} as sample, min({time_}) as oldest"
+    sources = ("new", "returned") if len(log.rollups) == 1 else ("new",)
+    each = " union all ".join(
+        f"select {rollup.key_selects}, date, {rollup.measure_selects}{ages} from {source} group by {rollup.group_by}, date"
+        for source in sources
+    )
+    parts = f"parts_{n} as materialized (select * from ({each} offset 0) every_date where {has_a_day('date')})"
+    if len(sources) == 1:
+        return f"{parts}, diff_{n} as not materialized (select * from parts_{n})"
+    keys = f"{rollup.key_columns}, date"
+    sums = rollup.each_measure("cast(sum({name}) as bigint) as {name}")
+    return f"{parts}, diff_{n} as materialized (select {keys}, {sums} from parts_{n} group by {keys})"
 
 
 def _judged(db: Database) -> str:
@@ -288,19 +336,23 @@ def _judged(db: Database) -> str:
             when s.status is not null then s.status
             when s.date in (select date from older) then 'pending'
             when exists (select from held h where h.rollup = s.rollup and h.date = s.date) then 'pending'
-            else 'built' end as status
+            else 'built' end as status,
+            -- Statistics of a day that begins now are nobody's: a rebuild replaces them.
+            s.status is null and s.date not in (select date from older) as is_foreign
         from seen s
     )"""
 
 
-def _added(rollup: Rollup, n: int) -> str:
-    """CTE: adds the diff to days that are built."""
+def _added(rollup: Rollup, n: int, is_large: bool) -> str:
+    """CTE: adds the diff to days that are built; a large one in the order of the target's index."""
     target = rollup.name
+    order = "order by " + ", ".join(f"d.{each.name}" for each in rollup.target.primary_key.columns) if is_large else ""
     return f"""
     added_{n} as (
         insert into {target} ({rollup.columns})
         select {rollup.each_key("d.{name}")}, {rollup.each_measure("d.{name}")}
         from diff_{n} d join judged j on j.rollup = {quote_literal(target)} and j.date = d.date and j.status = 'built'
+        {order}
         on conflict ({rollup.key_columns}, date) do update
         set {rollup.each_measure(f"{{name}} = {target}.{{name}} + excluded.{{name}}")}
     )"""

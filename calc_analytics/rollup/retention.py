@@ -22,6 +22,8 @@ from calc_analytics.rollup.windows import Window, of_day, windows
 
 # The lock is held for some tens of milliseconds per batch.
 BATCH_ROWS = 5_000
+# Rows that arrive during a proof leave the day without a checksum: it is proven again.
+SEAL_ATTEMPTS = 5
 
 
 def prunable(db: Database, before: date) -> dict[date, int]:
@@ -83,13 +85,17 @@ def prune(
 
 
 def _is_provable(db: Database, day: date) -> bool:
-    """Whether the day equals its log in every rollup, and each has a checksum; proves it if need be."""
-    with transaction(db.engine) as connection:
-        known = ledger.entries(connection, db.log.rollups, [day]).values()
-    if all(each.has_checksum and each.is_proven for each in known):
-        return True
-    report = verify(db, [day], seal=True)
-    return bool(report.days) and all(proof.is_proven for proof in report.days)
+    """Whether the day equals its log in every rollup now; gives it checksums. An older proof is worth nothing: whoever
+    changed the statistics since could not be put right once the log rows are gone."""
+    for _ in range(SEAL_ATTEMPTS):
+        report = verify(db, [day], seal=True)
+        if not report.days or not all(proof.is_proven for proof in report.days):
+            return False
+        with transaction(db.engine) as connection:
+            known = ledger.entries(connection, db.log.rollups, [day]).values()
+        if all(each.has_checksum for each in known):
+            return True
+    return False
 
 
 def _windows(db: Database, days: list[date]) -> list[Window]:

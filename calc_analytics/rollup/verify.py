@@ -69,8 +69,9 @@ def _prove(db: Database, rollup: Rollup, day: date, seal: bool) -> DayProof:
         connection.execute(WHOLE_DAYS)
         row = connection.execute(text(verify_sql(db, rollup, span)), parameters).mappings().one()
         proof = _proof(rollup, day, row, time.perf_counter() - started)
-        if proof.status is not None:
-            ledger.record_verified(connection, rollup, proof, row["version"], row["checksum_now"], db.timezone, seal)
+        if proof.status is not None and not row["is_read_only"]:  # a standby's answer is right, and not recorded
+            seen = ledger.Seen(row["version"], row["written_by"], row["checksum_now"])
+            ledger.record_verified(connection, rollup, proof, seen, db.timezone, seal)
             _note(connection, db, proof)
     return proof
 
@@ -84,7 +85,7 @@ def _proof(rollup: Rollup, day: date, row: RowMapping, seconds: float) -> DayPro
     names, count = rollup.measure_names, rollup.count
     logs, stored = ({name: int(row[f"{side}_{name}"]) for name in names} for side in ("logs", "stored"))
     counted, deleted = (_totals(row[column], names) for column in ("counted", "deleted"))
-    is_pruned = bool(deleted and deleted[count])
+    is_pruned = bool(deleted and any(deleted.values()))
     by_keys = {name: int(row[name]) for name in names}
     by_totals = {name: abs(logs[name] + (deleted or {}).get(name, 0) - stored[name]) for name in names}
     differences = by_totals if is_pruned else by_keys
@@ -159,10 +160,14 @@ def verify_sql(db: Database, rollup: Rollup, span: Window) -> str:
                {differs} as differs{"".join(f", l.{s.name}" for s in rollup.suspects)}
         from from_logs l full join from_stats s using ({rollup.key_columns})
     ),
-    known as (select *, cast(xmin as text) as version from rollup_days where rollup = :rollup and date = :day)
+    known as (
+        select *, {ledger.VERSION} as version, cast(xmin as text) as written_by
+        from rollup_days where rollup = :rollup and date = :day
+    )
     select (select status from known) as status, (select counted from known) as counted,
            (select deleted from known) as deleted, (select checksum from known) as checksum,
-           (select version from known) as version,
+           (select version from known) as version, (select written_by from known) as written_by,
+           current_setting('transaction_read_only') = 'on' as is_read_only,
            (select coalesce(sum({rollup.hash_of("t")}), 0) from from_stats t) as checksum_now,
            count(*) filter (where differs) as differing_keys,
            count(*) filter (where logs_{rollup.count} > coalesce(stored_{rollup.count}, 0)) as keys_with_more_logs,

@@ -1,4 +1,4 @@
-"""The doctor: what is misconfigured, why it matters, and the command that mends it. One examination per part.
+"""The doctor: what is misconfigured, why it matters, and the command that resolves it. One examination per part.
 
 Findings are 'ok', 'note' (works, and could be better) or 'wrong'. Nothing is changed.
 """
@@ -17,11 +17,13 @@ from calc_analytics import days
 from calc_analytics.config import shown
 from calc_analytics.database import adopt
 from calc_analytics.database.engine import transaction
-from calc_analytics.rollup import diagnosis, install, status
-from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
+from calc_analytics.errors import CalcAnalyticsError
+from calc_analytics.rollup import diagnosis, install, ledger, status
+from calc_analytics.rollups import LOG, chosen_log
+from calc_analytics.service.health import schedule_seconds
 from calc_analytics.service.probes import Answer, Prober
 from calc_analytics.service.sources import Sources
-from calc_analytics.service.words import USE_THE_PRIMARY
+from calc_analytics.service.words import USE_THE_PRIMARY, ago, number
 from calc_analytics.supervisor import HOST, is_listening
 
 OK, NOTE, WRONG = "ok", "note", "wrong"
@@ -34,6 +36,14 @@ UNANSWERED = {
     "database": ("without it nothing is counted", "start PostgreSQL, or correct DATABASE_URL"),
     "dagster": ("without it there are no ticks and no runs", "start PostgreSQL, or correct DAGSTER_POSTGRES_URL"),
 }
+# What makes every operation stop, and what resolves it.
+UNFIT_COMMANDS: dict[type[Exception], str] = {
+    ledger.NotInstalled: "calc-analytics migrate",
+    ledger.ClusterChanged: "calc-analytics rebase",
+    ledger.TimezoneChanged: "set ROLLUP_TIMEZONE back, or calc-analytics rebase",
+    ledger.RollupsChanged: "set ROLLUPS back, or calc-analytics migrate",
+}
+UNFIT = tuple(UNFIT_COMMANDS)
 
 
 @dataclass(frozen=True)
@@ -69,7 +79,7 @@ def examine(sources: Sources, prober: Prober, ports: Ports) -> list[Finding]:
     found: list[Finding] = []
     for name, answer in answers.items():
         listed = answer.value if answer.value is not None else [_unanswered(name, answer)]
-        # Where the database is away, its trouble is said once.
+        # Where the database is away, its error is reported once.
         found += [replace(each, part=name) for each in listed if each.level == OK or not _said(each, found)]
     return found
 
@@ -122,23 +132,44 @@ def _database(sources: Sources) -> Findings:
 
 
 def _tables(sources: Sources) -> Findings:
-    engine = sources.engine()
-    with transaction(engine) as connection:
-        adopt.check_existing(connection)
-    if install.is_installed(engine):
-        yield _ok("tables, view and migrations are there")
+    db = sources.database()
+    with transaction(db.engine) as connection:
+        adopt.check_existing(connection, {key for rollup in db.log.rollups for key in rollup.key_columns_of_log})
+    if install.is_installed(db):
+        yield _ok("tables, views and migrations are there")
     else:
         why = "without the newest migration nothing is counted"
-        yield _wrong("the newest migration has not run", why, "calc-analytics migrate")
+        yield _wrong("the newest migration has not run, or not for these rollups", why, "calc-analytics migrate")
+
+
+def _settings(sources: Sources) -> Findings:
+    """Values that are read only when they are used."""
+    settings = sources.settings
+    try:
+        longest = schedule_seconds(sources)
+        yield _ok(f"the schedule is '{settings.cron}': at most {ago(longest)} between two runs")
+    except CalcAnalyticsError as error:
+        why = "Dagster cannot load the schedule, so no day is rebuilt by itself"
+        yield _wrong(str(error), why, "set ROLLUP_CRON to a cron line such as '0 * * * *', or unset it")
+    try:
+        names = chosen_log(settings.rollups).names
+        yield _ok(f"{number(len(names), 'rollup')} of {len(LOG.names)} are kept: {', '.join(names)}")
+    except CalcAnalyticsError as error:
+        yield _wrong(str(error), "nothing is counted", f"set ROLLUPS to some of {','.join(LOG.names)}")
 
 
 def _state(sources: Sources) -> Findings:
-    status.refreshed(sources.engine(), ROLLUP, sources.settings.timezone)
-    yield _ok("the stored snapshot belongs to this cluster")
+    db = sources.database()
+    try:
+        status.refreshed(db)
+        yield _ok("the stored snapshot belongs to this cluster; time zone and rollups are those of the settings")
+    except UNFIT as error:
+        yield _wrong(str(error), "refresh, rebuild and verify stop until that is resolved", UNFIT_COMMANDS[type(error)])
 
 
 def _permissions(sources: Sources) -> Findings:
-    role = diagnosis.role(sources.engine(), ROLLUP)
+    db = sources.database()
+    role = diagnosis.role(db)
     if role.missing:
         why = "counting, rebuilding or proving fails without"
         yield _wrong(f"the role '{role.name}' lacks rights", why, ";\n".join(role.missing) + ";")
@@ -154,28 +185,28 @@ def _permissions(sources: Sources) -> Findings:
         )
     if not role.may_prune:
         why = "only 'calc-analytics prune' needs it"
-        yield _note(f"'{role.name}' may not delete log rows", why, f'grant delete on {ROLLUP.source} to "{role.name}";')
+        yield _note(f"'{role.name}' may not delete log rows", why, f'grant delete on {db.log.name} to "{role.name}";')
 
 
 def _indexes(sources: Sources) -> Findings:
-    found = diagnosis.log_indexes(sources.engine(), ROLLUP)
+    found = diagnosis.log_indexes(sources.database())
     for index in found:
         if index.state != "there":
             fact = f"the index of {index.table} on (xact_id, hour of created_at) is {index.state}"
             why = "every refresh reads the whole table to find the new rows"
             yield _wrong(fact, why, ";\n".join(index.sql) + ";")
     if all(index.state == "there" for index in found):
-        yield _ok(f"the index on (xact_id, hour of created_at) is there, on {_number(len(found), 'table')}")
+        yield _ok(f"the index on (xact_id, hour of created_at) is there, on {number(len(found), 'table')}")
 
 
 def _xact_id(sources: Sources) -> Findings:
-    wrong = False
-    for table in diagnosis.log_tables(sources.engine(), ROLLUP):
+    wrong, db = False, sources.database()
+    for table in diagnosis.log_tables(db):
         for finding in _of_table(table):
             wrong = True
             yield finding
     if not wrong:
-        yield _ok(f"each row of {ROLLUP.source} gets its transaction's id, whichever way it is inserted")
+        yield _ok(f"each row of {db.log.name} gets its transaction's id, whichever way it is inserted")
 
 
 def _of_table(table: diagnosis.LogTable) -> Findings:
@@ -202,13 +233,13 @@ def _of_table(table: diagnosis.LogTable) -> Findings:
 
 
 def _rows(sources: Sources) -> Findings:
-    rows = diagnosis.rows_bypassing(sources.engine(), ROLLUP)
+    rows = diagnosis.rows_bypassing(sources.database())
     rebase = "find the writer that names xact_id; then calc-analytics rebase && calc-analytics rollup"
     if rows.from_the_future:
-        fact = f"{_number(rows.from_the_future, 'log row')} or more have an xact_id that no transaction has had yet"
+        fact = f"{number(rows.from_the_future, 'log row')} or more have an xact_id that no transaction has had yet"
         yield _wrong(fact, "they were written by another cluster, or by hand, and are not counted", rebase)
     if rows.without_id:
-        fact = f"{_number(rows.without_id, 'log row')} of the last hour have no xact_id"
+        fact = f"{number(rows.without_id, 'log row')} of the last hour have no xact_id"
         why = "normal within an hour after 'migrate'; else a writer sets it to null, and its rows are missed"
         yield _note(fact, why, rebase)
     if not rows.from_the_future and not rows.without_id:
@@ -311,12 +342,9 @@ def _answers(port: int, path: str, key: str) -> bool:
     return False
 
 
-def _number(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
 EXAMINATIONS: dict[str, Callable[[Sources], Findings]] = {
     "database": _database,
+    "settings": _settings,
     "tables": _tables,
     "state": _state,
     "permissions": _permissions,

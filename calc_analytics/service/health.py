@@ -1,4 +1,4 @@
-"""The health report: is the rollup running, and is it right? One finding per probe, each with what it compared.
+"""The health report: are the rollups kept up to date, and are they right? One finding per probe, with what it compared.
 
 The same report answers `GET /health/rollup`, the gauges of `/metrics` and the head of `calc-analytics status`.
 """
@@ -10,11 +10,10 @@ from functools import partial
 from typing import Any
 
 from calc_analytics import __version__
-from calc_analytics.rollup import install, status
-from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
+from calc_analytics.rollup import diagnosis, install, status
 from calc_analytics.service.probes import Answer, Prober, Question
 from calc_analytics.service.sources import Sources
-from calc_analytics.service.words import USE_THE_PRIMARY, ago, instant
+from calc_analytics.service.words import USE_THE_PRIMARY, ago, first_of, in_rollups, instant, number
 
 # Dagster's daemons write a heartbeat every 30 seconds; the scheduler sleeps from minute to minute. Two that are missing
 # tell of a death.
@@ -24,6 +23,13 @@ HEARTBEATS_MISSED = 2
 TICK_SECONDS = 60
 RED_TICKS = 2
 FRESH_INTERVALS = 2
+# All days are audited every hour; three hours without are two audits that failed.
+AUDIT_SECONDS = 3 * 3600.0
+# The day with the oldest proof is compared with the log within 1 % of the time, so one round over all days takes a
+# hundred times as long as comparing them. Eight days are a round of two hours of comparing, and the weekend in which
+# nothing ran; a log that needs more has twice its round.
+PROOF_SECONDS = 8 * 86_400.0
+ROUNDS, PATROL_SHARE = 2, 0.01
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,8 @@ def _finding(name: str, answer: Answer[Verdict]) -> Finding:
 
 
 def _database(sources: Sources) -> Verdict:
-    server = status.server(sources.engine())
+    # On a connection of its own: it answers while every other one waits for a lock.
+    server = status.server(sources.engine("calc_analytics probe"))
     said = f"PostgreSQL {server.version} answered"
     if server.read_only:
         return Verdict(False, f"{said}, but it is read-only (a standby?): nothing can be counted", USE_THE_PRIMARY)
@@ -120,14 +127,17 @@ def _database(sources: Sources) -> Verdict:
 
 
 def _tables(sources: Sources) -> Verdict:
-    if install.is_installed(sources.engine()):
-        return Verdict(True, "tables, view and migrations are there")
-    return Verdict(False, "the newest migration has not run", "calc-analytics migrate")
+    if install.is_installed(sources.database()):
+        return Verdict(True, "tables, views and migrations are there")
+    said = "the newest migration has not run, or ROLLUPS names other rollups than those that are kept"
+    return Verdict(False, said, "calc-analytics migrate")
 
 
 def _state(sources: Sources) -> Verdict:
-    status.refreshed(sources.engine(), ROLLUP, sources.settings.timezone)
-    return Verdict(True, f"the stored snapshot is this cluster's, its days are in {sources.settings.timezone}")
+    db = sources.database()
+    status.refreshed(db)
+    kept = number(len(db.log.rollups), "rollup")
+    return Verdict(True, f"the stored snapshot is this cluster's; {kept}, days in {db.timezone}")
 
 
 def schedule_seconds(sources: Sources) -> float:
@@ -139,7 +149,7 @@ def schedule_seconds(sources: Sources) -> float:
 
 def _freshness(sources: Sources) -> Verdict:
     limit = FRESH_INTERVALS * schedule_seconds(sources)
-    last = status.refreshed(sources.engine(), ROLLUP, sources.settings.timezone)
+    last = status.refreshed(sources.database())
     facts = {"refreshed_at": instant(last.at) if last.at else None}
     against = f"the limit is {ago(limit)}, twice the schedule's interval"
     if last.seconds_ago is None:
@@ -149,12 +159,34 @@ def _freshness(sources: Sources) -> Verdict:
 
 
 def _proofs(sources: Sources) -> Verdict:
-    days = status.days(sources.engine(), ROLLUP)
-    built = days.by_status.get("built", 0)
-    if days.different:
-        said = f"{days.different:,} of {built:,} built days differed from their logs when last compared"
-        return Verdict(False, said, "calc-analytics verify")
-    return Verdict(True, f"none of {built:,} built days differed from its logs when last compared")
+    db = sources.database()
+    different = status.different_days(db)
+    if different:
+        said = f"{number(len(different), 'day')} {'differs' if len(different) == 1 else 'differ'} from the log or from "
+        kept = len(db.log.rollups)
+        named = first_of([f"{day} ({in_rollups(rollups, kept)})" for day, rollups in different.items()])
+        return Verdict(
+            False, f"{said}what was counted: {named}", f"calc-analytics verify --day {next(iter(different))}"
+        )
+    built = max((days.by_status.get("built", 0) for days in status.days(db).values()), default=0)
+    return Verdict(True, f"no day differs; {number(built, 'day')} built in {number(len(db.log.rollups), 'rollup')}")
+
+
+def _audit(sources: Sources) -> Verdict:
+    """Ages are measured up to the last refresh: while nothing is counted, other probes are red."""
+    ages = diagnosis.proof_ages(sources.database())
+    if not ages.days or ages.refreshed_at is None or ages.noted_since is None:
+        return Verdict(True, "no day is on record, so there is nothing to prove")
+    audited = (ages.refreshed_at - (ages.audited_at or ages.noted_since)).total_seconds()
+    last = f"all days were last audited {_since(_age(ages.audited_at))} (limit {ago(AUDIT_SECONDS)} of counting)"
+    if audited > AUDIT_SECONDS:
+        return Verdict(False, last, "calc-analytics up")
+    if ages.oldest_proof_at is None:
+        return Verdict(True, f"{last}; no day is built")
+    limit = max(PROOF_SECONDS, ROUNDS * ages.round_seconds / PATROL_SHARE)
+    said = f"{last}; the oldest proof is {ago(_age(ages.oldest_proof_at) or 0.0)} old (limit {ago(limit)})"
+    unproven = (ages.refreshed_at - max(ages.oldest_proof_at, ages.noted_since)).total_seconds()
+    return Verdict(unproven <= limit, said, "calc-analytics verify")
 
 
 def _daemon(sources: Sources) -> Verdict:
@@ -253,6 +285,7 @@ PROBES: dict[str, Callable[[Sources], Verdict]] = {
     "state": _state,
     "freshness": _freshness,
     "proofs": _proofs,
+    "audit": _audit,
     "daemon": _daemon,
     "sensor": _sensor,
     "schedule": _schedule,

@@ -1,28 +1,34 @@
-"""`GET /metrics`: the counts of all processes, and gauges read from the database and Dagster when somebody asks."""
+"""`GET /metrics`: counters from the journal, and gauges read from the database and Dagster, when somebody asks.
 
-import logging
-from collections.abc import Iterator, Mapping
+The journal is written in each operation's own transaction, whichever process runs it, so the counters are exact,
+survive restarts, and never fall. While the database is down there are none.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta, timezone
+from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Metric
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, SummaryMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import InfoMetricFamily
 from prometheus_client.registry import Collector
 
 from calc_analytics import __version__
-from calc_analytics.rollup import status
+from calc_analytics.rollup import journal, status
+from calc_analytics.rollup.database import Database
 from calc_analytics.service import health
 from calc_analytics.service.probes import Answer, Prober, Question
 from calc_analytics.service.sources import Sources
 from calc_analytics.service.status import figures
-from calc_analytics.telemetry import logs
-from calc_analytics.telemetry.metrics import PREFIX, UNREADABLE, AllProcesses
-from calc_analytics.telemetry.metrics import counts as own_counts
 
-DAY_STATUSES = ("built", "pending", "stale", "kept", "overflow")
+PREFIX = "calc_analytics"
+TIMED = ("refresh", "rebuild", "verify", "audit")
+MAY_FAIL = ("refresh", "rebuild", "verify")
+# Freshness is that of the worst of the last minutes in which rows were counted.
+FRESH_MINUTES = timedelta(minutes=5)
 
 
 @dataclass
@@ -35,7 +41,7 @@ class Exposition:
     def text(self, accept: str) -> tuple[bytes, str]:
         """All metrics, and their content type; the format is what `accept` prefers."""
         registry = CollectorRegistry()
-        registry.register(Collected([*_counts(), *gauges(self.prober.ask(questions(self.sources)))]))
+        registry.register(Collected(list(metrics(self.prober.ask(questions(self.sources))))))
         encode, content_type = choose_encoder(accept)
         return encode(registry), content_type
 
@@ -55,30 +61,32 @@ class Collected(Collector):
         return self.metrics
 
 
-def _counts() -> list[Metric]:
-    """The counts of all processes; if their files cannot be used, none, and a line in the log."""
-    try:
-        own_counts()  # so that every counter is there, at zero, before anything has happened
-        return list(AllProcesses().collect())
-    except (OSError, *UNREADABLE) as error:
-        logs.line(logging.WARNING, "metrics", failed=f"counts cannot be read: {error}")
-        return []
-
-
 def questions(sources: Sources) -> dict[str, Question]:
-    """The health probes, and the figures beside them."""
-    return {**health.questions(sources), **figures(sources)}
+    """The health probes, the figures beside them, and what the journal adds up to."""
+    own: dict[str, Question] = {
+        "totals": partial(_about, sources, journal.totals),
+        "ages": partial(_about, sources, _fresh),
+    }
+    return {**health.questions(sources), **figures(sources), **own}
 
 
-def gauges(answers: Mapping[str, Answer[Any]]) -> Iterator[Metric]:
-    """The gauges that the answers hold; of what was not answered there is no sample."""
+def _about(sources: Sources, question: Callable[[Database], Any]) -> Any:
+    return question(sources.database())
+
+
+def _fresh(db: Database) -> list[journal.Freshness]:
+    return journal.freshness(db, datetime.now(timezone.utc) - FRESH_MINUTES)
+
+
+def metrics(answers: Mapping[str, Answer[Any]]) -> Iterator[Metric]:
+    """The counters and gauges that the answers hold; of what was not answered there is no sample."""
     report = health.report(answers)
     ok = {finding.name: finding.ok for finding in report.findings}
     up = ok["database"] and ok["tables"] and ok["state"]
     yield InfoMetricFamily(f"{PREFIX}_build", "The version that answers.", {"version": __version__})
     yield _gauge("up", "Whether the database answers and the rollup's state can be read.", up)
-    yield _gauge("healthy", "Whether every probe of /health/rollup is content.", report.healthy)
-    yield _labelled("probe_ok", "Whether the probe is content.", "probe", ok)
+    yield _gauge("healthy", "Whether every probe of /health/rollup is green.", report.healthy)
+    yield _labelled("probe_ok", "Whether the probe is green.", "probe", ok)
     for name, family in FAMILIES.items():
         if answers[name].value is not None:
             yield from family(answers[name].value)
@@ -94,14 +102,73 @@ def _refreshed(last: status.Refreshed) -> Iterator[Metric]:
     yield from _instant("last_refresh", "When new rows were last counted.", last.at)
 
 
-def _days(days: status.Days) -> Iterator[Metric]:
-    by_status = {name: days.by_status.get(name, 0) for name in DAY_STATUSES}
-    yield _labelled("partitions", "Days on record, by their status.", "status", by_status)
-    yield _gauge("partitions_sealed", "Days whose logs were deleted after they were counted.", days.sealed)
-    yield _gauge("partitions_differing", "Built days that differed from their logs when last compared.", days.different)
-    yield _gauge("difference", "The sum of those differences: zero, or a bug.", days.difference)
-    yield from _instant("last_rebuild", "When a day was last rebuilt.", days.rebuilt_at)
-    yield from _instant("last_verify", "When a day was last compared with its logs.", days.verified_at)
+def _days(days: dict[str, status.Days]) -> Iterator[Metric]:
+    yield _partitions(days)
+    yield _per_rollup("partitions_pruned", "Days whose log rows were deleted.", days, lambda each: each.pruned)
+    said = "Days that differ from the log or from what was counted, when last compared."
+    yield _per_rollup("partitions_differing", said, days, lambda each: each.different)
+    said = "The sum of those differences: zero, or somebody must look."
+    yield _per_rollup("difference", said, days, lambda each: each.difference)
+    yield _instants("last_rebuild", "When a day was last rebuilt.", days, lambda each: each.rebuilt_at)
+    yield _instants("last_verify", "When a day was last compared with its log.", days, lambda each: each.verified_at)
+    said = "Since when some built day has not been compared with its log."
+    yield _instants("oldest_proof", said, days, lambda each: each.oldest_proof_at)
+    yield from _instant("last_audit", "When all days were last audited.", status.together(days).audited_at)
+
+
+def _partitions(days: dict[str, status.Days]) -> Metric:
+    name, said = f"{PREFIX}_partitions", "Days on record, by rollup and status."
+    family = GaugeMetricFamily(name, said, labels=["rollup", "status"])
+    for rollup, each in days.items():
+        for word in status.STATUSES:
+            family.add_metric([rollup, word], float(each.by_status.get(word, 0)))
+    return family
+
+
+def _totals(totals: list[dict[str, Any]]) -> Iterator[Metric]:
+    """The journal's sums as counters; each is there, at zero, before anything has happened."""
+    done = {row["operation"]: row for row in totals if not row["failed"]}
+
+    def total(column: str, *operations: str) -> float:
+        return sum(float(done[name][column]) for name in operations if name in done)
+
+    yield _counter("rows_counted", "Log rows that refreshes added to the statistics.", total("rows", "refresh"))
+    yield _counter("rows_rebuilt", "Log rows in the days that rebuilds recounted.", total("rows", "rebuild"))
+    yield _counter("partitions_rebuilt", "Days that rebuilds recounted.", total("days", "rebuild"))
+    said = "Days that a rebuild left alone and that need a decision or a repair."
+    yield _counter("partitions_refused", said, total("days", "refuse"))
+    yield _counter("rows_pruned", "Counted log rows that were deleted by prune.", total("rows", "prune"))
+    said = "Days of one rollup each that were compared with the log."
+    yield _counter("partitions_verified", said, total("operations", "verify"))
+    said = "Comparisons and audits that found a day different."
+    yield _counter("differences_found", said, total("days", "verify", "audit"))
+    for name in TIMED:
+        yield _duration(name, total("operations", name), total("seconds", name))
+    yield _failures({row["operation"]: row["operations"] for row in totals if row["failed"]})
+
+
+def _duration(operation: str, count: float, seconds: float) -> Metric:
+    said = f"How long each {operation} took" + (" that found new rows." if operation == "refresh" else ".")
+    name = f"{PREFIX}_{operation}_duration_seconds"
+    return SummaryMetricFamily(name, said, count_value=int(count), sum_value=seconds)
+
+
+def _failures(failed: Mapping[str, float]) -> Metric:
+    family = CounterMetricFamily(f"{PREFIX}_failures", "Operations that ended in an error.", labels=["operation"])
+    for operation, number in {**dict.fromkeys(MAY_FAIL, 0), **failed}.items():
+        family.add_metric([operation], float(number))
+    return family
+
+
+def _ages(minutes: Sequence[journal.Freshness]) -> Iterator[Metric]:
+    """No sample where nothing was counted."""
+    said = "Ages at which rows were counted: median, 95th percentile, greatest; the worst of the last five minutes."
+    if minutes:
+        family = GaugeMetricFamily(f"{PREFIX}_counted_age_seconds", said, labels=["quantile"])
+        family.add_metric(["0.5"], max(minute.p50 for minute in minutes))
+        family.add_metric(["0.95"], max(minute.p95 for minute in minutes))
+        family.add_metric(["1"], max(minute.oldest for minute in minutes))
+        yield family
 
 
 def _writers(writers: list[status.Writer]) -> Iterator[Metric]:
@@ -123,6 +190,8 @@ def _interval(seconds: float) -> Iterator[Metric]:
 
 
 FAMILIES: dict[str, Any] = {
+    "totals": _totals,
+    "ages": _ages,
     "lag": _lag,
     "refreshed": _refreshed,
     "days": _days,
@@ -133,6 +202,24 @@ FAMILIES: dict[str, Any] = {
 
 def _gauge(name: str, help_text: str, value: float) -> Metric:
     return GaugeMetricFamily(f"{PREFIX}_{name}", help_text, value=float(value))
+
+
+def _counter(name: str, help_text: str, value: float) -> Metric:
+    return CounterMetricFamily(f"{PREFIX}_{name}", help_text, value=value)
+
+
+def _per_rollup(
+    name: str, help_text: str, days: dict[str, status.Days], value: Callable[[status.Days], float]
+) -> Metric:
+    return _labelled(name, help_text, "rollup", {rollup: value(each) for rollup, each in days.items()})
+
+
+def _instants(
+    name: str, help_text: str, days: dict[str, status.Days], at: Callable[[status.Days], datetime | None]
+) -> Metric:
+    """An instant for each rollup that has one."""
+    known = {rollup: instant.timestamp() for rollup, each in days.items() if (instant := at(each)) is not None}
+    return _labelled(f"{name}_timestamp_seconds", help_text, "rollup", known)
 
 
 def _labelled(name: str, help_text: str, label: str, values: Mapping[str, float]) -> Metric:

@@ -1,6 +1,7 @@
 """Where the answers come from: the database and Dagster's record, each connected when first asked for.
 
-Nothing is connected at the start, so that the service comes up, and says what is wrong, while everything else is down.
+Nothing is connected at the start, so that the service comes up, and reports what is wrong, while everything else is
+down.
 """
 
 import threading
@@ -9,8 +10,10 @@ from typing import Any
 
 from sqlalchemy.engine import URL, Engine
 
+from calc_analytics import rollups
 from calc_analytics.config import Settings
 from calc_analytics.database.engine import database_url, engine_for, impatient
+from calc_analytics.rollup.database import Database
 
 STATEMENT_SECONDS = 10.0
 
@@ -20,7 +23,7 @@ class Sources:
     """The settings, and what they lead to. May be shared by threads."""
 
     settings: Settings
-    _engines: dict[URL, Engine] = field(default_factory=dict)
+    _engines: dict[tuple[URL, str], Engine] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _dagster_lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -29,16 +32,20 @@ class Sources:
         with self._lock:
             return database_url(self.settings)
 
-    def engine(self) -> Engine:
-        """The database, for reading, by an impatient application of its own."""
-        url = self.url()
+    def engine(self, application_name: str = "calc_analytics service") -> Engine:
+        """The database server, for reading, by an impatient application of its own; one engine for each name."""
+        key = self.url(), application_name
         with self._lock:
-            if url not in self._engines:
-                self._engines[url] = engine_for(impatient(url, STATEMENT_SECONDS), "calc_analytics service")
-            return self._engines[url]
+            if key not in self._engines:
+                self._engines[key] = engine_for(impatient(key[0]), application_name, STATEMENT_SECONDS)
+            return self._engines[key]
+
+    def database(self) -> Database:
+        """The log and the rollups that are kept of it; `UnknownRollup` if ROLLUPS names one that is not declared."""
+        return rollups.database(self.engine(), self.settings)
 
     def dagster(self) -> Any:
-        """Dagster's instance, if its storage answers; else trouble in one line, at once."""
+        """Dagster's instance; if its storage does not answer, an error in one line, at once."""
         from calc_analytics.orchestration import history
 
         with self._dagster_lock:

@@ -1,14 +1,15 @@
 """The status report: what is fresh, what lags, who holds an old transaction, and the health report with it."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import date, datetime, timezone
 from functools import partial
 from typing import Any
 
 from calc_analytics.config import shown
 from calc_analytics.rollup import status
-from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
+from calc_analytics.rollup.database import Database
+from calc_analytics.rollups import chosen_log
 from calc_analytics.service import health
 from calc_analytics.service.probes import Answer, Prober, Question
 from calc_analytics.service.sources import Sources
@@ -19,7 +20,11 @@ Answers = Mapping[str, Answer[Any]]
 
 @dataclass(frozen=True)
 class Status:
-    """Everything that was answered. Fields are None where nothing was, and `trouble` says why."""
+    """Everything that was answered. Fields are None where nothing was, and `trouble` says why.
+
+    `days` are sums per rollup, `different` the days that differ with their rollups, `recent` the last days on record,
+    a row for each rollup.
+    """
 
     at: datetime
     database: str | None
@@ -27,21 +32,21 @@ class Status:
     health: health.Health
     refreshed: status.Refreshed | None
     lag: status.Lag | None
-    days: status.Days | None
+    days: dict[str, status.Days] | None
+    different: dict[date, list[str]] | None
     recent: list[status.DayStatus] | None
     writers: list[status.Writer] | None
     interval: float | None
     heartbeats: list[Any] | None
     trouble: dict[str, str]
 
+    @property
+    def together(self) -> status.Days:
+        """The sums over all rollups."""
+        return status.together(self.days or {})
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        days = self.days or status.Days()
-        at = {
-            "refresh": self.refreshed.at if self.refreshed else None,
-            "rebuild": days.rebuilt_at,
-            "verify": days.verified_at,
-        }
         return {
             "at": instant(self.at),
             "database": self.database,
@@ -49,10 +54,11 @@ class Status:
             "health": self.health.as_dict(),
             "schedule_interval_seconds": self.interval,
             "lag": asdict(self.lag) if self.lag else None,
-            "last": {name: _plain(value) for name, value in at.items()},
-            "days": None if self.days is None else {**days.by_status, "sealed": days.sealed},
-            "difference": None if self.days is None else days.difference,
-            "recent_days": _plain([asdict(day) for day in self.recent or []]),
+            "last": _plain({"refresh": self.refreshed.at if self.refreshed else None, **_instants(self.together)}),
+            "days": self.days and {name: _sums(days) for name, days in self.days.items()},
+            "difference": None if self.days is None else self.together.difference,
+            "different_days": self.different and {str(day): names for day, names in self.different.items()},
+            "recent_days": _plain([{**asdict(day), "word": day.word} for day in self.recent or []]),
             "open_transactions": [asdict(writer) for writer in self.writers or []],
             "heartbeats": [
                 {"daemon": beat.daemon, "at": _plain(beat.at), "needed": beat.needed, "alive": health.is_alive(beat)}
@@ -62,15 +68,22 @@ class Status:
         }
 
 
-def report(sources: Sources, prober: Prober, recent_days: int) -> Status:
-    """Asks all of it at once and returns within the prober's deadline."""
-    recent = partial(_about, sources, lambda engine, rollup: status.recent_days(engine, rollup, recent_days))
-    beats = partial(_heartbeats, sources)
-    url = partial(_shown_url, sources)
-    own: dict[str, Question] = {**figures(sources), "recent": recent, "heartbeats": beats, "url": url}
+def report(sources: Sources, prober: Prober, recent_days: int, rollups: Sequence[str] = ()) -> Status:
+    """Asks all of it at once and returns within the prober's deadline; with `rollups` days of these alone.
+
+    Raises `UnknownRollup` for a rollup that is not kept.
+    """
+    names = chosen_log(sources.settings.rollups).only(rollups or None).names
+    own: dict[str, Question] = {
+        **figures(sources),
+        "different": partial(_about, sources, status.different_days),
+        "recent": partial(_about, sources, partial(_recent, limit=recent_days)),
+        "heartbeats": partial(_heartbeats, sources),
+        "url": partial(_shown_url, sources),
+    }
     answers = prober.ask({**health.questions(sources), **own})
     values = {name: answers[name].value for name in own}
-    return Status(
+    found = Status(
         at=datetime.now(timezone.utc),
         database=values.pop("url"),
         timezone=sources.settings.timezone,
@@ -78,22 +91,56 @@ def report(sources: Sources, prober: Prober, recent_days: int) -> Status:
         trouble={name: str(answers[name].trouble) for name in own if not answers[name].answered},
         **values,
     )
+    return _only(found, names) if rollups else found
 
 
 def figures(sources: Sources) -> dict[str, Question]:
     """What is known beyond the health report; the gauges of `/metrics` ask the same."""
-    zone = sources.settings.timezone
     return {
-        "refreshed": partial(_about, sources, partial(status.refreshed, timezone=zone)),
-        "lag": partial(_about, sources, partial(status.lag, timezone=zone)),
+        "refreshed": partial(_about, sources, status.refreshed),
+        "lag": partial(_about, sources, status.lag),
         "days": partial(_about, sources, status.days),
         "writers": partial(_about, sources, status.writers),
         "interval": partial(health.schedule_seconds, sources),
     }
 
 
+def _recent(db: Database, limit: int) -> list[status.DayStatus]:
+    """The last days on record, whichever rollups have them."""
+    found = status.recent_days(db, limit)
+    days = sorted({each.day for each in found}, reverse=True)[:limit]
+    return [each for each in found if each.day in days]
+
+
 def _about(sources: Sources, question: Callable[..., Any]) -> Any:
-    return question(sources.engine(), ROLLUP)
+    return question(sources.database())
+
+
+def _only(found: Status, names: Sequence[str]) -> Status:
+    """The report with the days of these rollups alone."""
+    different = {day: [name for name in each if name in names] for day, each in (found.different or {}).items()}
+    return replace(
+        found,
+        days=found.days and {name: days for name, days in found.days.items() if name in names},
+        different=found.different and {day: each for day, each in different.items() if each},
+        recent=found.recent and [day for day in found.recent if day.rollup in names],
+    )
+
+
+def _instants(days: status.Days) -> dict[str, datetime | None]:
+    """When a day was last rebuilt, compared and audited, and since when some day has no proof."""
+    return {
+        "rebuild": days.rebuilt_at,
+        "verify": days.verified_at,
+        "audit": days.audited_at,
+        "oldest_proof": days.oldest_proof_at,
+    }
+
+
+def _sums(days: status.Days) -> dict[str, Any]:
+    """The days of one rollup for JSON."""
+    counts = {"pruned": days.pruned, "different": days.different, "difference": days.difference}
+    return {**days.by_status, **counts, "unproven": days.unproven, "last": _plain(_instants(days))}
 
 
 def _shown_url(sources: Sources) -> str:

@@ -2,18 +2,20 @@
 
 import threading
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Any
 
-from calc_analytics import telemetry
+from calc_analytics import rollups, telemetry
 from calc_analytics.config import Settings
 from calc_analytics.database.engine import database_url, engine_for, impatient
 from calc_analytics.days import today_and_yesterday
 from calc_analytics.errors import CalcAnalyticsError
-from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
+from calc_analytics.rollup.judge import Decision
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
-from calc_analytics.rollup.reports import RebuildReport, RefreshReport
+from calc_analytics.rollup.reports import RebuildReport, RefreshReport, Refused
 from calc_analytics.rollup.status import server
+from calc_analytics.service.words import in_rollups, number
 
 # A rebuild of two busy days takes a minute at most; an answer is wanted in any case.
 STATEMENT_SECONDS = 120.0
@@ -30,12 +32,14 @@ class Triggered:
     request_id: str
     refreshed: RefreshReport
     rebuilt: RebuildReport
+    rollups: int
+    """How many rollups are kept."""
 
     def as_dict(self) -> dict[str, Any]:
         """The `data` of the answer."""
-        refused = [str(day) for day in self.rebuilt.refused]
-        days = ", ".join(str(day.day) for day in self.rebuilt.rebuilt) or "no day"
-        message = f"{self.refreshed.rows:,} new rows counted; rebuilt {days}" + "".join(f"; {day}" for day in refused)
+        days = ", ".join(str(day) for day in self.rebuilt.days) or "no day"
+        message = f"{number(self.refreshed.rows, 'new row')} counted; rebuilt {days}"
+        message += "".join(f"; left alone: {said}" for said in self._left_alone())
         return {
             "status": "triggered",
             "request_id": self.request_id,
@@ -43,6 +47,16 @@ class Triggered:
             "refresh": self.refreshed.as_dict(),
             "rebuild": self.rebuilt.as_dict(),
         }
+
+    def _left_alone(self) -> list[str]:
+        """A line for each day that was not rebuilt: in which rollups, and what the first of them says."""
+        days: dict[date, list[Refused]] = {}
+        for each in self.rebuilt.refused:
+            days.setdefault(each.day, []).append(each)
+        return [
+            f"{day} in {in_rollups([each.rollup for each in found], self.rollups)}: {found[0]}"
+            for day, found in days.items()
+        ]
 
 
 @dataclass
@@ -64,16 +78,17 @@ class Trigger:
             self._busy.release()
 
     def _refresh_and_rebuild(self, request_id: str) -> Triggered:
-        zone = self.settings.timezone
-        engine = engine_for(impatient(database_url(self.settings), STATEMENT_SECONDS), "calc_analytics trigger")
+        url = impatient(database_url(self.settings))
+        engine = engine_for(url, "calc_analytics trigger", STATEMENT_SECONDS)
         try:
-            with telemetry.failures_noted("refresh", request_id=request_id):
-                server(engine)  # a database that is away is said at once; the refresh would try again and again
-                refreshed = refresh(engine, ROLLUP, zone)
+            db, days = rollups.database(engine, self.settings), today_and_yesterday(self.settings.timezone)
+            with telemetry.failures_noted("refresh", db=db, request_id=request_id):
+                server(engine)  # a database that is away is reported at once; the refresh would try again and again
+                refreshed = refresh(db)
             telemetry.refreshed(refreshed, request_id=request_id)
-            with telemetry.failures_noted("rebuild", request_id=request_id):
-                rebuilt = rebuild(engine, ROLLUP, zone, today_and_yesterday(zone))
+            with telemetry.failures_noted("rebuild", db=db, request_id=request_id):
+                rebuilt = rebuild(db, days, decision=Decision.AUTOMATIC)
             telemetry.rebuilt(rebuilt, request_id=request_id)
-            return Triggered(request_id, refreshed, rebuilt)
+            return Triggered(request_id, refreshed, rebuilt, len(db.log.rollups))
         finally:
             engine.dispose()

@@ -1,5 +1,6 @@
-"""Instants and durations as people read them, and what more than one report says."""
+"""Instants, durations and numbers as people read them, and what more than one report says."""
 
+from collections.abc import Sequence
 from datetime import datetime, timezone
 
 USE_THE_PRIMARY = "set DATABASE_URL to the primary"
@@ -21,3 +22,19 @@ def ago(seconds: float) -> str:
     if seconds < 172_800:
         return f"{seconds / 3600:.1f} h".replace(".0 h", " h")
     return f"{seconds / 86400:,.0f} days"
+
+
+def number(count: int, what: str) -> str:
+    """'1 day', '2,000 days'."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def in_rollups(names: Sequence[str], of: int) -> str:
+    """'a, b', or 'all 4 rollups' where these are all `of` them."""
+    return f"all {of} rollups" if len(names) == of > 1 else ", ".join(names)
+
+
+def first_of(names: Sequence[str], limit: int = 3) -> str:
+    """'a, b, c and 4 more'."""
+    more = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {more:,} more" if more > 0 else "")

@@ -1,103 +1,115 @@
-"""What refreshes, rebuilds and proofs report: one log line each, and counts for `/metrics`.
+"""What refreshes, rebuilds and proofs report: one log line each, and failures also as entries of the journal.
 
 Whoever runs an operation (a tick, a run, the HTTP service, the command line) hands its report to these functions, in
-whichever process that is. They never raise: observing must not stop the counting. Nothing heavy is imported before
-the first report, and an operation that found nothing new is silent.
+whichever process that is. They never raise: observing must not stop the counting. An operation that found nothing new
+is silent. The counters of `/metrics` come from the journal, which each operation writes in its own transaction.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from functools import lru_cache
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from calc_analytics.telemetry import logs
 
 if TYPE_CHECKING:
+    from calc_analytics.rollup.database import Database
     from calc_analytics.rollup.reports import PruneReport, RebuildReport, RefreshReport, VerifyReport
-    from calc_analytics.telemetry.metrics import Counts
+
+# The server did not answer, is starting or stopping, is out of something, or is read-only: nothing can be noted there.
+UNREACHABLE = ("08", "53", "57P", "25006")
+# What noting a failure may take.
+NOTE_LIMITS = {"statement_timeout": "2s", "lock_timeout": "1s"}
 
 
 def refreshed(report: "RefreshReport", log: bool = True, **fields: Any) -> None:
     """One refresh. `fields` go into the log line; the command line, which prints its report, wants no line."""
-    _count(lambda counts: counts.refreshed(report))
     if log:
-        waiting = [str(day.day) for day in report.unbuilt]
+        waiting = [str(day) for day in report.waiting_by_day]
         fields = {**({"never_built_days": waiting} if waiting else {}), **fields}
         level = logging.INFO if report.rows or waiting else logging.DEBUG
-        days = [str(day.day) for day in report.counted]
+        days = [str(day) for day in report.rows_by_day]
         _log(level, "refresh", rows=report.rows, days=days, seconds=round(report.seconds, 4), **fields)
 
 
 def rebuilt(report: "RebuildReport", log: bool = True, **fields: Any) -> None:
-    """One rebuild of one or more days; days left alone are a warning, unless they are known to be pruned."""
-    _count(lambda counts: counts.rebuilt(report, unexpectedly_refused(report)))
+    """One rebuild of one or more days; a day that was left alone and needs somebody is a warning."""
     if log:
-        refused = [str(day.day) for day in report.refused]
-        fields = {**({"refused_days": refused} if refused else {}), **fields}
-        level = logging.WARNING if unexpectedly_refused(report) else logging.INFO
-        days = _span([str(day.day) for day in report.rebuilt])
+        left = {"refused_days": _named(report.refused), "kept_days": _named(report.kept)}
+        fields = {**{name: days for name, days in left.items() if days}, **fields}
+        level = logging.WARNING if report.failed else logging.INFO
+        days = _span([str(day) for day in report.days])
         _log(level, "rebuild", rows=report.rows, days=days, seconds=round(report.seconds, 4), **fields)
 
 
-def unexpectedly_refused(report: "RebuildReport") -> int:
-    """Days left alone for another reason than that their logs are known to be pruned."""
-    deleted = [day for day in report.shrunk if day.counted_rows - day.raw_rows != day.pruned_rows]
-    return len(deleted) + len(report.overflowed)
-
-
-def pruned(report: "PruneReport") -> None:
-    """Log rows deleted; the command line prints them, so there is no line."""
-    _count(lambda counts: counts.pruned(report))
+def pruned(report: "PruneReport", log: bool = False) -> None:
+    """Log rows deleted; the command line prints them, so there is no line unless it is asked for."""
+    if log:
+        days = _span([str(day) for day in report.rows_by_day])
+        _log(logging.INFO, "prune", rows=report.rows, days=days, seconds=round(report.seconds, 4))
 
 
 def verified(report: "VerifyReport", log: bool = True) -> None:
-    """One proof of one or more days; a difference is an error."""
-    _count(lambda counts: counts.verified(report))
+    """One comparison of one or more days: a line, and for each difference a line that says what to do."""
     if log:
-        different = [str(day.day) for day in report.different]
+        different = [str(day) for day in dict.fromkeys(proof.day for proof in report.different)]
         fields: dict[str, Any] = {"different_days": different} if different else {}
         level = logging.ERROR if different else logging.INFO
-        days = _span([str(day.day) for day in report.days])
+        days = _span([str(day) for day in dict.fromkeys(proof.day for proof in report.days)])
         _log(level, "verify", difference=report.difference, days=days, seconds=round(report.seconds, 4), **fields)
+        for proof in report.different:
+            _log(logging.ERROR, "verify", difference=proof.difference, found=proof.describe())
 
 
-def failed(operation: str, error: Exception, log: bool = True, **fields: Any) -> None:
-    """A refresh, rebuild or verify that ended in an error; one that may succeed when tried again is a warning."""
-    _count(lambda counts: counts.failed(operation))
+def failed(operation: str, error: Exception, log: bool = True, db: "Database | None" = None, **fields: Any) -> None:
+    """An operation that ended in an error; one that may succeed when tried again is a warning.
+
+    With `db` it is also noted in the journal, unless the error says that the database cannot be written to.
+    """
     if log:
         level = logging.WARNING if getattr(error, "transient", False) else logging.ERROR
         _log(level, operation, failed=logs.in_one_line(error), **fields)
+    if db is not None and _can_be_noted(error):
+        with suppress(Exception):
+            _note(db, operation, logs.in_one_line(error))
 
 
 @contextmanager
-def failures_noted(operation: str, log: bool = True, **fields: Any) -> Iterator[None]:
+def failures_noted(operation: str, log: bool = True, db: "Database | None" = None, **fields: Any) -> Iterator[None]:
     """Reports an error on its way to whoever handles it."""
     try:
         yield
     except Exception as error:
-        failed(operation, error, log, **fields)
+        failed(operation, error, log, db, **fields)
         raise
+
+
+def _can_be_noted(error: Exception) -> bool:
+    """Whether the database answers: without a code the connection was lost, or there was none."""
+    from calc_analytics.database.engine import DatabaseTrouble
+
+    if not isinstance(error, DatabaseTrouble):
+        return True
+    return error.sqlstate is not None and not error.sqlstate.startswith(UNREACHABLE)
+
+
+def _note(db: "Database", operation: str, reason: str) -> None:
+    from calc_analytics.rollup import journal
+
+    settings = db.engine.get_execution_options()["local_settings"]
+    brief = db.engine.execution_options(local_settings={**settings, **NOTE_LIMITS})
+    journal.note_failure(replace(db, engine=brief), operation, reason)
+
+
+def _named(refused: "Iterable[Any]") -> list[str]:
+    """The days of these, each once."""
+    return [str(day) for day in dict.fromkeys(each.day for each in refused)]
 
 
 def _span(days: list[str]) -> list[str] | str:
     """The days, or of many the first and the last."""
     return days if len(days) <= 3 else f"{days[0]}..{days[-1]}"
-
-
-def _count(add: "Callable[[Counts], None]") -> None:
-    """Counts, if the files can be written; if not, says so once per process."""
-    try:
-        from calc_analytics.telemetry import metrics
-
-        add(metrics.counts())
-    except Exception as error:
-        _say_once(f"nothing is counted for /metrics: {type(error).__name__}: {error}")
-
-
-@lru_cache
-def _say_once(what: str) -> None:
-    _log(logging.WARNING, "telemetry", failed=what)
 
 
 def _log(level: int, event: str, **fields: Any) -> None:

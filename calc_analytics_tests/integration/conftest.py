@@ -24,18 +24,21 @@ def _clear_of_midnight() -> None:
 def database(url: URL, monkeypatch: pytest.MonkeyPatch) -> Iterator[URL]:
     """DATABASE_URL is the test's own database, as the role that may read logs and write statistics only; followers and
     engines of this test end with it."""
-    for name in ("ROLLUP_TIMEZONE", "ROLLUP_START_DATE", "ROLLUP_CRON", "ROLLUP_INTERVAL_HOURS"):
+    for name in ("TIMEZONE", "START_DATE", "CRON", "INTERVAL_HOURS"):
+        monkeypatch.delenv(f"ROLLUP_{name}", raising=False)
+    for name in ("ROLLUPS", "LOGS_KEPT_DAYS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DATABASE_URL", url.set(username=ROLE).render_as_string(hide_password=False))
     monkeypatch.setenv("ROLLUP_DEBOUNCE_SECONDS", "0.1")
     yield url
     sensors.stopping.set()
-    followers = [thread for thread in sensors.threading.enumerate() if thread.name == "follower"]
-    for thread in followers:
-        thread.join()
+    for thread in sensors.threading.enumerate():
+        if thread.name in ("follower", "patrol"):
+            thread.join()
     sensors.stopping.clear()
     sensors._follower.cache_clear()
-    resources._engine.cache_clear()
+    sensors._patrol.cache_clear()
+    resources._database.cache_clear()
 
 
 @pytest.fixture
@@ -69,6 +72,8 @@ def dagster_template(
     with own_database(server_url, maintenance) as url:
         with instance_on(url, tmp_path_factory.mktemp("dagster")):
             pass
+        # Its pools' connections: a database in use cannot be cloned.
+        maintenance(f"select pg_terminate_backend(pid) from pg_stat_activity where datname = '{url.database}'")
         yield str(url.database)
 
 

@@ -1,32 +1,42 @@
-"""The command line: reports, JSON, exit codes, and one line for each kind of trouble."""
+"""The command line: reports, JSON, exit codes, and one line for each kind of error."""
 
 import json
+import signal
 import socket
+import subprocess
+import sys
 from datetime import date, datetime, timedelta, timezone
 
 import pytest
 from click.testing import CliRunner, Result
-from sqlalchemy.engine import URL
+from sqlalchemy import text
+from sqlalchemy.engine import URL, Connection
 
-from calc_analytics import cli
+from calc_analytics import cli, terminal
 from calc_analytics.cli import main
+from calc_analytics.commands import counting
+from calc_analytics.commands.opening import make_ready
 from calc_analytics.config import Settings
-from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
+from calc_analytics.rollup import ledger, status
 from calc_analytics.rollup.rebuild import rebuild
+from calc_analytics.rollups import HOURS, LATENCY, LOG, STATS
 from calc_analytics.supervisor import free_port
+from calc_analytics_tests.acceptance.conftest import eventually
 from calc_analytics_tests.conftest import ROLE
-from calc_analytics_tests.logs import execute, live, oracle, row, stored, utc, write
+from calc_analytics_tests.logs import assert_exact, execute, oracle, oracles, row, stored, utc, write
 
 DAY = date(2026, 3, 1)
+NEXT = date(2026, 3, 2)
 NOON = utc(2026, 3, 1, 12)
 SECRET = "hunter2"
 TEACHES = {
     "migrate": "Safe to repeat",
     "refresh": "Cost: the new rows only",
     "rollup": "Running it twice changes nothing",
-    "verify": "zero difference, or logs were deleted, or a bug",
+    "verify": "zero difference, or something that has to be resolved",
     "rebase": "Statistics stay until each day is rebuilt",
     "prune": "Their statistics stay",
+    "history": "Newest first, from the journal",
     "simulate": "COPY",
     "up": "Ctrl-C or SIGTERM stops all of it",
     "demo": "a table of today's totals that grows",
@@ -63,6 +73,49 @@ def refused(result: Result, code: int = 1) -> str:
     return result.stderr
 
 
+def run_by_hand(url: URL, *words: str) -> subprocess.Popen:
+    """`calc-analytics` with these words as a process of its own."""
+    given = url.set(drivername="postgresql").render_as_string(hide_password=False)
+    return subprocess.Popen(
+        [sys.executable, "-m", "calc_analytics.cli", *words],
+        env={"DATABASE_URL": given, "PATH": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def journal(calc, *words: str) -> list[dict]:
+    """The entries of `history --json`."""
+    return json.loads(calc("history", *words, "--json").stdout)["entries"]
+
+
+def days_on_record(db) -> list[date]:
+    """Every day that the ledger knows, of whatever status."""
+    return list(ledger.days_by_status(db, list(status.STATUSES)))
+
+
+def days_rebuilt(db) -> list[date]:
+    """The days that a rebuild built in every rollup."""
+    found = status.recent_days(db, 100)
+    return sorted({each.day for each in found} - {each.day for each in found if each.method != "rebuild"})
+
+
+def waits_for_locks(connection: Connection) -> int:
+    """How many sessions of this database wait for a lock."""
+    statement = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+    return int(connection.execute(text(statement)).scalar_one())
+
+
+@pytest.fixture
+def calc_with_lost_logs(calc, db, connect):
+    """The same; 6,187 rows of the day are counted, and 1,000 of them were deleted since."""
+    write(connect(), [row(NOON)] * 6_187)
+    assert calc("rollup", "--day", "2026-03-01").exit_code == 0
+    execute(db, "delete from calculation_logs where id <= 1000")
+    return calc
+
+
 def test_every_command_has_help_that_teaches(calc):
     assert set(TEACHES) == set(main.commands)
     for name, says in TEACHES.items():
@@ -70,121 +123,289 @@ def test_every_command_has_help_that_teaches(calc):
         assert name in calc("--help").output
 
 
-def test_refresh_says_what_it_counted_and_what_waits(calc, engine, connect):
-    rebuild(engine, ROLLUP, "UTC", [DAY])
+def test_refresh_prints_rows_and_days_and_which_days_are_left_to_rollup(calc, db, connect):
+    rebuild(db, [DAY])
     writer = connect()
     write(writer, [row(NOON, publisher=n) for n in range(3)])
     said = calc("refresh").output
     assert "3 rows counted" in said
-    assert "2026-03-01  +3 rows, 3 publishers" in said
+    assert "2026-03-01  +3 rows into 12 statistics rows of 4 rollups" in said
     write(writer, [row(NOON + timedelta(days=1))])
     writer.execute("update calculation_logs set xact_id = null where created_at > '2026-03-02'")
     writer.commit()
-    write(writer, [row(NOON + timedelta(days=1))] * 2)
-    assert "run 'calc-analytics rollup --day 2026-03-02'" in calc("refresh").output
-    write(writer, [row(NOON)] * 2)
+    write(writer, [row(NOON + timedelta(days=1))])
+    said = calc("refresh").output
+    assert "2026-03-02  1 row not counted in 4 rollups" in said
+    assert "run 'calc-analytics rollup --day 2026-03-02'" in said
+
+
+def test_refresh_as_json_has_the_measures_of_each_day_and_rollup(calc, db, connect):
+    rebuild(db, [DAY])
+    write(connect(), [row(NOON, cache_hit=True)] * 2)
     answer = json.loads(calc("refresh", "--json").stdout)
-    assert (answer["rows"], answer["days"]["2026-03-01"]["total_calculations"]) == (2, 2)
+    assert set(answer) == {"rows", "days", "never_built_days", "seconds"}
+    assert (answer["rows"], answer["never_built_days"]) == (2, [])
+    assert set(answer["days"]["2026-03-01"]) == set(LOG.names)
+    assert answer["days"]["2026-03-01"][STATS.name]["cache_hits"] == 2
+    assert answer["days"]["2026-03-01"][LATENCY.name] == {"calculations": 2}
 
 
-def test_rollup_builds_ranges_days_and_what_waits(calc, engine, connect):
+def test_refresh_and_rollup_show_each_step_of_a_backlog(calc, db, connect, monkeypatch):
+    shown: dict[str, list[float]] = {}
+
+    class Bar:
+        def __init__(self, description: str, total: float | None) -> None:
+            self.steps = shown.setdefault(description, [])
+
+        def __enter__(self):
+            return self.steps.append
+
+        def __exit__(self, *error) -> None:
+            pass
+
+    real = counting.refresh_once
+    monkeypatch.setattr(terminal, "bar", Bar)
+    monkeypatch.setattr(counting, "refresh_once", lambda db, progress: real(db, step_rows=10, progress=progress))
+    writer = connect()
+    for _ in range(5):
+        write(writer, [row(NOON)] * 10)
+    assert "50 rows counted" in calc("refresh").output
+    assert len(shown["counting new rows"]) > 1
+    assert sum(shown["counting new rows"]) == 50
+    calc("rollup", "--from", "2026-03-01", "--to", "2026-03-12")
+    assert shown["rebuilding days"] == [10, 2]
+    calc("verify", "--from", "2026-03-01", "--to", "2026-03-12")
+    assert sum(shown["comparing days and rollups"]) == 12 * 4
+
+
+def test_rollup_builds_ranges_days_and_what_waits(calc, db, connect):
     now = datetime.now(timezone.utc)
     write(connect(), [row(NOON + timedelta(days=n)) for n in range(4)] + [row(now)])
-    assert "4 days rebuilt, 4 rows" in calc("rollup", "--from", "2026-03-01", "--to", "2026-03-04").output
-    assert json.loads(calc("rollup", "--day", "2026-03-01", "--json").stdout)["rows"] == 1
+    said = calc("rollup", "--from", "2026-03-01", "--to", "2026-03-04").output
+    assert "4 days rebuilt, 4 rows in" in said
+    assert "2026-03-04  1 row in 4 rollups" in said
+    assert "1 day rebuilt, 1 row in" in calc("rollup", "--day", "2026-03-01").output
+    answer = json.loads(calc("rollup", "--day", "2026-03-01", "--json").stdout)
+    assert (answer["rows"], answer["days"]["2026-03-01"][HOURS.name]["total_calculations"]) == (1, 1)
     assert str(now.date()) in calc("rollup").output
-    assert stored(engine) == live(engine) == oracle(engine)
+    assert_exact(db)
 
 
-def test_rollup_builds_a_day_that_only_its_own_refresh_finds_waiting(calc, engine, connect):
+def test_rollup_builds_a_day_that_only_its_own_refresh_finds_waiting(calc, db, connect):
     writer = connect()
     write(writer, [row(NOON)])
     writer.execute("update calculation_logs set xact_id = null")
     writer.commit()
     write(writer, [row(NOON)] * 5)
-    assert "2026-03-01  6 rows" in calc("rollup").output
-    assert stored(engine) == oracle(engine)
+    assert "2026-03-01  6 rows in 4 rollups (0 before)" in calc("rollup").output
+    assert_exact(db)
 
 
-def test_verify_says_that_days_wait_and_fails_when_none_could_be_proven(calc_as_owner, engine, connect):
+def test_rollup_of_one_rollup_leaves_the_others_alone(calc, db, connect):
+    write(connect(), [row(NOON)] * 5)
+    calc("rollup", "--day", "2026-03-01")
+    for name in (HOURS.name, STATS.name):
+        execute(db, f"update {name} set cache_hits = 7")
+    said = calc("rollup", "--day", "2026-03-01", "--rollup", HOURS.name).output
+    assert f"2026-03-01  5 rows in {HOURS.name}" in said
+    assert stored(db, HOURS.name) == oracles(db)[HOURS.name]
+    assert stored(db)[1, DAY][1] == 7
+
+
+@pytest.mark.parametrize("command", ["rollup", "verify", "history"])
+def test_an_unknown_rollup_is_one_line_that_lists_the_names(calc, db, connect, command: str):
+    write(connect(), [row(NOON)])
+    said = refused(calc(command, "--rollup", "calculation_stats_weekly"))
+    assert "there is no rollup 'calculation_stats_weekly'" in said
+    assert all(name in said for name in LOG.names)
+    assert days_on_record(db) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--day", "2030-01-01"], "2030-01-01 lies outside of"),
+        (["--from", "1900-01-01"], "1900-01-01 to 2024-12-31: 45,656 days outside of 2025-01-01 (ROLLUP_START_DATE)"),
+        (["--from", "2026-03-01", "--to", "2999-01-01"], "to 2999-01-01"),
+    ],
+)
+def test_days_that_are_not_real_are_refused_and_nothing_is_recorded(calc, db, connect, words: list[str], said: str):
+    write(connect(), [row(NOON)])
+    assert said in refused(calc("rollup", *words))
+    assert days_on_record(db) == []
+    assert journal(calc) == []
+
+
+def test_a_day_outside_of_the_partitions_that_has_log_rows_is_rebuilt(calc, db, connect):
+    write(connect(), [row(utc(2024, 12, 31)), row(utc(2030, 1, 1))])
+    assert calc("rollup", "--day", "2024-12-31", "--day", "2030-01-01").exit_code == 0
+    assert_exact(db)
+
+
+def test_rollup_leaves_a_day_whose_logs_were_deleted_and_names_both_ways_on(calc_with_lost_logs, db):
+    calc = calc_with_lost_logs
+    said = refused(calc("rollup", "--day", "2026-03-01"))
+    assert "2026-03-01 of 4 rollups was not rebuilt: 5,187 log rows but 6,187 counted. Keep " in said
+    assert " --keep', or recount " in said
+    assert " --allow-shrink'." in said
+    assert stored(db)[1, DAY][0] == 6_187
+    result = calc("rollup", "--day", "2026-03-01", "--json")
+    assert result.exit_code == 1
+    assert {each["rollup"] for each in json.loads(result.stdout)["refused"]} == set(LOG.names)
+    assert journal(calc)[0]["operation"] == "refuse"
+
+
+def test_the_default_rollup_fails_only_for_days_that_need_somebody(calc, db, connect):
+    today = datetime.now(timezone.utc)
+    write(connect(), [row(today)] * 5)
+    calc("rollup")
+    execute(db, "delete from calculation_logs where id <= 2")
+    assert "3 log rows but 5 counted" in refused(calc("rollup"))
+    assert calc("rollup", "--day", str(today.date()), "--keep").exit_code == 0
+    result = calc("rollup")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert (
+        "of 4 rollups was not rebuilt: 2 of its 5 counted log rows were deleted. Its statistics stay." in result.output
+    )
+    assert "Its statistics stay." in refused(calc("rollup", "--day", str(today.date())))
+
+
+def test_allow_shrink_recounts_from_what_is_left(calc_with_lost_logs, db):
+    said = calc_with_lost_logs("rollup", "--day", "2026-03-01", "--allow-shrink")
+    assert said.exit_code == 0
+    assert "2026-03-01  5,187 rows in 4 rollups (6,187 before)" in said.output
+    assert_exact(db)
+    assert calc_with_lost_logs("verify").exit_code == 0
+    assert "recounted: 6,187 -> 5,187 rows (4 rollups)" in calc_with_lost_logs("history").output
+
+
+def test_keep_leaves_the_statistics_and_they_are_proven_from_then_on(calc_with_lost_logs, db):
+    calc = calc_with_lost_logs
+    assert calc("verify").exit_code == 1
+    said = calc("rollup", "--day", "2026-03-01", "--keep")
+    assert said.exit_code == 0
+    kept = "5,187 log rows, 6,187 counted, 1,000 noted as deleted"
+    assert f"kept: 2026-03-01 in 4 rollups: {kept}" in said.output
+    result = calc("verify")
+    assert result.exit_code == 0
+    assert "equal in 4 rollups with the 1,000 rows deleted since" in result.output
+    assert status.different_days(db) == {}
+    assert f"{kept} (4 rollups)" in " ".join(calc("history").output.split())
+    assert stored(db)[1, DAY][0] == 6_187
+
+
+def test_a_deletion_that_was_announced_is_noted_by_rollup_and_by_verify(calc_with_lost_logs, db, monkeypatch):
+    calc = calc_with_lost_logs
+    monkeypatch.setenv("LOGS_KEPT_DAYS", "30")
+    said = calc("rollup", "--day", "2026-03-01", "--rollup", HOURS.name)
+    assert (said.exit_code, said.stderr) == (0, "")
+    assert f"kept: 2026-03-01 in {HOURS.name}: 5,187 log rows, 6,187 counted, 1,000 noted as deleted" in said.output
+    assert "LOGS_KEPT_DAYS announced the deletion" in said.output
+    assert "equal in 4 rollups with the 1,000 rows deleted since" in calc("verify").output
+    noted = [entry for entry in journal(calc, "--day", "2026-03-01") if entry["operation"] == "deletion"]
+    assert {name for entry in noted for name in entry["days"]["2026-03-01"]} == set(LOG.names)
+    assert status.different_days(db) == {}
+    assert "1,000 noted as deleted by LOGS_KEPT_DAYS" in " ".join(calc("history").output.split())
+
+
+def test_rows_that_were_moved_to_another_day_are_reported_on_both_days(calc, db, connect):
+    write(connect(), [row(NOON)] * 62 + [row(NOON + timedelta(days=1))] * 5)
+    calc("rollup", "--from", "2026-03-01", "--to", "2026-03-02")
+    execute(db, "update calculation_logs set created_at = created_at + interval '1 day' where id <= 10")
+    result = calc("verify", "--rollup", STATS.name)
+    assert result.exit_code == 1
+    assert f"2026-03-01 of {STATS.name}: log rows are missing: 52 log rows, 62 counted" in result.output
+    assert f"2026-03-02 of {STATS.name}: rows were added to the past or moved here: 15 log rows" in result.output
+    assert "52 log rows but 62 counted" in refused(calc("rollup", "--from", "2026-03-01", "--to", "2026-03-02"))
+    assert calc("verify").exit_code == 1
+    assert calc("rollup", "--day", "2026-03-01", "--allow-shrink").exit_code == 0
+    assert calc("verify").exit_code == 0
+    assert_exact(db)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--keep"], ["--allow-shrink"], ["--day", "2026-03-01", "--keep", "--allow-shrink"]],
+)
+def test_a_decision_is_one_of_two_and_about_days_that_are_named(calc, words: list[str]):
+    result = calc("rollup", *words)
+    assert result.exit_code == 2
+    assert "exclude each other" in result.stderr or "needs the days" in result.stderr
+
+
+def test_ctrl_c_is_exit_code_130_and_what_was_committed_stays(database: URL, owner, db, connect):
+    write(connect(), [row(NOON + timedelta(days=n)) for n in range(30)])
+    rebuild(db, [DAY])
+    blocker = connect()
+    blocker.execute("update rollup_days set status = status where date = '2026-03-15'")
+    process = run_by_hand(database, "rollup", "--from", "2026-03-01", "--to", "2026-03-30")
+    with owner.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        eventually(lambda: waits_for_locks(connection) > 0, "a rebuild that waits")
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate()
+        eventually(lambda: waits_for_locks(connection) == 0, "the end of the transaction")
+    assert (process.returncode, out) == (130, "")
+    assert err.count("\n") <= 1, err
+    blocker.rollback()
+    assert days_rebuilt(db) == [NOON.date() + timedelta(days=n) for n in range(10)], "the first of three transactions"
+    assert_exact(db)
+
+
+def test_verify_prints_a_line_per_day_and_records_what_it_found(calc, db, connect):
+    write(connect(), [row(NOON)] * 1_234 + [row(NOON + timedelta(days=1), response_time_ms=-1)])
+    calc("rollup", "--from", "2026-03-01", "--to", "2026-03-02")
+    result = calc("verify")
+    assert result.exit_code == 0
+    assert "2026-03-01  logs       1,234  equal in 4 rollups\n" in result.output
+    assert "2026-03-02  logs           1  equal in 4 rollups; 1 negative response times" in result.output
+    assert "2 days compared in" in result.output
+    assert "difference 0" in result.output
+    assert all(day.verified_at for day in status.recent_days(db, 2))
+    assert f"equal in {HOURS.name}" in calc("verify", "--rollup", HOURS.name).output
+    assert "1 day compared in" in calc("verify", "--day", "2026-03-01").output
+
+
+def test_verify_names_the_publisher_that_was_tampered_with_and_rollup_repairs_it(calc, db, connect):
+    write(connect(), [row(NOON, publisher=publisher) for publisher in (7, 7, 8)])
+    calc("rollup", "--day", "2026-03-01")
+    execute(db, f"update {STATS.name} set total_calculations = total_calculations + 1 where publisher_id = 7")
+    result = calc("verify")
+    assert result.exit_code == 1
+    assert f"2026-03-01 of {STATS.name}: somebody changed the statistics: 4 stored but 3 counted" in result.output
+    assert "publisher_id 7: 2 in the log, 3 stored" in result.output
+    assert "Recount with 'calc-analytics rollup --day 2026-03-01'." in result.output
+    assert "equal" not in result.output
+    assert status.different_days(db) == {DAY: [STATS.name]}
+    answer = json.loads(calc("verify", "--json").stdout)
+    assert answer["days"]["2026-03-01"][STATS.name]["differences"]["total_calculations"] == 1
+    assert answer["days"]["2026-03-01"][HOURS.name]["difference"] == 0
+    assert f"2026-03-01  3 rows in {STATS.name} (4 before)" in calc("rollup", "--day", "2026-03-01").output
+    assert calc("verify").exit_code == 0
+    assert status.different_days(db) == {}
+    assert_exact(db)
+
+
+def test_verify_finds_statistics_of_a_day_that_nobody_counted(calc, db):
+    values = ", ".join(["1, '2026-03-01'", *("5" for _ in STATS.measure_names)])
+    execute(db, f"insert into {STATS.name} (publisher_id, date, {', '.join(STATS.measure_names)}) values ({values})")
+    result = calc("verify")
+    assert result.exit_code == 1
+    assert f"2026-03-01 of {STATS.name}" in result.output
+    assert status.different_days(db) == {DAY: [STATS.name]}
+
+
+def test_verify_says_that_days_wait_and_fails_when_none_could_be_proven(calc_as_owner, connect):
     calc = calc_as_owner
     write(connect(), [row(NOON)])
     calc("rollup", "--day", "2026-03-01")
-    assert calc("rebase", "--yes").exit_code == 0
+    assert "1 day waits for a rebuild" in calc("rebase", "--yes").output
     result = calc("verify")
     assert result.exit_code == 1
-    assert "1 days wait for a rebuild" in result.output
+    assert "1 day waits for a rebuild" in result.output
+    assert "0 days compared" in result.output
     calc("rollup")
-    assert json.loads(calc("verify", "--json").stdout)["waiting_days"] == []
-
-
-def test_an_error_nobody_foresaw_is_one_line_too(calc, monkeypatch, tmp_path):
-    monkeypatch.setattr(cli, "refresh_once", lambda *given: 1 / 0)
-    monkeypatch.setattr(cli, "data_folder", lambda: tmp_path)
-    said = refused(calc("refresh"))
-    assert "a bug: ZeroDivisionError" in said
-    assert "Traceback" in (tmp_path / "logs" / "cli.log").read_text()
-
-
-def test_a_port_of_the_service_that_is_taken_is_named_with_its_option(calc):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        said = refused(calc("up", "--ui-port", str(free_port()), "--service-port", port))
-    assert f"port {port} is in use" in said
-    assert "--service-port" in said
-
-
-def test_a_role_that_may_not_create_anything_runs_what_is_installed(calc):
-    assert cli._ready(Settings.from_environment()) is not None
-    assert "run this command once with DATABASE_URL naming the role that owns the API's tables" in refused(
-        calc("migrate")
-    )
-
-
-def test_rollup_refuses_to_shrink_with_both_counts_and_exit_code_1(calc, engine, connect):
-    write(connect(), [row(NOON)] * 5)
-    calc("rollup", "--day", "2026-03-01")
-    execute(engine, "delete from calculation_logs")
-    said = refused(calc("rollup", "--day", "2026-03-01"))
-    assert "0 raw rows" in said
-    assert "5 already counted" in said
-    assert calc("rollup", "--day", "2026-03-01", "--allow-shrink").exit_code == 0
-    assert stored(engine) == {}
-
-
-def test_prune_asks_deletes_what_is_counted_and_says_what_it_left(calc_as_owner, engine, connect):
-    calc, writer = calc_as_owner, connect()
-    write(writer, [row(NOON)] * 5 + [row(NOON + timedelta(days=1))] * 4)
-    calc("rollup", "--day", "2026-03-01")
-    execute(engine, "update rollup_days set status = 'pending' where date = '2026-03-02'")
-    assert "Delete 5 counted log rows of 1 days" in calc("prune", "--older-than", "1").output
-    assert len(oracle(engine)) == 2, "nobody said yes"
-    said = calc("prune", "--older-than", "1", "--yes").output
-    assert "2026-03-01  5 rows deleted, statistics kept" in said
-    assert "2026-03-02  not built, so its logs stay: run 'calc-analytics rollup --day 2026-03-02'" in said
-    assert {day for _, day in oracle(engine)} == {date(2026, 3, 2)}
-    assert "equal with the 5 rows that were deleted" in calc("verify").output
-    assert json.loads(calc("prune", "--older-than", "1", "--yes", "--json").stdout)["rows"] == 0
-    assert "5 were deleted after they were counted" in refused(calc("rollup", "--day", "2026-03-01"))
-
-
-def test_prune_without_the_right_to_delete_says_what_to_grant(calc, engine, connect):
-    write(connect(), [row(NOON)] * 5)
-    assert f"grant it to the role '{ROLE}'" in refused(calc("prune", "--older-than", "1", "--yes"))
-    assert sum(measures[0] for measures in oracle(engine).values()) == 5
-
-
-def test_verify_proves_and_fails_on_a_difference(calc, engine, connect):
-    write(connect(), [row(NOON)] * 5)
-    calc("rollup", "--day", "2026-03-01")
-    result = calc("verify")
-    assert result.exit_code == 0
-    assert "difference 0" in result.output
-    execute(engine, "update calculation_stats_daily set cache_hits = 2")
-    result = calc("verify", "--json")
-    assert result.exit_code == 1
-    assert json.loads(result.stdout)["days"]["2026-03-01"]["differences"]["cache_hits"] == 2
-    assert "DIFFERENT for 1 publishers" in calc("verify", "--from", "2026-03-01").output
+    answer = json.loads(calc("verify", "--json").stdout)
+    assert (answer["waiting_days"], answer["nothing_built"]) == ([], False)
 
 
 def test_verify_fails_while_there_are_logs_and_no_day_was_ever_built(calc, connect):
@@ -199,31 +420,184 @@ def test_verify_of_a_day_that_was_never_built_says_what_to_run(calc, connect):
     write(writer, [row(NOON)])
     writer.execute("update calculation_logs set xact_id = null")
     writer.commit()
-    result = calc("verify", "--day", "2026-03-01")
+    result = calc("verify", "--day", "2026-03-01", "--day", "2026-03-02")
     assert result.exit_code == 1
-    assert "run 'calc-analytics rollup --day 2026-03-01'" in result.output
+    assert "'calc-analytics rollup --day 2026-03-01'" in result.output
+    assert "1 day without log rows and without statistics" in result.output
 
 
-def test_simulate_writes_and_reports(calc_as_owner, engine):
-    answer = json.loads(calc_as_owner("simulate", "--rows", "250", "--rate", "5000", "--json").stdout)
-    assert answer["rows"] == 250
-    assert sum(measures[0] for measures in oracle(engine).values()) == 250
+def test_a_value_that_does_not_fit_its_column_fails_verify_until_the_day_is_recounted(calc, db, connect):
+    writer = connect()
+    write(writer, [row(NOON)] * 3)
+    calc("rollup", "--day", "2026-03-01")
+    execute(db, f"update {STATS.name} set total_calculations = {STATS.measures[0].greatest}")
+    write(writer, [row(NOON)])
+    assert f"2026-03-01  1 row not counted in {STATS.name}" in calc("refresh").output
+    result = calc("verify")
+    assert result.exit_code == 1
+    assert "not counted, because a value exceeds its column: 2026-03-01" in result.output
+    assert json.loads(calc("verify", "--json").stdout)["overflowed_days"] == ["2026-03-01"]
+    assert calc("rollup", "--day", "2026-03-01").exit_code == 0
+    assert calc("verify").exit_code == 0
+    assert_exact(db)
 
 
-def test_migrate_can_be_repeated_and_says_where(calc_as_owner):
-    assert calc_as_owner("migrate").output.startswith("ready: postgresql://")
-    assert calc_as_owner("migrate").exit_code == 0
+def test_history_reads_like_a_ledger_newest_first_in_100_columns(calc, db, connect):
+    assert calc("history").output == "the journal has no such entry\n"
+    writer = connect()
+    write(writer, [row(NOON)] * 1_303)
+    calc("refresh")
+    calc("refresh")
+    execute(db, "delete from calculation_logs where id <= 1000")
+    calc("rollup", "--day", "2026-03-01", "--allow-shrink")
+    said = calc("history").output.splitlines()
+    assert said[0].split() == ["when", "(UTC)", "what", "days", "rows", "by"]
+    assert said[1].split()[2:5] == ["rebuild", "2026-03-01", "303"]
+    assert said[1].endswith(f"calc_analytics as {ROLE}")
+    assert said[2].strip() == "recounted: 1,303 -> 303 rows (4 rollups)"
+    assert said[3].split()[2:5] == ["refresh", "2026-03-01", "1,303"]
+    assert said[4].strip().startswith("counted in 1 refresh, ")
+    assert "the oldest row was counted after" in " ".join(said)
+    assert all(len(line.replace(ROLE, "rollup_writer")) <= 100 for line in said)
 
 
-def test_rebase_is_the_way_on_after_a_restore(calc_as_owner, engine, connect):
+def test_history_of_a_day_or_of_a_rollup_leaves_out_the_others(calc, db, connect):
+    write(connect(), [row(NOON), row(NOON + timedelta(days=1))])
+    calc("rollup", "--day", "2026-03-01")
+    calc("rollup", "--day", "2026-03-02", "--rollup", HOURS.name)
+    assert [entry["operation"] for entry in journal(calc)] == ["rebuild", "rebuild", "refresh"]
+    said = calc("history", "--day", "2026-03-01").output
+    assert "2026-03-01" in said
+    assert "2026-03-02" not in said
+    assert len(journal(calc, "--rollup", STATS.name)) == 2
+    assert f"({HOURS.name})" in calc("history", "--rollup", HOURS.name).output
+    assert len(journal(calc, "--limit", "1")) == 1
+    assert "only the newest 1 entry: --limit shows more" in calc("history", "--limit", "1").output
+
+
+def test_history_says_what_differed_who_restarted_the_counting_and_what_was_pruned(calc_as_owner, db, connect):
     calc = calc_as_owner
     write(connect(), [row(NOON)] * 5)
     calc("rollup", "--day", "2026-03-01")
-    execute(engine, "update rollup_state set system_identifier = 7")
+    execute(db, f"update {STATS.name} set cache_hits = 1")
+    calc("verify")
+    assert f"difference 1: statistics changed ({STATS.name})" in calc("history", "--day", "2026-03-01").output
+    calc("rollup", "--day", "2026-03-01")
+    calc("prune", "--older-than", "1", "--yes")
+    calc("rebase", "--yes")
+    said = " ".join(calc("history").output.split())
+    assert "prune 2026-03-01 5 calc_analytics as" in said
+    assert "deleted in 1 batch, " in said
+    assert "every built day is to be rebuilt; days in UTC" in said
+
+
+def test_an_error_nobody_foresaw_is_one_line_too(calc, monkeypatch, tmp_path):
+    monkeypatch.setattr(counting, "refresh_once", lambda *given, **options: 1 / 0)
+    monkeypatch.setattr(cli, "data_folder", lambda: tmp_path)
+    said = refused(calc("refresh"))
+    assert "internal error: ZeroDivisionError" in said
+    assert "Traceback" in (tmp_path / "logs" / "cli.log").read_text()
+
+
+def test_a_port_of_the_service_that_is_taken_is_named_with_its_option(calc):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        said = refused(calc("up", "--ui-port", str(free_port()), "--service-port", port))
+    assert f"port {port} is in use" in said
+    assert "--service-port" in said
+
+
+def test_a_role_that_may_not_create_anything_runs_what_is_installed(calc):
+    assert make_ready(Settings.from_environment()).log is LOG
+    assert "run this command once with DATABASE_URL naming the role that owns the API's tables" in refused(
+        calc("migrate")
+    )
+
+
+def test_prune_asks_deletes_what_is_counted_and_names_what_it_left(calc_as_owner, db, connect):
+    calc, writer = calc_as_owner, connect()
+    write(writer, [row(NOON + timedelta(days=n)) for n in range(3) for _ in range(5 - n)])
+    calc("rollup", "--from", "2026-03-01", "--to", "2026-03-03")
+    execute(db, "update rollup_days set status = 'pending' where date = '2026-03-02'")
+    execute(db, f"update {HOURS.name} set cache_hits = 2 where date = '2026-03-03'")
+    assert "Delete 8 counted log rows of 2 days before " in calc("prune", "--older-than", "1").output
+    assert len(oracle(db)) == 3, "nobody agreed"
+    said = calc("prune", "--older-than", "1", "--yes").output
+    assert "2026-03-01  5 rows deleted, statistics kept" in said
+    assert (
+        "2026-03-02  not built in every rollup, so its logs stay: run 'calc-analytics rollup --day 2026-03-02'" in said
+    )
+    assert "2026-03-03  differs from its log, so its logs stay: run 'calc-analytics verify --day 2026-03-03'" in said
+    assert "5 rows of 1 day deleted in" in said
+    assert {day for _, day in oracle(db)} == {NEXT, date(2026, 3, 3)}
+    assert "equal in 4 rollups with the 5 rows deleted since" in calc("verify", "--day", "2026-03-01").output
+    answer = json.loads(calc("prune", "--older-than", "1", "--yes", "--json").stdout)
+    assert (answer["rows"], answer["different_days"]) == (0, ["2026-03-03"])
+    assert "of 4 rollups was not rebuilt: 5 of its 5 counted log rows were deleted" in refused(
+        calc("rollup", "--day", "2026-03-01")
+    )
+
+
+def test_prune_without_the_right_to_delete_says_what_to_grant(calc, db, connect):
+    write(connect(), [row(NOON)] * 5)
+    assert f"grant it to the role '{ROLE}'" in refused(calc("prune", "--older-than", "1", "--yes"))
+    assert sum(measures[0] for measures in oracle(db).values()) == 5
+
+
+def test_simulate_writes_and_reports(calc_as_owner, db):
+    answer = json.loads(calc_as_owner("simulate", "--rows", "250", "--rate", "5000", "--json").stdout)
+    assert answer["rows"] == 250
+    assert sum(measures[0] for measures in oracle(db).values()) == 250
+
+
+def test_migrate_can_be_repeated_and_prints_where_which_rollups_and_which_zone(calc_as_owner, monkeypatch):
+    said = calc_as_owner("migrate").output
+    assert said.startswith("ready: postgresql://")
+    assert f", days in UTC\nrollups: {', '.join(LOG.names)}\n" in said
+    monkeypatch.setenv("ROLLUP_TIMEZONE", "Asia/Tokyo")
+    result = calc_as_owner("migrate")
+    assert result.exit_code == 0
+    assert ", days in UTC\n" in result.output
+    assert "ROLLUP_TIMEZONE is Asia/Tokyo: set it to UTC, or run 'calc-analytics rebase'" in result.output
+
+
+def test_migrate_chooses_the_rollups_and_other_commands_refuse_another_choice(calc_as_owner, db, connect, monkeypatch):
+    calc = calc_as_owner
+    write(connect(), [row(NOON)] * 5)
+    calc("refresh")
+    monkeypatch.setenv("ROLLUPS", f"{STATS.name}, {HOURS.name}")
+    for command in ("refresh", "rollup", "verify"):
+        said = refused(calc(command))
+        assert f"the database keeps {', '.join(LOG.names)}, but ROLLUPS asks for {STATS.name}, {HOURS.name}" in said
+        assert "'calc-analytics migrate'" in said
+    assert f"rollups: {STATS.name}, {HOURS.name}\n" in calc("migrate").output
+    assert "5 rows in 2 rollups" in calc("rollup", "--day", "2026-03-01").output
+    monkeypatch.delenv("ROLLUPS")
+    assert "1 day waits for a rebuild: run 'calc-analytics rollup'" in calc("migrate").output
+    calc("rollup")
+    assert calc("verify").exit_code == 0
+    assert_exact(db)
+
+
+@pytest.mark.parametrize("command", ["refresh", "migrate", "history", "up"])
+def test_a_rollup_in_the_settings_that_does_not_exist_is_named(calc, monkeypatch, command: str):
+    monkeypatch.setenv("ROLLUPS", f"{STATS.name},weekly")
+    monkeypatch.setattr(cli, "claim", lambda *ports: None)
+    said = refused(calc(command))
+    assert said.startswith("error: ROLLUPS: ")
+    assert "there is no rollup 'weekly'" in said
+    assert LATENCY.name in said
+
+
+def test_rebase_is_the_way_on_after_a_restore(calc_as_owner, db, connect):
+    calc = calc_as_owner
+    write(connect(), [row(NOON), row(NOON + timedelta(days=1))] * 5)
+    calc("rollup", "--from", "2026-03-01", "--to", "2026-03-02")
+    execute(db, "update rollup_state set system_identifier = 7")
     assert "calc-analytics rebase" in refused(calc("refresh"))
-    assert "1 days wait" in calc("rebase", "--yes").output
+    assert "2 days wait for a rebuild" in calc("rebase", "--yes").output
     assert calc("rollup").exit_code == 0
-    assert stored(engine) == live(engine) == oracle(engine)
+    assert_exact(db)
 
 
 @pytest.mark.parametrize("command", ["refresh", "rollup", "verify", "migrate", "simulate", "up"])
@@ -241,6 +615,8 @@ def test_a_server_that_is_down_is_named(calc, monkeypatch, command: str):
         ("ROLLUP_DEBOUNCE_SECONDS", "soon"),
         ("ROLLUP_START_DATE", "2026-13-01"),
         ("ROLLUP_INTERVAL_HOURS", "7"),
+        ("ROLLUPS", "a;b"),
+        ("LOGS_KEPT_DAYS", "0"),
     ],
 )
 @pytest.mark.parametrize("command", ["refresh", "up"])
@@ -274,6 +650,7 @@ def test_a_malformed_day_is_named(calc, words: list[str], said: str):
         ["simulate", "--seconds", "inf"],
         ["verify", "--no"],
         ["prune"],
+        ["history", "--limit", "0"],
         ["prune", "--older-than", "-1"],
         ["prune", "--older-than", "soon"],
     ],
@@ -300,22 +677,20 @@ def free_ports() -> list[str]:
         ("log_duration = off", "Asia/Tokyo", "built in UTC, but ROLLUP_TIMEZONE is Asia/Tokyo"),
     ],
 )
-def test_up_says_before_it_starts_what_every_tick_would_say(
-    calc, engine, maintenance, monkeypatch, setting, zone, said
-):
-    maintenance(f'alter database "{engine.url.database}" set {setting}')
+def test_up_says_before_it_starts_what_every_tick_would_say(calc, db, maintenance, monkeypatch, setting, zone, said):
+    maintenance(f'alter database "{db.engine.url.database}" set {setting}')
     monkeypatch.setenv("ROLLUP_TIMEZONE", zone)
     monkeypatch.setattr(cli, "claim", lambda *ports: None)  # this process holds it since its first `up`
     assert said in refused(calc("up", *free_ports()))
 
 
-def test_a_missing_column_says_so(calc, engine):
-    execute(engine, "alter table calculation_logs rename column cache_hit to hit")
+def test_a_missing_column_says_so(calc, db):
+    execute(db, "alter table calculation_logs rename column cache_hit to hit")
     assert "cache_hit" in refused(calc("refresh"))
 
 
-def test_a_read_only_database_says_so(calc, engine, maintenance):
-    maintenance(f'alter database "{engine.url.database}" set default_transaction_read_only = on')
+def test_a_read_only_database_says_so(calc, db, maintenance):
+    maintenance(f'alter database "{db.engine.url.database}" set default_transaction_read_only = on')
     assert "read-only" in refused(calc("refresh"))
     assert "but it is read-only" in calc("status").output
     assert "is read-only (a standby?)" in calc("doctor").output

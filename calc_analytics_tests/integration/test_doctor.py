@@ -19,10 +19,11 @@ from calc_analytics.database.engine import engine_for
 from calc_analytics.orchestration import history
 from calc_analytics.orchestration.history import Instigator, LastRun
 from calc_analytics.rollup import diagnosis
-from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
+from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.install import install
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.verify import verify
+from calc_analytics.rollups import LOG
 from calc_analytics.service import doctor
 from calc_analytics.service.doctor import Finding, Ports, examine
 from calc_analytics.service.probes import Prober
@@ -76,7 +77,7 @@ def mended(owner: Engine, found: list[Finding], again: Examine, part: str) -> No
     assert wrong
     assert all(finding.why for finding in wrong)
     if commands(wrong) == ["calc-analytics migrate"]:
-        install(owner, "UTC")
+        install(Database(owner, LOG, "UTC"))
     else:
         execute(owner, *commands(wrong))
     assert level(again(), "wrong", part) == []
@@ -97,7 +98,11 @@ def test_missing_rights_are_found_and_the_grants_mend_them(examined, owner, data
         found = examined()
         (wrong,) = level(found, "wrong", "permissions")
         assert f'grant select on calculation_logs to "{role}";' in wrong.command
-        assert f'grant select, insert, update, delete on calculation_stats_daily to "{role}";' in wrong.command
+        for rollup in LOG.rollups:
+            assert f'grant select, insert, update, delete on {rollup.name} to "{role}";' in wrong.command
+            assert f'grant select on {rollup.live_view} to "{role}";' in wrong.command
+        assert f'grant select, insert, update, delete on rollup_journal to "{role}";' in wrong.command
+        assert f'grant usage on sequence rollup_journal_id_seq to "{role}";' in wrong.command
         assert f'grant temporary on database "{owner.url.database}" to "{role}";' in wrong.command
         execute(owner, *commands([wrong]))
         assert level(examined(), "wrong") == []
@@ -116,8 +121,9 @@ def write_and_rebuild(owner: Engine, role: Engine) -> None:
         "insert into calculation_logs (publisher_id, locality_id, date_calculated, source, created_at) "
         "values (1, 1, current_date, 1, '2026-03-01 12:00+00')",
     )
-    rebuild(role, ROLLUP, "UTC", [utc(2026, 3, 1).date()])
-    assert verify(role, ROLLUP, "UTC", [utc(2026, 3, 1).date()]).difference == 0
+    db = Database(role, LOG, "UTC")
+    rebuild(db, [utc(2026, 3, 1).date()])
+    assert verify(db, [utc(2026, 3, 1).date()]).difference == 0
 
 
 def test_notes_say_what_a_role_could_do_with_more(examined, owner, database, maintenance, monkeypatch):
@@ -169,7 +175,7 @@ def partition(owner: Engine) -> None:
 
 def test_of_partitions_each_needs_its_index(examined, owner):
     partition(owner)
-    install(owner, "UTC")
+    install(Database(owner, LOG, "UTC"))
     assert level(examined(), "wrong", "indexes") == []
     execute(owner, "drop index calculation_logs_rollup_idx")
     found = examined()
@@ -231,15 +237,15 @@ def test_rows_that_came_past_the_default_are_found(examined, owner, connect):
     now = datetime.now(timezone.utc)
     writer = connect()
     write(writer, [row(now), row(now - timedelta(hours=3))])
-    assert diagnosis.rows_bypassing(owner, ROLLUP) == diagnosis.Bypassing(0, 0)
+    assert diagnosis.rows_bypassing(Database(owner, LOG, "UTC")) == diagnosis.Bypassing(0, 0)
     writer.execute("update calculation_logs set xact_id = null")
     writer.commit()
-    assert diagnosis.rows_bypassing(owner, ROLLUP) == diagnosis.Bypassing(1, 0)
+    assert diagnosis.rows_bypassing(Database(owner, LOG, "UTC")) == diagnosis.Bypassing(1, 0)
     assert "have no xact_id" in level(examined(), "note", "log rows")[0].fact
     write(writer, [row(now)])
     writer.execute("update calculation_logs set xact_id = 1000000000 where xact_id is not null")
     writer.commit()
-    assert diagnosis.rows_bypassing(owner, ROLLUP) == diagnosis.Bypassing(1, 1)
+    assert diagnosis.rows_bypassing(Database(owner, LOG, "UTC")) == diagnosis.Bypassing(1, 1)
     assert "no transaction has had yet" in level(examined(), "wrong", "log rows")[0].fact
 
 
@@ -261,6 +267,37 @@ def test_a_restored_cluster_and_another_time_zone_are_found(examined, owner, mon
     assert "ROLLUP_TIMEZONE is Asia/Jerusalem" in level(examined(), "wrong", "state")[0].fact
     execute(owner, "update rollup_state set system_identifier = 7, relation = 7")
     assert "restored into another" in level(examined(), "wrong", "state")[0].fact
+
+
+def test_rollups_that_are_not_those_of_the_database_are_found(examined, monkeypatch):
+    monkeypatch.setenv("ROLLUPS", "calculation_stats_daily,calculation_stats_hourly")
+    (wrong,) = level(examined(), "wrong", "state")
+    assert "the database keeps calculation_stats_daily, calculation_locality_stats_daily" in wrong.fact
+    assert wrong.command == "set ROLLUPS back, or calc-analytics migrate"
+
+
+def test_a_rollup_that_nobody_declared_is_found(examined, monkeypatch):
+    monkeypatch.setenv("ROLLUPS", "calculation_stats_daily,nothing")
+    (wrong,) = level(examined(), "wrong")
+    assert (wrong.part, "there is no rollup 'nothing'" in wrong.fact) == ("settings", True)
+    assert "calculation_stats_hourly" in wrong.command
+
+
+@pytest.mark.parametrize("cron", ["0 0 31 2 *", "61 * * * *"])
+def test_a_cron_line_that_is_none_or_never_comes_is_found(examined, monkeypatch, cron: str):
+    monkeypatch.setenv("ROLLUP_CRON", cron)
+    (wrong,) = level(examined(), "wrong", "settings")
+    assert cron in wrong.fact
+    assert "ROLLUP_CRON" in wrong.command
+
+
+@pytest.mark.parametrize("word", ["missing", "restored"])
+def test_a_state_that_stops_every_operation_names_what_resolves_it(examined, owner, word: str):
+    missing, restored = "delete from rollup_state", "update rollup_state set system_identifier = 7, relation = 7"
+    execute(owner, missing if word == "missing" else restored)
+    (wrong,) = level(examined(), "wrong", "state")
+    assert wrong.command == ("calc-analytics migrate" if word == "missing" else "calc-analytics rebase")
+    assert wrong.why
 
 
 def test_clocks_that_differ_are_found(examined, monkeypatch):
@@ -358,7 +395,11 @@ def test_a_database_that_is_down_is_said_once_and_the_rest_is_examined(calc, mon
     wrong = [finding for finding in found if finding["level"] == "wrong" and finding["part"] != "ports"]
     assert len(wrong) == 1
     assert "cannot connect to postgresql://me:***" in wrong[0]["fact"]
-    assert [finding["part"] for finding in found if finding["level"] == "ok"][:1] == ["dagster"]
+    assert [finding["part"] for finding in found if finding["level"] == "ok"][:3] == [
+        "settings",
+        "settings",
+        "dagster",
+    ]
     assert "hunter2" not in result.output
 
 

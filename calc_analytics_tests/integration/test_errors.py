@@ -5,8 +5,9 @@ from sqlalchemy import text
 from sqlalchemy.engine import URL, make_url
 
 from calc_analytics.database.engine import DatabaseTrouble, engine_for, ensure_database, transaction
-from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
+from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.refresh import refresh
+from calc_analytics.rollups import LOG
 from calc_analytics.simulate import Traffic, simulate
 from calc_analytics.supervisor import free_port
 
@@ -73,7 +74,7 @@ def test_a_role_without_the_right(url: URL, maintenance):
 def test_a_refresh_on_a_down_server_says_the_same():
     engine = engine_for(nobody_listens())
     with pytest.raises(DatabaseTrouble, match="cannot connect"):
-        refresh(engine, ROLLUP, "UTC")
+        refresh(Database(engine, LOG, "UTC"))
 
 
 def test_made_up_traffic_on_a_down_server_says_the_same():

@@ -6,8 +6,7 @@ from datetime import date, datetime, timezone
 from pathlib import Path
 
 import pytest
-from dagster import AssetCheckEvaluation, DagsterInstance
-from dagster._core.definitions.asset_checks.asset_check_spec import AssetCheckSeverity
+from dagster import AssetCheckKey, AssetCheckSeverity, AssetKey, DagsterInstance
 from dagster._core.definitions.run_request import InstigatorType
 from dagster._core.remote_origin import (
     RegisteredCodeLocationOrigin,
@@ -24,16 +23,23 @@ from dagster._core.scheduler.instigation import (
 )
 from dagster._daemon.types import DaemonHeartbeat
 from dagster._utils.error import SerializableErrorInfo
+from sqlalchemy import event
 
 from calc_analytics.config import Settings, project_root
 from calc_analytics.orchestration import history
-from calc_analytics.orchestration.history import CHECKS, DagsterTrouble
-from calc_analytics.orchestration.sensors import STATS
+from calc_analytics.orchestration.history import DagsterTrouble, LastCheck
+from calc_analytics.orchestration.incidents import name_check, names_of_checks
+from calc_analytics.rollups import HOURS, LOG, STATS
 from calc_analytics.service import health
 from calc_analytics.service.probes import Prober
 from calc_analytics.service.sources import Sources
 from calc_analytics.supervisor import free_port
+from calc_analytics_tests.integration.test_alerts import DAY, NEXT, evaluate, said
 from calc_analytics_tests.logs import row, utc, write
+
+KEY = AssetCheckKey(AssetKey(STATS.name), "stats_match_logs")
+EVERY_CHECK = {name_check(name, rollup.name) for rollup in LOG.rollups for name in names_of_checks(rollup)}
+WARN = {"severity": AssetCheckSeverity.WARN}
 
 
 @pytest.fixture
@@ -87,10 +93,10 @@ def tick(
         dagster.update_tick(ended._replace(tick_data=data))
 
 
-def evaluate(dagster: DagsterInstance, name: str, passed: bool, severity: AssetCheckSeverity, said: str = "") -> None:
-    dagster.report_runless_asset_event(
-        AssetCheckEvaluation(asset_key=STATS, check_name=name, passed=passed, severity=severity, description=said)
-    )
+def last_check(dagster: DagsterInstance, name: str = "stats_match_logs") -> LastCheck:
+    """The last results of that check."""
+    (found,) = [check for check in history.last_checks(dagster) if check.name == name]
+    return found
 
 
 def probes(database, *names: str) -> dict[str, health.Finding]:
@@ -177,16 +183,73 @@ def test_a_schedule_may_wait_for_its_first_tick(dagster, database):
 
 
 def test_a_failed_check_is_unhealthy_and_a_warning_is_not(dagster, database):
-    for name in CHECKS:
-        evaluate(dagster, name, True, AssetCheckSeverity.ERROR)
-    evaluate(dagster, "source_breakdown_complete", False, AssetCheckSeverity.WARN, "5 rows of source 9")
+    evaluate(dagster, said(True), said(False, name="source_breakdown_complete", **WARN))
     finding = probes(database, "checks")["checks"]
     assert finding.ok
-    assert "source_breakdown_complete warns: 5 rows of source 9" in finding.compared
-    evaluate(dagster, "stats_match_logs", False, AssetCheckSeverity.ERROR, "2026-03-01 differs by 3")
+    assert "source_breakdown_complete warns: 2026-03-01: differs by 5" in finding.compared
+    evaluate(dagster, said(False))
     finding = probes(database, "checks")["checks"]
     assert not finding.ok
-    assert "2026-03-01 differs by 3" in finding.compared
+    assert "2026-03-01: differs by 5" in finding.compared
+
+
+def test_a_failed_day_is_not_hidden_by_another_that_passed_later_and_is_over_when_it_passes_itself(dagster, database):
+    evaluate(dagster, said(False))
+    failed_at = last_check(dagster).at
+    evaluate(dagster, said(True, NEXT))
+    found = last_check(dagster)
+    assert (found.passed, found.warning, found.at) == (False, False, failed_at)
+    assert found.description == "2026-03-01: differs by 5"
+    evaluate(dagster, said(True))
+    assert last_check(dagster).passed
+    assert last_check(dagster).at > failed_at
+
+
+def test_several_failed_days_are_counted_and_an_error_comes_before_warnings(dagster, database):
+    evaluate(dagster, said(False), said(False, NEXT, **WARN))
+    found = last_check(dagster)
+    assert (found.warning, found.description) == (False, "2026-03-01: differs by 5; 1 more day")
+    evaluate(dagster, said(True), said(False, date(2026, 3, 3), **WARN), said(False, date(2026, 3, 4), **WARN))
+    found = last_check(dagster)
+    assert (found.warning, found.description) == (True, "2026-03-04: differs by 5; 2 more days")
+
+
+def test_the_summary_of_a_run_over_several_days_says_nothing_of_its_own(dagster, database):
+    evaluate(dagster, said(True), said(True, NEXT), said(False, None))
+    assert last_check(dagster).passed
+
+
+def test_a_run_that_has_announced_its_checks_does_not_hide_a_failure_even_if_it_died(dagster, location, database):
+    evaluate(dagster, said(False))
+    tags = {"dagster/partition": str(DAY)}
+    run = dagster.create_run_for_job(location.resolve_job_def("rollup_job"), tags=tags)
+    latest = dagster.event_log_storage.get_latest_asset_check_execution_by_key([KEY])[KEY]
+    assert (latest.status.value, latest.run_id) == ("PLANNED", run.run_id)
+    assert not last_check(dagster).passed
+
+
+def test_checks_of_every_rollup_are_reported_each_by_a_name_of_its_own(dagster, database, monkeypatch):
+    everything = [
+        said(rollup is not HOURS, name=name, rollup=rollup.name)
+        for rollup in LOG.rollups
+        for name in names_of_checks(rollup)
+    ]
+    evaluate(dagster, *everything, said(False, rollup="another_project"))
+    found = {check.name: check.passed for check in history.last_checks(dagster)}
+    assert set(found) == EVERY_CHECK
+    assert {name for name, passed in found.items() if not passed} == {name for name in EVERY_CHECK if "hourly" in name}
+    monkeypatch.setenv("ROLLUPS", STATS.name)
+    found = {check.name: check.passed for check in history.last_checks(dagster)}
+    assert (set(found), set(found.values())) == (set(names_of_checks(STATS)), {True}), "the others are not kept"
+
+
+def test_reading_them_takes_two_queries_however_many_checks_and_days_there_are(stored_instance, database):
+    evaluate(stored_instance, *(said(day % 2 == 0, date(2026, 3, day)) for day in range(1, 30)))
+    storage, asked = stored_instance.event_log_storage, []
+    with storage.index_connection() as connection:
+        event.listen(connection.engine, "before_cursor_execute", lambda *given: asked.append(given[2]))
+    assert last_check(stored_instance).description == "2026-03-29: differs by 5; 14 more days"
+    assert len(asked) == 2
 
 
 def test_the_last_run_is_that_of_the_schedule(dagster, location, database, connect):
@@ -197,7 +260,7 @@ def test_the_last_run_is_that_of_the_schedule(dagster, location, database, conne
     found = history.last_run(dagster)
     assert (found.succeeded, found.partition) == (True, "2026-03-01")
     assert probes(database, "last_run")["last_run"].ok
-    assert {check.name for check in history.last_checks(dagster)} == set(CHECKS)
+    assert {check.name for check in history.last_checks(dagster)} == EVERY_CHECK
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("calc_analytics.rollup.rebuild.rebuild", lambda *given, **options: 1 / 0)

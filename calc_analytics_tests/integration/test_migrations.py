@@ -15,14 +15,18 @@ from sqlalchemy.engine import URL, Engine
 from calc_analytics.database import migrate
 from calc_analytics.database.adopt import UnfitTable
 from calc_analytics.database.engine import DatabaseTrouble, engine_for
-from calc_analytics.database.migrate import NotOwner
-from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
+from calc_analytics.database.migrate import NotOwner, UnknownRevision
+from calc_analytics.rollup import install as installing
+from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.index import summarize
 from calc_analytics.rollup.install import install, is_installed
+from calc_analytics.rollup.ledger import waiting_days
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
-from calc_analytics.rollup.verify import verify, waiting_days
-from calc_analytics_tests.logs import live, oracle, stored
+from calc_analytics.rollup.verify import verify
+from calc_analytics.rollups import LOG
+from calc_analytics_tests.conftest import ROLE, least_privilege
+from calc_analytics_tests.logs import execute, live, oracle, stored
 
 API_TABLES = """
     create table calculation_logs (
@@ -56,7 +60,12 @@ PARTITIONED = (
     "insert into calculation_logs (publisher_id, city_id, date_calculated, source, created_at) "
     "values (1, 1, '2030-01-01', 1, '2026-03-01 10:00Z')",
 )
-DAY = date(2026, 3, 1)
+LATENCY_TABLE = """
+    create table calculation_latency_daily (publisher_id integer, date {date}, source smallint, {more}
+        response_time_ms {milliseconds}, calculations integer, {key})
+"""
+LATENCY_KEY = "primary key (publisher_id, date, source, response_time_ms)"
+DAY, NO_LOGS = date(2026, 3, 1), date(2024, 1, 1)
 
 
 @pytest.fixture
@@ -75,6 +84,11 @@ def api(empty: Engine) -> Engine:
     return empty
 
 
+def database(engine: Engine) -> Database:
+    """What operations take: every rollup, days in UTC."""
+    return Database(engine, LOG, "UTC")
+
+
 def scalar(engine: Engine, statement: str):
     with engine.begin() as connection:
         return connection.execute(text(statement)).scalar()
@@ -85,31 +99,31 @@ def psycopg_url(engine: Engine) -> str:
 
 
 def test_an_empty_database_gets_everything(empty: Engine):
-    install(empty, "UTC")
+    install(database(empty))
     assert stored(empty) == live(empty) == {}
-    assert refresh(empty, ROLLUP, "UTC").rows == 0
+    assert refresh(database(empty)).rows == 0
 
 
 def test_an_api_database_keeps_every_row_and_is_not_rewritten(api: Engine):
     node = "select pg_relation_filenode('calculation_logs')"
     before, logs = scalar(api, node), "select count(*) from calculation_logs where locality_id > 0 and xact_id is null"
-    install(api, "UTC")
+    install(database(api))
     assert scalar(api, node) == before
     assert scalar(api, logs) == 100
     assert scalar(api, "select count(*) from calculation_stats_daily") == 2
 
 
 def test_old_rows_are_neither_lost_nor_counted_twice(api: Engine):
-    install(api, "UTC")
-    assert refresh(api, ROLLUP, "UTC").rows == 0
+    install(database(api))
+    assert refresh(database(api)).rows == 0
     with api.begin() as connection:
         connection.execute(text(INSERT.format(place="locality_id")))
         connection.execute(
             text("update calculation_logs set created_at = '2026-03-01 13:00Z' where xact_id is not null")
         )
-    assert refresh(api, ROLLUP, "UTC").rows == 0
-    rebuild(api, ROLLUP, "UTC", [DAY])
-    assert refresh(api, ROLLUP, "UTC").rows == 0
+    assert refresh(database(api)).rows == 0
+    rebuild(database(api), [DAY])
+    assert refresh(database(api)).rows == 0
     expected = {**oracle(api), (5, date(2024, 1, 1)): (7, 0, 0, 7, 0, 0)}
     assert stored(api) == live(api) == expected
 
@@ -117,7 +131,7 @@ def test_old_rows_are_neither_lost_nor_counted_twice(api: Engine):
 def test_a_writer_that_was_open_during_the_migration_is_counted_once(api: Engine):
     with psycopg.connect(psycopg_url(api)) as writer:
         writer.execute(INSERT.format(place="city_id"))
-        migration = threading.Thread(target=install, args=(api, "UTC"))
+        migration = threading.Thread(target=install, args=(database(api),))
         migration.start()
         while not scalar(api, "select count(*) from pg_locks where mode = 'AccessExclusiveLock' and not granted"):
             assert migration.is_alive()
@@ -128,16 +142,16 @@ def test_a_writer_that_was_open_during_the_migration_is_counted_once(api: Engine
         writer.commit()
         migration.join()
     today = date.fromisoformat(str(scalar(api, "select cast(now() at time zone 'UTC' as date)")))
-    rebuild(api, ROLLUP, "UTC", [DAY, today])
+    rebuild(database(api), [DAY, today])
     assert scalar(api, "select count(*) from calculation_logs") == 102
     assert {key: value for key, value in stored(api).items() if key[1] >= DAY} == oracle(api)
 
 
 def test_repeating_changes_nothing(api: Engine):
-    install(api, "UTC")
-    rebuild(api, ROLLUP, "UTC", [DAY])
+    install(database(api))
+    rebuild(database(api), [DAY])
     before = stored(api)
-    install(api, "UTC")
+    install(database(api))
     assert stored(api) == before
     assert scalar(api, "select count(*) from calc_analytics_version") == 1
 
@@ -148,7 +162,7 @@ def test_two_at_once_both_succeed(api: Engine):
     def one() -> None:
         engine = engine_for(api.url)
         try:
-            install(engine, "UTC")
+            install(database(engine))
         except Exception as error:
             errors.append(error)
         finally:
@@ -170,14 +184,191 @@ def test_two_at_once_both_succeed(api: Engine):
         ("alter column publisher_id drop not null", "set it NOT NULL"),
         ("alter column source type text", "must be an integer"),
         ("add column locality_id bigint", "both city_id and locality_id"),
+        ("alter column city_id drop not null", "calculation_logs.locality_id may be null"),
+        ("alter column city_id type text", "must be an integer"),
     ],
 )
 def test_a_log_table_that_cannot_be_counted_exactly_is_refused_untouched(api: Engine, change: str, said: str):
     with api.begin() as connection:
         connection.execute(text(f"alter table calculation_logs {change}"))
     with pytest.raises(UnfitTable, match=said):
-        install(api, "UTC")
-    assert scalar(api, "select to_regclass('rollup_state')") is None
+        install(database(api))
+    assert_untouched(api)
+
+
+def assert_untouched(engine: Engine) -> None:
+    assert scalar(engine, "select to_regclass('rollup_state')") is None
+    assert scalar(engine, "select to_regclass('calc_analytics_version')") is None
+    added = "select count(*) from pg_attribute where attrelid = 'calculation_logs'::regclass and attname = 'xact_id'"
+    assert scalar(engine, added) == 0
+
+
+def test_a_key_that_may_be_null_is_allowed_if_no_rollup_that_is_kept_has_it(api: Engine):
+    with api.begin() as connection:
+        connection.execute(text("alter table calculation_logs alter column city_id drop not null"))
+    chosen = Database(api, LOG.only([name for name in LOG.names if "locality" not in name]), "UTC")
+    install(chosen)
+    rebuild(chosen, [DAY])
+    assert verify(chosen, [DAY]).difference == 0
+
+
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        (
+            "create table calculation_stats_hourly (publisher_id integer, date date, clicks integer)",
+            "table calculation_stats_hourly has no column hour, total_calculations",
+        ),
+        (
+            LATENCY_TABLE.format(date="date", milliseconds="smallint", more="", key=LATENCY_KEY),
+            "calculation_latency_daily.response_time_ms is SMALLINT: it must be INTEGER",
+        ),
+        (
+            LATENCY_TABLE.format(date="timestamp", milliseconds="integer", more="", key=LATENCY_KEY),
+            "calculation_latency_daily.date is TIMESTAMP: it must be DATE",
+        ),
+        (
+            LATENCY_TABLE.format(date="date", milliseconds="integer", more="", key="unique (publisher_id, date)"),
+            "calculation_latency_daily has no primary key",
+        ),
+        (
+            LATENCY_TABLE.format(date="date", milliseconds="integer", more="note text not null,", key=LATENCY_KEY),
+            "calculation_latency_daily.note is NOT NULL and has no default",
+        ),
+        ("create view calculation_stats_hourly as select 1 as hour", "calculation_stats_hourly has no column"),
+        (
+            "create table calculation_stats_daily_live (n integer)",
+            "calculation_stats_daily_live was not created by this",
+        ),
+        ("create table rollup_days (n integer)", "rollup_days was not created by this project"),
+    ],
+)
+def test_a_table_of_the_same_name_and_another_shape_is_refused_before_anything_changes(
+    api: Engine, statement: str, said: str
+):
+    with api.begin() as connection:
+        connection.execute(text(statement))
+    with pytest.raises(UnfitTable, match=said):
+        install(database(api))
+    assert_untouched(api)
+
+
+def test_wider_integers_and_columns_of_the_apis_own_are_adopted(api: Engine):
+    with api.begin() as connection:
+        connection.execute(text("alter table calculation_stats_daily alter column total_calculations type bigint"))
+        connection.execute(text("alter table calculation_stats_daily add column updated_at timestamptz default now()"))
+        connection.execute(text("alter table calculation_stats_daily add column note text"))
+    install(database(api))
+    rebuild(database(api), [DAY])
+    assert verify(database(api), [DAY]).difference == 0
+    assert stored(api)[(0, DAY)] == live(api)[(0, DAY)] == oracle(api)[(0, DAY)]
+
+
+def test_statistics_that_another_role_owns_are_refused_before_anything_changes(api: Engine):
+    role = f"somebody_{time.monotonic_ns()}"
+    with api.begin() as connection:
+        connection.execute(text(f"create role {role} login"))
+        connection.execute(text(f"grant all on schema public to {role}"))
+        connection.execute(text(f"grant all on calculation_stats_daily to {role}"))
+        connection.execute(text(f"alter table calculation_logs owner to {role}"))
+    migrator = engine_for(api.url.set(username=role))
+    try:
+        with pytest.raises(NotOwner, match=f"the role '{role}' does not own calculation_stats_daily: run this"):
+            install(database(migrator))
+        assert_untouched(api)
+        with api.begin() as connection:
+            connection.execute(text(f"alter table calculation_stats_daily owner to {role}"))
+        install(database(migrator))
+        assert is_installed(database(migrator))
+    finally:
+        migrator.dispose()
+        with api.begin() as connection:
+            connection.execute(text(f"reassign owned by {role} to {api.url.username}"))
+            connection.execute(text(f"drop owned by {role}"))
+            connection.execute(text(f"drop role {role}"))
+
+
+def test_tables_in_a_schema_of_the_search_path_are_adopted_there(empty: Engine):
+    with empty.begin() as connection:
+        connection.execute(text("create schema api"))
+        connection.execute(text(f'alter database "{empty.url.database}" set search_path = api'))
+    engine = engine_for(empty.url)
+    with engine.begin() as connection:
+        connection.execute(text(API_TABLES))
+    install(database(engine))
+    rebuild(database(engine), [DAY])
+    with engine.begin() as connection:
+        connection.execute(text(INSERT_INTO.format(table="calculation_logs", at="2026-03-01 15:00Z")))
+    assert refresh(database(engine)).rows == 1
+    assert verify(database(engine), [DAY]).difference == 0
+    assert scalar(engine, "select count(*) from pg_class where relnamespace = 'public'::regnamespace") == 0
+    install(database(engine))
+    assert is_installed(database(engine))
+    engine.dispose()
+
+
+def test_logs_in_another_schema_than_the_statistics_are_adopted(empty: Engine):
+    with empty.begin() as connection:
+        connection.execute(text("create schema api"))
+        connection.execute(text("create schema reports"))
+        connection.execute(text(f'alter database "{empty.url.database}" set search_path = reports, api'))
+        connection.execute(text("set local search_path = api"))
+        connection.execute(text(API_TABLES))
+    engine = engine_for(empty.url)
+    install(database(engine))
+    rebuild(database(engine), [DAY])
+    assert verify(database(engine), [DAY]).difference == 0
+    assert scalar(engine, "select to_regclass('reports.rollup_state') is not null") is True
+    assert scalar(engine, "select to_regclass('reports.calculation_logs') is null") is True
+    install(database(engine))
+    assert is_installed(database(engine))
+    engine.dispose()
+
+
+@pytest.mark.parametrize("is_interrupted", [False, True])
+def test_who_may_read_the_apis_statistics_may_read_the_new_ones(
+    api: Engine, is_interrupted: bool, monkeypatch: pytest.MonkeyPatch
+):
+    role = f"reader_{time.monotonic_ns()}"
+    with api.begin() as connection:
+        connection.execute(text(f"create role {role} login"))
+        connection.execute(text(f"grant select on calculation_stats_daily to {role}"))
+    try:
+        if is_interrupted:
+            with monkeypatch.context() as patch:
+                patch.setattr(installing, "_keep_state", interrupt)
+                with pytest.raises(KeyboardInterrupt):
+                    install(database(api))
+        install(database(api))
+        reading = engine_for(api.url.set(username=role))
+        for name in LOG.names:
+            assert scalar(reading, f"select count(*) from {name}") is not None
+        assert scalar(reading, "select has_table_privilege('calculation_logs', 'select')") is False
+        assert scalar(reading, "select has_table_privilege('rollup_days', 'select')") is False
+        reading.dispose()
+    finally:
+        with api.begin() as connection:
+            connection.execute(text(f"drop owned by {role}"))
+            connection.execute(text(f"drop role {role}"))
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_the_documented_grants_can_be_repeated(url: URL, owner: Engine, db: Database):
+    with owner.begin() as connection:
+        connection.execute(text(least_privilege(ROLE)))
+    execute(owner, INSERT.format(place="locality_id"))
+    assert refresh(db).rows == 1
+
+
+def test_a_database_that_a_newer_version_migrated_is_refused(api: Engine):
+    install(database(api))
+    with api.begin() as connection:
+        connection.execute(text("update calc_analytics_version set version_num = '0009_of_the_future'"))
+    with pytest.raises(UnknownRevision, match=r"0009_of_the_future.*: the database was made by a newer version"):
+        install(database(api))
 
 
 def test_a_partitioned_log_table_is_adopted_and_its_later_partitions_too(empty: Engine):
@@ -185,16 +376,16 @@ def test_a_partitioned_log_table_is_adopted_and_its_later_partitions_too(empty: 
         for statement in PARTITIONED:
             connection.execute(text(statement))
     for _ in range(2):
-        install(empty, "UTC")
+        install(database(empty))
     with empty.begin() as connection:
         later = "create table logs_b partition of calculation_logs for values from ('2026-03-02Z') to ('2026-03-03Z')"
         connection.execute(text(later))
         for table, at in [("calculation_logs", "2026-03-01 12:00Z"), ('"logs A"', "2026-03-01 13:00Z")]:
             connection.execute(text(INSERT_INTO.format(table=table, at=at)))
         connection.execute(text(INSERT_INTO.format(table="logs_b", at="2026-03-02 12:00Z")))
-    assert refresh(empty, ROLLUP, "UTC").rows == 1, "the first day has an older row and waits"
-    rebuild(empty, ROLLUP, "UTC", [DAY])
-    assert summarize(empty, ROLLUP)
+    assert refresh(database(empty)).rows == 1, "the first day has an older row and waits"
+    rebuild(database(empty), [DAY])
+    assert summarize(database(empty))
     assert stored(empty) == live(empty) == oracle(empty)
     brin = "select count(*) from pg_index where indisvalid and indrelid in ('\"logs A\"'::regclass, 'logs_b'::regclass)"
     assert scalar(empty, brin) == 4
@@ -209,7 +400,7 @@ def test_the_newest_revision_is_known_without_reading_them_all():
 def test_one_index_is_added_to_the_apis_own(api: Engine):
     with api.begin() as connection:
         connection.execute(text("create index api_created on calculation_logs (created_at, publisher_id)"))
-    install(api, "UTC")
+    install(database(api))
     name = "indexrelid::regclass::text"
     found = f"select array_agg({name} order by {name}) from pg_index where indisvalid and indrelid = "
     assert scalar(api, found + "'calculation_logs'::regclass") == [
@@ -220,24 +411,24 @@ def test_one_index_is_added_to_the_apis_own(api: Engine):
 
 
 def test_an_index_that_a_broken_attempt_left_invalid_is_built_again(api: Engine):
-    install(api, "UTC")
+    install(database(api))
     with api.begin() as connection:
         invalid = "update pg_index set indisvalid = false where indexrelid = 'calculation_logs_rollup_idx'::regclass"
         connection.execute(text(invalid))
         connection.execute(text("update calc_analytics_version set version_num = '0001'"))
-    install(api, "UTC")
+    install(database(api))
     valid = "select indisvalid from pg_index where indexrelid = 'calculation_logs_rollup_idx'::regclass"
     assert scalar(api, valid) is True
 
 
 def test_an_index_or_function_that_somebody_dropped_is_built_again(api: Engine):
-    install(api, "UTC")
+    install(database(api))
     with api.begin() as connection:
         connection.execute(text("drop index calculation_logs_rollup_idx"))
         connection.execute(text("drop function calculation_logs_summarize"))
-    install(api, "UTC")
+    install(database(api))
     assert scalar(api, "select indisvalid from pg_index where indexrelid = 'calculation_logs_rollup_idx'::regclass")
-    assert summarize(api, ROLLUP)
+    assert summarize(database(api))
 
 
 @pytest.mark.parametrize(
@@ -245,52 +436,53 @@ def test_an_index_or_function_that_somebody_dropped_is_built_again(api: Engine):
     ["alter column xact_id drop default", "drop column xact_id cascade", "rename column locality_id to city_id"],
 )
 def test_rows_written_while_the_log_table_was_changed_are_counted_once_it_is_mended(api: Engine, change: str):
-    install(api, "UTC")
-    rebuild(api, ROLLUP, "UTC", [DAY])
+    install(database(api))
+    rebuild(database(api), [DAY])
     with api.begin() as connection:
         connection.execute(text(f"alter table calculation_logs {change}"))
         place = "city_id" if "city_id" in change else "locality_id"
         for _ in range(3):
             at = INSERT_INTO.replace("locality_id", place).format(table="calculation_logs", at="2026-03-01 14:00Z")
             connection.execute(text(at))
-    assert is_installed(api) is ("city_id" in change)
-    install(api, "UTC")
-    assert is_installed(api)
-    assert waiting_days(api, ROLLUP) == ([] if "city_id" in change else [DAY])
-    refresh(api, ROLLUP, "UTC")
-    rebuild(api, ROLLUP, "UTC", waiting_days(api, ROLLUP))
+    assert is_installed(database(api)) is ("city_id" in change)
+    install(database(api))
+    assert is_installed(database(api))
+    assert waiting_days(database(api)) == ([] if "city_id" in change else [NO_LOGS, DAY])
+    refresh(database(api))
+    assert rebuild(database(api), waiting_days(database(api))).failed == []
+    assert waiting_days(database(api)) == []
     assert {key: value for key, value in stored(api).items() if key[1] == DAY} == oracle(api)
     with api.begin() as connection:
         connection.execute(text(INSERT_INTO.format(table="calculation_logs", at="2026-03-01 15:00Z")))
-    assert refresh(api, ROLLUP, "UTC").rows == 1
-    assert verify(api, ROLLUP, "UTC", [DAY]).difference == 0
+    assert refresh(database(api)).rows == 1
+    assert verify(database(api), [DAY]).difference == 0
 
 
 def test_a_partition_that_lost_its_default_is_mended(empty: Engine):
     with empty.begin() as connection:
         for statement in PARTITIONED:
             connection.execute(text(statement))
-    install(empty, "UTC")
-    rebuild(empty, ROLLUP, "UTC", [DAY])
+    install(database(empty))
+    rebuild(database(empty), [DAY])
     with empty.begin() as connection:
         connection.execute(text('alter table "logs A" alter column xact_id drop default'))
         connection.execute(text(INSERT_INTO.format(table='"logs A"', at="2026-03-01 12:00Z")))
-    install(empty, "UTC")
-    rebuild(empty, ROLLUP, "UTC", waiting_days(empty, ROLLUP))
+    install(database(empty))
+    rebuild(database(empty), waiting_days(database(empty)))
     with empty.begin() as connection:
         connection.execute(text(INSERT_INTO.format(table='"logs A"', at="2026-03-01 12:00Z")))
-    refresh(empty, ROLLUP, "UTC")
+    refresh(database(empty))
     assert stored(empty) == live(empty) == oracle(empty)
 
 
 @pytest.mark.parametrize("table", ["calculation_logs", "calculation_stats_daily"])
 def test_a_column_that_somebody_dropped_later_is_named(api: Engine, table: str):
-    install(api, "UTC")
+    install(database(api))
     column = {"calculation_logs": "source", "calculation_stats_daily": "cache_hits"}[table]
     with api.begin() as connection:
         connection.execute(text(f"alter table {table} drop column {column} cascade"))
     with pytest.raises(UnfitTable, match=f"table {table} has no column {column}"):
-        install(api, "UTC")
+        install(database(api))
 
 
 def test_who_does_not_own_the_logs_is_told_so_and_nothing_changes(api: Engine):
@@ -302,7 +494,7 @@ def test_who_does_not_own_the_logs_is_told_so_and_nothing_changes(api: Engine):
     stranger = engine_for(api.url.set(username=role, password="x"))
     try:
         with pytest.raises(NotOwner) as refused:
-            install(stranger, "UTC")
+            install(database(stranger))
     finally:
         stranger.dispose()
         with api.begin() as connection:
@@ -326,7 +518,7 @@ def test_a_table_that_does_not_fit_is_named_and_nothing_changes(api: Engine, cha
     with api.begin() as connection:
         connection.execute(text(change))
     with pytest.raises(UnfitTable, match=named):
-        install(api, "UTC")
+        install(database(api))
     assert scalar(api, "select to_regclass('rollup_state') is null") is True
 
 
@@ -335,10 +527,10 @@ def test_a_read_only_database_is_named_as_such(api: Engine):
         connection.execute(text(f'alter database "{api.url.database}" set default_transaction_read_only = on'))
     read_only = engine_for(api.url)
     with pytest.raises(DatabaseTrouble, match="read-only"):
-        install(read_only, "UTC")
+        install(database(read_only))
     read_only.dispose()
 
 
 def test_without_migrations_a_refresh_says_what_to_run(api: Engine):
     with pytest.raises(DatabaseTrouble, match="calc-analytics migrate"):
-        refresh(api, ROLLUP, "UTC")
+        refresh(database(api))

@@ -9,19 +9,31 @@ from pathlib import Path
 import psycopg
 import pytest
 from sqlalchemy import text
-from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError
 
 from calc_analytics.database.engine import DatabaseTrouble, engine_for, ensure_database
-from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
+from calc_analytics.rollup.audit import audit
+from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.install import install, rebase
+from calc_analytics.rollup.ledger import ClusterChanged, waiting_days
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.retention import prune
-from calc_analytics.rollup.state import ClusterChanged
-from calc_analytics.rollup.verify import verify, waiting_days
+from calc_analytics.rollup.verify import verify
+from calc_analytics.rollups import LOG
 from calc_analytics_tests.clusters import BINARIES, NEWEST, OLDER, Cluster
-from calc_analytics_tests.logs import copy_rows, live, oracle, row, stored, utc, write
+from calc_analytics_tests.logs import (
+    FORMS,
+    Statistics,
+    copy_rows,
+    disagreements,
+    live,
+    oracles,
+    row,
+    stored,
+    utc,
+    write,
+)
 
 PRUNED, DAY, NEXT = date(2026, 2, 1), date(2026, 3, 1), date(2026, 3, 2)
 NOON = utc(2026, 3, 1, 12)
@@ -52,35 +64,54 @@ def cluster(folder: Path) -> Iterator[Callable[..., Cluster]]:
 
 
 @pytest.fixture
-def engines() -> Iterator[Callable[[Cluster], Engine]]:
-    """Engines on the clusters' databases, disposed after the test."""
-    made: list[Engine] = []
+def databases() -> Iterator[Callable[..., Database]]:
+    """The clusters' databases, whose connections are closed after the test."""
+    made: list[Database] = []
 
-    def make(of: Cluster) -> Engine:
-        made.append(engine_for(of.url(NAME)))
+    def make(of: Cluster, name: str = NAME) -> Database:
+        made.append(Database(engine_for(of.url(name)), LOG, "UTC"))
         return made[-1]
 
     yield make
     for each in made:
-        each.dispose()
+        each.engine.dispose()
 
 
-def write_rows(engine: Engine, count: int, day: int = 1, month: int = 3) -> None:
-    with psycopg.connect(engine.url.set(drivername="postgresql").render_as_string()) as writer:
+def write_rows(db: Database, count: int, day: int = 1, month: int = 3) -> None:
+    with psycopg.connect(db.engine.url.set(drivername="postgresql").render_as_string()) as writer:
         write(writer, [row(utc(2026, month, day, 12), publisher=n % 3) for n in range(count)])
 
 
-def live_for_a_while(engine: Engine) -> None:
+def live_for_a_while(db: Database) -> None:
     """Days built, rows counted, a day pruned, rows not counted yet."""
-    ensure_database(engine.url)
-    install(engine, "UTC")
-    rebuild(engine, ROLLUP, "UTC", [PRUNED, DAY, NEXT])
-    write_rows(engine, 6, month=2)
+    ensure_database(db.engine.url)
+    install(db)
+    rebuild(db, [PRUNED, DAY, NEXT])
+    write_rows(db, 6, month=2)
     for n in range(30):
-        write_rows(engine, 10, 1 + n % 2)
-        refresh(engine, ROLLUP, "UTC")
-    prune(engine, ROLLUP, "UTC", DAY)
-    write_rows(engine, 7)
+        write_rows(db, 10, 1 + n % 2)
+        refresh(db)
+    prune(db, DAY)
+    write_rows(db, 7)
+
+
+def all_stored(db: Database) -> dict[str, Statistics]:
+    """What every target holds."""
+    return {relation: stored(db, relation) for relation in FORMS}
+
+
+def with_pruned(db: Database, before: dict[str, Statistics] | None = None) -> dict[str, Statistics]:
+    """What every target should hold: pandas's statistics, and of the pruned day those that there were."""
+    kept = before or all_stored(db)
+    return {
+        relation: {**each, **{key: sums for key, sums in kept[relation].items() if key[-1] == PRUNED}}
+        for relation, each in oracles(db).items()
+    }
+
+
+def all_live(db: Database) -> dict[str, Statistics]:
+    """What every live view says."""
+    return {relation: live(db, relation) for relation in FORMS}
 
 
 def dump_and_restore(old: Cluster, new: Cluster) -> None:
@@ -91,56 +122,56 @@ def dump_and_restore(old: Cluster, new: Cluster) -> None:
             "-f", "dump.sql")  # fmt: skip
 
 
-def test_a_restored_database_refuses_everything_until_it_is_rebased(cluster, engines):
+def test_a_restored_database_refuses_everything_until_it_is_rebased(cluster, databases):
     old, new = cluster("a").create().start(), cluster("b").create().start()
-    source, copy = engines(old), engines(new)
+    source, copy = databases(old), databases(new)
     live_for_a_while(source)
     dump_and_restore(old, new)
     write_rows(copy, 5)
-    before = stored(copy)
+    before = all_stored(copy)
     for operation in (
-        lambda: refresh(copy, ROLLUP, "UTC"),
-        lambda: rebuild(copy, ROLLUP, "UTC", [DAY]),
-        lambda: verify(copy, ROLLUP, "UTC", [DAY]),
-        lambda: prune(copy, ROLLUP, "UTC", NEXT),
+        lambda: refresh(copy),
+        lambda: rebuild(copy, [DAY]),
+        lambda: verify(copy, [DAY]),
+        lambda: prune(copy, NEXT),
+        lambda: audit(copy),
     ):
         with pytest.raises(ClusterChanged, match="calc-analytics rebase"):
             operation()
-    with pytest.raises(DBAPIError, match="restored into another cluster, run calc-analytics rebase"):
-        live(copy)
-    assert stored(copy) == before
+    for relation in FORMS:
+        with pytest.raises(DBAPIError, match="restored into another cluster, run calc-analytics rebase"):
+            live(copy, relation)
+    assert all_stored(copy) == before
 
-    rebase(copy, "UTC")
-    assert waiting_days(copy, ROLLUP) == [PRUNED, DAY, NEXT]
-    assert rebuild(copy, ROLLUP, "UTC", waiting_days(copy, ROLLUP)).shrunk == []
+    rebase(copy)
+    assert waiting_days(copy) == [PRUNED, DAY, NEXT]
+    assert rebuild(copy, waiting_days(copy)).refused == []
     write_rows(copy, 4)
-    refresh(copy, ROLLUP, "UTC")
-    assert verify(copy, ROLLUP, "UTC", [PRUNED, DAY, NEXT]).difference == 0
-    assert stored(copy) == live(copy)
-    kept = {key: value for key, value in before.items() if key[1] == PRUNED}
-    assert stored(copy) == {**oracle(copy), **kept}
+    refresh(copy)
+    assert verify(copy, [PRUNED, DAY, NEXT]).difference == 0
+    assert all_stored(copy) == all_live(copy) == with_pruned(copy, before)
+    assert disagreements(copy) == []
 
 
-def test_a_restore_into_the_same_cluster_goes_on(cluster, engines):
+def test_a_restore_into_the_same_cluster_goes_on(cluster, databases):
     """Its transaction ids go on too, and what was not visible then is what was not counted."""
     only = cluster("a").create().start()
-    source = engines(only)
+    source = databases(only)
     live_for_a_while(source)
-    source.dispose()
+    source.engine.dispose()
     with engine_for(only.url()).connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text(f"create database {NAME}_copy template {NAME}"))
-    copy = engine_for(only.url(f"{NAME}_copy"))
+    copy = databases(only, f"{NAME}_copy")
     write_rows(copy, 4)
-    assert refresh(copy, ROLLUP, "UTC").rows == 11
-    assert verify(copy, ROLLUP, "UTC", [PRUNED, DAY, NEXT]).difference == 0
-    copy.dispose()
+    assert refresh(copy).rows == 11
+    assert verify(copy, [PRUNED, DAY, NEXT]).difference == 0
 
 
-def test_an_upgraded_cluster_goes_on(cluster, engines):
+def test_an_upgraded_cluster_goes_on(cluster, databases):
     old = cluster("a", OLDER).create().start()
-    source = engines(old)
+    source = databases(old)
     live_for_a_while(source)
-    source.dispose()
+    source.engine.dispose()
     old.stop()
     new = Cluster(old.folder, NEWEST, "upgraded").create()
     said = new.run("pg_upgrade", "-b", str(OLDER), "-B", str(NEWEST), "-d", str(old.data), "-D", str(new.data),
@@ -148,45 +179,40 @@ def test_an_upgraded_cluster_goes_on(cluster, engines):
     assert said.returncode == 0, said.stdout
     new.start()
     try:
-        upgraded = engines(new)
-        assert live(upgraded) == _with_pruned(upgraded)
+        upgraded = databases(new)
+        assert all_live(upgraded) == with_pruned(upgraded)
         write_rows(upgraded, 4)
-        assert refresh(upgraded, ROLLUP, "UTC").rows == 11
-        assert verify(upgraded, ROLLUP, "UTC", [PRUNED, DAY, NEXT]).difference == 0
-        assert stored(upgraded) == _with_pruned(upgraded)
-        rebuild(upgraded, ROLLUP, "UTC", [DAY, NEXT])
+        assert refresh(upgraded).rows == 11
+        assert verify(upgraded, [PRUNED, DAY, NEXT]).difference == 0
+        assert all_stored(upgraded) == with_pruned(upgraded)
+        rebuild(upgraded, [DAY, NEXT])
         write_rows(upgraded, 1)
-        assert refresh(upgraded, ROLLUP, "UTC").rows == 1
-        upgraded.dispose()
+        assert refresh(upgraded).rows == 1
+        upgraded.engine.dispose()
     finally:
         new.stop()
 
 
-def _with_pruned(engine: Engine):
-    pruned = {key: value for key, value in stored(engine).items() if key[1] == PRUNED}
-    return {**oracle(engine), **pruned}
-
-
-def test_a_standby_may_be_read_and_goes_on_after_its_promotion(cluster, engines):
+def test_a_standby_may_be_read_and_goes_on_after_its_promotion(cluster, databases):
     primary, standby = cluster("a").create().start(), cluster("b")
-    source = engines(primary)
+    source = databases(primary)
     live_for_a_while(source)
-    with psycopg.connect(source.url.set(drivername="postgresql").render_as_string()) as slow:
+    with psycopg.connect(source.engine.url.set(drivername="postgresql").render_as_string()) as slow:
         copy_rows(slow, [row(NOON)] * 3)
-        refresh(source, ROLLUP, "UTC")
+        refresh(source)
         write_rows(source, 2)
         standby.run("pg_basebackup", "-h", str(primary.folder), "-U", "postgres", "-D", str(standby.data), "-R",
                     "-X", "stream", "-c", "fast", "--no-sync")  # fmt: skip
         standby.configure(f"unix_socket_directories = '{standby.folder}'\n")
         standby.start()
-        copy = engines(standby)
-        assert verify(copy, ROLLUP, "UTC", [PRUNED, DAY, NEXT]).difference == 0
-        assert live(copy) == _with_pruned(copy)
+        copy = databases(standby)
+        assert verify(copy, [PRUNED, DAY, NEXT]).difference == 0
+        assert all_live(copy) == with_pruned(copy)
         with pytest.raises(DatabaseTrouble, match="read-only") as refused:
-            refresh(copy, ROLLUP, "UTC")
+            refresh(copy)
         assert not refused.value.transient
         standby.run("pg_ctl", "-D", str(standby.data), "-w", "promote")
     write_rows(copy, 4)
-    assert refresh(copy, ROLLUP, "UTC").rows == 6
-    assert verify(copy, ROLLUP, "UTC", [PRUNED, DAY, NEXT]).difference == 0
-    assert stored(copy) == _with_pruned(copy)
+    assert refresh(copy).rows == 6
+    assert verify(copy, [PRUNED, DAY, NEXT]).difference == 0
+    assert all_stored(copy) == with_pruned(copy)

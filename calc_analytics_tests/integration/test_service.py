@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import subprocess
 import sys
 import threading
@@ -10,7 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import date, datetime, time, timedelta, timezone
 from http.client import HTTPConnection
 from typing import Any
 from urllib.parse import quote
@@ -26,8 +27,15 @@ from sqlalchemy.engine import URL, Engine
 from calc_analytics.config import Settings
 from calc_analytics.days import today_and_yesterday
 from calc_analytics.orchestration import history
-from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
+from calc_analytics.rollup import journal
+from calc_analytics.rollup.audit import audit
+from calc_analytics.rollup.database import Database
+from calc_analytics.rollup.judge import Decision
+from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
+from calc_analytics.rollup.retention import prune
+from calc_analytics.rollup.verify import verify
+from calc_analytics.rollups import LOG
 from calc_analytics.service.health import PROBES
 from calc_analytics.service.http import Service
 from calc_analytics.service.probes import Prober
@@ -142,8 +150,8 @@ def test_the_index_lists_what_there_is(served: Served):
     assert "/health/rollup" in answer["data"]["endpoints"]
 
 
-def test_health_says_what_each_probe_compared_and_the_next_command(served: Served, engine):
-    refresh(engine, ROLLUP, "UTC")
+def test_health_says_what_each_probe_compared_and_the_next_command(served: Served, db):
+    refresh(db)
     status, answer = served.ask("/health/rollup")
     data = answer["data"]
     assert (status, data["status"], data["running"], data["healthy"]) == (503, "unhealthy", False, False)
@@ -175,13 +183,113 @@ def test_a_longer_interval_is_a_longer_patience(settings: Settings, engine):
         assert served.probes()["freshness"]["ok"]
 
 
-def test_a_day_that_differs_is_unhealthy(served: Served, engine, connect):
-    write(connect(), [row(now())])
-    served.trigger(TOKEN)
+def counted_yesterday(db: Database, connect) -> date:
+    """Twelve log rows of yesterday, built in every rollup and proven."""
+    yesterday = today_and_yesterday("UTC")[0]
+    noon = datetime.combine(yesterday, time(12), timezone.utc)
+    write(connect(), [row(noon, publisher=n % 3) for n in range(12)])
+    rebuild(db, today_and_yesterday("UTC"))
+    assert verify(db, [yesterday]).difference == 0
+    return yesterday
+
+
+def test_statistics_that_somebody_changed_are_red_after_an_audit_and_green_after_a_rebuild(
+    served: Served, db, engine, connect
+):
+    yesterday = counted_yesterday(db, connect)
     assert served.probes()["proofs"]["ok"]
-    execute(engine, "update rollup_days set difference = 3")
-    probe = served.probes()["proofs"]
-    assert (probe["ok"], probe["next_command"]) == (False, "calc-analytics verify")
+    statement = (
+        "update calculation_stats_daily set total_calculations = total_calculations + 1000 where publisher_id = 1"
+    )
+    execute(engine, f"{statement} and date = '{yesterday}'")
+    audit(db)
+    status, answer = served.ask("/health/rollup")
+    proofs = served.probes()["proofs"]
+    assert (status, answer["data"]["healthy"], proofs["ok"]) == (503, False, False)
+    assert (
+        f"1 day differs from the log or from what was counted: {yesterday} (calculation_stats_daily)"
+        in (proofs["compared"])
+    )
+    assert proofs["next_command"] == f"calc-analytics verify --day {yesterday}"
+    rebuild(db, [yesterday], decision=Decision.AUTOMATIC)
+    assert served.probes()["proofs"]["ok"]
+    assert stored(engine) == oracle(engine)
+
+
+def test_log_rows_that_somebody_deleted_stay_red_until_a_person_decides(served: Served, db, owner, engine, connect):
+    yesterday = counted_yesterday(db, connect)
+    before = stored(engine)
+    execute(owner, "delete from calculation_logs where publisher_id = 1")
+    verify(db, [yesterday])
+    for _ in range(3):
+        proofs = served.probes()["proofs"]
+        assert not proofs["ok"]
+        assert f"{yesterday} (all 4 rollups)" in proofs["compared"]
+        rebuild(db, [yesterday], decision=Decision.AUTOMATIC)
+        verify(db, [yesterday])
+        assert stored(engine) == before
+    rebuild(db, [yesterday], decision=Decision.KEEP)
+    assert served.probes()["proofs"]["ok"]
+    assert verify(db, [yesterday]).difference == 0
+    assert served.probes()["proofs"]["ok"]
+    assert stored(engine) == before
+
+
+def test_days_that_differ_are_named_but_not_all_of_them(served: Served, engine):
+    execute(
+        engine,
+        "insert into rollup_days (rollup, date, status, difference) select 'calculation_stats_hourly', "
+        "date '2026-03-01' + n, 'built', 1 from generate_series(0, 9) n",
+    )
+    compared = served.probes()["proofs"]["compared"]
+    assert compared.startswith("10 days differ ")
+    assert "2026-03-03 (calculation_stats_hourly) and 7 more" in compared
+
+
+def test_a_fresh_installation_is_not_red_for_want_of_proofs(served: Served, db, connect):
+    assert served.probes()["audit"]["ok"]
+    counted_yesterday(db, connect)
+    assert served.probes()["audit"]["ok"]
+
+
+def test_after_an_upgrade_proofs_are_due_from_then_on(served: Served, db, engine, connect):
+    """Days that version 0.1 built long ago were never compared in a way that counts, nor audited."""
+    counted_yesterday(db, connect)
+    execute(engine, "update rollup_days set built_at = now() - interval '300 days', verified_at = null")
+    assert served.probes()["audit"]["ok"]
+
+
+def test_an_audit_that_is_overdue_is_red_while_rows_are_counted(served: Served, db, engine, connect):
+    counted_yesterday(db, connect)
+    audit(db)
+    assert served.probes()["audit"]["ok"]
+    for age, ok in (("170 minutes", True), ("190 minutes", False)):
+        execute(engine, f"update rollup_state set audited_at = refreshed_at - interval '{age}'")
+        assert served.probes()["audit"]["ok"] is ok
+    assert "limit 3 h" in served.probes()["audit"]["compared"]
+    execute(engine, "update rollup_state set audited_at = null")
+    assert served.probes()["audit"]["ok"], "nothing was noted three hours ago"
+    execute(engine, "update rollup_journal set at = at - interval '4 hours'")
+    assert not served.probes()["audit"]["ok"], "never audited since"
+    execute(
+        engine, "update rollup_state set refreshed_at = now() - interval '1 day', audited_at = now() - interval '1 day'"
+    )
+    assert served.probes()["audit"]["ok"], "nothing was counted since"
+
+
+def test_a_proof_that_is_too_old_is_red_unless_a_round_takes_longer(served: Served, db, engine, connect):
+    counted_yesterday(db, connect)
+    audit(db)
+    execute(engine, "update rollup_journal set at = at - interval '100 days'")
+    one = "where date = current_date - 1 and rollup = 'calculation_stats_hourly'"
+    for age, ok in (("7 days", True), ("9 days", False)):
+        execute(engine, f"update rollup_days set verified_at = now() - interval '{age}' {one}")
+        probe = served.probes()["audit"]
+        assert probe["ok"] is ok
+    assert "the oldest proof is 9 days old (limit 8 days)" in probe["compared"]
+    assert probe["next_command"] == "calc-analytics verify"
+    execute(engine, f"update rollup_days set verified_seconds = 3 * 3600 {one}")
+    assert served.probes()["audit"]["ok"], "one per cent of the time allows a round in 12.5 days"
 
 
 def test_a_missing_migration_and_a_restored_cluster_are_named(served: Served, owner):
@@ -210,7 +318,7 @@ def test_the_service_lives_while_everything_else_is_down(down: Settings):
         samples = served.samples()
         assert (samples["calc_analytics_up"], samples["calc_analytics_probe_ok database"]) == (0, 0)
         assert "calc_analytics_lag_rows" not in samples
-        assert "calc_analytics_rows_counted_total" in samples
+        assert "calc_analytics_rows_counted_total" not in samples
         status, answer = served.trigger()
         assert (status, answer["error"]["code"]) == (503, "unavailable")
         assert SECRET not in json.dumps(answer)
@@ -240,6 +348,8 @@ def test_the_trigger_counts_all_that_was_committed_and_rebuilds_today_and_yester
     assert len(data["request_id"]) == 32
     assert "20 new rows counted" in data["message"]
     assert set(data["rebuild"]["days"]) == {str(day) for day in today_and_yesterday("UTC")}
+    assert all(set(rollups) == set(LOG.names) for rollups in data["rebuild"]["days"].values())
+    assert all(set(rollups) == set(LOG.names) for rollups in data["refresh"]["days"].values())
     assert stored(engine) == oracle(engine)
 
 
@@ -289,13 +399,17 @@ def test_a_second_trigger_is_told_that_one_runs(served: Served, connect):
     assert other.trigger(TOKEN)[0] == 200
 
 
-def test_a_refused_day_is_said_and_is_no_failure(served: Served, owner, connect):
+def test_a_day_that_was_left_alone_is_named_once_and_is_no_failure(served: Served, owner, connect):
     write(connect(), [row(now())] * 4)
     served.trigger(TOKEN)
     execute(owner, "delete from calculation_logs")
     status, answer = served.trigger(TOKEN)
     assert status == 200
-    assert "0 raw rows, but 4 already counted" in answer["data"]["message"]
+    message = answer["data"]["message"]
+    assert message.count("left alone") == 1
+    assert "in all 4 rollups" in message
+    assert "0 log rows but 4 counted" in message
+    assert len(answer["data"]["rebuild"]["refused"]) == len(LOG.names)
 
 
 @pytest.mark.parametrize(
@@ -343,7 +457,8 @@ def test_metrics_tell_of_lag_writers_days_and_what_was_counted(served: Served, e
     for operation in ("refresh", "rebuild"):
         name = f"calc_analytics_{operation}_duration_seconds_count"
         assert after[name] - before[name] == 1
-    assert after["calc_analytics_partitions built"] == 2
+    assert all(after[f"calc_analytics_partitions {name} built"] == 2 for name in LOG.names)
+    assert after["calc_analytics_counted_age_seconds 0.5"] <= after["calc_analytics_counted_age_seconds 1"] < 60
     assert after["calc_analytics_open_writers"] == 1
     assert "calc_analytics_oldest_writer_age_seconds" not in after, "this role may not know"
     assert after["calc_analytics_up"] == 1
@@ -359,11 +474,71 @@ def test_a_role_that_may_know_sees_the_age_of_the_oldest_writer(settings: Settin
         assert served.samples()["calc_analytics_oldest_writer_age_seconds"] > 0
 
 
-def test_a_trigger_that_fails_is_counted(served: Served, owner):
-    before = served.samples()["calc_analytics_failures_total refresh"]
+def test_a_trigger_that_fails_is_counted_and_noted_in_the_journal(served: Served, db, owner):
+    assert served.samples()["calc_analytics_failures_total refresh"] == 0
     execute(owner, "alter table calculation_logs rename column source to origin")
     assert served.trigger(TOKEN)[0] == 503
-    assert served.samples()["calc_analytics_failures_total refresh"] == before + 1
+    assert served.samples()["calc_analytics_failures_total refresh"] == 1
+    (entry,) = journal.history(db)
+    assert (entry.operation, entry.failed) == ("refresh", True)
+    assert "calc-analytics migrate" in str(entry.detail)
+
+
+def counters(served: Served) -> dict[str, float]:
+    """The counters and durations of /metrics, without their prefix."""
+    found = served.samples().items()
+    return {
+        name.removeprefix("calc_analytics_"): value for name, value in found if re.search("_(total|count|sum)\\b", name)
+    }
+
+
+def test_the_counters_are_the_journals_and_survive_a_restart_of_the_service(
+    settings: Settings, db, owner, engine, connect
+):
+    yesterday = counted_yesterday(db, connect)
+    write(connect(), [row(now())] * 5)
+    refresh(db)
+    audit(db)
+    prune(Database(owner, LOG, "UTC"), yesterday + timedelta(days=1))
+    execute(owner, f"update calculation_stats_hourly set cache_hits = cache_hits + 1 where date = '{yesterday}'")
+    audit(db)
+    execute(owner, "delete from calculation_logs")
+    rebuild(db, today_and_yesterday("UTC"), decision=Decision.AUTOMATIC)
+    with serving(settings) as served:
+        before = counters(served)
+    assert before["rows_counted_total"] == 17
+    assert before["rows_rebuilt_total"] == 12
+    assert before["partitions_rebuilt_total"] == 2
+    assert before["partitions_refused_total"] == 1, "today; yesterday is known to be pruned"
+    assert before["rows_pruned_total"] == 12
+    assert before["partitions_verified_total"] == before["verify_duration_seconds_count"] >= 4
+    assert before["differences_found_total"] == 1
+    assert (before["refresh_duration_seconds_count"], before["rebuild_duration_seconds_count"]) == (2, 1)
+    assert before["audit_duration_seconds_count"] == 2
+    for operation in ("refresh", "rebuild", "verify", "audit"):
+        assert before[f"{operation}_duration_seconds_sum"] > 0
+    assert before == expected(journal.totals(db), before)
+    with serving(settings) as served:
+        assert counters(served) == before
+        execute(engine, "update rollup_journal set at = at - interval '60 days'")
+        assert journal.compact(db) > 0
+        assert counters(served) == pytest.approx(before), "summing up the journal changes no counter"
+
+
+def expected(totals: list[dict[str, Any]], names: dict[str, float]) -> dict[str, float]:
+    """Those counters that are one number of the journal's, from it; the others as they are."""
+    by_operation = {each["operation"]: each for each in totals}
+    columns = {
+        "rows_counted": ("refresh", "rows"),
+        "rows_rebuilt": ("rebuild", "rows"),
+        "rows_pruned": ("prune", "rows"),
+    }
+    own = {f"{name}_total": float(by_operation[of][column]) for name, (of, column) in columns.items()}
+    for name, each in by_operation.items():
+        if f"{name}_duration_seconds_sum" in names:
+            own[f"{name}_duration_seconds_count"] = float(each["operations"])
+            own[f"{name}_duration_seconds_sum"] = pytest.approx(float(each["seconds"]))
+    return {**names, **own}
 
 
 def test_metrics_come_in_the_format_that_is_asked_for(served: Served):
@@ -373,11 +548,10 @@ def test_metrics_come_in_the_format_that_is_asked_for(served: Served):
     assert served.headers["content-type"].startswith("text/plain")
 
 
-def test_counts_that_cannot_be_read_are_left_out(served: Served, monkeypatch, tmp_path):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path / "file" / "metrics"))
+def test_counters_that_cannot_be_read_are_left_out(served: Served, owner):
+    execute(owner, "alter table rollup_journal rename to elsewhere")
     samples = served.samples()
-    assert samples["calc_analytics_up"] == 1
+    assert samples["calc_analytics_probe_ok database"] == 1
     assert "calc_analytics_rows_counted_total" not in samples
 
 
@@ -422,8 +596,8 @@ def fuzzed(served: Served, *options: str) -> None:
     assert "Tested: 5" in done.stdout  # of six: it asks for the description itself at the start
 
 
-def test_the_service_is_as_its_description_says_whatever_is_sent(settings: Settings, engine):
-    refresh(engine, ROLLUP, "UTC")
+def test_the_service_is_as_its_description_says_whatever_is_sent(settings: Settings, db):
+    refresh(db)
     with serving(settings) as served:
         fuzzed(served)
         fuzzed(served, "--header", f"Authorization: Bearer {TOKEN}")

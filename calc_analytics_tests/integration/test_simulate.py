@@ -1,10 +1,19 @@
-"""Made-up traffic looks like the API's."""
+"""Made-up traffic looks like the API's; the demo shows what becomes of it."""
 
+import io
+import threading
 from datetime import date, datetime, timedelta, timezone
 
 import pytest
+from rich.console import Console
 from sqlalchemy import text
 
+from calc_analytics import demo, terminal
+from calc_analytics.config import Settings
+from calc_analytics.rollup.figures import day_totals
+from calc_analytics.rollup.refresh import refresh
+from calc_analytics.rollup.status import different_days, recent_days
+from calc_analytics.rollups import LATENCY, STATS
 from calc_analytics.simulate import RHYTHM, Traffic, simulate, write_history
 
 SHAPE = """
@@ -70,3 +79,47 @@ def test_history_of_today_ends_now(engine, url):
     with engine.begin() as connection:
         last = connection.execute(text("select max(created_at) from calculation_logs")).scalar()
     assert last is None or last <= now + timedelta(seconds=1)
+
+
+def test_the_demo_counts_its_history_in_every_rollup_and_a_second_demo_adds_nothing(db, url):
+    for _ in range(2):
+        demo.history(Settings(database_url=url), 2, threading.Event())
+    found = recent_days(db, 10)
+    assert len(found) == 3 * len(db.log.rollups)
+    assert {day.status for day in found} == {"built"}
+    past = [day for day in found if day.day != max(each.day for each in found)]
+    assert {day.rows for day in past} == {demo.ROWS_PER_DAY}
+
+
+def test_the_demo_prints_live_totals_and_the_proof_of_all_rollups(db, url, capsys):
+    demo.history(Settings(database_url=url), 1, threading.Event())
+    watched: list[int] = []
+
+    def watch() -> None:
+        watched.append(refresh(db).rows)
+
+    demo.live(Settings(database_url=url), 200, 3.5, threading.Event(), watch)
+    said = capsys.readouterr().out
+    assert "calculations · " in said
+    assert " rows written live · verify: difference 0 in 4 rollups at " in said
+    assert sum(watched) > 0
+    assert different_days(db) == {}
+
+
+@pytest.mark.parametrize(
+    ("rollup", "headings"),
+    [
+        (STATS, ["day", "publishers", "total", "cached", "web", "API", "external", "avg ms"]),
+        (LATENCY, ["day", "rows", "calculations"]),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_the_table_of_totals_has_a_column_for_each_measure_in_80_columns(db, url, rollup, headings: list[str]):
+    write_history(url, [date(2026, 3, 3)], 1_000, Traffic(rate=1, writers=1, seed=1))
+    refresh(db)
+    console = Console(file=io.StringIO(), width=80)
+    console.print(terminal.totals_table(rollup, day_totals(db, rollup, [date(2026, 3, 3)]), "caption"))
+    title, columns = console.file.getvalue().splitlines()[:3:2]  # type: ignore[attr-defined]
+    assert title.strip() == rollup.name
+    assert " ".join(columns.split()) == " ".join(headings)
+    assert "1,000" in console.file.getvalue()  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 import json
 import shutil
 import tempfile
+from dataclasses import replace
 from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -13,18 +14,21 @@ from sqlalchemy import text
 from sqlalchemy.engine import Engine, make_url
 
 from calc_analytics.cli import main
+from calc_analytics.commands.status import worst_word
 from calc_analytics.config import project_root, with_driver
 from calc_analytics.database import embedded
 from calc_analytics.database.engine import engine_for
 from calc_analytics.orchestration import history
 from calc_analytics.rollup import status
-from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
+from calc_analytics.rollup.audit import audit
+from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.install import install
+from calc_analytics.rollup.ledger import ClusterChanged, RollupsChanged, TimezoneChanged
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.retention import prune
-from calc_analytics.rollup.state import ClusterChanged, TimezoneChanged
-from calc_analytics.rollup.verify import record, verify
+from calc_analytics.rollup.verify import verify
+from calc_analytics.rollups import HOURS, LOG, STATS
 from calc_analytics.supervisor import free_port
 from calc_analytics_tests.logs import copy_rows, row, utc, write
 
@@ -41,73 +45,88 @@ def execute(engine: Engine, statement: str) -> None:
         connection.execute(text(statement))
 
 
-def test_nothing_was_ever_counted(engine):
-    assert status.refreshed(engine, ROLLUP, "UTC").at is None
-    assert status.refreshed(engine, ROLLUP, "UTC").seconds_ago is None
-    assert status.lag(engine, ROLLUP, "UTC") == status.Lag(0, 0.0)
+def test_nothing_was_ever_counted(db):
+    assert status.refreshed(db).at is None
+    assert status.refreshed(db).seconds_ago is None
+    assert status.lag(db) == status.Lag(0, 0.0)
 
 
-def test_lag_is_the_rows_that_are_committed_and_not_counted(engine, connect):
-    refresh(engine, ROLLUP, "UTC")
+def test_lag_is_the_rows_that_are_committed_and_not_counted(db, connect):
+    refresh(db)
     writer, slow = connect(), connect()
     write(writer, [row(now())] * 7)
     copy_rows(slow, [row(now())] * 100)
-    lag = status.lag(engine, ROLLUP, "UTC")
+    lag = status.lag(db)
     assert lag.rows == 7
     assert 0 <= lag.seconds < 60
-    refresh(engine, ROLLUP, "UTC")
-    assert status.lag(engine, ROLLUP, "UTC") == status.Lag(0, 0.0)
+    refresh(db)
+    assert status.lag(db) == status.Lag(0, 0.0)
     slow.commit()
-    assert status.lag(engine, ROLLUP, "UTC").rows == 100
+    assert status.lag(db).rows == 100
 
 
-def test_a_row_waits_no_longer_than_since_the_last_refresh_and_since_it_was_written(engine, owner, connect):
-    refresh(engine, ROLLUP, "UTC")
+def test_a_row_waits_no_longer_than_since_the_last_refresh_and_since_it_was_written(db, engine, owner, connect):
+    refresh(db)
     write(connect(), [row(now() - timedelta(days=2)), row(now() + timedelta(hours=1))])
-    assert status.lag(engine, ROLLUP, "UTC").seconds < 60
+    assert status.lag(db).seconds < 60
     execute(engine, "update rollup_state set refreshed_at = now() - interval '1 day'")
-    assert status.lag(engine, ROLLUP, "UTC").seconds == pytest.approx(86_400, abs=60)
+    assert status.lag(db).seconds == pytest.approx(86_400, abs=60)
     execute(owner, "delete from calculation_logs")
     write(connect(), [row(now() - timedelta(hours=1))])
-    assert status.lag(engine, ROLLUP, "UTC").seconds == pytest.approx(3600, abs=60)
+    assert status.lag(db).seconds == pytest.approx(3600, abs=60)
 
 
-def test_rows_that_no_day_can_hold_do_not_lag_for_ever(engine, owner, connect):
+def test_rows_that_no_day_can_hold_do_not_lag_for_ever(db, owner, connect):
     write(connect(), [row(now())])
     execute(owner, "update calculation_logs set created_at = '-infinity'")
-    assert status.lag(engine, ROLLUP, "UTC").rows == 0
+    assert status.lag(db).seconds == 0
+    refresh(db)
+    assert status.lag(db) == status.Lag(0, 0.0)
 
 
-def test_what_could_not_go_on_counting_is_said(engine):
+def test_what_could_not_go_on_counting_is_said(db, engine):
     with pytest.raises(TimezoneChanged):
-        status.refreshed(engine, ROLLUP, "Asia/Jerusalem")
+        status.refreshed(replace(db, timezone="Asia/Jerusalem"))
+    with pytest.raises(RollupsChanged):
+        status.refreshed(replace(db, log=LOG.only([STATS.name])))
     execute(engine, "update rollup_state set system_identifier = 7, relation = 7")
     with pytest.raises(ClusterChanged):
-        status.refreshed(engine, ROLLUP, "UTC")
+        status.refreshed(db)
 
 
-def test_days_are_told_apart(engine, owner, connect):
+def test_days_are_told_apart_for_each_rollup(db, engine, owner, connect):
     write(connect(), [row(NOON), row(NOON + timedelta(days=1)), row(NOON + timedelta(days=2))])
-    rebuild(engine, ROLLUP, "UTC", [DAY, DAY + timedelta(days=1), DAY + timedelta(days=2)])
-    record(engine, ROLLUP, verify(engine, ROLLUP, "UTC", [DAY]))
-    prune(owner, ROLLUP, "UTC", DAY + timedelta(days=1))
-    execute(engine, "update rollup_days set difference = 4 where date = '2026-03-02'")
-    execute(engine, "update rollup_days set status = 'stale', difference = 9 where date = '2026-03-03'")
-    days = status.days(engine, ROLLUP)
-    assert days.by_status == {"built": 2, "stale": 1}
-    assert (days.sealed, days.different, days.difference, days.waiting) == (1, 1, 4, 1)
-    assert days.rebuilt_at is not None
-    assert days.verified_at is not None
+    rebuild(db, [DAY, DAY + timedelta(days=1), DAY + timedelta(days=2)])
+    verify(db, [DAY])
+    prune(Database(owner, LOG, "UTC"), DAY + timedelta(days=1))
+    execute(engine, f"update rollup_days set difference = 4 where date = '2026-03-02' and rollup = '{HOURS.name}'")
+    execute(engine, f"update rollup_days set status = 'stale' where date = '2026-03-03' and rollup = '{STATS.name}'")
+    days = status.days(db)
+    assert list(days) == LOG.names
+    assert days[HOURS.name].by_status == {"built": 3}
+    assert days[STATS.name].by_status == {"built": 2, "stale": 1}
+    assert [(each.pruned, each.different, each.difference) for each in days.values()] == [
+        (1, 0, 0),
+        (1, 0, 0),
+        (1, 1, 4),
+        (1, 0, 0),
+    ]
+    together = status.together(days)
+    assert (together.different, together.difference, together.waiting) == (1, 4, 1)
+    assert together.rebuilt_at is not None
+    assert together.verified_at is not None
+    assert together.oldest_proof_at is not None
+    assert status.different_days(db) == {DAY + timedelta(days=1): [HOURS.name]}
 
 
-def test_recent_days_hold_what_their_statistics_hold(engine, connect):
+def test_recent_days_hold_what_their_statistics_hold(db, connect):
     write(connect(), [row(NOON, publisher=n) for n in (1, 2, 2)] + [row(NOON + timedelta(days=1))])
-    rebuild(engine, ROLLUP, "UTC", [DAY, DAY + timedelta(days=1), DAY + timedelta(days=2)])
-    newest, middle, oldest = status.recent_days(engine, ROLLUP, 5)
+    rebuild(db, [DAY, DAY + timedelta(days=1), DAY + timedelta(days=2)])
+    newest, middle, oldest = (day for day in status.recent_days(db, 5) if day.rollup == STATS.name)
     assert [day.day for day in (newest, middle, oldest)] == [DAY + timedelta(days=n) for n in (2, 1, 0)]
     assert [(day.rows, day.keys) for day in (newest, middle, oldest)] == [(0, 0), (1, 1), (3, 2)]
     assert (oldest.status, oldest.method, oldest.verified_at) == ("built", "rebuild", None)
-    assert len(status.recent_days(engine, ROLLUP, 1)) == 1
+    assert [day.rollup for day in status.recent_days(db, 1)] == LOG.names
 
 
 def test_open_transactions_that_have_written_are_listed_oldest_first(owner, connect):
@@ -117,7 +136,7 @@ def test_open_transactions_that_have_written_are_listed_oldest_first(owner, conn
     of_logs.commit()
     copy_rows(of_logs, [row(NOON)])
     of_others.execute("insert into rollup_days (rollup, date, status) values ('x', '2026-03-01', 'built')")
-    first, second = status.writers(owner, ROLLUP)
+    first, second = status.writers(Database(owner, LOG, "UTC"))
     assert (first.pid, first.application, first.writes_logs) == (of_logs.info.backend_pid, "calc-api-3", True)
     assert (second.pid, second.writes_logs) == (of_others.info.backend_pid, False)
     assert first.state == "idle in transaction"
@@ -126,19 +145,19 @@ def test_open_transactions_that_have_written_are_listed_oldest_first(owner, conn
     assert first.seconds >= second.seconds >= 0
     of_logs.rollback()
     of_others.rollback()
-    assert status.writers(owner, ROLLUP) == []
+    assert status.writers(Database(owner, LOG, "UTC")) == []
 
 
-def test_of_other_roles_transactions_the_age_is_hidden_but_not_that_they_write(engine, connect):
+def test_of_other_roles_transactions_the_age_is_hidden_but_not_that_they_write(db, connect):
     writer = connect()
     copy_rows(writer, [row(NOON)])
-    (found,) = status.writers(engine, ROLLUP)
+    (found,) = status.writers(db)
     assert (found.pid, found.seconds, found.writes_logs) == (writer.info.backend_pid, None, True)
 
 
 def test_who_writes_into_a_partition_writes_the_logs(owner, connect):
     execute(owner, "create table part (like calculation_logs including defaults)")
-    execute(owner, "drop view calculation_stats_daily_live")
+    execute(owner, f"drop view {', '.join(each.live_view for each in LOG.rollups)}")
     execute(owner, "alter table calculation_logs rename to old")
     execute(
         owner,
@@ -149,7 +168,7 @@ def test_who_writes_into_a_partition_writes_the_logs(owner, connect):
     writer.execute(
         "insert into part (publisher_id, locality_id, date_calculated, source) values (1, 1, current_date, 1)"
     )
-    assert [found.writes_logs for found in status.writers(owner, ROLLUP)] == [True]
+    assert [found.writes_logs for found in status.writers(Database(owner, LOG, "UTC"))] == [True]
 
 
 def test_a_prepared_transaction_has_a_name_and_no_pid(tmp_path):
@@ -165,7 +184,8 @@ def test_a_prepared_transaction_has_a_name_and_no_pid(tmp_path):
                 make_url(server.get_uri(database="postgres").replace("postgres:@", "postgres@")), "psycopg"
             )
             engine = engine_for(url)
-            install(engine, "UTC")
+            db = Database(engine, LOG, "UTC")
+            install(db)
             plain = url.set(drivername="postgresql").render_as_string(hide_password=False)
             with psycopg.connect(plain, autocommit=True) as connection:
                 connection.execute("begin")
@@ -174,7 +194,7 @@ def test_a_prepared_transaction_has_a_name_and_no_pid(tmp_path):
                     "values (1, 1, current_date, 1)"
                 )
                 connection.execute("prepare transaction 'left behind'")
-            (found,) = status.writers(engine, ROLLUP)
+            (found,) = status.writers(db)
             engine.dispose()
         finally:
             server.stop()
@@ -205,9 +225,9 @@ def refused(result: Result) -> str:
     return result.output
 
 
-def test_status_says_what_is_wrong_and_goes_on_with_the_rest(calc, engine, connect):
+def test_status_says_what_is_wrong_and_goes_on_with_the_rest(calc, db, connect):
     write(connect(), [row(NOON)] * 3)
-    rebuild(engine, ROLLUP, "UTC", [DAY])
+    rebuild(db, [DAY])
     writer = connect()
     copy_rows(writer, [row(NOON)])
     said = refused(calc("status"))
@@ -215,24 +235,103 @@ def test_status_says_what_is_wrong_and_goes_on_with_the_rest(calc, engine, conne
     assert "no daemon has ever seen the sensor new_log_batches" in said
     assert "-> calc-analytics up" in said
     assert "0 rows wait to be counted" in said
-    assert "2026-03-01  built                3" in said
+    assert said.count("2026-03-01  built                3") == 1
+    assert "1 built; 0 pruned" in said
     assert f"{writer.info.backend_pid} " in said
     assert "None of them delays the statistics" in said
     assert "ok  database" in said
+    assert max(len(line) for line in said.splitlines() if line.startswith("  2026")) <= 100
 
 
-def test_status_in_json_has_all_of_it(calc, engine, connect):
+def test_a_day_that_differs_in_one_rollup_differs_and_the_rollup_is_named(calc, db, engine, connect):
+    write(connect(), [row(NOON), row(NOON + timedelta(days=1))])
+    rebuild(db, [DAY, DAY + timedelta(days=1)])
+    execute(engine, f"update {HOURS.name} set cache_hits = cache_hits + 7 where date = '{DAY}'")
+    audit(db)
+    said = refused(calc("status"))
+    assert f"1 day differs from the log or from what was counted: {DAY} ({HOURS.name})" in said
+    assert f"-> calc-analytics verify --day {DAY}" in said
+    lines = said.splitlines()
+    (at,) = [n for n, line in enumerate(lines) if line.startswith(f"  {DAY}")]
+    assert lines[at].split()[1] == "differs"
+    assert lines[at].endswith("never: 7")
+    assert lines[at + 1].split() == ["differs", "in", HOURS.name]
+    assert "2026-03-02  built " in said
+    assert "2026-03-01  built " in refused(calc("status", "--rollup", STATS.name))
+
+
+def test_a_day_that_waits_in_a_new_rollup_alone_says_where(calc, db, engine, connect):
+    write(connect(), [row(NOON)])
+    rebuild(db, [DAY])
+    execute(engine, f"update rollup_days set status = 'stale' where rollup = '{HOURS.name}'")
+    said = refused(calc("status"))
+    assert "2026-03-01  stale " in said
+    assert f"stale in {HOURS.name}" in said
+    assert "1 waits for a rebuild -> calc-analytics rollup" in said
+    assert f"1 stale; 0 pruned (log rows deleted, statistics kept) of {HOURS.name}" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "worst"),
+    [
+        (["built", "built"], "built"),
+        (["built", "pruned"], "pruned"),
+        (["pruned", "frozen"], "frozen"),
+        (["frozen", "stale"], "stale"),
+        (["stale", "pending"], "pending"),
+        (["pending", "overflow"], "overflow"),
+        (["overflow", "differs"], "differs"),
+    ],
+)
+def test_of_several_rollups_a_day_has_the_worst_word(words: list[str], worst: str):
+    class Day:
+        def __init__(self, word: str) -> None:
+            self.word = word
+
+    for order in (words, words[::-1]):
+        assert worst_word([Day(word) for word in order]) == worst
+
+
+def test_of_many_days_the_newest_are_listed(calc, db):
+    rebuild(db, [DAY + timedelta(days=n) for n in range(5)])
+    listed = [line.split()[0] for line in refused(calc("status", "--days", "2")).splitlines() if "rebuild)" in line]
+    assert listed == ["2026-03-05", "2026-03-04"]
+
+
+def test_a_rollup_that_is_not_kept_is_refused_in_one_line(calc):
+    said = refused(calc("status", "--rollup", "nothing"))
+    assert "there is no rollup 'nothing'" in said
+    assert said.count("\n") == 1
+
+
+def test_status_in_json_has_all_of_it(calc, db, engine, connect):
     write(connect(), [row(NOON)] * 3)
-    rebuild(engine, ROLLUP, "UTC", [DAY])
+    rebuild(db, [DAY])
     copy_rows(connect(), [row(NOON)])
     answer = json.loads(refused(calc("status", "--json")))
     assert answer["lag"] == {"rows": 0, "seconds": 0.0}
-    assert answer["days"] == {"built": 1, "sealed": 0}
-    assert answer["recent_days"][0]["day"] == "2026-03-01"
+    assert list(answer["days"]) == LOG.names
+    for days in answer["days"].values():
+        assert {name: days[name] for name in ("built", "pruned", "different", "difference", "unproven")} == {
+            "built": 1,
+            "pruned": 0,
+            "different": 0,
+            "difference": 0,
+            "unproven": 1,
+        }
+    assert (answer["difference"], answer["different_days"]) == (0, {})
+    assert {day["rollup"] for day in answer["recent_days"]} == set(LOG.names)
+    assert {(day["day"], day["word"]) for day in answer["recent_days"]} == {("2026-03-01", "built")}
+    assert set(answer["last"]) == {"refresh", "rebuild", "verify", "audit", "oldest_proof"}
     assert answer["open_transactions"][0]["writes_logs"] is True
     assert {beat["daemon"] for beat in answer["heartbeats"]} >= {"SENSOR", "SCHEDULER"}
     assert answer["health"]["status"] == "unhealthy"
     assert answer["trouble"] == {}
+    execute(engine, f"update rollup_days set difference = 3 where rollup = '{HOURS.name}'")
+    answer = json.loads(refused(calc("status", "--json", "--rollup", HOURS.name)))
+    assert list(answer["days"]) == [HOURS.name]
+    assert answer["different_days"] == {"2026-03-01": [HOURS.name]}
+    assert [day["word"] for day in answer["recent_days"]] == ["differs"]
 
 
 def test_status_of_a_database_that_is_down_says_so_once(calc, monkeypatch):

@@ -5,6 +5,7 @@ from datetime import date
 import pytest
 
 from calc_analytics.config import InvalidSetting, Settings, shown, without_secrets
+from calc_analytics.rollups import LATENCY, LOG, STATS, chosen_log
 
 SECRET = "hunter2"
 URL = f"postgresql://me:{SECRET}@db.example/calc"
@@ -15,7 +16,7 @@ def settings(**environment: str) -> Settings:
 
 
 def test_without_any_variable_the_defaults_hold():
-    assert settings() == Settings(None, None, "UTC", date(2025, 1, 1), "0 * * * *", 1.0)
+    assert settings() == Settings(None, None, "UTC", date(2025, 1, 1), "0 * * * *", 0.2, None, None)
     assert settings().embedded
 
 
@@ -29,7 +30,13 @@ def test_without_any_variable_the_defaults_hold():
         ("ROLLUP_INTERVAL_HOURS", "24", "cron", "0 0 * * *"),
         ("ROLLUP_CRON", "*/30 * * * *", "cron", "*/30 * * * *"),
         ("ROLLUP_DEBOUNCE_SECONDS", "0.25", "debounce_seconds", 0.25),
-        ("ROLLUP_DEBOUNCE_SECONDS", "  ", "debounce_seconds", 1.0),
+        ("ROLLUP_DEBOUNCE_SECONDS", "  ", "debounce_seconds", 0.2),
+        ("ROLLUPS", "calculation_stats_daily", "rollups", ("calculation_stats_daily",)),
+        ("ROLLUPS", " b , a,b ,", "rollups", ("b", "a")),
+        ("ROLLUPS", "all", "rollups", None),
+        ("ROLLUPS", "", "rollups", None),
+        ("LOGS_KEPT_DAYS", "90", "logs_kept_days", 90),
+        ("LOGS_KEPT_DAYS", " ", "logs_kept_days", None),
         ("ENABLE_TEST_ENDPOINTS", "True", "enable_test_endpoints", True),
         ("ENABLE_TEST_ENDPOINTS", "false", "enable_test_endpoints", False),
         ("ROLLUP_TRIGGER_TOKEN", "correct-horse", "trigger_token", "correct-horse"),
@@ -72,6 +79,14 @@ def test_cron_wins_over_the_interval():
         ("ROLLUP_DEBOUNCE_SECONDS", "0", "seconds"),
         ("ROLLUP_DEBOUNCE_SECONDS", "nan", "seconds"),
         ("ROLLUP_DEBOUNCE_SECONDS", "-1", "seconds"),
+        ("ROLLUPS", "calculation_stats_daily;hours", "separated by commas"),
+        ("ROLLUPS", ",", "separated by commas"),
+        ("ROLLUPS", "statistiken_für_tage", "separated by commas"),
+        ("LOGS_KEPT_DAYS", "0", "from 1 on"),
+        ("LOGS_KEPT_DAYS", "-1", "from 1 on"),
+        ("LOGS_KEPT_DAYS", "90 days", "from 1 on"),
+        ("LOGS_KEPT_DAYS", "1.5", "from 1 on"),
+        ("LOGS_KEPT_DAYS", "9999999", "from 1 on"),
         ("DATABASE_URL", f"mysql://me:{SECRET}@db/calc", "postgresql://"),
         ("DATABASE_URL", f"me:{SECRET}", "postgresql://"),
         ("DATABASE_URL", f"postgresql://me:{SECRET}@db", "names no database"),
@@ -93,6 +108,20 @@ def test_a_wrong_value_is_refused_with_its_name_and_the_form(variable: str, valu
     assert form in said
     assert "\n" not in said
     assert SECRET not in said
+
+
+def test_a_rollup_that_is_not_declared_is_refused_with_the_names_that_are():
+    with pytest.raises(InvalidSetting) as refused:
+        chosen_log(settings(ROLLUPS=f"weekly,{STATS.name}").rollups)
+    said = str(refused.value)
+    assert said.startswith("ROLLUPS: ")
+    assert "there is no rollup 'weekly'" in said
+    assert all(name in said for name in LOG.names)
+
+
+def test_rollups_are_kept_in_the_order_of_their_declaration():
+    assert chosen_log(settings(ROLLUPS=f"{LATENCY.name},{STATS.name}").rollups).names == [STATS.name, LATENCY.name]
+    assert chosen_log(settings().rollups) is LOG
 
 
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg2", "postgresql+asyncpg"])

@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from prometheus_client import Metric
 
 from calc_analytics.config import project_root
-from calc_analytics.rollup.status import Days, Lag, Refreshed
+from calc_analytics.rollup.journal import Freshness
+from calc_analytics.rollup.status import STATUSES, Days, Lag, Refreshed
 from calc_analytics.service.health import PROBES, Verdict
-from calc_analytics.service.metrics import DAY_STATUSES, gauges
+from calc_analytics.service.metrics import metrics
 from calc_analytics.service.probes import Answer
-from calc_analytics.telemetry.metrics import Counts
 from calc_analytics_tests.logs import utc
 
 DEPLOY = project_root() / "deploy"
@@ -27,31 +26,22 @@ QUERIES = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["
 
 
 @pytest.fixture(scope="module")
-def samples(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+def samples() -> set[str]:
     """The name of every sample that `/metrics` can have."""
     then = utc(2026, 3, 1)
+    days = Days(rebuilt_at=then, verified_at=then, audited_at=then, oldest_proof_at=then)
     known = {
+        "totals": [],
+        "ages": [Freshness(then, 1, 0.1, 0.2, 0.3)],
         "lag": Lag(0, 0.0),
         "refreshed": Refreshed(then, then),
-        "days": Days(rebuilt_at=then, verified_at=then),
+        "days": {"calculation_stats_daily": days},
         "writers": [],
         "interval": 3600.0,
         **dict.fromkeys(PROBES, Verdict(True, "", facts={"refreshed_at": None})),
     }
-    found = list(gauges({name: Answer(value, None, 0.0) for name, value in known.items()}))
-    folder = tmp_path_factory.mktemp("metrics")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PROMETHEUS_MULTIPROC_DIR", str(folder))
-        counts = Counts(folder)
-    for counter in vars(counts).values():
-        found += _metrics(counter)
+    found = metrics({name: Answer(value, None, 0.0) for name, value in known.items()})
     return {sample.name for metric in found for sample in metric.samples}
-
-
-def _metrics(counter: object) -> list[Metric]:
-    if isinstance(counter, dict):
-        return [metric for each in counter.values() for metric in _metrics(each)]
-    return list(counter.collect())
 
 
 def metrics_in(expression: str) -> set[str]:
@@ -70,7 +60,7 @@ def test_an_alert_asks_for_metrics_that_exist_and_says_what_to_do(alert: dict, s
 def test_every_label_value_that_alerts_ask_for_exists():
     for alert in ALERTS:
         for label, values in re.findall(r'\b(probe|status)[=!]~?"([\w|]+)"', alert["expr"]):
-            assert set(values.split("|")) <= set({"probe": PROBES, "status": DAY_STATUSES}[label])
+            assert set(values.split("|")) <= set({"probe": PROBES, "status": STATUSES}[label])
 
 
 @pytest.mark.parametrize("query", QUERIES)
@@ -82,8 +72,12 @@ def test_a_panel_asks_for_metrics_that_exist(query: str, samples: set[str]):
 def test_every_metric_is_on_the_dashboard(samples: set[str]):
     shown = {name for query in QUERIES for name in metrics_in(query)}
     left_out = {"calc_analytics_build_info", "calc_analytics_open_writers", "calc_analytics_schedule_interval_seconds"}
-    families = {re.sub(r"_(bucket|sum|count|created)$", "", name) for name in samples - left_out}
+    families = {re.sub(r"_(sum|count)$", "", name) for name in samples - left_out}
     assert {name for name in families if not any(each.startswith(name) for each in shown)} == set()
+
+
+def test_nothing_asks_for_the_buckets_of_a_histogram():
+    assert not [text for text in [*QUERIES, *(alert["expr"] for alert in ALERTS)] if "_bucket" in text]
 
 
 def test_panels_do_not_overlap():

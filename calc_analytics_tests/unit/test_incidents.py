@@ -2,7 +2,16 @@
 
 import pytest
 
-from calc_analytics.orchestration.incidents import DETAIL_LENGTH, OPEN_AT_MOST, Incidents, Outcome, message
+from calc_analytics.orchestration.incidents import (
+    DETAIL_LENGTH,
+    OPEN_AT_MOST,
+    Incidents,
+    Outcome,
+    message,
+    name_check,
+    names_of_checks,
+)
+from calc_analytics.rollups import HOURS, LATENCY, LOG, STATS
 
 NOON = 1_772_366_400.0  # 2026-03-01 12:00 UTC
 DAY = ("2026-03-01", "2026-03-01")
@@ -118,6 +127,48 @@ def test_many_at_once_are_one_text_of_ten_lines():
     text = message(book.due(), "calc_analytics")
     assert text.count("\n") == 11
     assert text.endswith("and 590 more: see the Dagster UI")
+
+
+def test_what_is_told_of_several_rollups_for_the_same_reason_is_one_line():
+    book = incidents(
+        failed("freshness of a", None), failed("freshness of b", None, at=NOON + 60), failed("freshness of c", None)
+    )
+    assert message(book.due(), "me") == "me: failed: freshness of a, b, c (since 2026-03-01 12:00 UTC): differs by 5"
+    book.told()
+    for name in ("a", "c"):
+        book.note(well(f"freshness of {name}", None))
+    assert message(book.due(), "me").startswith("me: well again: freshness of a, c (failed 2026-03-01 12:00 UTC; well")
+    book.told()
+    assert [incident.subject for incident in book.open] == ["freshness of b"]
+
+
+def test_another_reason_or_day_or_kind_is_another_line():
+    book = incidents(
+        failed("check x of a"),
+        failed("check x of b"),
+        failed("check x of c", detail="else"),
+        failed("check x of d", ("2026-03-02", "2026-03-02")),
+        failed("check y of a"),
+        failed("check x"),
+        failed("check z"),
+    )
+    names = [line.partition("failed: ")[2].partition(" (")[0] for line in message(book.due(), "me").splitlines()[1:]]
+    assert names == [
+        "check x of a, b on 2026-03-01",
+        "check x of c on 2026-03-01",
+        "check x of d on 2026-03-02",
+        "check y of a on 2026-03-01",
+        "check x of 2026-03-01",
+        "check z of 2026-03-01",
+    ]
+
+
+def test_a_check_is_named_with_its_rollup_where_the_name_does_not_tell_which():
+    assert name_check("cache_hits_within_total", STATS.name) == "cache_hits_within_total"
+    assert name_check("cache_hits_within_total", HOURS.name) == "cache_hits_within_total of calculation_stats_hourly"
+    assert name_check(LATENCY.match_check_name, LATENCY.name) == "calculation_latency_daily_match_logs"
+    names = [name_check(name, rollup.name) for rollup in LOG.rollups for name in names_of_checks(rollup)]
+    assert len(names) == len(set(names)) == 8
 
 
 def test_the_state_stays_small():

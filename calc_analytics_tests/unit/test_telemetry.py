@@ -1,50 +1,50 @@
-"""Log lines and counts: one line each, counts that outlive their processes, and never an error for who is observed."""
+"""Log lines and noted failures: one line each, and never an error for whoever is observed."""
 
 import json
 import logging
-import os
-import subprocess
-import sys
 from datetime import date
-from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine
 
 from calc_analytics import telemetry
 from calc_analytics.database.engine import DatabaseTrouble
-from calc_analytics.rollup.reports import DayCount, DayProof, RebuildReport, RefreshReport, Shrunk, VerifyReport
+from calc_analytics.rollup import journal
+from calc_analytics.rollup.database import Database
+from calc_analytics.rollup.ledger import RollupsChanged
+from calc_analytics.rollup.reports import (
+    DayCount,
+    DayProof,
+    PruneReport,
+    RebuildReport,
+    RefreshReport,
+    Refused,
+    VerifyReport,
+)
 from calc_analytics.rollup.snapshot import Snapshot
+from calc_analytics.rollups import LOG
 from calc_analytics.telemetry import logs
 
 DAY = date(2026, 3, 1)
 AT = Snapshot.parse("7:7:")
-COUNTED = RefreshReport([DayCount(DAY, {"total_calculations": 3}, 2, "built")], [], 0.0125, AT)
-NOTHING = RefreshReport([], [], 0.001, AT)
-PRUNED = RebuildReport([], [Shrunk(DAY, 0, 5, pruned_rows=5)], 0.1)
-DELETED = RebuildReport([], [Shrunk(DAY, 0, 5)], 0.1)
-EQUAL = DayProof(DAY, 3, 3, {"total_calculations": 0}, 0)
-DIFFERENT = DayProof(DAY, 3, 5, {"total_calculations": 2}, 1)
+STATS, HOURS = "calculation_stats_daily", "calculation_stats_hourly"
 
-# In a process of its own, since counts are kept per process.
-COUNT = """
-import sys
-from calc_analytics import telemetry
-from calc_analytics_tests.unit.test_telemetry import COUNTED, DELETED
-for _ in range(int(sys.argv[1])):
-    telemetry.refreshed(COUNTED, log=False)
-telemetry.rebuilt(DELETED, log=False)
-telemetry.failed("verify", ValueError(), log=False)
-print("counted", flush=True)
-sys.stdin.read()
-"""
-READ = """
-from prometheus_client import CollectorRegistry, generate_latest
-from calc_analytics.telemetry.metrics import AllProcesses, counts
-counts()
-registry = CollectorRegistry()
-registry.register(AllProcesses())
-print(generate_latest(registry).decode())
-"""
+
+def counts(day: date, rows: int, status: str = "built") -> list[DayCount]:
+    """A day's rows, counted in two rollups."""
+    return [DayCount(name, day, rows, {"total_calculations": rows}, 2, status) for name in (STATS, HOURS)]
+
+
+def proof(finding: str, difference: int, rollup: str = STATS) -> DayProof:
+    return DayProof(
+        rollup, DAY, "built", 3, 3 + difference, 3, 0, {"total_calculations": difference}, difference, finding
+    )
+
+
+COUNTED = RefreshReport(counts(DAY, 3), 0.0125, AT)
+NOTHING = RefreshReport([], 0.001, AT)
+PRUNED = RebuildReport([], [Refused(STATS, DAY, "pruned", 0, 5, 5)], seconds=0.1)
+DIFFERS = RebuildReport([], [Refused(name, DAY, "differs", 0, 5) for name in (STATS, HOURS)], seconds=0.1)
 
 
 @pytest.fixture(autouse=True)
@@ -64,9 +64,8 @@ def _set_up_afresh(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.fixture
-def said(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """What has been logged since the last call; counting is left to other tests."""
-    monkeypatch.setattr(telemetry, "_count", lambda add: None)
+def said(capsys: pytest.CaptureFixture[str]):
+    """What has been logged since the last call."""
     return lambda: capsys.readouterr().err
 
 
@@ -103,29 +102,52 @@ def test_json_lines_have_the_same_fields(said, monkeypatch):
     }
 
 
-def test_a_day_that_waits_is_named(said):
-    waiting = RefreshReport([], [DayCount(DAY, {"total_calculations": 3}, 2, "pending")], 0.01, AT)
-    telemetry.refreshed(waiting)
-    assert "never_built_days=2026-03-01" in said()
+def test_a_day_that_waits_is_named_once_however_many_rollups_it_waits_in(said):
+    telemetry.refreshed(RefreshReport(counts(DAY, 3, "pending"), 0.01, AT))
+    assert "never_built_days=2026-03-01" in (line := said())
+    assert line.count("2026-03-01") == 1
 
 
-@pytest.mark.parametrize(("report", "level"), [(PRUNED, "INFO"), (DELETED, "WARNING")])
-def test_a_refused_day_is_a_warning_unless_it_is_known_to_be_pruned(said, report: RebuildReport, level: str):
+@pytest.mark.parametrize(("report", "level"), [(PRUNED, "INFO"), (DIFFERS, "WARNING")])
+def test_a_refused_day_is_a_warning_if_somebody_must_decide(said, report: RebuildReport, level: str):
     telemetry.rebuilt(report)
     assert f" {level} rebuild rows=0 " in (line := said())
+    assert line.count("2026-03-01") == 1
     assert "refused_days=2026-03-01" in line
 
 
-@pytest.mark.parametrize(("proof", "level"), [(EQUAL, "INFO"), (DIFFERENT, "ERROR")])
-def test_a_difference_is_an_error(said, proof: DayProof, level: str):
-    telemetry.verified(VerifyReport([proof], 0.1))
-    assert f" {level} verify difference={proof.difference} " in said()
+def test_a_day_whose_statistics_were_kept_is_named(said):
+    telemetry.rebuilt(RebuildReport(kept=[Refused(STATS, DAY, "keep", 0, 5, 5)]))
+    assert " INFO rebuild " in (line := said())
+    assert "kept_days=2026-03-01" in line
+
+
+def test_a_comparison_that_finds_nothing_is_one_line_for_all_rollups(said):
+    telemetry.verified(VerifyReport([proof("equal", 0), proof("equal", 0, HOURS)], 0.1))
+    assert " INFO verify difference=0 days=2026-03-01 " in (line := said())
+    assert line.count("\n") == 1
+
+
+def test_each_difference_is_an_error_that_says_what_to_do(said):
+    telemetry.verified(VerifyReport([proof("equal", 0), proof("statistics_changed", 1000, HOURS)], 0.1))
+    total, found = said().splitlines()
+    assert " ERROR verify difference=1000 " in total
+    assert "different_days=2026-03-01" in total
+    assert f"2026-03-01 of {HOURS}: somebody changed the statistics" in found
+    assert "calc-analytics rollup --day 2026-03-01" in found
 
 
 def test_many_days_are_a_span(said):
-    days = [DayCount(date(2026, 3, n), {"total_calculations": 1}, 1, "built") for n in range(1, 31)]
+    days = [each for n in range(1, 31) for each in counts(date(2026, 3, n), 1)]
     telemetry.rebuilt(RebuildReport(days))
     assert "days=2026-03-01..2026-03-30" in said()
+
+
+def test_deleted_rows_are_a_line_if_it_is_asked_for(said):
+    telemetry.pruned(PruneReport({DAY: 7}, [], 0.1))
+    assert said() == ""
+    telemetry.pruned(PruneReport({DAY: 7}, [], 0.1), log=True)
+    assert " INFO prune rows=7 days=2026-03-01 " in said()
 
 
 @pytest.mark.parametrize(("transient", "level"), [(True, "WARNING"), (False, "ERROR")])
@@ -146,67 +168,46 @@ def test_values_that_could_be_misread_are_quoted(said):
     assert r'empty="" lines="a\nb" equals="a=b" several=a,b quote="\""' in said()
 
 
-def environment(folder: Path) -> dict[str, str]:
-    return {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(folder), "LOG_FORMAT": "text"}
+@pytest.fixture
+def noted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Database, str, str]]:
+    """What was noted in the journal."""
+    found: list[tuple[Database, str, str]] = []
+    monkeypatch.setattr(journal, "note_failure", lambda *given: found.append(given))
+    return found
 
 
-def counting(folder: Path, refreshes: int) -> "subprocess.Popen[str]":
-    """A process that has counted and stays."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", COUNT, str(refreshes)],
-        env=environment(folder), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdout
-    assert process.stdout.readline() == "counted\n"
-    return process
+@pytest.fixture
+def db() -> Database:
+    """A database that nobody connects to."""
+    engine = create_engine("postgresql+psycopg://nobody@127.0.0.1:1/nothing")
+    return Database(engine.execution_options(local_settings={"statement_timeout": "1h", "jit": "off"}), LOG, "UTC")
 
 
-def read(folder: Path) -> dict[str, float]:
-    """The samples that a process reads which has counted nothing."""
-    done = subprocess.run(
-        [sys.executable, "-c", READ], env=environment(folder), capture_output=True, text=True, check=True
-    )
-    samples = (line.rsplit(" ", 1) for line in done.stdout.splitlines() if line and not line.startswith("#"))
-    return {name: float(value) for name, value in samples}
+@pytest.mark.parametrize(
+    "error", [DatabaseTrouble("it is too late", False, "57014"), RollupsChanged("set ROLLUPS"), ValueError("hunter2")]
+)
+def test_a_failure_is_noted_in_the_journal_with_little_patience(said, noted, db, error: Exception):
+    with pytest.raises(type(error)), telemetry.failures_noted("rebuild", db=db, run="abc"):
+        raise error
+    ((where, operation, reason),) = noted
+    assert (operation, reason) == ("rebuild", logs.in_one_line(error))
+    assert "hunter2" not in reason
+    settings = where.engine.get_execution_options()["local_settings"]
+    assert settings == {"statement_timeout": "2s", "jit": "off", "lock_timeout": "1s"}
+    assert " rebuild failed=" in said()
 
 
-def test_counts_of_all_processes_are_summed_up_and_outlive_them_in_two_files(tmp_path: Path):
-    living, ended, killed = counting(tmp_path, 2), counting(tmp_path, 3), counting(tmp_path, 5)
-    ended.communicate("")
-    killed.kill()
-    killed.communicate()
-    for _ in range(3):
-        found = read(tmp_path)
-        assert found["calc_analytics_rows_counted_total"] == 30
-        assert found["calc_analytics_refresh_duration_seconds_count"] == 10
-        assert found['calc_analytics_refresh_duration_seconds_bucket{le="0.025"}'] == 10
-        assert found["calc_analytics_partitions_refused_total"] == 3
-        assert found['calc_analytics_failures_total{operation="verify"}'] == 3
-        assert found['calc_analytics_failures_total{operation="refresh"}'] == 0
-    # Those of the living, of the last that read, and of all that have ended.
-    assert len(list(tmp_path.glob("*.db"))) == 6
-    living.communicate("")
+@pytest.mark.parametrize("sqlstate", [None, "08006", "57P01", "53300", "25006"])
+def test_where_the_database_is_away_no_failure_is_noted(noted, db, sqlstate: str | None):
+    telemetry.failed("refresh", DatabaseTrouble("the connection is lost", True, sqlstate), log=False, db=db)
+    assert noted == []
 
 
-def test_what_a_process_left_that_was_killed_while_it_began_is_cleared_away(tmp_path: Path):
-    ended = counting(tmp_path, 1)
-    ended.communicate("")
-    own = next(tmp_path.glob("counter_*.db")).name.rpartition("~")[0]
-    nobody = subprocess.Popen([sys.executable, "-c", ""])
-    nobody.wait()
-    (tmp_path / f"{own}~{nobody.pid}.db").write_bytes(b"")
-    (tmp_path / f"{own.replace('counter', 'histogram')}~{nobody.pid}.db").write_bytes(b"\xff" * 64)
-    (tmp_path / "counter_elsewhere~1.db").write_bytes(b"")
-    assert read(tmp_path)["calc_analytics_rows_counted_total"] == 3
-    assert not list(tmp_path.glob(f"*~{nobody.pid}.db"))
+def test_a_failure_that_cannot_be_noted_is_not_another_one(said, db):
+    telemetry.failed("refresh", ValueError(), db=db)
+    assert said().count("\n") == 1
 
 
-def test_a_folder_that_cannot_be_written_is_said_once_and_stops_nothing(tmp_path: Path):
-    (tmp_path / "file").write_text("")
-    done = subprocess.run(
-        [sys.executable, "-c", COUNT, "3"], env=environment(tmp_path / "file" / "metrics"),
-        input="", capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert (done.returncode, done.stdout) == (0, "counted\n")
-    assert done.stderr.count("\n") == 1
-    assert "WARNING telemetry failed=" in done.stderr
+def test_without_a_database_nothing_is_noted(noted):
+    telemetry.failed("refresh", ValueError(), log=False)
+    assert noted == []

@@ -1,12 +1,12 @@
-"""Alembic's entry point: runs the revisions on the connection that `database.migrate` hands over."""
+"""Alembic's entry point: runs the revisions on the connection that `database.migrate` hands over.
+
+All revisions and what finishes them are one transaction, except that 0002 commits what came before it.
+"""
 
 from alembic import context
 
 connection = context.config.attributes["connection"]
-context.configure(
-    connection=connection,
-    version_table="calc_analytics_version",
-    transaction_per_migration=True,
-)
+context.configure(connection=connection, version_table="calc_analytics_version")
 with context.begin_transaction():
     context.run_migrations()
+    context.config.attributes["finish"](connection)

@@ -14,7 +14,6 @@ down_revision = None
 
 def upgrade() -> None:
     connection = op.get_bind()
-    adopt.check_existing(connection, ())
     tables.metadata.create_all(connection, checkfirst=True)
     adopt.rename_city_id(connection)
     adopt.add_xact_id(connection)

@@ -1,0 +1,167 @@
+"""`refresh`, `rollup`, `verify`: counting, recounting and proving by hand, without Dagster."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import date
+
+import click
+
+from calc_analytics import days, terminal
+from calc_analytics.commands.opening import open_database
+from calc_analytics.commands.options import as_json, from_day, only_rollups, single_days, to_day
+from calc_analytics.config import Settings
+from calc_analytics.rollup import ledger, status
+from calc_analytics.rollup.audit import audit
+from calc_analytics.rollup.database import Database
+from calc_analytics.rollup.figures import has_logs, require_real_days
+from calc_analytics.rollup.judge import Decision
+from calc_analytics.rollup.rebuild import rebuild
+from calc_analytics.rollup.refresh import refresh as refresh_once
+from calc_analytics.rollup.reports import RebuildReport, RefreshReport, VerifyReport
+from calc_analytics.rollup.verify import verify as verify_days
+from calc_analytics.terminal import print_report
+
+
+@click.command()
+@as_json
+def refresh(as_json: bool) -> None:
+    """Count the new log rows, once, without Dagster.
+
+    Cost: the new rows only; a large backlog is counted in steps, each a transaction of its own. Prints rows counted and
+    days touched. Days that were never built are left to `rollup`.
+    """
+    db = open_database(Settings.from_environment())
+    print_report(refresh_with_progress(db), as_json, terminal.show_refresh)
+
+
+def refresh_with_progress(db: Database) -> RefreshReport:
+    """Counts what is new, and shows the rows of each step."""
+    with terminal.bar("counting new rows", None) as advance:
+        return refresh_once(db, progress=lambda step: advance(step.rows + sum(step.waiting_by_day.values())))
+
+
+@click.command()
+@single_days("rebuild")
+@from_day
+@to_day
+@only_rollups
+@click.option("--keep", is_flag=True, help="Log rows were deleted on purpose: keep the statistics and note it.")
+@click.option("--allow-shrink", is_flag=True, help="Recount from the log rows that are left: lowers days for good.")
+@as_json
+def rollup(
+    single: tuple[str, ...],
+    first: str | None,
+    last: str | None,
+    names: tuple[str, ...],
+    keep: bool,
+    allow_shrink: bool,
+    as_json: bool,
+) -> None:
+    """Recount whole days from the raw logs, without Dagster.
+
+    Default: today, yesterday, and days that wait for a rebuild. Running it twice changes nothing. A day with fewer log
+    rows than it has counted is left alone until you decide: --keep or --allow-shrink, with the days named. The exit
+    code is 1 if a day that you named was left alone, or any other day needs a decision.
+    """
+    settings = Settings.from_environment()
+    named = _chosen(single, first, last, settings)
+    decision = _decision(keep, allow_shrink, named is not None)
+    db = open_database(settings)
+    chosen = db.log.only(names or None).names
+    if named is not None:
+        require_real_days(db, named, settings.start_date, days.today(settings.timezone))
+    refresh_with_progress(db)
+    wanted = _days_to_rebuild(db, chosen) if named is None else sorted(set(named))
+    with terminal.bar("rebuilding days", len(wanted)) as advance:
+        report = rebuild(db, wanted, chosen, decision=decision, progress=lambda chunk: advance(len(_days_of(chunk))))
+    print_report(report, as_json, terminal.show_rebuild, named is not None)
+    failed = report.failed if named is None else report.refused
+    for line in terminal.refusals(failed):
+        click.echo(f"error: {line}", err=True)
+    sys.exit(1 if failed else 0)
+
+
+def _days_of(chunk: RebuildReport) -> set[date]:
+    """The days that are done, whatever was done with them."""
+    return {*chunk.days, *(each.day for each in [*chunk.refused, *chunk.kept])}
+
+
+def _decision(keep: bool, allow_shrink: bool, is_named: bool) -> Decision:
+    """What the options decide about days whose log rows were deleted."""
+    if keep and allow_shrink:
+        raise click.UsageError("--keep and --allow-shrink exclude each other")
+    if (keep or allow_shrink) and not is_named:
+        raise click.UsageError(f"{'--keep' if keep else '--allow-shrink'} needs the days: --day, or --from and --to")
+    return Decision.KEEP if keep else Decision.ALLOW_SHRINK if allow_shrink else Decision.NONE
+
+
+def _days_to_rebuild(db: Database, chosen: Sequence[str]) -> list[date]:
+    """Today, yesterday, and the days that wait for a rebuild in one of these rollups."""
+    waiting = _concerning(ledger.days_by_status(db, ledger.WAITING), chosen)
+    return sorted({*days.today_and_yesterday(db.timezone), *waiting})
+
+
+def _concerning(found: Mapping[date, Sequence[str]], chosen: Sequence[str]) -> list[date]:
+    """The days of those that are found for one of these rollups."""
+    return [day for day, names in found.items() if set(names) & set(chosen)]
+
+
+@click.command()
+@single_days("prove")
+@from_day
+@to_day
+@only_rollups
+@as_json
+def verify(single: tuple[str, ...], first: str | None, last: str | None, names: tuple[str, ...], as_json: bool) -> None:
+    """Prove that statistics equal logs, day by day, and record the result.
+
+    Default: every counted day. Exact while writers run: the answer is zero difference, or something that has to be
+    resolved. Of a day that was pruned the totals are compared, with the deleted rows added, and a checksum. Health,
+    `status` and the Dagster UI show what was found.
+    Exit code 1 on any difference, for a day asked for that has logs but was never built, and if there are logs and no
+    day is built.
+    """
+    settings = Settings.from_environment()
+    named = _chosen(single, first, last, settings)
+    db = open_database(settings)
+    chosen = db.log.only(names or None).names
+    wanted = _days_to_prove(db, chosen) if named is None else sorted(set(named))
+    with terminal.bar("comparing days and rollups", len(wanted) * len(chosen)) as advance:
+        report = verify_days(db, wanted, chosen, progress=lambda proof: advance(1))
+    if named is None:
+        report = _with_days_left_out(report, db, chosen)
+    print_report(report, as_json, terminal.show_verify, named or [])
+    is_unbuilt = named is not None and report.never_built
+    sys.exit(1 if report.different or is_unbuilt or report.overflowed or report.nothing_built else 0)
+
+
+def _days_to_prove(db: Database, chosen: Sequence[str]) -> list[date]:
+    """Every counted day, and what an audit finds besides: statistics of days that nobody counted."""
+    if not status.server(db.engine).read_only:  # a standby is compared, but nothing can be recorded there
+        audit(db)
+    counted = _concerning(ledger.days_by_status(db, ledger.COUNTED), chosen)
+    return sorted({*counted, *_concerning(status.different_days(db), chosen)})
+
+
+def _with_days_left_out(report: VerifyReport, db: Database, chosen: Sequence[str]) -> VerifyReport:
+    """The report on all days, with those that could not be proven."""
+    return replace(
+        report,
+        waiting=_concerning(ledger.days_by_status(db, ledger.WAITING), chosen),
+        overflowed=_concerning(ledger.days_by_status(db, ["overflow"]), chosen),
+        nothing_built=not any(proof.is_built for proof in report.days) and has_logs(db),
+    )
+
+
+def _chosen(single: tuple[str, ...], first: str | None, last: str | None, settings: Settings) -> list[date] | None:
+    """The days that the options name; None if there are none."""
+    if last and first is None:
+        raise click.UsageError("--to needs --from")
+    chosen = [days.parse_day(text) for text in single]
+    if first is not None:
+        begin, end = days.parse_day(first), days.parse_day(last) if last else days.today(settings.timezone)
+        if not last and end < begin:
+            raise click.UsageError(f"--from {begin} lies after today ({end})")
+        chosen += days.days_between(begin, end)
+    return chosen or None

@@ -1,0 +1,24 @@
+"""How commands open the database: with the rollups that the settings choose."""
+
+from calc_analytics.config import Settings
+from calc_analytics.database.engine import create_engine, ensure_database
+from calc_analytics.rollup import install
+from calc_analytics.rollup.database import Database
+from calc_analytics.rollups import database
+
+
+def open_database(settings: Settings) -> Database:
+    """The database; the embedded one is the project's own and is made ready on the way."""
+    return make_ready(settings) if settings.embedded else database(create_engine(settings), settings)
+
+
+def make_ready(settings: Settings, always: bool = False) -> Database:
+    """The database with everything in it, and with the rollups of the settings.
+
+    What is there already needs no right to create it, unless `always`.
+    """
+    db = database(create_engine(settings), settings)
+    ensure_database(db.engine.url)
+    if always or not install.is_installed(db):
+        install.install(db, settings.start_date)
+    return db
