@@ -29,7 +29,7 @@ def main() -> None:
                 where rollup = '{rollup.name}' and date < date '{DAY}' - {DAYS - PRUNED}
                 """,
             )
-        execute(db.engine, f"vacuum analyze rollup_days")
+        execute(db.engine, "vacuum analyze rollup_days")
         rows.append((f"{PRUNED} days pruned", *measure(db)))
     columns = ("", "days and rollups", "target rows", "audit", "today and yesterday", "plain sums of the same rows")
     show(f"Audit of {DAYS} days × 200 publishers, {ROWS_PER_DAY:,} calculations a day", columns, rows)

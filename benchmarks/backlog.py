@@ -9,10 +9,10 @@ import subprocess
 import sys
 
 from benchmarks.common import COLUMNS, MAIN_ONLY, execute, median_seconds, plain, project_database, seconds, show
+from calc_analytics.rollup import ledger
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Log
 from calc_analytics.rollup.verify import verify
-from calc_analytics.rollup import ledger
 from calc_analytics.rollups import LOG
 
 ROWS, DAYS, TRANSACTION = 3_000_000, 40, 5_000

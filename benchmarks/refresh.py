@@ -4,7 +4,8 @@ python -m benchmarks.refresh          # about four minutes
 """
 
 import argparse
-from collections.abc import Callable
+import time
+from functools import partial
 
 import psycopg
 
@@ -72,7 +73,7 @@ def measure(db: Database, size: int) -> list[tuple[object, ...]]:
         install(log_db)
         refresh(log_db)
         for batch in BATCHES:
-            floors[batch] = median_seconds(lambda batch=batch: by_hand(db, writer, batch), ROUNDS)
+            floors[batch] = median_seconds(partial(by_hand, db, writer, batch), ROUNDS)
             took, keys = refreshed(log_db, writer, batch)
             touched = f"{took / keys * 1e6:.1f} µs" if log_db is db else ""
             rows.append(line(size, batch, f"refresh, {name}", took, floors[batch], touched))
@@ -121,7 +122,9 @@ def refreshed(db: Database, writer: psycopg.Connection, batch: int) -> tuple[flo
     def one() -> float:
         nonlocal keys
         copy_rows(writer, batch)
-        took, report = timed(lambda: refresh(db, step_rows=None, sampled=False))
+        started = time.perf_counter()
+        report = refresh(db, step_rows=None, sampled=False)
+        took = time.perf_counter() - started
         assert report.rows == batch
         keys = sum(day.keys for day in report.counted)
         if batch >= BATCHES[0]:
@@ -129,13 +132,6 @@ def refreshed(db: Database, writer: psycopg.Connection, batch: int) -> tuple[flo
         return took
 
     return median_seconds(one, ROUNDS), keys
-
-
-def timed(work: Callable) -> tuple[float, object]:
-    """Seconds, and what it returned."""
-    found: list = []
-    took = seconds(lambda: found.append(work()))
-    return took, found[0]
 
 
 if __name__ == "__main__":

@@ -27,20 +27,21 @@ from dagster import (
 )
 from sqlalchemy.engine import Engine
 
-from benchmarks.common import ROLLUP, plain, show
+from benchmarks.common import plain, show
 from benchmarks.streaming import RATE, WRITERS, Commits, project, settle, spent, total, watch
 from calc_analytics.config import project_root, with_driver
 from calc_analytics.database.engine import engine_for
+from calc_analytics.rollups import STATS
 from calc_analytics.simulate import Traffic, simulate
 from calc_analytics.supervisor import free_port
 from calc_analytics_tests.acceptance.conftest import Project, eventually
 
 SECONDS = 90
 TODAY = f"""
-    insert into calculation_stats_daily ({ROLLUP.columns})
-    select publisher_id, (created_at at time zone 'UTC')::date, {ROLLUP.aggregates}
+    insert into calculation_stats_daily ({STATS.columns})
+    select publisher_id, (created_at at time zone 'UTC')::date, {STATS.measure_selects}
     from calculation_logs where created_at >= current_date group by 1, 2
-    on conflict (publisher_id, date) do update set {ROLLUP.each_measure("{name} = excluded.{name}")}
+    on conflict (publisher_id, date) do update set {STATS.each_measure("{name} = excluded.{name}")}
 """
 
 

@@ -10,8 +10,8 @@ import tempfile
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import psutil
@@ -19,17 +19,20 @@ import psycopg
 from sqlalchemy import text
 from sqlalchemy.engine import Engine
 
-from benchmarks.common import ROLLUP, cpu_seconds, plain, project_database, show
+from benchmarks.common import cpu_seconds, plain, project_database, show
 from calc_analytics.config import with_driver
 from calc_analytics.database.engine import engine_for
 from calc_analytics.days import today
+from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.follow import Follower
-from calc_analytics.rollup.verify import built_days, verify
+from calc_analytics.rollup.ledger import built_days
+from calc_analytics.rollup.verify import verify
+from calc_analytics.rollups import LOG
 from calc_analytics.simulate import Traffic, simulate
 from calc_analytics_tests.acceptance.conftest import Project, Up, eventually
 
-RATE, WRITERS = 4_000, 4
-REFRESH_CPU_RATE = 5_000
+RATE, FAST_RATE, WRITERS = 1_000, 4_000, 4
+DEBOUNCE_SECONDS = 0.2
 TOTAL = "select coalesce(sum(total_calculations), 0) from calculation_stats_daily"
 OPEN = (
     "insert into calculation_logs (publisher_id, locality_id, date_calculated, source) values (1, 1, '2030-01-01', 1)"
@@ -46,18 +49,17 @@ def main() -> None:
         settle(up)
         costs += idle(up, length)
         events = event_rows(up)
-        latencies.append(("default debounce (1 s)", *streamed(up, length)))
-        costs.append((f"event-log rows per hour of today's partition, {RATE:,} rows/s", hourly(up, events, length)))
-        latencies.append(("with a writer's transaction held open", *streamed(up, length, held=True)))
-    with project() as fresh, fresh.up(ROLLUP_DEBOUNCE_SECONDS="0.1") as up:
-        settle(up)
-        latencies.append(("debounce 0.1 s", *streamed(up, length)))
-    costs.append(
-        (f"refreshing at {REFRESH_CPU_RATE:,} rows/s, client and server", f"{refresh_cpu(length):.2%} of a core")
-    )
+        latencies.append((f"{RATE:,} rows/s", *streamed(up, length)))
+        costs.append((f"event-log rows per hour, {RATE:,} rows/s", hourly(up, events, length)))
+        latencies.append((f"{RATE:,} rows/s, VACUUM holds the log table", *streamed(up, length, held=vacuumed)))
+        latencies.append((f"{RATE:,} rows/s, a writer's transaction held open", *streamed(up, length, held=held_open)))
+        latencies.append((f"{FAST_RATE:,} rows/s", *streamed(up, length, rate=FAST_RATE)))
+    costs.append((f"refreshing at {RATE:,} rows/s, client and server", f"{refresh_cpu(length):.2%} of a core"))
     columns = ("", "p50", "p95", "max", "proofs meanwhile", "greatest difference", "rows")
     show(
-        f"Commit to calculation_stats_daily, {WRITERS} writers, {RATE:,} rows/s in all, {length} s", columns, latencies
+        f"Commit to calculation_stats_daily, all four tables, default settings, {WRITERS} writers, {length} s",
+        columns,
+        latencies,
     )
     show("What it costs", ("", "measured"), costs)
 
@@ -73,13 +75,15 @@ def project() -> Iterator[Project]:
 def settle(up: Up) -> None:
     """Until today is built and the first runs have ended."""
     engine = up.engine()
-    eventually(lambda: today("UTC") in built_days(engine, ROLLUP), "today built")
+    eventually(lambda: today("UTC") in built_days(Database(engine, LOG, "UTC")), "today built")
     runs = "query { runsOrError { ... on Runs { results { status } } } }"
     ended = ("SUCCESS", "FAILURE")
     eventually(lambda: all(r["status"] in ended for r in up.graphql(runs)["runsOrError"]["results"]), "the runs' end")
 
 
-def streamed(up: Up, length: float, held: bool = False) -> tuple[str, str, str, int, int, str]:
+def streamed(
+    up: Up, length: float, held: Callable[[Engine], AbstractContextManager[None]] | None = None, rate: int = RATE
+) -> tuple[str, str, str, int, int, str]:
     """Latencies of every batch while writers write: p50, p95, max; and the proofs made meanwhile."""
     engine = up.engine()
     with plain(engine) as reader:
@@ -89,8 +93,8 @@ def streamed(up: Up, length: float, held: bool = False) -> tuple[str, str, str, 
         prover = Prover(engine, over)
         watcher.start()
         prover.start()
-        with held_open(engine) if held else nullcontext():
-            traffic = Traffic(rate=RATE, writers=WRITERS, late_share=0)
+        with held(engine) if held else nullcontext():
+            traffic = Traffic(rate=rate, writers=WRITERS, late_share=0)
             report = simulate(engine.url, traffic, seconds=length, progress=commits.add)
             eventually(lambda: seen[-1][1] >= base + report.rows, "every row counted", 60)
         over.set()
@@ -147,7 +151,8 @@ class Prover(threading.Thread):
     def run(self) -> None:
         """Until it is over."""
         while not self.over.wait(5):
-            report = verify(self.engine, ROLLUP, "UTC", built_days(self.engine, ROLLUP))
+            db = Database(self.engine, LOG, "UTC")
+            report = verify(db, built_days(db))
             self.proofs, self.difference = self.proofs + 1, max(self.difference, report.difference)
 
 
@@ -159,6 +164,16 @@ def held_open(engine: Engine) -> Iterator[None]:
         writer.execute(OPEN)
         yield
         writer.rollback()
+
+
+@contextmanager
+def vacuumed(engine: Engine) -> Iterator[None]:
+    """The lock of a VACUUM or ANALYZE on the log table, held until the end."""
+    url = engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
+    with psycopg.connect(url) as holder:
+        holder.execute("lock table calculation_logs in share update exclusive mode")
+        yield
+        holder.rollback()
 
 
 def idle(up: Up, length: float) -> list[tuple[str, str]]:
@@ -189,13 +204,9 @@ def spent(processes: list[psutil.Process]) -> float:
 
 
 def event_rows(up: Up) -> int:
-    """Rows of Dagster's event log for today's partition and for the log table."""
+    """Rows of Dagster's event log."""
     url = with_driver(up.database_url, "psycopg").set(database="dagster")
-    statement = f"""
-        select count(*) from event_logs
-        where asset_key like '%calculation_logs%' or partition = '{today("UTC")}'
-           or dagster_event_type like 'ASSET_CHECK%'
-    """
+    statement = "select count(*) from event_logs"
     engine = engine_for(url)
     with engine.connect() as connection:
         found = int(connection.execute(text(statement)).scalar_one())
@@ -210,20 +221,19 @@ def hourly(up: Up, before: int, length: float) -> str:
 
 def refresh_cpu(length: float) -> float:
     """CPU seconds per second of a follower and its connections, while another process writes."""
-    with project_database() as engine, project() as writers:
-        day = today("UTC")
+    with project_database() as db, project() as writers:
         stopping = threading.Event()
-        follower = Follower(engine, ROLLUP, "UTC", 1.0, stopping)
-        url = engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
-        options = ("--rate", str(REFRESH_CPU_RATE), "--seconds", str(length + 10), "--late-share", "0")
+        follower = Follower(db, DEBOUNCE_SECONDS, stopping)
+        url = db.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
+        options = ("--rate", str(RATE), "--seconds", str(length + 10), "--late-share", "0")
         writing = writers.start("calc_analytics.cli", "simulate", *options, DATABASE_URL=url)
         follower.follow(8, length)
-        before = time.process_time() + backends(engine)
+        before = time.process_time() + backends(db.engine)
         follower.follow(length, 1)
-        used = time.process_time() + backends(engine) - before
+        used = time.process_time() + backends(db.engine) - before
         stopping.set()
         writing.wait()
-        assert day in built_days(engine, ROLLUP)
+        assert today("UTC") in built_days(db)
     return used / length
 
 

@@ -43,13 +43,6 @@ def dagster_home() -> Path:
     return project_root() / (_variable("DAGSTER_HOME") or "")
 
 
-def metrics_folder(default: Path) -> Path:
-    """Where each process leaves its counts for `/metrics`; set for prometheus-client, which reads the variable too."""
-    folder = project_root() / (_variable("PROMETHEUS_MULTIPROC_DIR") or default)
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
-    return folder
-
-
 def _variable(name: str) -> str | None:
     """One variable of the environment or, below it, of the project's `.env`."""
     return os.environ.get(name) or _dotenv().get(name)

@@ -59,12 +59,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return ByFile(config, log)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _counts_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What tests count is not the project's."""
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(tmp_path_factory.mktemp("metrics"))
-
-
 @pytest.fixture(scope="session")
 def server_url() -> Iterator[URL]:
     """The server's maintenance database."""

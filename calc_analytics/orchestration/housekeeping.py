@@ -30,7 +30,6 @@ from calc_analytics.config import Settings
 from calc_analytics.orchestration.assets import calculation_logs
 from calc_analytics.orchestration.resources import RollupDatabase
 from calc_analytics.orchestration.retries import failing_in_one_line
-from calc_analytics.rollup import journal
 from calc_analytics.rollups import LOG
 
 if TYPE_CHECKING:
@@ -77,6 +76,8 @@ def _prune_event_log(context: OpExecutionContext, config: HousekeepingConfig) ->
 
 @op(name="compact_journal")
 def _compact_journal(context: OpExecutionContext, database: RollupDatabase) -> None:
+    from calc_analytics.rollup import journal
+
     with failing_in_one_line():
         rows = journal.compact(database.db)
     context.log.info(f"summed up {rows:,} rows of the journal")

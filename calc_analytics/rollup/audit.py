@@ -36,15 +36,17 @@ def _audit(db: Database, days: Sequence[date] | None) -> AuditReport:
         # Recorded under the lock, so that a rebuild in the meantime is not called different.
         ledger.lock(connection, db)
         found: list[AuditFinding] = []
+        news: dict[date, dict[str, object]] = {}
         for rollup, (_, suspected) in looked_at.items():
             different = _compare(connection, rollup, [each.day for each in suspected])[1] if suspected else []
+            known = ledger.audit_differences(connection, rollup, [each.day for each in different])
             ledger.record_audited(connection, rollup, days, {each.day: each.difference for each in different})
             found += different
+            for each in different:
+                if known.get(each.day) != each.difference:
+                    news.setdefault(each.day, {})[each.rollup] = {"difference": each.difference}
         number, seconds = sum(number for number, _ in looked_at.values()), time.perf_counter() - started
-        done: dict[date, dict[str, object]] = {}
-        for each in found:
-            done.setdefault(each.day, {})[each.rollup] = {"difference": each.difference}
-        journal.note_proof(connection, db.log, "audit", done, 1, seconds)
+        journal.note_proof(connection, db.log, "audit", news, 1, seconds)
         if days is None:
             ledger.record_audit_of_all(connection, db.log)
     return AuditReport(number, found, time.perf_counter() - started)

@@ -16,7 +16,7 @@ from sqlalchemy.types import TypeEngine
 
 from calc_analytics.errors import CalcAnalyticsError
 
-_DIALECT = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]  # no doubled percent signs
+_DIALECT = postgresql.dialect(paramstyle="named")  # no doubled percent signs
 _GREATEST: dict[type[TypeEngine[Any]], int] = {
     SmallInteger: 2**15 - 1,
     Integer: 2**31 - 1,

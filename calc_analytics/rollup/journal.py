@@ -5,7 +5,7 @@ history` reads it, and so do the counters of `/metrics` and the figures of fresh
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import date, datetime
 from typing import Any
@@ -88,7 +88,7 @@ def refreshed_cte(log: Log, sample: int | None) -> str:
                 where date in (select date from taken))
         from (select sum(rows) as rows, jsonb_object_agg(date, rows) as days from taken) t, ages
         where t.rows > 0
-        on conflict (log, operation, at, by) where summed do update
+        on conflict (log, operation, failed, at, by) where summed do update
         set operations = j.operations + 1, rows = j.rows + excluded.rows, seconds = j.seconds + excluded.seconds,
             days = {sum_json("j.days", "excluded.days")}, ages = {added_ages},
             oldest_seconds = greatest(j.oldest_seconds, excluded.oldest_seconds)
@@ -127,7 +127,7 @@ def note_proof(
     operations: int,
     seconds: float,
 ) -> None:
-    """Notes a verification or an audit: what differed by itself, what did not summed up per hour."""
+    """Notes a verification or an audit: a new difference by itself, all others summed up per hour."""
     if different:
         note(connection, log, operation, days=different, seconds=seconds)
     else:
@@ -142,9 +142,13 @@ def note_summed(connection: Connection, log: Log, operation: str, day: date, row
 
 
 def note_failure(db: Database, operation: str, reason: str) -> None:
-    """Notes that an operation ended in an error; it was rolled back, so this is a transaction of its own."""
+    """Notes that an operation ended in an error; it was rolled back, so this is a transaction of its own.
+
+    Failures of an hour are summed up in one entry, with the latest reason.
+    """
+    parameters = {"log": db.log.name, "operation": operation, "detail": reason[:500]}
     with transaction(db.engine) as connection:
-        note(connection, db.log, operation, failed=True, detail=reason[:500])
+        connection.execute(_NOTE_FAILURE, parameters)
 
 
 def history(
@@ -179,7 +183,7 @@ def totals(db: Database) -> list[dict[str, Any]]:
 
 
 def compact(db: Database, minutes_kept_days: int = MINUTES_KEPT_DAYS) -> int:
-    """Sums up refreshes (and verifications and audits) of old minutes per day; returns how many rows that replaced.
+    """Sums up per day what was summed up per minute or hour and is old; returns how many entries that replaced.
 
     The sums stay what they were, so counters never fall. One transaction, safe to repeat.
     """
@@ -207,8 +211,16 @@ _NOTE_PROOF = text(
     f"""
     insert into rollup_journal as j (log, at, operation, by, summed, operations, seconds)
     values (:log, date_trunc('hour', clock_timestamp()), :operation, {BY}, true, :operations, :seconds)
-    on conflict (log, operation, at, by) where summed do update
+    on conflict (log, operation, failed, at, by) where summed do update
     set operations = j.operations + excluded.operations, seconds = j.seconds + excluded.seconds
+    """
+)
+_NOTE_FAILURE = text(
+    f"""
+    insert into rollup_journal as j (log, at, operation, by, summed, failed, detail)
+    values (:log, date_trunc('hour', clock_timestamp()), :operation, {BY}, true, true, :detail)
+    on conflict (log, operation, failed, at, by) where summed do update
+    set operations = j.operations + 1, detail = excluded.detail
     """
 )
 _NOTE_SUMMED = text(
@@ -216,7 +228,7 @@ _NOTE_SUMMED = text(
     insert into rollup_journal as j (log, at, operation, by, summed, rows, seconds, days)
     values (:log, date_trunc('minute', clock_timestamp()), :operation, {BY}, true, :rows, :seconds,
             jsonb_build_object(cast(:day as text), cast(:rows as bigint)))
-    on conflict (log, operation, at, by) where summed do update
+    on conflict (log, operation, failed, at, by) where summed do update
     set operations = j.operations + 1, rows = j.rows + excluded.rows, seconds = j.seconds + excluded.seconds,
         days = {sum_json("j.days", "excluded.days")}
     """
@@ -268,27 +280,30 @@ _COMPACT = text(
     """
     with old as (
         delete from rollup_journal
-        where log = :log and operation = 'refresh' and ages is not null
-          and at < date_trunc('day', clock_timestamp()) - make_interval(days => :kept)
-        returning at, by, operations, rows, seconds, days, oldest_seconds
+        where log = :log and summed and at < date_trunc('day', clock_timestamp()) - make_interval(days => :kept)
+          and (ages is not null or at <> date_trunc('day', at))
+        returning date_trunc('day', at) as at, operation, failed, by, operations, rows, seconds, days, oldest_seconds,
+                  detail
     ),
     summed as (
-        select date_trunc('day', at) as at, by, sum(operations) as operations, sum(rows) as rows,
-               sum(seconds) as seconds, max(oldest_seconds) as oldest_seconds
-        from old group by 1, 2
+        select at, operation, failed, by, sum(operations) as operations, sum(rows) as rows, sum(seconds) as seconds,
+               max(oldest_seconds) as oldest_seconds, max(detail) as detail
+        from old group by at, operation, failed, by
     ),
     days as (
-        select at, by, jsonb_object_agg(key, rows) as days
+        select at, operation, failed, by, jsonb_object_agg(key, rows) as days
         from (
-            select date_trunc('day', at) as at, by, key, sum(cast(value as numeric)) as rows
-            from old cross join jsonb_each_text(days) group by 1, 2, 3
-        ) each_day group by at, by
+            select at, operation, failed, by, key, sum(cast(value as numeric)) as rows
+            from old cross join jsonb_each_text(days) group by at, operation, failed, by, key
+        ) each_day group by at, operation, failed, by
     ),
     noted as (
-        insert into rollup_journal as j (log, at, operation, by, summed, operations, rows, seconds, days, oldest_seconds)
-        select :log, at, 'refresh', by, true, operations, rows, seconds, coalesce(days.days, '{}'), oldest_seconds
-        from summed left join days using (at, by)
-        on conflict (log, operation, at, by) where summed do update
+        insert into rollup_journal as j
+            (log, at, operation, failed, by, summed, operations, rows, seconds, days, oldest_seconds, detail)
+        select :log, at, operation, failed, by, true, operations, rows, seconds, coalesce(days.days, '{}'),
+               oldest_seconds, detail
+        from summed left join days using (at, operation, failed, by)
+        on conflict (log, operation, failed, at, by) where summed do update
         set operations = j.operations + excluded.operations, rows = j.rows + excluded.rows,
             seconds = j.seconds + excluded.seconds, ages = null
     )

@@ -482,6 +482,13 @@ def record_audited(
     connection.execute(_AUDITED, parameters)
 
 
+def audit_differences(connection: Connection, rollup: Rollup, days: Sequence[date]) -> dict[date, int | None]:
+    """What the last audit found on these days."""
+    statement = text("select date, audit_difference from rollup_days where rollup = :rollup and date = any(:days)")
+    rows = connection.execute(statement, {"rollup": rollup.name, "days": list(days)})
+    return {row.date: row.audit_difference for row in rows}
+
+
 def record_audit_of_all(connection: Connection, log: Log) -> None:
     """Records when all days were audited."""
     connection.execute(

@@ -216,7 +216,11 @@ def _note(connection: Connection, db: Database, report: RebuildReport, seconds: 
         refused.setdefault(each.day, {})[each.rollup] = {"refused": each.reason}
     if refused:
         journal.note(connection, db.log, "refuse", days=refused)
-    for each in report.kept:
-        numbers = {"log_rows": each.log_rows, "counted": each.counted_rows, "deleted": each.deleted_rows}
-        operation = "keep" if each.reason != "announced" else "deletion"
-        journal.note(connection, db.log, operation, days={each.day: {each.rollup: numbers}}, detail=each.detail or None)
+    for operation, is_of_it in (("deletion", True), ("keep", False)):
+        kept: dict[date, dict[str, Any]] = {}
+        for each in report.kept:
+            if (each.reason == "announced") == is_of_it:
+                numbers = {"log_rows": each.log_rows, "counted": each.counted_rows, "deleted": each.deleted_rows}
+                kept.setdefault(each.day, {})[each.rollup] = numbers
+        if kept:
+            journal.note(connection, db.log, operation, days=kept)

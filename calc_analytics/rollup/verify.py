@@ -38,8 +38,7 @@ def verify(
     """Compares these days of these rollups (None: all) and records the result.
 
     A day that was never built and has log rows is reported as such, not compared. With `seal` days of any age that are
-    proven get the checksum that `prune` needs. Deletions that `LOGS_KEPT_DAYS`
-    announced are noted first. Transient errors are retried. Raises as `ledger.read`, or `DatabaseTrouble`.
+    proven get the checksum that `prune` needs. Deletions that `LOGS_KEPT_DAYS` announced are noted first. Transient errors are retried. Raises as `ledger.read`, or `DatabaseTrouble`.
     """
     started = time.perf_counter()
     chosen = db.log.only(rollups).rollups
@@ -51,16 +50,20 @@ def _verify_day(
     db: Database, rollups: Sequence[Rollup], day: date, seal: bool, progress: Callable[[DayProof], None]
 ) -> Iterator[DayProof]:
     for rollup in rollups:
-        proof = persistently(partial(_prove, db, rollup, day, seal))
-        if proof.finding == "logs_missing" and db.logs_kept_days is not None:
+        may_be_announced = db.logs_kept_days is not None
+        proof = persistently(partial(_prove, db, rollup, day, seal, may_be_announced))
+        if proof.finding == "logs_missing" and may_be_announced:
             rebuild(db, [day], [rollup.name], decision=Decision.AUTOMATIC)
-            proof = persistently(partial(_prove, db, rollup, day, seal))
+            proof = persistently(partial(_prove, db, rollup, day, seal, False))
         progress(proof)
         yield proof
 
 
-def _prove(db: Database, rollup: Rollup, day: date, seal: bool) -> DayProof:
-    """Compares the day of one rollup, and records what was found, in one transaction."""
+def _prove(db: Database, rollup: Rollup, day: date, seal: bool, may_be_announced: bool) -> DayProof:
+    """Compares the day of one rollup, and records what was found, in one transaction.
+
+    Missing log rows whose deletion may have been announced are not recorded: the day is compared again.
+    """
     started = time.perf_counter()
     with transaction(db.engine) as connection:
         ledger.read(connection, db)
@@ -69,16 +72,17 @@ def _prove(db: Database, rollup: Rollup, day: date, seal: bool) -> DayProof:
         connection.execute(WHOLE_DAYS)
         row = connection.execute(text(verify_sql(db, rollup, span)), parameters).mappings().one()
         proof = _proof(rollup, day, row, time.perf_counter() - started)
-        if proof.status is not None and not row["is_read_only"]:  # a standby's answer is right, and not recorded
+        is_open = may_be_announced and proof.finding == "logs_missing"
+        if proof.status is not None and not is_open and not row["is_read_only"]:  # a standby's answer is right, and not recorded
             seen = ledger.Seen(row["version"], row["written_by"], row["checksum_now"])
             ledger.record_verified(connection, rollup, proof, seen, db.timezone, seal)
-            _note(connection, db, proof)
+            _note(connection, db, proof, is_new=proof.difference != (row["known_difference"] or 0))
     return proof
 
 
-def _note(connection: Any, db: Database, proof: DayProof) -> None:
+def _note(connection: Any, db: Database, proof: DayProof, is_new: bool) -> None:
     done = {proof.day: {proof.rollup: {"difference": proof.difference, "finding": proof.finding}}}
-    journal.note_proof(connection, db.log, "verify", done if proof.difference else {}, 1, proof.seconds)
+    journal.note_proof(connection, db.log, "verify", done if proof.difference and is_new else {}, 1, proof.seconds)
 
 
 def _proof(rollup: Rollup, day: date, row: RowMapping, seconds: float) -> DayProof:
@@ -166,7 +170,8 @@ def verify_sql(db: Database, rollup: Rollup, span: Window) -> str:
     )
     select (select status from known) as status, (select counted from known) as counted,
            (select deleted from known) as deleted, (select checksum from known) as checksum,
-           (select version from known) as version, (select written_by from known) as written_by,
+           (select version from known) as version, (select difference from known) as known_difference,
+           (select written_by from known) as written_by,
            current_setting('transaction_read_only') = 'on' as is_read_only,
            (select coalesce(sum({rollup.hash_of("t")}), 0) from from_stats t) as checksum_now,
            count(*) filter (where differs) as differing_keys,

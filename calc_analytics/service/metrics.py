@@ -148,7 +148,8 @@ def _totals(totals: list[dict[str, Any]]) -> Iterator[Metric]:
 
 
 def _duration(operation: str, count: float, seconds: float) -> Metric:
-    said = f"How long each {operation} took" + (" that found new rows." if operation == "refresh" else ".")
+    of = {"refresh": " that found new rows", "rebuild": " of at most ten days", "verify": " of one day and rollup"}
+    said = f"How long each {operation}{of.get(operation, '')} took."
     name = f"{PREFIX}_{operation}_duration_seconds"
     return SummaryMetricFamily(name, said, count_value=int(count), sum_value=seconds)
 

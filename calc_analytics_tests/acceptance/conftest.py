@@ -26,7 +26,7 @@ from calc_analytics.supervisor import free_port
 from calc_analytics_tests.conftest import stay_clear_of_midnight
 
 PATIENCE_SECONDS = 120
-SETTINGS = ("DATABASE_URL", "DAGSTER_", "ROLLUP_", "TEST_DATABASE_URL", "PROMETHEUS_", "ENABLE_", "LOG_")
+SETTINGS = ("DATABASE_URL", "DAGSTER_", "ROLLUP", "LOGS_KEPT", "TEST_DATABASE_URL", "ENABLE_", "LOG_")
 
 
 def eventually(fact: Callable[[], Any], what: str, seconds: float = PATIENCE_SECONDS) -> Any:

@@ -1,0 +1,232 @@
+"""Patrol: what is due is done, the oldest proof first, within a small share of the time, and what it finds is recorded."""
+
+import random
+import threading
+from datetime import datetime, timedelta, timezone
+
+import pytest
+from sqlalchemy import text
+
+from calc_analytics.rollup import patrol as patrol_module
+from calc_analytics.rollup import verify as verify_module
+from calc_analytics.rollup.database import Database
+from calc_analytics.rollup.patrol import Patrol, oldest_proof
+from calc_analytics.rollup.rebuild import rebuild
+from calc_analytics.rollup.refresh import refresh
+from calc_analytics.rollup.status import days as status_days
+from calc_analytics.rollup.status import different_days
+from calc_analytics.rollup.verify import verify
+from calc_analytics.rollups import STATS
+from calc_analytics_tests.logs import execute, random_rows, row, write
+
+TODAY = datetime.now(timezone.utc).date()
+DAYS = [TODAY - timedelta(days=n) for n in (40, 30, 1, 0)]
+
+
+def noon(day) -> datetime:
+    """An instant in the day."""
+    return datetime(day.year, day.month, day.day, 12, tzinfo=timezone.utc)
+
+
+class Clock:
+    """A clock that stands still until it is told to go on."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        """Seconds."""
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        """Lets time pass, for the patrol and for the records of the database."""
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The patrol's clock."""
+    clock = Clock()
+    monkeypatch.setattr(patrol_module, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def done(monkeypatch: pytest.MonkeyPatch) -> list:
+    """What the patrol did, in order."""
+    calls: list = []
+    audit, verify_days = patrol_module.audit, patrol_module.verify
+
+    def auditing(db, days=None):
+        calls.append(("audit", days))
+        return audit(db, days)
+
+    def verifying(db, days):
+        calls.append(("verify", days))
+        return verify_days(db, days)
+
+    monkeypatch.setattr(patrol_module, "audit", auditing)
+    monkeypatch.setattr(patrol_module, "verify", verifying)
+    return calls
+
+
+@pytest.fixture
+def built(db: Database, connect) -> Database:
+    """Four built days that were never compared."""
+    writer = connect()
+    for day in DAYS:
+        write(writer, random_rows(random.Random(1), 20, noon(day), noon(day) + timedelta(hours=1)))
+    rebuild(db, DAYS)
+    return db
+
+
+def let_pass(db: Database, clock: Clock, seconds: float) -> None:
+    """Time passes for the patrol, and for what is on record."""
+    clock.sleep(seconds)
+    ago = f"interval '{seconds} seconds'"
+    execute(db, f"update rollup_days set verified_at = verified_at - {ago}, audited_at = audited_at - {ago}")
+    # The state row is marked with the transaction that wrote it; the test writes it as the project does.
+    execute(db, f"update rollup_state set audited_at = audited_at - {ago}, written_by = txid_current()")
+
+
+def test_audits_are_due_each_minute_and_each_hour(built: Database, clock: Clock, done: list):
+    patrol = Patrol(built, threading.Event())
+    recent = [TODAY - timedelta(days=1), TODAY]
+    patrol.step()
+    assert [call for call in done if call[0] == "audit"] == [("audit", None)]
+    for seconds, expected in ((30, []), (31, [("audit", recent)]), (10, []), (51, [("audit", recent)])):
+        done.clear()
+        let_pass(built, clock, seconds)
+        patrol.step()
+        assert [call for call in done if call[0] == "audit"] == expected
+    done.clear()
+    let_pass(built, clock, 3600)
+    patrol.step()
+    assert [call for call in done if call[0] == "audit"] == [("audit", None)]
+
+
+def test_another_process_does_not_audit_all_days_again(built: Database, clock: Clock, done: list):
+    for _ in range(2):
+        Patrol(built, threading.Event()).step()
+    assert [days for name, days in done if name == "audit"] == [None, [TODAY - timedelta(days=1), TODAY]]
+    assert [days for name, days in done if name == "verify"] == [[DAYS[3]], [DAYS[2]]]
+
+
+def test_every_day_is_proven_in_turn_the_oldest_proof_first(built: Database, clock: Clock, done: list):
+    patrol = Patrol(built, threading.Event())
+    for _ in range(6):
+        patrol.step()
+        clock.sleep(1000)
+    assert [days for name, days in done if name == "verify"] == [[day] for day in reversed(DAYS)]
+    assert oldest_proof(built) is None
+    assert all(each.unproven == 0 for each in status_days(built).values())
+    let_pass(built, clock, 4000)
+    verify(built, [DAYS[3]])
+    assert oldest_proof(built) == DAYS[2]
+
+
+def test_comparing_takes_one_per_cent_of_the_time(built: Database, clock: Clock, done: list, monkeypatch):
+    verifying = patrol_module.verify
+
+    def slowly(db, days):
+        clock.sleep(5)
+        return verifying(db, days)
+
+    monkeypatch.setattr(patrol_module, "verify", slowly)
+    patrol = Patrol(built, threading.Event())
+    for _ in range(3):
+        patrol.step()
+        assert len([call for call in done if call[0] == "verify"]) == 1
+        clock.sleep(150)
+    clock.sleep(60)
+    patrol.step()
+    assert len([call for call in done if call[0] == "verify"]) == 2
+
+
+def test_what_it_finds_is_recorded(built: Database, clock: Clock):
+    execute(built, f"update {STATS.name} set cache_hits = cache_hits + 1 where date = '{DAYS[0]}'")
+    execute(built, f"update {STATS.name} set publisher_id = 99 where date = '{DAYS[3]}' and publisher_id = 1")
+    patrol = Patrol(built, threading.Event())
+    patrol.step()
+    assert different_days(built) == {DAYS[0]: [STATS.name], DAYS[3]: [STATS.name]}
+    rebuild(built, DAYS)
+    for _ in range(4):
+        clock.sleep(1000)
+        patrol.step()
+    assert different_days(built) == {}
+
+
+def test_a_day_that_is_refreshed_all_the_time_is_proven_too(built: Database, connect, monkeypatch):
+    """A refresh between the comparison and its record changes nothing about what was found."""
+    writer, prove = connect(), verify_module._proof
+
+    def refresh_first(*arguments):
+        write(writer, [row(noon(DAYS[3]))])
+        refresh(built)
+        return prove(*arguments)
+
+    monkeypatch.setattr(verify_module, "_proof", refresh_first)
+    for day in DAYS:
+        assert verify(built, [day], seal=True).difference == 0
+        assert oldest_proof(built) != day
+    monkeypatch.undo()
+    assert verify(built, DAYS).difference == 0, "no checksum from before the refresh was kept"
+
+
+def test_a_stopped_process_begins_nothing(built: Database, done: list):
+    stopping = threading.Event()
+    stopping.set()
+    patrol = Patrol(built, stopping)
+    patrol.walk()
+    patrol.wait(10)
+    assert done == []
+
+
+def test_a_walk_goes_on_in_the_background_one_at_a_time(built: Database, done: list, monkeypatch):
+    going_on, may_end = threading.Event(), threading.Event()
+
+    def waiting(db, days=None):
+        done.append("audit")
+        going_on.set()
+        may_end.wait(60)
+
+    monkeypatch.setattr(patrol_module, "audit", waiting)
+    patrol = Patrol(built, threading.Event())
+    patrol.walk()
+    going_on.wait(60)
+    patrol.walk()
+    assert done == ["audit"]
+    may_end.set()
+    patrol.wait(60)
+    assert ("verify", [DAYS[3]]) in done
+
+
+def test_the_error_that_ended_a_walk_is_raised_once(built: Database, monkeypatch):
+    def failing(db, days=None):
+        raise ValueError("no")
+
+    monkeypatch.setattr(patrol_module, "audit", failing)
+    patrol = Patrol(built, threading.Event())
+    patrol.walk()
+    patrol.wait(60)
+    with pytest.raises(ValueError, match="no"):
+        patrol.walk()
+    monkeypatch.undo()
+    patrol.walk()
+    patrol.wait(60)
+    patrol.walk()
+    patrol.wait(60)
+
+
+def test_two_processes_at_once_do_not_disturb_each_other(built: Database):
+    patrols = [Patrol(built, threading.Event()) for _ in range(2)]
+    for patrol in patrols:
+        patrol.walk()
+    for patrol in patrols:
+        patrol.wait(60)
+        patrol.walk()
+        patrol.wait(60)
+    with built.engine.begin() as connection:
+        audited = connection.execute(text("select audited_at is not null from rollup_state")).scalar()
+    assert audited
+    assert different_days(built) == {}
