@@ -202,7 +202,8 @@ def disagreements(place: Engine | Database) -> list[Any]:
             select 'hours', publisher_id, date, {", ".join(f"sum({name})" for name in MEASURES)}
             from calculation_stats_hourly group by 2, 3
             union all
-            select 'localities', publisher_id, date, {", ".join(f"sum({name})" for name in MEASURES[:3])}, null, null, null
+            select 'localities', publisher_id, date, {", ".join(f"sum({name})" for name in MEASURES[:3])},
+                   null, null, null
             from calculation_locality_stats_daily group by 2, 3
             union all
             select 'latency', publisher_id, date, sum(calculations), {nothing.removesuffix(", ")}

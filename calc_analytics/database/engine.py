@@ -5,6 +5,7 @@ committed before it. Settings are local to the transaction: nothing is left in a
 PgBouncer hands to somebody else, and nothing is asked for in the start-up packet.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -121,6 +122,8 @@ def engine_for(url: URL, application_name: str = "calc_analytics", statement_sec
     settings = dict(LOCAL_SETTINGS)
     if statement_seconds is not None:
         settings["statement_timeout"] = f"{round(statement_seconds * 1000)}ms"
+    # A statement that fails in a pipeline is reported by its exception.
+    logging.getLogger("psycopg").setLevel(logging.ERROR)
     engine = sqlalchemy.create_engine(
         url,
         isolation_level="READ COMMITTED",

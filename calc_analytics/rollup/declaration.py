@@ -167,6 +167,12 @@ class Rollup:
         return ", ".join([*self.keys, "date", *self.measure_names])
 
     @cached_property
+    def table_columns(self) -> str:
+        """The same columns in the order of the table."""
+        names = {*self.keys, "date", *self.measure_names}
+        return ", ".join(each.name for each in self.target.columns if each.name in names)
+
+    @cached_property
     def key_selects(self) -> str:
         """'publisher_id, date_bin(…) as hour': the keys, computed from log rows."""
         return ", ".join(f"{to_sql(each)} as {name}" for name, each in self.key_expressions.items())

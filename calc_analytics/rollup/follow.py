@@ -14,7 +14,7 @@ from datetime import date
 from calc_analytics.database.engine import persistently, trouble_in_words
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.index import IndexKeeper
-from calc_analytics.rollup.refresh import STEP_ROWS, is_uncounted, refresh
+from calc_analytics.rollup.refresh import STEP_ROWS, look_for_rows, refresh
 from calc_analytics.rollup.reports import RefreshReport
 
 # While nothing is new it looks this often: four times per debounce, within these bounds ...
@@ -111,25 +111,25 @@ class Follower:
                 self._error, self._thread = error, None
 
     def _refresh_when_new(self) -> None:
-        engine, counted, next_at = self.db.engine, None, 0.0
-        began_at = counted_at = time.monotonic()
+        engine, quiet, next_at = self.db.engine, None, 0.0
+        began_at, counted_at = time.monotonic(), float("-inf")
         with trouble_in_words(engine.url), engine.connect() as connection:
             probe = connection.execution_options(isolation_level="AUTOCOMMIT")
             while not self._is_over():
                 started = time.monotonic()
-                if is_uncounted(self.db, probe, counted):
-                    is_backlog = counted is None or started - counted_at > BACKLOG_SECONDS
+                is_new, quiet = look_for_rows(self.db, probe, quiet)
+                if is_new:
                     report = refresh(
                         self.db,
-                        step_rows=STEP_ROWS if is_backlog else None,
+                        step_rows=STEP_ROWS if started - counted_at > BACKLOG_SECONDS else None,
                         sampled=self._is_sampled(started),
                         progress=self._take_note,
                     )
-                    counted, counted_at = report.snapshot, time.monotonic()
+                    quiet, counted_at = report.snapshot, time.monotonic()
                     next_at = started + max(self.debounce_seconds, report.seconds / BUSY_SHARE)
                 self._report.probes += 1
-                is_quiet = time.monotonic() - max(counted_at, began_at) > QUIET_SECONDS
-                poll = QUIET_POLL_SECONDS if is_quiet else self._poll_seconds
+                is_idle = time.monotonic() - max(counted_at, began_at) > QUIET_SECONDS
+                poll = QUIET_POLL_SECONDS if is_idle else self._poll_seconds
                 self.stopping.wait(max(next_at - time.monotonic(), poll))
 
     def _is_sampled(self, now: float) -> bool:

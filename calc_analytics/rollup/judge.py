@@ -130,18 +130,21 @@ class _Bench:
             self._refuse(day, "differs", self._rows(day.stored))
 
     def _judge_frozen(self, day: _Day, entry: ledger.Entry, counted: Totals) -> None:
-        """A day that was never counted whole here. A person may have it counted once its log rows are back.
+        """A day that was never counted whole here. It may be once its log rows are back, if a person says so.
 
-        Not the schedule: late rows could be as many. Rows of a pending day were inserted by somebody else.
+        Late rows could be as many. Statistics that somebody else wrote, of which nothing was counted, are replaced as
+        soon as the log has as many rows; they are not deleted because it has fewer.
         """
-        is_there = self._rows(day.log) >= self._rows(counted) and not day.deleted_by_log
+        is_foreign = self._rows(counted) == 0
+        is_there = self._rows(day.log) >= max(self._rows(counted), self._rows(day.stored)) and not day.deleted_by_log
         is_whole = max(self._rows(day.log), day.counted_by_others or 0) <= self._rows(day.stored)
-        if is_there and entry.status == "pending":
-            self._replace(day)
-        elif self.decision is Decision.KEEP and is_whole:
+        if self.decision is Decision.KEEP and is_whole:
             self._accept(day)
-        elif is_there and self.decision is not Decision.AUTOMATIC:
+        elif is_there and (is_foreign or self.decision is not Decision.AUTOMATIC):
             self._replace(day)
+        elif is_foreign:
+            ledger.mark(self.connection, self.rollup, [day.span.day], "frozen")
+            self._refuse(day, "differs", self._rows(day.stored))
         else:
             self._leave(day, "frozen", entry)
 

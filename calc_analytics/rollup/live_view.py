@@ -19,7 +19,7 @@ def create_live_view(connection: Connection, log: Log, rollup: Rollup) -> None:
 
 def without_logs(connection: Connection, rollup: Rollup) -> None:
     """For a moment the view is the stored statistics alone, so that `xact_id` can be dropped; its grants stay."""
-    statement = f"create or replace view {rollup.live_view} as select {rollup.columns} from {rollup.name}"
+    statement = f"create or replace view {rollup.live_view} as select {rollup.table_columns} from {rollup.name}"
     connection.execute(text(statement))
 
 
@@ -34,7 +34,10 @@ def live_view_sql(log: Log, rollup: Rollup) -> str:
     begin, end = day_begin("d.date", zone), midnight("(d.date + 1)", zone)
     keys = rollup.key_columns
     types = {each.name: type_to_sql(each.type) for each in rollup.target.columns}
-    cast_keys = ", ".join(f"cast({name} as {types[name]}) as {name}" for name in rollup.keys)
+    selects = {
+        **{name: f"cast({name} as {types[name]}) as {name}" for name in (*rollup.keys, "date")},
+        **{each.name: f"cast(sum({each.name}) as {each.type}) as {each.name}" for each in rollup.measures},
+    }
     return f"""
     with {STORED.format(log=log.name)},
     uncounted as materialized (
@@ -58,7 +61,7 @@ def live_view_sql(log: Log, rollup: Rollup) -> str:
               select from {log.name} l
               where {within(time_, begin, end)} and {day} = d.date and {STORED_VISIBLE}))
     )
-    select {cast_keys}, date, {rollup.each_measure("cast(sum({name}) as {type}) as {name}")}
+    select {", ".join(selects[each.name] for each in rollup.target.columns if each.name in selects)}
     from (
         select {rollup.columns} from {rollup.name}
         union all

@@ -28,7 +28,7 @@ class Patrol:
 
     def __init__(self, db: Database, stopping: threading.Event) -> None:
         self.db, self.stopping = db, stopping
-        self._audit_recent_at = self._audit_all_at = self._verify_at = 0.0
+        self._audit_at = self._verify_at = 0.0
         self._error: Exception | None = None
         self._thread: threading.Thread | None = None
 
@@ -57,12 +57,9 @@ class Patrol:
         if self.stopping.is_set():
             return
         now = time.monotonic()
-        if now >= self._audit_all_at and _is_audit_due(self.db):
-            audit(self.db)
-            self._audit_recent_at = time.monotonic() + AUDIT_RECENT_SECONDS
-        elif now >= self._audit_recent_at:
-            audit(self.db, today_and_yesterday(self.db.timezone))
-            self._audit_recent_at = now + AUDIT_RECENT_SECONDS
+        if now >= self._audit_at:
+            audit(self.db, None if _is_audit_due(self.db) else today_and_yesterday(self.db.timezone))
+            self._audit_at = now + AUDIT_RECENT_SECONDS
         if now >= self._verify_at and not self.stopping.is_set():
             started = time.monotonic()
             day = persistently(lambda: oldest_proof(self.db))
@@ -73,10 +70,13 @@ class Patrol:
 
 
 def oldest_proof(db: Database) -> date | None:
-    """The day with statistics whose proof is oldest in some rollup, if that is older than an hour."""
+    """The day with statistics whose proof is oldest in some rollup, if that is older than an hour.
+
+    A day that differed is compared again after a minute: it may have been repaired.
+    """
     with transaction(db.engine) as connection:
         ledger.read(connection, db)
-        parameters = {"rollups": db.log.names, "seconds": PROOF_SECONDS}
+        parameters = {"rollups": db.log.names, "seconds": PROOF_SECONDS, "again": AUDIT_RECENT_SECONDS}
         day: date | None = connection.execute(_OLDEST, parameters).scalar()
     return day
 
@@ -93,8 +93,9 @@ _OLDEST = text(
     select date from rollup_days
     where rollup = any(cast(:rollups as text[])) and counted is not null
       and (status = 'built' or (status = 'frozen' and deleted is not null))
-      and (verified_at is null or verified_at < clock_timestamp() - make_interval(secs => :seconds))
-    order by verified_at nulls first, date desc limit 1
+      and (verified_at is null or verified_at < clock_timestamp() - make_interval(secs => :seconds)
+           or (difference <> 0 and verified_at < clock_timestamp() - make_interval(secs => :again)))
+    order by coalesce(difference, 0) <> 0 desc, verified_at nulls first, date desc limit 1
     """
 )
 _AUDIT_DUE = text(

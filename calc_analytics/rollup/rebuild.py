@@ -216,10 +216,10 @@ def _note(connection: Connection, db: Database, report: RebuildReport, seconds: 
         refused.setdefault(each.day, {})[each.rollup] = {"refused": each.reason}
     if refused:
         journal.note(connection, db.log, "refuse", days=refused)
-    for operation, is_of_it in (("deletion", True), ("keep", False)):
+    for operation, reason in (("deletion", "announced"), ("keep", "keep")):
         kept: dict[date, dict[str, Any]] = {}
         for each in report.kept:
-            if (each.reason == "announced") == is_of_it:
+            if each.reason == reason:
                 numbers = {"log_rows": each.log_rows, "counted": each.counted_rows, "deleted": each.deleted_rows}
                 kept.setdefault(each.day, {})[each.rollup] = numbers
         if kept:

@@ -122,18 +122,18 @@ def _diff_of_span(db: Database, rollup: Rollup) -> str:
     """
 
 
-def is_uncounted(db: Database, connection: Connection, counted: Snapshot | None) -> bool:
-    """Whether a row has been committed since the stored snapshot. An index probe, without a lock.
+def look_for_rows(db: Database, connection: Connection, quiet: Snapshot | None) -> tuple[bool, Snapshot]:
+    """Whether a row has been committed since the stored snapshot, and the snapshot of this look.
 
-    `connection` (in autocommit) tells first, more cheaply, whether anybody wrote anything since `counted`, the snapshot
-    last known to be stored (None: unknown).
+    An index probe, without a lock. `connection` (in autocommit) tells first, more cheaply, whether anybody wrote
+    anything since `quiet`, the snapshot of a look that found nothing or of a refresh (None: unknown).
     """
     now = Snapshot.now(connection)
-    if counted is not None and now.xmax == counted.xmax and set(counted.xip) <= set(now.xip):
-        return False
+    if quiet is not None and now.xmax == quiet.xmax and set(quiet.xip) <= set(now.xip):
+        return False, quiet
     rows = run_in_one_trip(db.engine, [probe_sql(db)])
     ledger.require_usable(db, rows[0] if rows else None)
-    return bool(rows[0]["is_uncounted"])
+    return bool(rows[0]["is_uncounted"]), now
 
 
 @lru_cache(maxsize=16)

@@ -268,6 +268,11 @@ class DayProof:
                 said = f"statistics equal the log and the {self.deleted_rows:,} rows deleted since"
             case "equal":
                 said = "statistics equal the log"
+            case "statistics_changed" if self.status in ("pending", "frozen") and not self.counted_rows:
+                said = (
+                    f"{self.stored_rows:,} stored rows, but none was ever counted: somebody else wrote them. Keep them "
+                    f"with {command} --keep', or recount from the log with {command} --allow-shrink'."
+                )
             case "statistics_changed":
                 said = (
                     f"somebody changed the statistics: {self.stored_rows:,} stored but {self.counted_rows:,} counted"

@@ -22,6 +22,8 @@ from sqlalchemy.engine import Engine
 
 from calc_analytics.config import project_root, with_driver
 from calc_analytics.database.engine import engine_for
+from calc_analytics.rollup.database import Database
+from calc_analytics.rollups import LOG
 from calc_analytics.supervisor import free_port
 from calc_analytics_tests.conftest import stay_clear_of_midnight
 
@@ -136,6 +138,10 @@ class Up:
     def engine(self) -> Engine:
         """An engine on its database."""
         return engine_for(with_driver(self.database_url, "psycopg"))
+
+    def db(self) -> Database:
+        """What operations take, on its database: every rollup, days in UTC."""
+        return Database(self.engine(), LOG, "UTC")
 
     def descendants(self) -> list[psutil.Process]:
         """All its processes, the embedded server's (which detaches itself) included."""

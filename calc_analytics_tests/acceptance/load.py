@@ -9,13 +9,15 @@ from typing import Any
 
 import psutil
 from sqlalchemy import text
-from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError
 
 from calc_analytics.database.engine import DatabaseTrouble
-from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
-from calc_analytics.rollup.verify import built_days, verify
+from calc_analytics.rollup.database import Database
+from calc_analytics.rollup.ledger import built_days, days_by_status
+from calc_analytics.rollup.verify import verify
+from calc_analytics_tests.acceptance.comparisons import differing
 from calc_analytics_tests.acceptance.conftest import Project, Up, eventually
+from calc_analytics_tests.logs import FORMS, disagreements
 
 OURS = 'repositoryName: "__repository__", repositoryLocationName: "calc_analytics"'
 LAUNCH = f"""
@@ -24,8 +26,8 @@ mutation ($day: String!) {{ launchRun(executionParams: {{
 }}) {{ __typename ... on LaunchRunSuccess {{ run {{ runId }} }} }} }}
 """
 BACKFILL = """
-mutation ($days: [String!]) { launchPartitionBackfill(backfillParams: {
-  assetSelection: [{path: ["calculation_stats_daily"]}], partitionNames: $days
+mutation ($assets: [AssetKeyInput!], $days: [String!]) { launchPartitionBackfill(backfillParams: {
+  assetSelection: $assets, partitionNames: $days
 }) { __typename ... on LaunchBackfillSuccess { backfillId } } }
 """
 RUNS = "query { runsOrError { ... on Runs { results { runId parentRunId status } } } }"
@@ -33,26 +35,16 @@ TICKS = f"""
 query {{ instigationStateOrError(instigationSelector: {{{OURS}, name: "new_log_batches"}}) {{
   ... on InstigationState {{ ticks(limit: 1) {{ status timestamp }} }} }} }}
 """
-# In one statement, so at one instant: the live view and all logs, for the days that are built.
-LIVE_AND_LOGS = f"""
-    with built as (select date from rollup_days where rollup = '{ROLLUP.name}' and status = 'built'),
-    raw as (
-        select publisher_id, cast(created_at at time zone 'UTC' as date) as date, {ROLLUP.aggregates}
-        from calculation_logs group by 1, 2
-    )
-    select count(*) filter (where {ROLLUP.each_measure("raw.{name} is distinct from live.{name}", " or ")}) as differing
-    from raw full join calculation_stats_daily_live live using (publisher_id, date)
-    where date in (select date from built)
-"""
 Run = dict[str, Any]
 
 
 class Proofs(threading.Thread):
-    """Whenever the database answers: statistics = logs, and live view = logs, for every built day."""
+    """Whenever the database answers, in every rollup: statistics = logs, and live view = logs, for every built day;
+    and the rollups agree with each other."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, db: Database) -> None:
         super().__init__(name="proofs", daemon=True)
-        self.engine, self.over = engine, threading.Event()
+        self.db, self.over = db, threading.Event()
         self.made = self.unanswered = 0
         self.wrong: list[str] = []
 
@@ -67,28 +59,28 @@ class Proofs(threading.Thread):
                 self.wrong.append(f"the proof failed: {error!r}")
 
     def _prove(self) -> None:
-        report = verify(self.engine, ROLLUP, "UTC", built_days(self.engine, ROLLUP))
+        report = verify(self.db, built_days(self.db))
         if report.difference:
             self.wrong.append(f"statistics differ from logs: {report.as_dict()}")
-        with self.engine.begin() as connection:
-            differing = connection.execute(text(LIVE_AND_LOGS)).scalar_one()
-        if differing:
-            self.wrong.append(f"the live view differs from the logs for {differing} keys")
+        if keys := differing(self.db.engine, live=True):
+            self.wrong.append(f"the live views differ from the logs, in so many keys: {keys}")
+        if found := disagreements(self.db):
+            self.wrong.append(f"the rollups do not agree with each other: {found[:5]}")
         self.made += 1
 
 
 @contextmanager
 def proving(up: Up) -> Iterator[Proofs]:
     """Proofs are made until the end of the block, and none may fail."""
-    engine = up.engine()
-    proofs = Proofs(engine)
+    db = up.db()
+    proofs = Proofs(db)
     proofs.start()
     try:
         yield proofs
     finally:
         proofs.over.set()
         proofs.join()
-        engine.dispose()
+        db.engine.dispose()
     assert not proofs.wrong, proofs.wrong
 
 
@@ -111,8 +103,9 @@ def launch_a_run(up: Up, day: date, seconds: float) -> str:
 
 
 def launch_a_backfill(up: Up, wanted: list[date]) -> None:
-    """Materializes these days."""
-    answer = up.graphql(BACKFILL, days=[str(day) for day in wanted])["launchPartitionBackfill"]
+    """Materializes these days of every rollup."""
+    assets = [{"path": [name]} for name in FORMS]
+    answer = up.graphql(BACKFILL, assets=assets, days=[str(day) for day in wanted])["launchPartitionBackfill"]
     assert answer["__typename"] == "LaunchBackfillSuccess", answer
 
 
@@ -148,9 +141,22 @@ def logged(up: Up) -> dict[int, int]:
     return {int(marker): int(rows) for marker, rows in scalar(up, f"{pairs} as logs (marker, rows)").items()}
 
 
-def counted(up: Up) -> int:
-    """Rows in the statistics."""
-    return int(scalar(up, "select coalesce(sum(total_calculations), 0) from calculation_stats_daily"))
+def counted(up: Up) -> dict[str, int]:
+    """Rows in the statistics, of each rollup."""
+    return {
+        name: int(scalar(up, f"select coalesce(sum({measures[0]}), 0) from {name}"))
+        for name, (_, measures) in FORMS.items()
+    }
+
+
+def in_every_rollup(rows: int) -> dict[str, int]:
+    """What `counted` answers when that many rows are counted."""
+    return dict.fromkeys(FORMS, rows)
+
+
+def built_everywhere(db: Database) -> set[date]:
+    """The days that are built in every rollup."""
+    return {day for day, names in days_by_status(db, ["built"]).items() if len(names) == len(FORMS)}
 
 
 @contextmanager

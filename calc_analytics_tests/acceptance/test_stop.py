@@ -17,12 +17,14 @@ import psycopg
 from sqlalchemy.engine import URL
 
 from calc_analytics import days
-from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
-from calc_analytics.rollup.verify import built_days, verify
+from calc_analytics.rollup.verify import verify
+from calc_analytics_tests.acceptance.comparisons import differing
 from calc_analytics_tests.acceptance.conftest import PATIENCE_SECONDS, Project, Up, eventually, free_ports
 from calc_analytics_tests.acceptance.load import (
     ACTIVE,
+    built_everywhere,
     counted,
+    in_every_rollup,
     launch_a_backfill,
     launch_a_run,
     logged,
@@ -71,15 +73,17 @@ def test_a_stop_under_load_in_the_midst_of_a_backfill_loses_nothing_and_the_next
                 eventually(lambda: is_blocked_in_a_run(up), "the backfill in the midst of a transaction")
                 assert_stops(up, signal.SIGTERM)
             with project.up() as again:
-                engine = again.engine()
-                eventually(lambda: set(wanted) <= set(built_days(engine, ROLLUP)), "the backfill done", 240)
+                db = again.db()
+                eventually(lambda: set(wanted) <= built_everywhere(db), "the backfill done", 240)
                 eventually(lambda: unfinished_runs(again) == [], "every run at its end", 240)
-                assert verify(engine, ROLLUP, "UTC", built_days(engine, ROLLUP)).difference == 0
+                assert verify(db, sorted(built_everywhere(db))).difference == 0
                 writers.finish()
                 committed = writers.committed()
                 assert logged(again) == committed
-                eventually(lambda: counted(again) == sum(committed.values()), "every row in the statistics")
-                engine.dispose()
+                in_each = in_every_rollup(sum(committed.values()))
+                eventually(lambda: counted(again) == in_each, "every row in each rollup")
+                assert differing(db.engine, live=False, built_only=False) == {}
+                db.engine.dispose()
                 with nobody_may_count(again):
                     launch_a_run(again, wanted[0], PATIENCE_SECONDS)
                     eventually(lambda: is_blocked_in_a_run(again), "a run in the midst of its transaction")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -16,14 +17,17 @@ from playwright.sync_api import Page, sync_playwright
 from sqlalchemy import text
 
 from calc_analytics import days
-from calc_analytics.rollup.declaration import CALCULATION_STATS_DAILY as ROLLUP
-from calc_analytics.rollup.verify import built_days, verify
+from calc_analytics.rollup.ledger import built_days
+from calc_analytics.rollup.verify import verify
+from calc_analytics_tests.acceptance.comparisons import compare, differing
 from calc_analytics_tests.acceptance.conftest import Project, Up, eventually, free_ports
+from calc_analytics_tests.acceptance.load import built_everywhere, counted, in_every_rollup, scalar
+from calc_analytics_tests.logs import FORMS, disagreements
 
 RUNS = "query { runsOrError { ... on Runs { results { runId status jobName tags { key value } } } } }"
 MATERIALIZATIONS = """
-query ($partitions: [String!]) {
-  assetOrError(assetKey: {path: ["calculation_stats_daily"]}) { ... on Asset {
+query ($asset: String!, $partitions: [String!]) {
+  assetOrError(assetKey: {path: [$asset]}) { ... on Asset {
     assetMaterializations(partitions: $partitions, limit: 20) {
       partition runId
       metadataEntries { label ... on IntMetadataEntry { intValue } ... on MarkdownMetadataEntry { mdStr } }
@@ -32,30 +36,27 @@ query ($partitions: [String!]) {
 }
 """
 CHECKS = """
-query { assetChecksOrError: assetNodeOrError(assetKey: {path: ["calculation_stats_daily"]}) { ... on AssetNode {
+query ($asset: String!) { assetChecksOrError: assetNodeOrError(assetKey: {path: [$asset]}) { ... on AssetNode {
     assetChecksOrError { ... on AssetChecks { checks {
       name executionForLatestMaterialization { status evaluation { success partition description } }
     } } }
 } } }
 """
-SAME_INSTANT = f"""
-    with raw as (
-        select publisher_id, cast(created_at at time zone 'UTC' as date) as date, {ROLLUP.aggregates}
-        from calculation_logs group by 1, 2
-    )
-    select
-        count(*) filter (where {ROLLUP.each_measure("raw.{name} is distinct from live.{name}", " or ")}) as differing,
-        coalesce(sum(raw.total_calculations), 0) as rows
-    from raw full join calculation_stats_daily_live live using (publisher_id, date)
-"""
+CHECKED = {
+    "calculation_stats_daily": {"stats_match_logs", "source_breakdown_complete", "cache_hits_within_total"},
+    "calculation_locality_stats_daily": {"calculation_locality_stats_daily_match_logs", "cache_hits_within_total"},
+    "calculation_stats_hourly": {"calculation_stats_hourly_match_logs", "cache_hits_within_total"},
+    "calculation_latency_daily": {"calculation_latency_daily_match_logs"},
+}
 
 
 def runs(up: Up) -> list[dict[str, Any]]:
     return up.graphql(RUNS)["runsOrError"]["results"]
 
 
-def materializations(up: Up, *partitions: str) -> list[dict[str, Any]]:
-    return up.graphql(MATERIALIZATIONS, partitions=list(partitions))["assetOrError"]["assetMaterializations"]
+def materializations(up: Up, *partitions: str, asset: str = "calculation_stats_daily") -> list[dict[str, Any]]:
+    found = up.graphql(MATERIALIZATIONS, asset=asset, partitions=list(partitions))
+    return found["assetOrError"]["assetMaterializations"]
 
 
 def all_runs_ended(up: Up) -> bool:
@@ -64,17 +65,18 @@ def all_runs_ended(up: Up) -> bool:
 
 
 def test_statistics_are_exact_at_every_moment_while_four_writers_write_a_thousand_rows_a_second(up: Up):
-    engine = up.engine()
+    db = up.db()
     traffic = ("simulate", "--rate", "1000", "--writers", "4", "--seconds", "25", "--late-share", "0", "--json")
     writing = up.project.start("calc_analytics.cli", *traffic)
     proofs, seen = 0, []
     while writing.poll() is None:
-        report = verify(engine, ROLLUP, "UTC", built_days(engine, ROLLUP))
+        report = verify(db, built_days(db))
         assert report.difference == 0, report.as_dict()
-        with engine.begin() as connection:
-            compared = connection.execute(text(SAME_INSTANT)).one()
-        assert compared.differing == 0
-        seen.append(int(compared.rows))
+        compared = compare(db.engine, live=True, built_only=False)
+        assert {name: each.differing for name, each in compared.items()} == dict.fromkeys(FORMS, 0)
+        (rows,) = {each.rows for each in compared.values()}
+        seen.append(rows)
+        assert disagreements(db) == []
         proofs += 1
         time.sleep(0.2)
     written = json.loads(writing.stdout.read().splitlines()[-1])
@@ -82,14 +84,11 @@ def test_statistics_are_exact_at_every_moment_while_four_writers_write_a_thousan
     assert proofs > 20
     assert seen == sorted(seen)
 
-    def all_counted() -> bool:
-        with engine.begin() as connection:
-            total = "select coalesce(sum(total_calculations), 0) from calculation_stats_daily"
-            return connection.execute(text(total)).scalar_one() == written["rows"]
-
-    eventually(all_counted, "every written row in calculation_stats_daily", 15)
-    assert verify(engine, ROLLUP, "UTC", built_days(engine, ROLLUP)).difference == 0
-    engine.dispose()
+    wanted = in_every_rollup(written["rows"])
+    eventually(lambda: counted(up) == wanted, "every written row in every rollup", 15)
+    assert verify(db, built_days(db)).difference == 0
+    assert differing(db.engine, live=False, built_only=False) == {}
+    db.engine.dispose()
 
 
 def test_the_first_tick_builds_today_and_yesterday_and_the_checks_are_green(up: Up):
@@ -99,9 +98,13 @@ def test_the_first_tick_builds_today_and_yesterday_and_the_checks_are_green(up: 
     partitions = {tag["value"] for run in runs(up) for tag in run["tags"] if tag["key"] == "dagster/partition"}
     assert partitions >= {str(today), str(today - timedelta(days=1))}
 
-    node = up.graphql(CHECKS)["assetChecksOrError"]
-    checks = {c["name"]: c["executionForLatestMaterialization"] for c in node["assetChecksOrError"]["checks"]}
-    assert set(checks) == {"stats_match_logs", "source_breakdown_complete", "cache_hits_within_total"}
+    for asset, names in CHECKED.items():
+        node = up.graphql(CHECKS, asset=asset)["assetChecksOrError"]
+        assert {check["name"] for check in node["assetChecksOrError"]["checks"]} == names
+    assert all(materializations(up, str(today), asset=asset) for asset in FORMS)
+    status, answer = up.get("/health/rollup")
+    (checks,) = (probe for probe in answer["data"]["probes"] if probe["name"] == "checks")
+    assert (checks["ok"], checks["compared"]) == (True, "the last results of 8 checks passed"), status
 
 
 def test_streamed_batches_leave_a_materialization_per_tick_with_the_days_figures(up: Up):
@@ -115,6 +118,10 @@ def test_streamed_batches_leave_a_materialization_per_tick_with_the_days_figures
     assert figures["rows"] > 0
     assert figures["rows"] == figures["source_web"] + figures["source_api"] + figures["source_external"]
     assert figures["rows_added"] > 0
+    for asset in FORMS:
+        streamed_events = [event for event in materializations(up, today, asset=asset) if not event["runId"]]
+        totals = {entry["label"]: entry.get("intValue") for entry in streamed_events[-1]["metadataEntries"]}
+        assert totals["rows"] > 0, asset
 
 
 @pytest.fixture(scope="module")
@@ -131,10 +138,14 @@ def page(up: Up) -> Iterator[Page]:
         browser.close()
 
 
-def launch_from_the_ui(page: Page, partitions: str) -> None:
-    """Types the partitions into the Materialize dialog, as an operator does, and launches."""
-    page.goto("/assets/calculation_stats_daily?view=partitions")
-    page.get_by_role("button", name="Materialize…").click()
+ONE_ROLLUP = "/assets/calculation_stats_daily?view=partitions"
+ALL_ROLLUPS = "/asset-groups"
+
+
+def launch_from_the_ui(page: Page, address: str, partitions: str) -> None:
+    """Types the partitions into the Materialize dialog of that page, as an operator does, and launches."""
+    page.goto(address)
+    page.get_by_role("button", name=re.compile(r"^Materialize.*…$")).click()
     field = page.get_by_placeholder("No matching partitions").or_(page.get_by_placeholder("ex: 2025-01-01")).last
     field.fill(partitions)
     field.press("Enter")
@@ -144,7 +155,7 @@ def launch_from_the_ui(page: Page, partitions: str) -> None:
 def test_a_partition_materialized_in_the_ui_shows_its_figures_and_a_green_check(up: Up, page: Page):
     day = days.today("UTC") - timedelta(days=3)
     write_day(up, day, 500)
-    launch_from_the_ui(page, str(day))
+    launch_from_the_ui(page, ONE_ROLLUP, str(day))
     event = eventually(lambda: [e for e in materializations(up, str(day)) if e["runId"]], "the run's event")[0]
     figures = {entry["label"]: entry.get("intValue") for entry in event["metadataEntries"]}
     assert figures["rows"] == 500
@@ -156,7 +167,7 @@ def test_a_partition_materialized_in_the_ui_shows_its_figures_and_a_green_check(
     page.goto("/assets/calculation_stats_daily?view=checks")
     page.get_by_text("stats_match_logs").first.wait_for()
     page.goto("/assets/calculation_stats_daily?view=checks&checkDetail=stats_match_logs")
-    page.get_by_text("zero difference").first.wait_for()
+    page.get_by_text("statistics equal the log").first.wait_for()
 
 
 def test_a_backfill_of_thirty_days_from_the_ui_takes_at_most_two_runs(up: Up, page: Page):
@@ -165,11 +176,10 @@ def test_a_backfill_of_thirty_days_from_the_ui_takes_at_most_two_runs(up: Up, pa
     for day in wanted[:3]:
         write_day(up, day, 100)
     before = {run["runId"] for run in runs(up)}
-    launch_from_the_ui(page, f"[{wanted[0]}...{wanted[-1]}]")
-    keys = {str(day) for day in wanted}
+    launch_from_the_ui(page, ALL_ROLLUPS, f"[{wanted[0]}...{wanted[-1]}]")
 
     def built() -> bool:
-        return all(materializations(up, key) for key in sorted(keys))
+        return all(materializations(up, str(day), asset=asset) for asset in FORMS for day in wanted)
 
     eventually(built, "a materialization for each of the thirty days")
     eventually(lambda: all_runs_ended(up), "the backfill's runs to end")
@@ -180,10 +190,11 @@ def test_a_backfill_of_thirty_days_from_the_ui_takes_at_most_two_runs(up: Up, pa
     ]
     assert 1 <= len(backfilled) <= 2
     assert {run["status"] for run in backfilled} == {"SUCCESS"}
-    engine = up.engine()
-    assert verify(engine, ROLLUP, "UTC", wanted).difference == 0
-    assert set(wanted) <= set(built_days(engine, ROLLUP))
-    engine.dispose()
+    db = up.db()
+    assert verify(db, wanted).difference == 0
+    assert set(wanted) <= built_everywhere(db)
+    assert differing(db.engine, live=False) == {}
+    db.engine.dispose()
 
 
 def write_day(up: Up, day: date, rows: int) -> None:
@@ -221,16 +232,10 @@ def test_a_database_that_dies_is_started_again_and_counting_goes_on(up: Up):
     eventually(all_counted_again, "the database again", 60)
     up.project.cli("simulate", "--rows", "200", "--rate", "1000", "--late-share", "0")
 
-    def difference() -> int:
-        with up.engine().begin() as connection:
-            return connection.execute(
-                text(
-                    "select (select count(*) from calculation_logs) - "
-                    "(select sum(total_calculations) from calculation_stats_daily)"
-                )
-            ).scalar_one()
+    def is_counted() -> bool:
+        return counted(up) == in_every_rollup(int(scalar(up, "select count(*) from calculation_logs")))
 
-    eventually(lambda: difference() == 0, "the new rows counted by the daemon's sensor", 90)
+    eventually(is_counted, "the new rows counted by the daemon's sensor in every rollup", 90)
 
 
 def test_a_second_up_in_the_same_folder_says_so_in_one_line(up: Up):
@@ -258,4 +263,6 @@ def test_sigterm_stops_everything_and_a_second_start_finds_its_data(project: Pro
         assert again.database_url == up.database_url
         proof = json.loads(project.cli("verify", "--json").stdout)
         assert proof["difference"] == 0
-        assert proof["days"][str(days.today("UTC"))]["log_rows"] > 20_000
+        today = proof["days"][str(days.today("UTC"))]
+        assert set(today) == set(FORMS)
+        assert min(each["log_rows"] for each in today.values()) > 20_000

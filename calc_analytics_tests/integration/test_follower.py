@@ -47,9 +47,9 @@ def timed(db: Database, monkeypatch: pytest.MonkeyPatch):
     def run(seconds_in_all: float, is_new, seconds: float = 0.005) -> tuple[list[float], list[float]]:
         clock, looks, refreshes = Clock(seconds_in_all), [], []
 
-        def look(*_) -> bool:
+        def look(*_) -> tuple[bool, Snapshot]:
             looks.append(clock.now)
-            return is_new(clock.now - 1_000.0)
+            return is_new(clock.now - 1_000.0), Snapshot.parse("7:7:")
 
         def count(db: Database, *, progress, **_) -> RefreshReport:
             refreshes.append(clock.now)
@@ -60,7 +60,7 @@ def timed(db: Database, monkeypatch: pytest.MonkeyPatch):
             return report
 
         monkeypatch.setattr(follow, "time", SimpleNamespace(monotonic=clock.monotonic))
-        monkeypatch.setattr(follow, "is_uncounted", look)
+        monkeypatch.setattr(follow, "look_for_rows", look)
         monkeypatch.setattr(follow, "refresh", count)
         monkeypatch.setattr(index.IndexKeeper, "counted", lambda self, rows: None)
         follower = Follower(db, DEBOUNCE, clock)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Patrol: what is due is done, the oldest proof first, within a small share of the time, and what it finds is recorded."""
+"""Patrol: what is due is done, the oldest proof first, in a small share of the time; what it finds is recorded."""
 
 import random
 import threading

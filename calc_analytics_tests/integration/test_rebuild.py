@@ -1,6 +1,7 @@
 """Rebuild and verify: repeatable, complete, refuses to destroy; and what tampering looks like."""
 
 import threading
+from dataclasses import replace
 from datetime import date, timedelta
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import pytest
 
 from calc_analytics.rollup import patrol as patrol_module
 from calc_analytics.rollup.database import Database
+from calc_analytics.rollup.install import install
 from calc_analytics.rollup.judge import Decision
 from calc_analytics.rollup.ledger import built_days, waiting_days
 from calc_analytics.rollup.patrol import Patrol, oldest_proof
@@ -85,11 +87,13 @@ def test_a_predecessors_doubled_statistics_are_replaced(db, connect):
     assert_exact(db)
 
 
-def test_a_late_row_does_not_replace_statistics_whose_logs_were_deleted_before_this_project(db, connect):
+def test_a_late_row_does_not_replace_statistics_whose_logs_were_deleted_before_this_project(db, owner, connect):
     execute(db, "insert into calculation_stats_daily values (1, '2026-03-01', 40, 0, 400, 40, 0, 0)")
+    execute(db, "delete from rollup_state")
+    install(replace(db, engine=owner))
     write(connect(), [row(NOON)])
-    refresh(db)
-    assert waiting_days(db) == [DAY]
+    (unbuilt,) = refresh(db).unbuilt
+    assert (unbuilt.rollup, unbuilt.rows) == (STATS.name, 1)
     (frozen,) = rebuild(db, [DAY]).refused
     assert (frozen.rollup, frozen.reason) == (STATS.name, "frozen")
     assert (frozen.log_rows, frozen.counted_rows) == (1, 40)

@@ -153,7 +153,9 @@ def test_logs_deleted_by_others_are_reported_until_somebody_decides(counted: Dat
     assert disagreements(counted) == []
     write(connect(), [row(NOON)] * 2)
     refresh(counted)
-    assert count(counted, DAY) == sum(m[0] for (_, day), m in before["calculation_stats_daily"].items() if day == DAY) + 2
+    assert (
+        count(counted, DAY) == sum(m[0] for (_, day), m in before["calculation_stats_daily"].items() if day == DAY) + 2
+    )
     assert verify(counted, [DAY, NEXT, LAST]).difference == 0
 
 

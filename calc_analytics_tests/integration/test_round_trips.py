@@ -21,7 +21,7 @@ from calc_analytics.rollup.audit import audit
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.ledger import TimezoneChanged
 from calc_analytics.rollup.rebuild import rebuild
-from calc_analytics.rollup.refresh import is_uncounted, refresh
+from calc_analytics.rollup.refresh import look_for_rows, refresh
 from calc_analytics.rollup.retention import prune
 from calc_analytics.rollup.verify import verify
 from calc_analytics_tests.logs import assert_exact, row, utc, write
@@ -128,11 +128,21 @@ def test_a_look_for_new_rows_is_two_round_trips_at_most(over: Database, wire: Wi
         probe = connection.execution_options(isolation_level="AUTOCOMMIT")
         counted = refresh(over).snapshot
         for is_new in (False, True):
-            assert is_uncounted(over, probe, counted) is is_new
+            assert look_for_rows(over, probe, counted)[0] is is_new
             wire.forget()
-            assert is_uncounted(over, probe, counted) is is_new
+            assert look_for_rows(over, probe, counted)[0] is is_new
             assert wire.turns <= 2
             write(connect(), [row(NOON)])
+
+
+def test_a_look_is_one_round_trip_while_nobody_writes_anything(over: Database, wire: Wire):
+    with over.engine.connect() as connection:
+        probe = connection.execution_options(isolation_level="AUTOCOMMIT")
+        is_new, quiet = look_for_rows(over, probe, refresh(over).snapshot)
+        assert not is_new
+        wire.forget()
+        assert look_for_rows(over, probe, quiet) == (False, quiet)
+        assert wire.turns == 1
 
 
 def test_its_statements_are_prepared_and_not_parsed_anew(over: Database, wire: Wire, connect):
@@ -155,8 +165,6 @@ def test_statements_are_not_prepared_where_a_pooler_answers(over: Database, wire
         connection.info["is_direct"] = False
     for n in range(2):
         write(connect(), [row(NOON)])
-        with over.engine.connect() as connection:
-            connection.exec_driver_sql("deallocate all")
         wire.forget()
         assert refresh(over).rows == 1, n
         assert wire.turns == 1
@@ -169,7 +177,8 @@ def test_a_prepared_statement_that_is_gone_is_no_error(over: Database, connect):
     assert refresh(over).rows == 1
     for _ in range(2):
         with over.engine.connect() as connection:
-            connection.exec_driver_sql("deallocate all")
+            # In a way that psycopg does not notice.
+            connection.exec_driver_sql("do $$ begin execute 'deallocate all'; end $$")
             connection.commit()
         write(connect(), [row(NOON)])
         assert refresh(over).rows == 1

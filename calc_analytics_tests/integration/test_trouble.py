@@ -28,7 +28,7 @@ from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.follow import Follower
 from calc_analytics.rollup.install import install
 from calc_analytics.rollup.rebuild import rebuild
-from calc_analytics.rollup.refresh import refresh
+from calc_analytics.rollup.refresh import refresh, refresh_locked
 from calc_analytics.rollup.retention import prune
 from calc_analytics.rollup.verify import verify
 from calc_analytics.rollups import LOG
@@ -374,6 +374,25 @@ def test_a_default_isolation_set_for_the_role_changes_nothing(db: Database, conn
     refresh(db)
     assert verify(db, [DAY]).difference == 0
     assert_exact(db)
+
+
+def test_with_any_default_isolation_a_refresh_that_waited_for_another_sees_what_that_one_did(
+    counted: Database, owner: Engine, connect
+):
+    """At its first attempt: it has no snapshot from before it waited."""
+    alter_role(counted, "default_transaction_isolation", "serializable")
+    attempts_made, rows = [], []
+    event.listen(counted.engine, "checkout", lambda *_: attempts_made.append(1))
+    watcher = connect()
+    watcher.autocommit = True
+    thread = threading.Thread(target=lambda: rows.append(refresh(counted).rows))
+    with transaction(owner) as first:
+        assert refresh_locked(first, counted).rows == 5
+        thread.start()
+        _await_row(watcher, "select 1 from pg_stat_activity where datname = %s and wait_event_type = 'Lock'")
+    thread.join()
+    assert (rows, len(attempts_made)) == ([0], 1)
+    assert_exact(counted)
 
 
 def test_a_writer_that_idles_in_its_transaction_delays_nobody(db: Database, connect):

@@ -2,7 +2,7 @@
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -36,13 +36,33 @@ def error_classes() -> set[str]:
     return found - {BASE}
 
 
-def template(node: ast.expr) -> str:
-    """A string expression with … for whatever is filled in."""
+def template(node: ast.AST, names: Mapping[str, ast.expr] | None = None) -> str:
+    """A string expression with … for whatever is filled in, except the `names` whose expressions are known."""
+    known = names or {}
     if isinstance(node, ast.Constant):
         return str(node.value)
+    if isinstance(node, ast.FormattedValue) and isinstance(node.value, ast.Name) and node.value.id in known:
+        return template(known[node.value.id], known)
     if isinstance(node, ast.JoinedStr):
-        return re.sub("…+", "…", "".join(template(part) for part in node.values))
+        return re.sub("…+", "…", "".join(template(part, known) for part in node.values))
     return "…"
+
+
+def branches(node: ast.expr) -> list[ast.expr]:
+    """Both values of a conditional expression, else the expression itself."""
+    return [node.body, node.orelse] if isinstance(node, ast.IfExp) else [node]
+
+
+def returned(function: ast.FunctionDef) -> Iterator[str]:
+    """What a function that makes a message returns, with the parts that it names filled in."""
+    names = {
+        node.targets[0].id: node.value
+        for node in ast.walk(function)
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    for node in ast.walk(function):
+        if isinstance(node, ast.Return) and node.value:
+            yield from (template(branch, names) for branch in branches(node.value))
 
 
 def messages() -> Iterator[str]:
@@ -52,7 +72,7 @@ def messages() -> Iterator[str]:
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") in {*error_classes(), BASE} and node.args:
                 yield template(node.args[0])
             if isinstance(node, ast.FunctionDef) and node.name in ("_in_words", "__str__"):
-                yield from (template(n.value) for n in ast.walk(node) if isinstance(n, ast.Return) and n.value)
+                yield from returned(node)
 
 
 MESSAGES = sorted({message for message in messages() if message != "…"})
