@@ -26,9 +26,10 @@ from calc_analytics.config import Settings, shown
 from calc_analytics.database.embedded import data_folder
 from calc_analytics.database.engine import dagster_url, database_url, ensure_database
 from calc_analytics.errors import CalcAnalyticsError
+from calc_analytics.plurals import number
 from calc_analytics.rollup import install, ledger, retention
 from calc_analytics.supervisor import Supervisor, claim
-from calc_analytics.terminal import number, print_report
+from calc_analytics.terminal import print_report
 
 ui_port_option = port_option("--ui-port", UI_PORT, "Port of the Dagster UI on 127.0.0.1.")
 service_port_option = port_option(

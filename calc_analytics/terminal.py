@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from datetime import date
 from typing import Any, TypeVar
 
+from calc_analytics.plurals import number
 from calc_analytics.rollup.declaration import Rollup
 from calc_analytics.rollup.reports import (
     DayProof,
@@ -43,17 +44,6 @@ def say(text: str, error: bool = False) -> None:
 def print_report(report: Any, as_json: bool, show: Callable[..., None], *more: Any) -> None:
     """The report as one JSON object, or shown by `show`, which gets `more` besides."""
     say(json.dumps(report.as_dict())) if as_json else show(report, *more)
-
-
-def number(count: int, what: str) -> str:
-    """'1 day', '2,000 days', '2 batches', '2 entries'."""
-    if count == 1:
-        return f"1 {what}"
-    if what.endswith(("s", "sh", "ch", "x")):
-        return f"{count:,} {what}es"
-    if what.endswith("y") and not what.endswith(("ay", "ey", "oy")):
-        return f"{count:,} {what[:-1]}ies"
-    return f"{count:,} {what}s"
 
 
 def named(rollups: Sequence[str]) -> str:
@@ -137,9 +127,9 @@ def show_prune(report: PruneReport) -> None:
     for day, rows in report.rows_by_day.items():
         say(f"  {day}  {number(rows, 'row')} deleted, statistics kept")
     for day in report.not_built:
-        say(f"  {day}  not built in every rollup, so its logs stay: run 'calc-analytics rollup --day {day}'")
+        say(f"  {day}  not built in every rollup, so its log rows stay: 'calc-analytics rollup --day {day}' says why")
     for day in report.different:
-        say(f"  {day}  differs from its log, so its logs stay: run 'calc-analytics verify --day {day}'")
+        say(f"  {day}  differs from its log, so its log rows stay: run 'calc-analytics verify --day {day}'")
     days = number(len(report.rows_by_day), "day")
     say(f"{number(report.rows, 'row')} of {days} deleted in {report.seconds:.2f} s")
 

@@ -8,8 +8,16 @@ from calc_analytics.rollups import database
 
 
 def open_database(settings: Settings) -> Database:
-    """The database; the embedded one is the project's own and is made ready on the way."""
-    return make_ready(settings) if settings.embedded else database(create_engine(settings), settings)
+    """The database; the embedded one is the project's own and is installed on the way.
+
+    Other rollups than it keeps are refused by the operation itself: only `migrate`, `up` and `demo` switch them.
+    """
+    db = database(create_engine(settings), settings)
+    if settings.embedded:
+        ensure_database(db.engine.url)
+        if not install.is_installed(db, with_these_rollups=False):
+            install.install(db, settings.start_date)
+    return db
 
 
 def make_ready(settings: Settings, always: bool = False) -> Database:

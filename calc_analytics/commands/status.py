@@ -93,8 +93,9 @@ def _wrong(wrong: "list[Finding]") -> Iterator[str]:
 
 
 def _counting(found: "Status") -> Iterator[str]:
+    from calc_analytics.plurals import number
     from calc_analytics.rollup.status import LAG_ROWS_LIMIT
-    from calc_analytics.service.words import ago, number
+    from calc_analytics.service.words import ago
 
     if found.lag is None or found.refreshed is None or found.days is None:
         said = {finding.compared for finding in found.health.wrong}

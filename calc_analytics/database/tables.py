@@ -178,7 +178,9 @@ rollup_journal = Table(
     Column("ages", JSONB, comment="of refreshed rows: histogram of the ages at which they were counted"),
     Column("oldest_seconds", Float, comment="age of the oldest row when it was counted"),
     Column("detail", Text, comment="what else there is to say, in one line"),
-    Index("rollup_journal_summed", "log", "operation", "failed", "at", "by", unique=True, postgresql_where=text("summed")),
+    Index(
+        "rollup_journal_summed", "log", "operation", "failed", "at", "by", unique=True, postgresql_where=text("summed")
+    ),
     postgresql_with={"fillfactor": 50},
 )
 

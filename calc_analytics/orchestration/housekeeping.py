@@ -104,6 +104,8 @@ def daily_housekeeping(settings: Settings) -> ScheduleDefinition:
         cron_schedule=CRON,
         execution_timezone=settings.timezone,
         default_status=DefaultScheduleStatus.RUNNING,
+        description="Deletes old rows of Dagster's event log that belong to this project, and sums up old minutes of "
+        "the journal.",
     )
 
 

@@ -14,7 +14,7 @@ from calc_analytics.rollup.declaration import Rollup
 from calc_analytics.rollups import STATS
 
 LINES = 10
-DETAIL_LENGTH = 300
+DETAIL_LENGTH = 600
 # Told and still open; beyond that the oldest are forgotten, so that the state a tick leaves stays small.
 OPEN_AT_MOST = 200
 

@@ -27,6 +27,7 @@ def hourly_schedule(
         job=job,
         execution_timezone=settings.timezone,
         default_status=DefaultScheduleStatus.RUNNING,
+        description="Recounts and checks today and yesterday in every rollup, whatever the sensor did.",
     )
     def hourly_rollup(context: ScheduleEvaluationContext) -> list[RunRequest]:
         """Recounts and checks today and yesterday, as the scheduler in the API server was meant to do."""

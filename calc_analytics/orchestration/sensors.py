@@ -68,12 +68,11 @@ def new_log_batches_sensor(
         job=job,
         minimum_interval_seconds=interval_seconds,
         default_status=DefaultSensorStatus.RUNNING,
+        description="Keeps built days exact within a second of each batch and proves them in turn. Requests runs: "
+        "rebuilds of days that are not built, and checks of days that differ, or are right again.",
     )
     def new_log_batches(context: SensorEvaluationContext, database: RollupDatabase) -> SensorResult:
-        """Keeps built days exact within a second of each batch and proves them in turn.
-
-        Requests runs: rebuilds of days that are not built, and checks of days that differ, or are right again.
-        """
+        """One tick: audits and proofs that are due, the new rows, run requests and events."""
         before, db = Cursor.parse(context.cursor), database.db
         with telemetry.failures_noted("verify", db=db):
             _patrol(db).walk()

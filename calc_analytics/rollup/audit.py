@@ -52,9 +52,7 @@ def _audit(db: Database, days: Sequence[date] | None) -> AuditReport:
     return AuditReport(number, found, time.perf_counter() - started)
 
 
-def _compare(
-    connection: Connection, rollup: Rollup, days: Sequence[date] | None
-) -> tuple[int, list[AuditFinding]]:
+def _compare(connection: Connection, rollup: Rollup, days: Sequence[date] | None) -> tuple[int, list[AuditFinding]]:
     """How many days were compared, and those that differ."""
     rows = connection.execute(text(audit_sql(rollup, days)), {"rollup": rollup.name, "days": list(days or [])}).all()
     return rows[0].audited, [AuditFinding(rollup.name, *row[:4]) for row in rows if row.difference]

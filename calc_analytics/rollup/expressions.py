@@ -11,7 +11,7 @@ SIGNIFICANT_BITS = 7
 GREATEST_BITS = 31
 
 
-class utc_hour(FunctionElement[Any]):  # noqa: N801 (named like the SQL function that it stands for)
+class utc_hour(FunctionElement[Any]):
     """The start of the UTC hour in which an instant lies, whatever the session's time zone."""
 
     type = DateTime(timezone=True)

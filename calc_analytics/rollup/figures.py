@@ -109,9 +109,7 @@ def day_totals(db: Database, rollup: Rollup, days: Sequence[date]) -> dict[date,
         return {row["date"]: {name: int(row[name]) for name in ("keys", *rollup.measure_names)} for row in rows}
 
 
-def built_by_others(
-    db: Database, since: datetime | None, limit: int
-) -> list[tuple[date, str, datetime]]:
+def built_by_others(db: Database, since: datetime | None, limit: int) -> list[tuple[date, str, datetime]]:
     """The first days built after `since` by another application than this engine's: day, rollup, when; oldest first.
 
     Days are built under the state's lock, so no build that commits later has an earlier time.

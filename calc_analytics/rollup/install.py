@@ -1,5 +1,6 @@
 """Install: migrations, then what is built from the declarations (state, live views, grants). Safe to repeat."""
 
+from collections.abc import Sequence
 from datetime import date
 
 from sqlalchemy import text
@@ -83,26 +84,21 @@ def _repair_log_table(connection: Connection, db: Database) -> None:
         adopt.add_xact_id(connection)
 
 
-def is_installed(db: Database) -> bool:
-    """Whether the migrations, the state and the views are there, at the newest revision, and rows get their ids."""
+def is_installed(db: Database, with_these_rollups: bool = True) -> bool:
+    """Whether the migrations, the state and the views are there, at the newest revision, and rows get their ids.
+
+    Without `with_these_rollups` the database may keep other rollups than `db` asks for.
+    """
     with trouble_in_words(db.engine.url), db.engine.connect() as connection:
-        return (
-            migrate.is_at_head(connection)
-            and _has_tables(connection, db)
-            and ledger.exists(connection, db.log)
-            and set(ledger.kept_rollups(connection, db.log)) == set(db.log.names)
-            and adopt.gives_xact_ids(connection)
-        )
+        if not migrate.is_at_head(connection) or not ledger.exists(connection, db.log):
+            return False
+        kept = ledger.kept_rollups(connection, db.log)
+        is_as_asked = not with_these_rollups or set(kept) == set(db.log.names)
+        return is_as_asked and _has_tables(connection, kept) and adopt.gives_xact_ids(connection)
 
 
-def _has_tables(connection: Connection, db: Database) -> bool:
-    names = [
-        "rollup_state",
-        "rollup_days",
-        "rollup_journal",
-        *db.log.names,
-        *(each.live_view for each in db.log.rollups),
-    ]
+def _has_tables(connection: Connection, rollups: Sequence[str]) -> bool:
+    names = ["rollup_state", "rollup_days", "rollup_journal", *rollups, *(f"{name}_live" for name in rollups)]
     statement = text("select bool_and(to_regclass(name) is not null) from unnest(cast(:names as text[])) as n (name)")
     return bool(connection.execute(statement, {"names": names}).scalar())
 

@@ -151,9 +151,7 @@ def note_failure(db: Database, operation: str, reason: str) -> None:
         connection.execute(_NOTE_FAILURE, parameters)
 
 
-def history(
-    db: Database, day: date | None = None, rollup: str | None = None, limit: int = 1000
-) -> list[JournalEntry]:
+def history(db: Database, day: date | None = None, rollup: str | None = None, limit: int = 1000) -> list[JournalEntry]:
     """The newest entries, newest first: of all days or of one, of all rollups or of one (refreshes add to all)."""
     parameters = {"log": db.log.name, "day": None if day is None else str(day), "rollup": rollup, "limit": limit}
     with transaction(db.engine) as connection:
@@ -166,10 +164,15 @@ def freshness(db: Database, since: datetime) -> list[Freshness]:
     with transaction(db.engine) as connection:
         rows = connection.execute(_FRESHNESS, {"log": db.log.name, "since": since}).all()
     return [
-        Freshness(row.minute, int(row.rows), _quantile(row.ages, 0.5, row.oldest), _quantile(row.ages, 0.95, row.oldest),
-                  row.oldest)
+        Freshness(
+            minute=row.minute,
+            rows=int(row.rows),
+            p50=_quantile(row.ages, 0.5, row.oldest),
+            p95=_quantile(row.ages, 0.95, row.oldest),
+            oldest=row.oldest,
+        )
         for row in rows
-    ]  # fmt: skip
+    ]
 
 
 def totals(db: Database) -> list[dict[str, Any]]:

@@ -58,9 +58,7 @@ class _Day:
     """Rows that a built rollup other than this one counted, the most of any; None: the day is built in no other."""
 
 
-def judge(
-    connection: Connection, db: Database, rollup: Rollup, spans: list[Window], decision: Decision
-) -> Judgement:
+def judge(connection: Connection, db: Database, rollup: Rollup, spans: list[Window], decision: Decision) -> Judgement:
     """Judges the recounted days of a rollup, under the state's lock. Writes into the ledger what is kept or frozen."""
     days = [span.day for span in spans]
     logs = _sums(connection, rollup, f"recounted_{rollup.name}", days)

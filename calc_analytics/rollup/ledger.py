@@ -90,7 +90,7 @@ def lock_sql(log: Log) -> str:
 
 
 def require_usable(db: Database, state: Any) -> None:
-    """Raises `ClusterChanged`, `TimezoneChanged` or `RollupsChanged` unless the state row (None: `NotInstalled`) fits."""
+    """Raises `NotInstalled`, `ClusterChanged`, `TimezoneChanged` or `RollupsChanged` unless the state row fits."""
     if state is None:
         raise NotInstalled(f"no state for {db.log.name}: run 'calc-analytics migrate' first")
     if not state["same_cluster"]:
@@ -176,8 +176,8 @@ def stored_timezone(db: Database) -> str:
 def keep_rollups(connection: Connection, log: Log) -> tuple[list[str], list[str]]:
     """Makes the log's rollups those that every refresh adds to; returns those switched on, and those switched off.
 
-    The days of a rollup that is switched on are to be rebuilt: stale where they have statistics, pending where the other
-    rollups have some. Those of one that is switched off are stale from now on.
+    The days of a rollup that is switched on are to be rebuilt: stale where they have statistics, pending where the
+    other rollups have some. Those of one that is switched off are stale from now on.
     """
     wait_for_turn(connection, log)
     kept = kept_rollups(connection, log)
@@ -285,7 +285,8 @@ def recorded_cte(db: Database) -> str:
         select j.rollup, j.date, j.status, {quote_literal(db.timezone)}, case j.status when 'built' then 'refresh' end,
                case j.status when 'built' then clock_timestamp() end,
                case j.status when 'built' then current_setting('application_name') end, clock_timestamp(),
-               case when j.status = 'built' then a.totals when j.is_foreign then '{{}}' end, case j.status when 'built' then cast('{{}}' as jsonb) end,
+               case when j.status = 'built' then a.totals when j.is_foreign then '{{}}' end,
+               case j.status when 'built' then cast('{{}}' as jsonb) end,
                h.hash
         from judged j join amounts a using (rollup, date) left join hashes h using (rollup, date)
         on conflict (rollup, date) do update
@@ -347,7 +348,7 @@ def rows_deleted(connection: Connection, log: Log, days: Sequence[date]) -> dict
 
 
 def rows_counted(connection: Connection, rollups: Sequence[Rollup], days: Sequence[date]) -> dict[date, int]:
-    """How many log rows of each of these days are counted in those of the rollups where it is built, the most of any."""
+    """How many log rows of each of these days are counted in the rollups where it is built, the most of any."""
     found: dict[date, int] = {}
     for rollup in rollups:
         parameters = {"rollup": rollup.name, "days": list(days), "count": rollup.count}
@@ -433,7 +434,7 @@ VERSION = "concat_ws(' ', status, timezone, built_at, deleted, pruned_at, pruned
 
 @dataclass(frozen=True)
 class Seen:
-    """The day's record as a comparison saw it: its version, the transaction that wrote it, and its target's checksum."""
+    """A day's record as a comparison saw it: its version, the transaction that wrote it, its target's checksum."""
 
     version: str
     written_by: str
@@ -446,7 +447,8 @@ def record_verified(
     """Records what a comparison found, unless the day was rebuilt, pruned or decided upon meanwhile.
 
     Rows that a refresh added meanwhile change nothing about it. A proven day before yesterday (or, with `seal`, any)
-    gets a checksum: should its log rows be deleted later, each key stays provable. Keeping one costs a refresh a little, so today and yesterday have none.
+    gets a checksum: should its log rows be deleted later, each key stays provable. Keeping one costs a refresh a
+    little, so today and yesterday have none.
     """
     parameters = {
         "rollup": rollup.name,
@@ -537,7 +539,10 @@ _ROWS_COUNTED = text(
     """
 )
 # A recount starts the proofs afresh.
-_PROVEN_AFRESH = "verified_at = null, verified_seconds = null, difference = null, finding = null, audited_at = null, audit_difference = null"
+_PROVEN_AFRESH = (
+    "verified_at = null, verified_seconds = null, difference = null, finding = null, "
+    "audited_at = null, audit_difference = null"
+)
 _REBUILT = f"""
     insert into rollup_days (rollup, date, status, timezone, method, built_at, built_by, refreshed_at, counted, deleted,
                              checksum)
@@ -566,7 +571,8 @@ _VERIFIED = text(
         finding = :finding, audit_difference = case when :difference = 0 then 0 else audit_difference end,
         checksum = case
             when cast(:checksum as numeric) is not null and (deleted = '{{}}' or checksum is null)
-                 and cast(xmin as text) = :written_by and (:seal or date < cast(clock_timestamp() at time zone :tz as date) - 1)
+                 and cast(xmin as text) = :written_by
+                 and (:seal or date < cast(clock_timestamp() at time zone :tz as date) - 1)
             then cast(:checksum as numeric) else checksum end
     where rollup = :rollup and date = :day and {VERSION} = :version
       and not (status = 'stale' and difference <> 0 and finding = 'logs_missing')

@@ -1,7 +1,7 @@
 """Rebuild: recounts whole days from the log rows. Cost: those days' rows; the lock is held for new rows only.
 
-Per chunk of days, one transaction: aggregate the rows visible in a snapshot SA without the lock; lock; refresh; add what
-the refresh and those before it counted since SA; judge; replace the days. Running it twice changes nothing.
+Per chunk of days, one transaction: aggregate the rows visible in a snapshot SA without the lock; lock; refresh; add
+what the refresh and those before it counted since SA; judge; replace the days. Running it twice changes nothing.
 
 A day whose log no longer holds what was counted is left as it is (`judge.py`) until a person decides: `keep` keeps its
 statistics and notes the difference as deleted, `allow_shrink` recounts it from what is left.
@@ -62,9 +62,7 @@ def _chunks(days: Sequence[date], size: int) -> Iterator[Sequence[date]]:
     return (days[n : n + size] for n in range(0, len(days), size))
 
 
-def _rebuild_chunk(
-    db: Database, rollups: Sequence[Rollup], days: Sequence[date], decision: Decision
-) -> RebuildReport:
+def _rebuild_chunk(db: Database, rollups: Sequence[Rollup], days: Sequence[date], decision: Decision) -> RebuildReport:
     started = time.perf_counter()
     with transaction(db.engine) as connection:
         ledger.keep_out_prune(connection, db.log)

@@ -84,7 +84,7 @@ def _day_count(rollup: Rollup, row: dict[str, Any]) -> DayCount:
 
 
 def isolate_overflow(db: Database, work: Callable[[], T]) -> T:
-    """What `work` returns, a transaction with a refresh in it; days that do not fit their columns are set aside first."""
+    """What `work` returns, a transaction with a refresh in it; days with values that do not fit are set aside first."""
     try:
         return persistently(work)
     except DatabaseTrouble as trouble:
@@ -235,7 +235,8 @@ def _snapshots(db: Database, step_rows: int | None) -> str:
     {"" if step_rows is None else cutting}
     upto as materialized (
         select xmax, xip, coalesce(xip[1], xmax) as xmin,
-               cast(concat(coalesce(xip[1], xmax), ':', xmax, ':', array_to_string(xip, ',')) as pg_snapshot) as snapshot
+               cast(concat(coalesce(xip[1], xmax), ':', xmax, ':', array_to_string(xip, ',')) as pg_snapshot)
+                   as snapshot
         from (
             select last.xmax, array(select xid from unnest(now.xip) as xid where xid < last.xmax order by 1) as xip
             from now cross join lateral (select least(now.xmax, {cut}) as xmax) last
@@ -289,7 +290,8 @@ def _diff(rollup: Rollup, n: int, log: Log, sampled: bool) -> str:
         ages = f", {sample} as sample, min({time_}) as oldest"
     sources = ("new", "returned") if len(log.rollups) == 1 else ("new",)
     each = " union all ".join(
-        f"select {rollup.key_selects}, date, {rollup.measure_selects}{ages} from {source} group by {rollup.group_by}, date"
+        f"select {rollup.key_selects}, date, {rollup.measure_selects}{ages} from {source} "
+        f"group by {rollup.group_by}, date"
         for source in sources
     )
     parts = f"parts_{n} as materialized (select * from ({each} offset 0) every_date where {has_a_day('date')})"
@@ -324,7 +326,8 @@ def _judged(db: Database) -> str:
         select distinct {local_date(f"l.{log.event_time}", zone)} as date
         from stretches i cross join lateral (
             select {log.event_time} from {log.name} l
-            where xact_id < (select xmax from stored) and xact_id <> all(cast((select xip from stored) as bigint[])) and {hours}
+            where xact_id < (select xmax from stored) and xact_id <> all(cast((select xip from stored) as bigint[]))
+              and {hours}
             union all
             select {log.event_time} from {log.name} l where xact_id is null and {hours}
             offset 0

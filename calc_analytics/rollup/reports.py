@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
+from calc_analytics.plurals import number
 from calc_analytics.rollup.snapshot import Snapshot
 
 
@@ -124,7 +125,7 @@ class Refused:
 
     def __str__(self) -> str:
         start = f"{self.day} of {self.rollup} was not rebuilt: "
-        logs = f"{self.log_rows:,} log rows"
+        logs = number(self.log_rows, "log row")
         counted = f"{self.counted_rows:,} counted"
         deleted = f" and {self.deleted_rows:,} deleted since" if self.deleted_rows else ""
         decide = (
@@ -133,9 +134,15 @@ class Refused:
         )
         match self.reason:
             case "pruned":
-                return f"{start}{self.deleted_rows:,} of its {counted} log rows were deleted. Its statistics stay."
+                return (
+                    f"{start}{self.deleted_rows:,} of its {counted} log rows were deleted. Its statistics stay; "
+                    "--allow-shrink recounts it from what is left."
+                )
             case "frozen":
-                return f"{start}its log rows are gone ({logs} left), so it cannot be counted whole. Its statistics stay."
+                return (
+                    f"{start}other log rows than the {self.log_rows:,} that are left are gone, so it cannot be counted "
+                    f"whole. Its statistics stay; '--rollup {self.rollup} --allow-shrink' counts what is left."
+                )
             case "overflow":
                 return f"{start}{self.detail}"
             case _ if self.log_rows + self.deleted_rows < self.counted_rows:
@@ -260,24 +267,27 @@ class DayProof:
     def describe(self) -> str:
         """One line: what was found and what to do."""
         day, command = self.day, f"'calc-analytics rollup --day {self.day}"
-        counts = f"{self.log_rows:,} log rows, {self.counted_rows:,} counted"
+        counts = f"{number(self.log_rows, 'log row')}, {self.counted_rows:,} counted"
         if self.deleted_rows:
             counts += f", {self.deleted_rows:,} deleted since"
         match self.finding:
             case "equal" if self.deleted_rows:
-                said = f"statistics equal the log and the {self.deleted_rows:,} rows deleted since"
+                said = f"statistics equal the log and {number(self.deleted_rows, 'row')} deleted since"
             case "equal":
                 said = "statistics equal the log"
             case "statistics_changed" if self.status in ("pending", "frozen") and not self.counted_rows:
                 said = (
-                    f"{self.stored_rows:,} stored rows, but none was ever counted: somebody else wrote them. Keep them "
-                    f"with {command} --keep', or recount from the log with {command} --allow-shrink'."
+                    f"{number(self.stored_rows, 'row')} stored, but none was ever counted: somebody else wrote them. Keep "
+                    f"them with {command} --keep', or recount from the log with {command} --allow-shrink'."
                 )
             case "statistics_changed":
                 said = (
                     f"somebody changed the statistics: {self.stored_rows:,} stored but {self.counted_rows:,} counted"
-                    f"{self._named()}. "
+                    if self.stored_rows != self.counted_rows
+                    else f"statistics or log rows were changed: {number(self.stored_rows, 'row')} as counted, but with "
+                    "other keys or values"
                 )
+                said += f"{self._named()}. "
                 said += (
                     f"Log rows were deleted, so they cannot be recounted: restore the rows, accept them with {command} "
                     "--keep', or recount from what is left with --allow-shrink."
@@ -294,11 +304,16 @@ class DayProof:
             case "logs_changed":
                 said = f"log rows were changed: {counts}{self._named()}. Recount with {command}'."
             case "frozen":
-                said = f"its log rows are gone; {self.stored_rows:,} stored rows are kept as they were"
+                said = (
+                    f"its log rows are gone; {number(self.stored_rows, 'stored row')} kept as they were"
+                    if self.stored_rows
+                    else "its log rows were gone before this rollup was kept, so it has no statistics"
+                )
             case "overflow":
                 said = f"a value does not fit its column. Run {command}' to see which."
             case _:
-                said = f"{self.log_rows:,} log rows, never counted whole. Build it with {command}'."
+                was = "to be recounted" if self.status == "stale" else "never counted whole"
+                said = f"{number(self.log_rows, 'log row')}, {was}. Build it with {command}'."
         return f"{day} of {self.rollup}: {said}"
 
     def _named(self) -> str:
@@ -347,7 +362,11 @@ class VerifyReport:
         found: dict[str, dict[str, Any]] = {}
         for proof in self.days:
             found.setdefault(str(proof.day), {})[proof.rollup] = {
-                "status": "different" if proof.is_different else "proven" if proof.is_proven else proof.status or "never built",
+                "status": "different"
+                if proof.is_different
+                else "proven"
+                if proof.is_proven
+                else proof.status or "never built",
                 "finding": proof.finding,
                 "log_rows": proof.log_rows,
                 "stored_rows": proof.stored_rows,

@@ -217,7 +217,8 @@ def _summed(rows: list[Any]) -> Days:
 def different_days(db: Database) -> dict[date, list[str]]:
     """The days that differ from what was counted or from the log, when last compared, and in which rollups."""
     statement = text(
-        f"select date, rollup from rollup_days where rollup = any(cast(:rollups as text[])) and {_DIFFERS} order by 1, 2"
+        "select date, rollup from rollup_days "
+        f"where rollup = any(cast(:rollups as text[])) and {_DIFFERS} order by 1, 2"
     )
     found: dict[date, list[str]] = {}
     with transaction(db.engine) as connection:

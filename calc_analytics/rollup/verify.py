@@ -25,6 +25,7 @@ from calc_analytics.rollup.windows import Window, of_day, windows
 
 # Keys that differ, named in the report.
 EXAMPLES = 10
+DIFFERENCE = "abs(coalesce(logs_{name}, 0) - coalesce(stored_{name}, 0))"
 
 
 def verify(
@@ -38,7 +39,8 @@ def verify(
     """Compares these days of these rollups (None: all) and records the result.
 
     A day that was never built and has log rows is reported as such, not compared. With `seal` days of any age that are
-    proven get the checksum that `prune` needs. Deletions that `LOGS_KEPT_DAYS` announced are noted first. Transient errors are retried. Raises as `ledger.read`, or `DatabaseTrouble`.
+    proven get the checksum that `prune` needs. Deletions that `LOGS_KEPT_DAYS` announced are noted first.
+    Transient errors are retried. Raises as `ledger.read`, or `DatabaseTrouble`.
     """
     started = time.perf_counter()
     chosen = db.log.only(rollups).rollups
@@ -73,7 +75,9 @@ def _prove(db: Database, rollup: Rollup, day: date, seal: bool, may_be_announced
         row = connection.execute(text(verify_sql(db, rollup, span)), parameters).mappings().one()
         proof = _proof(rollup, day, row, time.perf_counter() - started)
         is_open = may_be_announced and proof.finding == "logs_missing"
-        if proof.status is not None and not is_open and not row["is_read_only"]:  # a standby's answer is right, and not recorded
+        if (
+            proof.status is not None and not is_open and not row["is_read_only"]
+        ):  # a standby's answer is right, and not recorded
             seen = ledger.Seen(row["version"], row["written_by"], row["checksum_now"])
             ledger.record_verified(connection, rollup, proof, seen, db.timezone, seal)
             _note(connection, db, proof, is_new=proof.difference != (row["known_difference"] or 0))
@@ -107,7 +111,9 @@ def _proof(rollup: Rollup, day: date, row: RowMapping, seconds: float) -> DayPro
         too_many = int(row["keys_with_more_logs"]) if is_pruned else 0
         difference = max(changed, unbalanced, by_key, too_many)
         rows_deleted = (deleted or {}).get(count, 0)
-        finding = _finding(status, changed, unbalanced, difference, logs[count] + rows_deleted - counted[count], is_pruned)
+        finding = _finding(
+            status, changed, unbalanced, difference, logs[count] + rows_deleted - counted[count], is_pruned
+        )
     return DayProof(
         rollup=rollup.name,
         day=day,
@@ -120,7 +126,7 @@ def _proof(rollup: Rollup, day: date, row: RowMapping, seconds: float) -> DayPro
         difference=difference,
         finding=finding,
         differing_keys=int(row["keys_with_more_logs" if is_pruned else "differing_keys"]),
-        examples=tuple(row["examples"] or ()) if difference and not is_pruned else (),
+        examples=tuple(row["examples"] or ()) if difference and not is_pruned and status != "frozen" else (),
         seconds=seconds,
         suspects={each.name: int(row[each.name]) for each in rollup.suspects if row[each.name]},
     )
@@ -130,9 +136,7 @@ def _totals(value: dict[str, Any] | None, names: Sequence[str]) -> dict[str, int
     return None if value is None else {name: int(value.get(name, 0)) for name in names}
 
 
-def _finding(
-    status: str, changed: int, unbalanced: int, difference: int, surplus_rows: int, is_pruned: bool
-) -> str:
+def _finding(status: str, changed: int, unbalanced: int, difference: int, surplus_rows: int, is_pruned: bool) -> str:
     """The one word for what differs; a log that is not what was counted weighs more than changed statistics."""
     if unbalanced:
         return "logs_changed" if surplus_rows == 0 else "logs_missing" if surplus_rows < 0 else "logs_added"
@@ -178,7 +182,7 @@ def verify_sql(db: Database, rollup: Rollup, span: Window) -> str:
            count(*) filter (where logs_{rollup.count} > coalesce(stored_{rollup.count}, 0)) as keys_with_more_logs,
            {rollup.each_measure("coalesce(sum(logs_{name}), 0) as logs_{name}")},
            {rollup.each_measure("coalesce(sum(stored_{name}), 0) as stored_{name}")},
-           {rollup.each_measure("coalesce(sum(abs(coalesce(logs_{name}, 0) - coalesce(stored_{name}, 0))), 0) as {name}")},
+           {rollup.each_measure(f"coalesce(sum({DIFFERENCE}), 0) as {{name}}")},
            (select jsonb_agg(jsonb_build_object('key', key, 'log_rows', log_rows, 'stored_rows', stored_rows))
             from (
                 select jsonb_build_object({key}) as key, coalesce(logs_{rollup.count}, 0) as log_rows,

@@ -43,7 +43,8 @@ def has_a_day(day: str) -> str:
 
 def has_no_day(event_time: str, timezone: str) -> str:
     """SQL: the opposite; first said by the hour, for the index."""
-    nearly = f"({hour(event_time)} < timestamptz '0001-01-04 00:00+00' or {hour(event_time)} >= timestamptz '{LAST} 00:00+00')"
+    first, last = "timestamptz '0001-01-04 00:00+00'", f"timestamptz '{LAST} 00:00+00'"
+    nearly = f"({hour(event_time)} < {first} or {hour(event_time)} >= {last})"
     return f"{nearly} and not ({has_a_day(local_date(event_time, timezone))})"
 
 

@@ -18,12 +18,13 @@ from calc_analytics.config import shown
 from calc_analytics.database import adopt
 from calc_analytics.database.engine import transaction
 from calc_analytics.errors import CalcAnalyticsError
+from calc_analytics.plurals import number
 from calc_analytics.rollup import diagnosis, install, ledger, status
 from calc_analytics.rollups import LOG, chosen_log
 from calc_analytics.service.health import schedule_seconds
 from calc_analytics.service.probes import Answer, Prober
 from calc_analytics.service.sources import Sources
-from calc_analytics.service.words import USE_THE_PRIMARY, ago, number
+from calc_analytics.service.words import USE_THE_PRIMARY, ago
 from calc_analytics.supervisor import HOST, is_listening
 
 OK, NOTE, WRONG = "ok", "note", "wrong"

@@ -10,10 +10,11 @@ from functools import partial
 from typing import Any
 
 from calc_analytics import __version__
+from calc_analytics.plurals import number
 from calc_analytics.rollup import diagnosis, install, status
 from calc_analytics.service.probes import Answer, Prober, Question
 from calc_analytics.service.sources import Sources
-from calc_analytics.service.words import USE_THE_PRIMARY, ago, first_of, in_rollups, instant, number
+from calc_analytics.service.words import USE_THE_PRIMARY, ago, first_of, in_rollups, instant
 
 # Dagster's daemons write a heartbeat every 30 seconds; the scheduler sleeps from minute to minute. Two that are missing
 # tell of a death.
@@ -254,8 +255,8 @@ def _checks(sources: Sources) -> Verdict:
     failed = [check for check in results if not check.passed and not check.warning]
     warned = [check for check in results if not check.passed and check.warning]
     if failed:
-        said = "; ".join(f"{check.name} failed {_since(_age(check.at))}: {check.description}" for check in failed)
-        return Verdict(False, said, "calc-analytics verify")
+        said = "; ".join(f"{check.name} failed {_since(_age(check.at))}" for check in failed)
+        return Verdict(False, f"{said}. {failed[0].description}", "calc-analytics verify")
     said = "; ".join(f"{check.name} warns: {check.description}" for check in warned)
     return Verdict(True, said or f"the last results of {len(results)} checks passed")
 

@@ -24,11 +24,6 @@ def ago(seconds: float) -> str:
     return f"{seconds / 86400:,.0f} days"
 
 
-def number(count: int, what: str) -> str:
-    """'1 day', '2,000 days'."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
 def in_rollups(names: Sequence[str], of: int) -> str:
     """'a, b', or 'all 4 rollups' where these are all `of` them."""
     return f"all {of} rollups" if len(names) == of > 1 else ", ".join(names)

@@ -15,6 +15,7 @@ from calc_analytics.config import with_driver
 from calc_analytics.database.engine import engine_for
 from calc_analytics_tests.acceptance.conftest import Project, Up, eventually
 from calc_analytics_tests.acceptance.test_up import all_runs_ended, write_day
+from calc_analytics_tests.logs import FORMS
 from calc_analytics_tests.receiver import SECRET, Receiver, receiving
 
 LAUNCH = """
@@ -31,8 +32,8 @@ SCHEDULES = """
 """
 RUN = "query ($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }"
 SHOWN = """
-query ($days: [String!]) {
-  assetNodeOrError(assetKey: {path: ["calculation_stats_daily"]}) { ... on AssetNode {
+query ($asset: String!, $days: [String!]) {
+  assetNodeOrError(assetKey: {path: [$asset]}) { ... on AssetNode {
     partitionStats { numMaterialized numPartitions numFailed }
     assetPartitionStatuses { ... on TimePartitionStatuses { ranges { status startKey endKey } } }
     latestMaterializationByPartition(partitions: $days) { runId partition timestamp }
@@ -40,6 +41,7 @@ query ($days: [String!]) {
     assetChecksOrError { ... on AssetChecks { checks {
       name
       executionForLatestMaterialization { id runId status evaluation { success partition description timestamp } }
+      partitionStatuses { ... on AssetCheckTimePartitionStatuses { ranges { status startKey endKey } } }
     } } }
   } }
   assetOrError(assetKey: {path: ["calculation_logs"]}) { ... on Asset { assetObservations(limit: 1) { timestamp } } }
@@ -92,16 +94,22 @@ def test_a_failed_check_reaches_the_webhook_once_and_so_does_its_end(up: Up, rec
     eventually(lambda: one(engine, total) == 300, "the rows counted")
     execute(engine, "update calculation_stats_daily set cache_hits = cache_hits + 1000000")
     write(up, 100)
-    (told,) = eventually(lambda: receiver.taken, "an alert")
-    assert f"failed: check cache_hits_within_total of {today}" in told
-    assert [request["path"] for request in receiver.requests] == [f"/services/{SECRET}"] * 3, "two answers were bad"
+    failures = [f"failed: check {name} of {today}" for name in ("cache_hits_within_total", "stats_match_logs")]
+    eventually(lambda: times_told(receiver, failures) == [1, 1], "an alert of each check")
+    told = len(receiver.taken)
+    assert [request["path"] for request in receiver.requests] == [f"/services/{SECRET}"] * (told + 2)
     assert up.project.cli("rollup").returncode == 0
-    eventually(lambda: f"well again: check cache_hits_within_total of {today}" in receiver.taken[-1], "the recovery")
-    told_of = [text for text in receiver.taken if "failed: check cache_hits_within_total" in text]
-    assert len(told_of) == 1
+    ends = [failure.replace("failed", "well again") for failure in failures]
+    eventually(lambda: times_told(receiver, ends) == [1, 1], "the recovery of each check")
+    assert times_told(receiver, failures) == [1, 1]
     logs = "".join(path.read_text() for path in (up.project.folder / ".calc_analytics" / "logs").glob("*.log"))
     assert SECRET not in logs
     engine.dispose()
+
+
+def times_told(receiver: Receiver, beginnings: list[str]) -> list[int]:
+    """How often the webhook took a line with each of these."""
+    return ["\n".join(receiver.taken).count(beginning) for beginning in beginnings]
 
 
 def launch(up: Up, job: str, partition: date | None = None, config: dict[str, Any] | None = None) -> str:
@@ -124,18 +132,29 @@ def test_housekeeping_leaves_what_the_ui_shows(up: Up, dagster_database: Engine)
     write_day(up, day, 200)
     assert launch(up, "rollup_job", day) == "SUCCESS"
     execute(engine, f"delete from calculation_logs where created_at < '{day + timedelta(days=1)} 00:00Z'")
-    assert [launch(up, "rollup_job", day) for _ in range(2)] == ["FAILURE", "FAILURE"]
+    # A day that is left alone fails its check; a run fails where the config makes no sense.
+    assert [launch(up, "rollup_job", day) for _ in range(2)] == ["SUCCESS", "SUCCESS"]
+    broken, both = day - timedelta(days=1), {"keep": True, "allow_shrink": True}
+    config = {"ops": {"rebuild": {"config": both}}}
+    assert [launch(up, "rollup_job", broken, config) for _ in range(2)] == ["FAILURE", "FAILURE"]
     for _ in range(2):
         assert launch(up, "rollup_job", days.today("UTC")) == "SUCCESS"
     shown = [str(days.today("UTC") - timedelta(days=n)) for n in (0, 1, 3)]
+    eventually(lambda: all_runs_ended(up), "the runs of the sensor to end")
 
-    def in_the_ui() -> Any:
+    def in_the_ui() -> dict[str, Any]:
         execute(dagster_database, "update asset_keys set cached_status_data = null")
-        return up.graphql(SHOWN, days=shown)
+        return {asset: up.graphql(SHOWN, asset=asset, days=shown) for asset in FORMS}
 
     before = in_the_ui()
-    ranges = before["assetNodeOrError"]["assetPartitionStatuses"]["ranges"]
-    assert {"status": "FAILED", "startKey": str(day), "endKey": str(day)} in ranges
+    for asset in FORMS:
+        node = before[asset]["assetNodeOrError"]
+        assert {"status": "FAILED", "startKey": str(broken), "endKey": str(broken)} in (
+            node["assetPartitionStatuses"]["ranges"]
+        )
+        statuses = {c["name"]: c["partitionStatuses"]["ranges"] for c in node["assetChecksOrError"]["checks"]}
+        (match,) = (ranges for name, ranges in statuses.items() if name.endswith("match_logs"))
+        assert {"status": "FAILED", "startKey": str(day), "endKey": str(day)} in match
     for table, column in (
         ("event_logs", "timestamp"),
         ("asset_check_executions", "evaluation_event_timestamp"),
