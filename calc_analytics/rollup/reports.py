@@ -139,9 +139,10 @@ class Refused:
                     "--allow-shrink recounts it from what is left."
                 )
             case "frozen":
+                left = f"only {logs} of it left" if self.log_rows else "its log rows are gone"
                 return (
-                    f"{start}other log rows than the {self.log_rows:,} that are left are gone, so it cannot be counted "
-                    f"whole. Its statistics stay; '--rollup {self.rollup} --allow-shrink' counts what is left."
+                    f"{start}{left}, so it cannot be counted whole. Its statistics stay; "
+                    f"'--rollup {self.rollup} --allow-shrink' counts what is left."
                 )
             case "overflow":
                 return f"{start}{self.detail}"
@@ -277,8 +278,8 @@ class DayProof:
                 said = "statistics equal the log"
             case "statistics_changed" if self.status in ("pending", "frozen") and not self.counted_rows:
                 said = (
-                    f"{number(self.stored_rows, 'row')} stored, but none was ever counted: somebody else wrote them. Keep "
-                    f"them with {command} --keep', or recount from the log with {command} --allow-shrink'."
+                    f"{number(self.stored_rows, 'row')} stored, but none was ever counted: somebody else wrote them. "
+                    f"Keep them with {command} --keep', or recount from the log with {command} --allow-shrink'."
                 )
             case "statistics_changed":
                 said = (
