@@ -88,11 +88,13 @@ def _days_of(chunk: RebuildReport) -> set[date]:
 
 
 def _decision(keep: bool, allow_shrink: bool, is_named: bool) -> Decision:
-    """What the options decide about days whose log rows were deleted."""
+    """What the options decide about days whose log is not what was counted; nothing, if no day is named."""
     if keep and allow_shrink:
         raise click.UsageError("--keep and --allow-shrink exclude each other")
     if (keep or allow_shrink) and not is_named:
         raise click.UsageError(f"{'--keep' if keep else '--allow-shrink'} needs the days: --day, or --from and --to")
+    if not is_named:
+        return Decision.AUTOMATIC
     return Decision.KEEP if keep else Decision.ALLOW_SHRINK if allow_shrink else Decision.NONE
 
 

@@ -104,24 +104,35 @@ def with_brief_locks(connection: Connection, work: Callable[[], None]) -> None:
     """Runs `work` until it gets its locks within the timeout; `TableBusy` after a minute, `NotOwner` at once."""
     connection.execute(text(f"set lock_timeout = '{LOCK_TIMEOUT}'"))
     connection.commit()
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            work()
-            break
-        except DBAPIError as error:
-            connection.rollback()
-            if sqlstate(error) == "42501":
-                raise _not_owner(str(error.orig).strip().splitlines()[0]) from error
-            if sqlstate(error) not in ("55P03", "40P01"):
-                raise
-            if attempt == ATTEMPTS:
-                raise TableBusy(
-                    "calculation_logs stayed locked by open transactions; see pg_stat_activity for idle ones, "
-                    "end them, and run the command again: nothing was changed"
-                ) from error
+    try:
+        for attempt in range(1, ATTEMPTS + 1):
+            if _has_its_locks(connection, work, is_last=attempt == ATTEMPTS):
+                return
             time.sleep(0.2)
-    connection.execute(text("reset lock_timeout"))
-    connection.commit()
+    finally:
+        if not connection.invalidated:
+            connection.rollback()
+            connection.execute(text("reset lock_timeout"))
+            connection.commit()
+
+
+def _has_its_locks(connection: Connection, work: Callable[[], None], is_last: bool) -> bool:
+    """Runs `work`; False if somebody held a lock for too long, which is `TableBusy` the last time."""
+    try:
+        work()
+    except DBAPIError as error:
+        connection.rollback()
+        if sqlstate(error) == "42501":
+            raise _not_owner(str(error.orig).strip().splitlines()[0]) from error
+        if sqlstate(error) not in ("55P03", "40P01"):
+            raise
+        if is_last:
+            raise TableBusy(
+                "calculation_logs stayed locked by open transactions; see pg_stat_activity for idle ones, "
+                "end them, and run the command again: nothing was changed"
+            ) from error
+        return False
+    return True
 
 
 def require_ownership(connection: Connection, names: Collection[str]) -> None:

@@ -15,10 +15,13 @@ class Unreported:
 
 @dataclass(frozen=True)
 class CheckRequest:
-    """When the checks of a day were requested, and the last event of its checks before."""
+    """When the checks of a day were requested, the last event of its checks before, the rollups concerned, and those
+    that differed then."""
 
     at: float
     after_event: int
+    rollups: list[str]
+    differs: list[str]
 
 
 @dataclass
@@ -56,10 +59,7 @@ class Cursor:
             values = json.loads(text or "")
             return cls(
                 rebuild_requested_at=_instants(values["rebuild_requested_at"]),
-                checks_requested={
-                    str(day): CheckRequest(float(each["at"]), int(each["after_event"]))
-                    for day, each in values["checks_requested"].items()
-                },
+                checks_requested={str(day): _request(each) for day, each in values["checks_requested"].items()},
                 different=_names(values["different"]),
                 unreported={
                     str(day): Unreported(int(each["rows"]), float(each["seconds"]))
@@ -76,6 +76,11 @@ class Cursor:
     def text(self) -> str:
         """The form Dagster stores."""
         return json.dumps(asdict(self), sort_keys=True)
+
+
+def _request(values: Any) -> CheckRequest:
+    names = [[str(name) for name in values[of]] for of in ("rollups", "differs")]
+    return CheckRequest(float(values["at"]), int(values["after_event"]), *names)
 
 
 def _instants(values: Any) -> dict[str, float]:

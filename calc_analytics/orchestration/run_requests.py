@@ -77,6 +77,10 @@ class _Change:
         """The last event of these checks."""
         return max((each.event for each in self.last.values()), default=0)
 
+    def request(self, at: float) -> CheckRequest:
+        """What the cursor keeps of a request for it."""
+        return CheckRequest(at, self.last_event, list(self.rollups), sorted(self.differs))
+
     def is_reported(self, request: CheckRequest | None) -> bool:
         """Whether the checks have said by now what is so, or were evaluated since that was requested."""
         return all(self._is_reported(name, self.last.get(name), request) for name in self.rollups)
@@ -97,12 +101,17 @@ def request_checks(
     partitions: PartitionsDefinition,
 ) -> tuple[list[RunRequest], Cursor]:
     """Runs of checks for days that differ, or are right again, where the checks last said something else."""
-    now, requested = time.time(), cursor.checks_requested
-    changes = _changes(instance, db, differing, cursor, partitions)
+    now, changes = time.time(), _changes(instance, db, differing, cursor, partitions)
+    # A request from before the day's verdict changed once more does not answer what is asked now.
+    requested = {
+        key: each
+        for key, each in cursor.checks_requested.items()
+        if sorted(each.differs) == sorted(differing.get(key, []))
+    }
     open_ = {change.key: change for change in changes if not change.is_reported(requested.get(change.key))}
     still = {key: each for key, each in requested.items() if key in open_ and _is_recent(each.at, now)}
     spans = _spans({parse_day(key): each.rollups for key, each in open_.items() if key not in still})[-RUNS_PER_TICK:]
-    new = {key: CheckRequest(now, open_[key].last_event) for span, _ in spans for key in span}
+    new = {key: open_[key].request(now) for span, _ in spans for key in span}
     different = {key: names for key, names in differing.items() if key not in open_}
     different.update({key: names for key, names in cursor.different.items() if key in open_})
     requests = [_check_range(db, span, names) for span, names in spans]
@@ -116,10 +125,13 @@ def _changes(
     cursor: Cursor,
     partitions: PartitionsDefinition,
 ) -> list[_Change]:
-    """The days whose verdict is not what the cursor says that their checks said; days without a partition have none."""
+    """The days whose verdict is not what the cursor says that their checks said, or whose checks were requested and may
+    have said either; days without a partition have none."""
     changed = {
         day: {*differing.get(day, [])} ^ {*cursor.different.get(day, [])} for day in {*differing, *cursor.different}
     }
+    for day, request in cursor.checks_requested.items():
+        changed.setdefault(day, set()).update(request.rollups)
     keys = keys_of(as_days([day for day, rollups in changed.items() if rollups]), partitions)
     results = last_results(instance, [match_key(each) for each in db.log.rollups], keys)
     return [

@@ -53,7 +53,7 @@ def _patrol(db: "Database") -> "Patrol":
     """One per database, for the life of the process."""
     from calc_analytics.rollup.patrol import Patrol
 
-    return Patrol(db, stopping)
+    return Patrol(db, stopping, lambda operation, error: telemetry.failed(operation, error, db=db))
 
 
 def new_log_batches_sensor(
@@ -74,8 +74,7 @@ def new_log_batches_sensor(
     def new_log_batches(context: SensorEvaluationContext, database: RollupDatabase) -> SensorResult:
         """One tick: audits and proofs that are due, the new rows, run requests and events."""
         before, db = Cursor.parse(context.cursor), database.db
-        with telemetry.failures_noted("verify", db=db):
-            _patrol(db).walk()
+        _patrol(db).walk()
         with telemetry.failures_noted("refresh", db=db):
             followed = _follow(database, 0 if before is None else follow_seconds(interval_seconds), interval_seconds)
         rebuilds, cursor = request_rebuilds(db, before, partitions)

@@ -61,7 +61,7 @@ def _compare(connection: Connection, rollup: Rollup, days: Sequence[date] | None
 def audit_sql(rollup: Rollup, days: Sequence[date] | None) -> str:
     """One row for each day that differs, with the number of audited days; one of nulls if none differs.
 
-    A stored row of a day that is not on record, or was never counted, is somebody else's.
+    A stored row of a day that is not on record, or was never counted, is somebody else's; not a predecessor's.
     """
     chosen = "" if days is None else "where t.date = any(cast(:days as date[]))"
     also = "" if days is None else "and date = any(cast(:days as date[]))"
@@ -73,6 +73,7 @@ def audit_sql(rollup: Rollup, days: Sequence[date] | None) -> str:
     return f"""
     with known as materialized (
         select date, status, counted, checksum,
+               counted is null and method is distinct from 'predecessor' as is_uncounted,
                checksum is not null and (status = 'frozen' or coalesce(deleted, '{{}}') <> '{{}}') as is_hashed
         from rollup_days where rollup = :rollup {also}
     ),
@@ -88,6 +89,7 @@ def audit_sql(rollup: Rollup, days: Sequence[date] | None) -> str:
                coalesce(cast(k.counted ->> '{rollup.count}' as numeric), 0) as counted_rows
         from known k full join stored s on s.date = k.date
         where k.counted is not null or (k.date is null and s.date is not null)
+           or (k.is_uncounted and s.date is not null)
     )
     select d.date, cast(d.difference as bigint) as difference, cast(d.stored_rows as bigint) as stored_rows,
            cast(d.counted_rows as bigint) as counted_rows, n.audited

@@ -104,11 +104,18 @@ class Follower:
             return report
 
     def _run(self) -> None:
-        try:
-            persistently(self._refresh_when_new)
-        except Exception as error:
-            with self._lock:
-                self._error, self._thread = error, None
+        """Transient errors are retried; after a minute without one they count afresh."""
+        while True:
+            started = time.monotonic()
+            try:
+                persistently(self._refresh_when_new)
+                return
+            except Exception as error:
+                if getattr(error, "transient", False) and time.monotonic() - started > QUIET_SECONDS:
+                    continue
+                with self._lock:
+                    self._error, self._thread = error, None
+                return
 
     def _refresh_when_new(self) -> None:
         engine, quiet, next_at = self.db.engine, None, 0.0

@@ -8,7 +8,7 @@ from sqlalchemy.engine import Connection
 
 from calc_analytics.config import shown
 from calc_analytics.database import adopt, grants, migrate
-from calc_analytics.database.engine import trouble_in_words
+from calc_analytics.database.engine import WHOLE_DAYS, quoted, transaction, trouble_in_words
 from calc_analytics.database.tables import STATE_TABLES, metadata
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.rollup import journal, ledger, predecessor
@@ -30,18 +30,28 @@ def install(db: Database, start_date: date | None = None) -> None:
     """
 
     there: set[str] = set()
+    is_repaired = False
 
     def prepare(connection: Connection) -> None:
         _require_fit(connection, db.log)
         there.update(grants.existing(connection))
 
     def finish(connection: Connection) -> None:
+        nonlocal is_repaired
         metadata.create_all(connection, checkfirst=True)
         adopt.require_tables(connection, [rollup.target for rollup in db.log.rollups])
-        _repair_log_table(connection, db)
+        is_repaired = _repair_log_table(connection, db)
         _keep_state(connection, db, start_date, there)
 
     migrate.upgrade(db.engine, prepare, finish)
+    if is_repaired:
+        _record_unseen_days(db)
+
+
+def _record_unseen_days(db: Database) -> None:
+    with transaction(db.engine) as connection:
+        connection.execute(WHOLE_DAYS)
+        ledger.record_unseen_days(connection, db)
 
 
 def _require_fit(connection: Connection, log: Log) -> None:
@@ -68,20 +78,24 @@ def _keep_state(connection: Connection, db: Database, start_date: date | None, t
     known = there - grants.without_grants(connection, new)
     grants.extend(connection, known, [*before, *db.log.names], db.log.names)
     for name in switched_off:
-        connection.execute(text(f"drop view if exists {name}_live"))
+        connection.execute(text(f"drop view if exists {quoted(name + '_live')}"))
     if switched_on or switched_off:
         changes = [*(f"+{name}" for name in switched_on), *(f"-{name}" for name in switched_off)]
         journal.note(connection, db.log, "rollups", detail=" ".join(changes))
 
 
-def _repair_log_table(connection: Connection, db: Database) -> None:
-    """Gives rows their transaction's id again. Those written in the meantime have none, and which of them are counted
-    nobody knows: every built day is to be rebuilt."""
+def _repair_log_table(connection: Connection, db: Database) -> bool:
+    """Gives rows their transaction's id again, and tells whether that was needed on a database that was in use.
+
+    Rows written in the meantime have none, and which of them are counted is not known: all days are to be rebuilt.
+    """
     adopt.rename_city_id(connection)
-    if not adopt.gives_xact_ids(connection):
-        ledger.wait_for_turn(connection, db.log)
-        ledger.mark_stale(connection, db.log)
-        adopt.add_xact_id(connection)
+    if adopt.gives_xact_ids(connection):
+        return False
+    ledger.wait_for_turn(connection, db.log)
+    ledger.mark_stale(connection, db.log)
+    adopt.add_xact_id(connection)
+    return ledger.exists(connection, db.log)
 
 
 def is_installed(db: Database, with_these_rollups: bool = True) -> bool:
@@ -122,6 +136,7 @@ def rebase(db: Database) -> None:
         migrate.with_brief_locks(connection, lambda: _rebase(connection, db))
     with trouble_in_words(db.engine.url), db.engine.connect() as connection:
         adopt.create_log_index(connection.execution_options(isolation_level="AUTOCOMMIT"))
+    _record_unseen_days(db)
 
 
 def _rebase(connection: Connection, db: Database) -> None:

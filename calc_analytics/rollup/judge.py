@@ -5,7 +5,7 @@ Where they balance, the log is the truth. Where they do not, log rows vanished, 
 left alone until a person decides, unless the deletion was announced (`LOGS_KEPT_DAYS`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from enum import Enum
@@ -55,21 +55,43 @@ class _Day:
     deleted_by_log: int
     """Rows that some rollup of the log counted and that were deleted since."""
     counted_by_others: int | None
-    """Rows that a built rollup other than this one counted, the most of any; None: the day is built in no other."""
+    """Rows that another rollup counted, the most of any; None: no other counted the day whole."""
 
 
-def judge(connection: Connection, db: Database, rollup: Rollup, spans: list[Window], decision: Decision) -> Judgement:
+@dataclass(frozen=True)
+class Known:
+    """What the ledger knows of a chunk of days, in all rollups, before any of them is judged."""
+
+    deleted: Mapping[date, int]
+    counted: Mapping[tuple[str, date], int]
+
+    @classmethod
+    def read(cls, connection: Connection, db: Database, days: Sequence[date]) -> "Known":
+        """As it is now, under the state's lock."""
+        deleted = ledger.rows_deleted(connection, db.log, days)
+        return cls(deleted, ledger.rows_counted(connection, db.log.rollups, days))
+
+    def counted_by_others(self, rollup: Rollup, day: date) -> int | None:
+        """Rows that another rollup counted, the most of any."""
+        return max(
+            (rows for (name, of), rows in self.counted.items() if of == day and name != rollup.name), default=None
+        )
+
+
+def judge(
+    connection: Connection, db: Database, rollup: Rollup, spans: list[Window], decision: Decision, known: Known
+) -> Judgement:
     """Judges the recounted days of a rollup, under the state's lock. Writes into the ledger what is kept or frozen."""
     days = [span.day for span in spans]
     logs = _sums(connection, rollup, f"recounted_{rollup.name}", days)
     stored = _sums(connection, rollup, rollup.name, days)
     entries = ledger.entries(connection, [rollup], days)
-    deleted = ledger.rows_deleted(connection, db.log, days)
-    others = ledger.rows_counted(connection, [each for each in db.log.rollups if each is not rollup], days)
-    bench = _Bench(connection, db, rollup, decision)
-    for span in spans:
-        entry = entries.get((rollup.name, span.day))
-        bench.judge(_Day(span, logs[span.day], stored[span.day], entry, deleted.get(span.day, 0), others.get(span.day)))
+    bench = _Judge(connection, db, rollup, decision)
+    for day in days:
+        span = next(each for each in spans if each.day == day)
+        others = known.counted_by_others(rollup, day)
+        entry = entries.get((rollup.name, day))
+        bench.judge(_Day(span, logs[day], stored[day], entry, known.deleted.get(day, 0), others))
     return bench.judgement
 
 
@@ -83,7 +105,7 @@ def _sums(connection: Connection, rollup: Rollup, table: str, days: list[date]) 
     return {day: found.get(day, dict.fromkeys(rollup.measure_names, 0)) for day in days}
 
 
-class _Bench:
+class _Judge:
     """One judgement over the days of one rollup."""
 
     def __init__(self, connection: Connection, db: Database, rollup: Rollup, decision: Decision) -> None:
@@ -94,6 +116,10 @@ class _Bench:
         """Sorts the day into one of the three lists."""
         if self.decision is Decision.ALLOW_SHRINK:
             self._replace(day)
+        elif day.entry is not None and self._waits_for_a_decision(day.entry):
+            self._leave(day, "differs", day.entry)
+        elif day.entry is not None and self._has_late_rows_to_lose(day, day.entry):
+            self._leave(day, "late", day.entry)
         elif self._lacks_rows(day):
             self._freeze(day)
         elif day.entry is None or day.entry.counted is None:
@@ -105,26 +131,46 @@ class _Bench:
         else:
             self._judge_counted(day, day.entry)
 
+    def _waits_for_a_decision(self, entry: ledger.Entry) -> bool:
+        """Whether the log was found different, and the day was not added to since: late rows could be as many.
+
+        A person who gave no option may recount it, unless log rows are missing.
+        """
+        if entry.status == "built" or entry.log_finding is None:
+            return False
+        may_recount = self.decision is Decision.NONE and entry.log_finding != "logs_missing"
+        return not may_recount and self.decision is not Decision.KEEP
+
+    def _has_late_rows_to_lose(self, day: _Day, entry: ledger.Entry) -> bool:
+        """Whether keeping the statistics would lose rows that came after the counting began afresh (`rebase`)."""
+        is_behind = entry.status in ("stale", "frozen") and entry.deleted is not None
+        return self.decision is Decision.KEEP and is_behind and self._has_rows(day.span, "xact_id is not null")
+
     def _lacks_rows(self, day: _Day) -> bool:
         """Whether the log lacks rows that other rollups counted while this one was not kept up to date.
 
         It was switched off, or is new: what it counted, if anything, cannot tell. Its statistics stay as they are.
         """
-        if day.counted_by_others is None or (day.entry is not None and day.entry.status == "built"):
+        own = self._rows((day.entry.counted if day.entry is not None else None) or {})
+        is_built = day.entry is not None and day.entry.status == "built"
+        if day.counted_by_others is None or is_built or own >= day.counted_by_others:
             return False
         deleted = self._rows((day.entry.deleted if day.entry is not None else None) or {})
         return self._rows(day.log) + deleted < day.counted_by_others
 
     def _judge_never_counted(self, day: _Day) -> None:
         """Statistics of a predecessor, if any. It counted log rows from before this project more than once."""
+        is_predecessors = day.entry is not None and day.entry.method == "predecessor"
         surplus = self._rows(day.stored) > self._rows(day.log)
         if day.deleted_by_log:
             self._freeze(day)
-        elif not surplus or day.counted_by_others is not None or self._has_rows_from_before(day.span):
+        elif not surplus or (is_predecessors and self._has_rows(day.span, "xact_id is null")):
             self._replace(day)
-        elif day.entry is not None or self.decision is Decision.KEEP:
+        elif is_predecessors or self.decision is Decision.KEEP:
             self._freeze(day)
         else:
+            # Somebody else wrote them: nothing was counted, and nobody said that log rows are gone.
+            ledger.freeze(self.connection, self.rollup, self.db.timezone, day.span.day, {})
             self._refuse(day, "differs", self._rows(day.stored))
 
     def _judge_frozen(self, day: _Day, entry: ledger.Entry, counted: Totals) -> None:
@@ -163,8 +209,6 @@ class _Bench:
         was_deleted, is_lost = any(deleted.values()), self._rows(missing) > 0
         # Not added to for a while: more log rows than were counted are what a rebuild is for.
         is_behind = entry.status in ("stale", "overflow") and not is_lost and not was_deleted
-        # Rows that came since may be as many as those that were found missing.
-        is_behind = is_behind and not (entry.lost_rows and self.decision is Decision.AUTOMATIC)
         if not any(missing.values()):
             self._judge_balanced(day, entry, was_deleted)
         elif is_behind or (self.decision is Decision.NONE and not is_lost and not was_deleted):
@@ -238,13 +282,12 @@ class _Bench:
             return False
         statement = text("select cast(clock_timestamp() at time zone :tz as date)")
         today: date = self.connection.execute(statement, {"tz": self.db.timezone}).scalar_one()
-        counts = [each.name for each in self.rollup.measures if each.aggregate.startswith("count(")]
-        return day < today - timedelta(days=self.db.logs_kept_days) and all(missing[name] >= 0 for name in counts)
+        return day < today - timedelta(days=self.db.logs_kept_days) and min(missing.values()) >= 0
 
-    def _has_rows_from_before(self, span: Window) -> bool:
-        """Whether the day has log rows from before this project: those that a predecessor counted."""
+    def _has_rows(self, span: Window, which: str) -> bool:
+        """Whether the day has such log rows: without transaction ids they are from before this project or a rebase."""
         log = self.db.log
-        statement = f"select exists (select from {log.name} where {of_day(log.event_time, span)} and xact_id is null)"
+        statement = f"select exists (select from {log.name} where {of_day(log.event_time, span)} and {which})"
         parameters = {**span.parameters(), "tz": self.db.timezone}
         return bool(self.connection.execute(text(statement), parameters).scalar())
 

@@ -14,6 +14,7 @@ A day that may have lost log rows has a checksum over its rows as well, kept up 
 that a change by somebody else is never absorbed.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -29,6 +30,7 @@ from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Log, Rollup, quote_literal
 from calc_analytics.rollup.reports import DayProof
 from calc_analytics.rollup.snapshot import SAME_CLUSTER, Snapshot
+from calc_analytics.rollup.windows import has_a_day, local_date
 
 # Days that have statistics for which the equations hold; the last two are not added to.
 COUNTED = ("built", "stale", "frozen")
@@ -149,6 +151,13 @@ _HERE = """
 """
 
 
+# The same for a change that leaves the snapshot alone; a row of another cluster stays one.
+_STILL_HERE = f"""
+    relation = case when {SAME_CLUSTER} then cast(s.tableoid as bigint) else s.relation end,
+    written_by = case when {SAME_CLUSTER} then txid_current() else s.written_by end
+"""
+
+
 def create_if_missing(connection: Connection, log: Log, timezone: str) -> bool:
     """The state a log starts with: nothing built, counting from this moment's snapshot. Whether it was missing."""
     parameters = {"log": log.name, "timezone": timezone, "rollups": log.names}
@@ -185,11 +194,10 @@ def keep_rollups(connection: Connection, log: Log) -> tuple[list[str], list[str]
     for name in [*on, *off]:
         connection.execute(_SWITCHED, {"rollup": name})
     for name in on:
-        others = [each for each in log.names if each in kept]
-        connection.execute(_PENDING_AS_OTHERS, {"rollup": name, "others": others})
+        connection.execute(_PENDING_AS_OTHERS, {"rollup": name, "others": kept})
     if on or off:
-        statement = text("update rollup_state set rollups = cast(:names as text[]) where log = :log")
-        connection.execute(statement, {"log": log.name, "names": log.names})
+        statement = f"update rollup_state s set rollups = cast(:names as text[]), {_STILL_HERE} where log = :log"
+        connection.execute(text(statement), {"log": log.name, "names": log.names})
     return on, off
 
 
@@ -199,11 +207,28 @@ def mark_stale(connection: Connection, log: Log) -> None:
 
 
 def start_afresh(connection: Connection, log: Log, timezone: str) -> None:
-    """Takes this cluster's snapshot and marks every built day stale; its statistics stay until it is rebuilt."""
+    """Takes this cluster's snapshot and marks every built or frozen day stale; its statistics stay until rebuilt."""
     create_if_missing(connection, log, timezone)
     parameters = {"log": log.name, "rollups": log.names, "timezone": timezone, "first": FIRST, "last": LAST}
     for statement in (_NEIGHBOURS, _STALE, _AFRESH):
         connection.execute(statement, parameters)
+
+
+def record_unseen_days(connection: Connection, db: Database) -> None:
+    """Days with log rows without transaction ids that are not on record wait for a rebuild. Cost: a scan of the log.
+
+    After a rebase these may be rows that nobody counted before it.
+    """
+    day = local_date(db.log.event_time, quote_literal(db.timezone))
+    statement = f"""
+        insert into rollup_days (rollup, date, status)
+        select rollup, date, 'pending'
+        from (select distinct {day} as date from {db.log.name} where xact_id is null) seen
+        cross join unnest(cast(:rollups as text[])) as r (rollup)
+        where {has_a_day("date")}
+        on conflict (rollup, date) do nothing
+    """
+    connection.execute(text(statement), {"rollups": db.log.names})
 
 
 _CREATE = text(
@@ -324,10 +349,9 @@ class Entry:
     counted: dict[str, int] | None
     deleted: dict[str, int] | None
     has_checksum: bool
-    is_proven: bool
-    """Whether its last comparison and its last audit found no difference."""
-    lost_rows: bool
-    """Whether its last comparison found that log rows are missing."""
+    method: str | None
+    log_finding: str | None
+    """How the log differed from what was counted when last compared (logs_missing, …); None: it did not."""
 
 
 def entries(connection: Connection, rollups: Iterable[Rollup], days: Sequence[date]) -> dict[tuple[str, date], Entry]:
@@ -347,13 +371,15 @@ def rows_deleted(connection: Connection, log: Log, days: Sequence[date]) -> dict
     return found
 
 
-def rows_counted(connection: Connection, rollups: Sequence[Rollup], days: Sequence[date]) -> dict[date, int]:
-    """How many log rows of each of these days are counted in the rollups where it is built, the most of any."""
-    found: dict[date, int] = {}
+def rows_counted(
+    connection: Connection, rollups: Sequence[Rollup], days: Sequence[date]
+) -> dict[tuple[str, date], int]:
+    """How many log rows of each of these days each rollup has counted, where it counted the day whole."""
+    found: dict[tuple[str, date], int] = {}
     for rollup in rollups:
         parameters = {"rollup": rollup.name, "days": list(days), "count": rollup.count}
         for row in connection.execute(_ROWS_COUNTED, parameters):
-            found[row.date] = max(found.get(row.date, 0), int(row.rows))
+            found[rollup.name, row.date] = int(row.rows)
     return found
 
 
@@ -402,10 +428,11 @@ def freeze(connection: Connection, rollup: Rollup, timezone: str, day: date, cou
     connection.execute(text(_FREEZE.format(hash=checksum_sql(rollup, ":day"))), parameters)
 
 
-def record_pending(connection: Connection, rollup: Rollup, day: date) -> None:
-    """The day waits for its first rebuild."""
+def record_predecessors_day(connection: Connection, rollup: Rollup, day: date) -> None:
+    """The day has statistics from before this project, and log rows: it waits for its first rebuild."""
     statement = text(
-        "insert into rollup_days (rollup, date, status) values (:rollup, :day, 'pending') on conflict do nothing"
+        "insert into rollup_days (rollup, date, status, method) values (:rollup, :day, 'pending', 'predecessor') "
+        "on conflict do nothing"
     )
     connection.execute(statement, {"rollup": rollup.name, "day": day})
 
@@ -442,12 +469,12 @@ class Seen:
 
 
 def record_verified(
-    connection: Connection, rollup: Rollup, proof: DayProof, seen: Seen, timezone: str, seal: bool
-) -> None:
-    """Records what a comparison found, unless the day was rebuilt, pruned or decided upon meanwhile.
+    connection: Connection, rollup: Rollup, proof: DayProof, seen: Seen, timezone: str, with_checksum: bool
+) -> bool:
+    """Records what a comparison found, unless the day was rebuilt, pruned or decided upon meanwhile; whether it did.
 
-    Rows that a refresh added meanwhile change nothing about it. A proven day before yesterday (or, with `seal`, any)
-    gets a checksum: should its log rows be deleted later, each key stays provable. Keeping one costs a refresh a
+    Rows that a refresh added meanwhile change nothing about it. A proven day before yesterday (or, `with_checksum`,
+    any) gets a checksum: should its log rows be deleted later, each key stays provable. Keeping one costs a refresh a
     little, so today and yesterday have none.
     """
     parameters = {
@@ -460,9 +487,9 @@ def record_verified(
         "written_by": seen.written_by,
         "checksum": seen.checksum if proof.is_proven else None,
         "tz": timezone,
-        "seal": seal,
+        "with_checksum": with_checksum,
     }
-    connection.execute(_VERIFIED, parameters)
+    return connection.execute(_VERIFIED, parameters).rowcount > 0
 
 
 def record_audited(
@@ -493,9 +520,8 @@ def audit_differences(connection: Connection, rollup: Rollup, days: Sequence[dat
 
 def record_audit_of_all(connection: Connection, log: Log) -> None:
     """Records when all days were audited."""
-    connection.execute(
-        text("update rollup_state set audited_at = clock_timestamp() where log = :log"), {"log": log.name}
-    )
+    statement = f"update rollup_state s set audited_at = clock_timestamp(), {_STILL_HERE} where log = :log"
+    connection.execute(text(statement), {"log": log.name})
 
 
 def keep_out_prune(connection: Connection, log: Log) -> None:
@@ -513,16 +539,13 @@ def _advise(connection: Connection, log: Log, function: str) -> None:
 
 
 def _json(totals: Any) -> str | None:
-    import json
-
     return None if totals is None else json.dumps(totals)
 
 
 _ENTRIES = text(
     """
     select rollup, date, status, timezone, counted, deleted, checksum is not null,
-           difference = 0 and coalesce(audit_difference, 0) = 0,
-           coalesce(difference <> 0 and finding = 'logs_missing', false)
+           method, case when difference <> 0 and finding like 'logs!_%' escape '!' then finding end
     from rollup_days where rollup = any(cast(:rollups as text[])) and date = any(cast(:days as date[]))
     """
 )
@@ -535,7 +558,9 @@ _ROWS_DELETED = text(
 _ROWS_COUNTED = text(
     """
     select date, cast(coalesce(counted ->> :count, '0') as numeric) as rows
-    from rollup_days where rollup = :rollup and date = any(cast(:days as date[])) and status = 'built'
+    from rollup_days
+    where rollup = :rollup and date = any(cast(:days as date[])) and counted is not null and deleted is not null
+      and status in ('built', 'stale', 'overflow', 'frozen')
     """
 )
 # A recount starts the proofs afresh.
@@ -572,10 +597,11 @@ _VERIFIED = text(
         checksum = case
             when cast(:checksum as numeric) is not null and (deleted = '{{}}' or checksum is null)
                  and cast(xmin as text) = :written_by
-                 and (:seal or date < cast(clock_timestamp() at time zone :tz as date) - 1)
+                 and (:with_checksum or date < cast(clock_timestamp() at time zone :tz as date) - 1)
             then cast(:checksum as numeric) else checksum end
     where rollup = :rollup and date = :day and {VERSION} = :version
-      and not (status = 'stale' and difference <> 0 and finding = 'logs_missing')
+      -- Rows that no refresh adds could be as many as those that were missing: only a decision settles it.
+      and not coalesce(status <> 'built' and difference <> 0 and finding like 'logs!_%' escape '!', false)
     """
 )
 _UNKNOWN_STATISTICS = text(
@@ -583,7 +609,9 @@ _UNKNOWN_STATISTICS = text(
     insert into rollup_days (rollup, date, status, counted, audit_difference, audited_at)
     select :rollup, date, 'pending', '{}', difference, clock_timestamp()
     from unnest(cast(:different as date[]), cast(:differences as bigint[])) as d (date, difference)
-    on conflict (rollup, date) do nothing
+    on conflict (rollup, date) do update
+    set counted = '{}', audit_difference = excluded.audit_difference, audited_at = excluded.audited_at
+    where rollup_days.counted is null and rollup_days.method is distinct from 'predecessor'
     """
 )
 _AUDITED = text(

@@ -6,6 +6,7 @@ the log. A comparison costs as much as its day has rows, so the pause after one 
 
 import threading
 import time
+from collections.abc import Callable, Collection
 from datetime import date
 
 from sqlalchemy import text
@@ -24,21 +25,27 @@ VERIFY_PAUSE_SECONDS, PROOF_SECONDS = 10.0, 3600.0
 
 
 class Patrol:
-    """Does what is due, in a thread of its own, each time `walk` is called; one walk at a time."""
+    """Does what is due, in a thread of its own, each time `walk` is called; one walk at a time.
 
-    def __init__(self, db: Database, stopping: threading.Event) -> None:
-        self.db, self.stopping = db, stopping
+    `observe_error` gets the error of what failed; it is tried again after the usual pause.
+    """
+
+    def __init__(
+        self,
+        db: Database,
+        stopping: threading.Event,
+        observe_error: Callable[[str, Exception], None] = lambda operation, error: None,
+    ) -> None:
+        self.db, self.stopping, self.observe_error = db, stopping, observe_error
         self._audit_at = self._verify_at = 0.0
-        self._error: Exception | None = None
+        self._failed: set[date] = set()
+        self._turn = 0
         self._thread: threading.Thread | None = None
 
     def walk(self) -> None:
-        """Begins what is due, unless the last walk still goes on. Raises the error that ended it, once."""
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
+        """Begins what is due, unless the last walk still goes on."""
         if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(target=self._run, name="patrol", daemon=True)
+            self._thread = threading.Thread(target=self.step, name="patrol", daemon=True)
             self._thread.start()
 
     def wait(self, seconds: float) -> None:
@@ -46,37 +53,52 @@ class Patrol:
         if self._thread is not None:
             self._thread.join(seconds)
 
-    def _run(self) -> None:
-        try:
-            self.step()
-        except Exception as error:
-            self._error = error
-
     def step(self) -> None:
         """Does what is due now."""
-        if self.stopping.is_set():
-            return
-        now = time.monotonic()
-        if now >= self._audit_at:
-            audit(self.db, None if _is_audit_due(self.db) else today_and_yesterday(self.db.timezone))
-            self._audit_at = now + AUDIT_RECENT_SECONDS
-        if now >= self._verify_at and not self.stopping.is_set():
+        if time.monotonic() >= self._audit_at and not self.stopping.is_set():
+            self._audit_at = time.monotonic() + AUDIT_RECENT_SECONDS
+            self._attempt("audit", self._audit)
+        if time.monotonic() >= self._verify_at and not self.stopping.is_set():
             started = time.monotonic()
-            day = persistently(lambda: oldest_proof(self.db))
-            if day is not None:
-                verify(self.db, [day])
+            self._attempt("verify", self._verify)
             took = time.monotonic() - started
             self._verify_at = time.monotonic() + max(VERIFY_PAUSE_SECONDS, took / VERIFY_SHARE)
 
+    def _attempt(self, operation: str, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:
+            self.observe_error(operation, error)
 
-def oldest_proof(db: Database) -> date | None:
+    def _audit(self) -> None:
+        audit(self.db, None if _is_audit_due(self.db) else today_and_yesterday(self.db.timezone))
+
+    def _verify(self) -> None:
+        """Every other turn a day that differed comes first, so that it does not keep the others waiting."""
+        self._turn += 1
+        day = persistently(lambda: oldest_proof(self.db, self._turn % 2 == 0, self._failed))
+        if day is None:
+            self._failed.clear()
+            return
+        self._failed.add(day)
+        verify(self.db, [day])
+        self._failed.discard(day)
+
+
+def oldest_proof(db: Database, different_first: bool = False, without: Collection[date] = ()) -> date | None:
     """The day with statistics whose proof is oldest in some rollup, if that is older than an hour.
 
-    A day that differed is compared again after a minute: it may have been repaired.
+    With `different_first` a day that differed is compared again after a minute: it may have been repaired.
     """
     with transaction(db.engine) as connection:
         ledger.read(connection, db)
-        parameters = {"rollups": db.log.names, "seconds": PROOF_SECONDS, "again": AUDIT_RECENT_SECONDS}
+        parameters = {
+            "rollups": db.log.names,
+            "seconds": PROOF_SECONDS,
+            "again": AUDIT_RECENT_SECONDS,
+            "different": different_first,
+            "without": list(without),
+        }
         day: date | None = connection.execute(_OLDEST, parameters).scalar()
     return day
 
@@ -94,8 +116,9 @@ _OLDEST = text(
     where rollup = any(cast(:rollups as text[])) and counted is not null
       and (status = 'built' or (status = 'frozen' and deleted is not null))
       and (verified_at is null or verified_at < clock_timestamp() - make_interval(secs => :seconds)
-           or (difference <> 0 and verified_at < clock_timestamp() - make_interval(secs => :again)))
-    order by coalesce(difference, 0) <> 0 desc, verified_at nulls first, date desc limit 1
+           or (:different and difference <> 0 and verified_at < clock_timestamp() - make_interval(secs => :again)))
+      and date <> all(cast(:without as date[]))
+    order by :different and coalesce(difference, 0) <> 0 desc, verified_at nulls first, date desc limit 1
     """
 )
 _AUDIT_DUE = text(

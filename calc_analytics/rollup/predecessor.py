@@ -29,7 +29,7 @@ def record_days(connection: Connection, db: Database) -> None:
             logged = _logged_days(connection, db)
         for day, totals in stored.items():
             if day in (logged or set()):
-                ledger.record_pending(connection, rollup, day)
+                ledger.record_predecessors_day(connection, rollup, day)
             else:
                 ledger.freeze(connection, rollup, db.timezone, day, totals)
 

@@ -21,7 +21,7 @@ from calc_analytics.database.engine import NEW_ROWS, WHOLE_DAYS, transaction
 from calc_analytics.rollup import journal, ledger
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Rollup, quote_literal
-from calc_analytics.rollup.judge import Decision, Judgement, judge
+from calc_analytics.rollup.judge import Decision, Judgement, Known, judge
 from calc_analytics.rollup.refresh import isolate_overflow, refresh, refresh_locked
 from calc_analytics.rollup.reports import DayCount, RebuildReport, RefreshReport, Refused
 from calc_analytics.rollup.snapshot import Snapshot, between, rows_between, visible
@@ -71,22 +71,22 @@ def _rebuild_chunk(db: Database, rollups: Sequence[Rollup], days: Sequence[date]
         counted_at = _count_unlocked(connection, db, rollups, spans)
         now = refresh_locked(connection, db).snapshot
         ledger.note_cluster(connection, db.log)
-        report = RebuildReport()
+        report, known = RebuildReport(), Known.read(connection, db, days)
         for rollup in rollups:
             _add_since(connection, db, rollup, days, counted_at, now)
-            report = report + _settle(connection, db, rollup, spans, decision)
+            report = report + _settle(connection, db, rollup, spans, decision, known)
         _note(connection, db, report, time.perf_counter() - started)
         return report
 
 
 def _settle(
-    connection: Connection, db: Database, rollup: Rollup, spans: list[Window], decision: Decision
+    connection: Connection, db: Database, rollup: Rollup, spans: list[Window], decision: Decision, known: Known
 ) -> RebuildReport:
     """Replaces the recounted days of a rollup that may be replaced; the others are left or kept."""
     overflowed = _overflowed(connection, rollup)
     ledger.set_aside(connection, rollup, [each.day for each in overflowed])
     set_aside = {each.day for each in overflowed}
-    judged = judge(connection, db, rollup, [span for span in spans if span.day not in set_aside], decision)
+    judged = judge(connection, db, rollup, [span for span in spans if span.day not in set_aside], decision, known)
     before = _totals(connection, rollup, judged.replace)
     _replace(connection, db, rollup, judged)
     after = _totals(connection, rollup, judged.replace)

@@ -8,6 +8,7 @@ twice and nothing waits for a slow writer; a crash undoes statistics and state t
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date
 from functools import lru_cache, partial
 from typing import Any, TypeVar
@@ -136,9 +137,13 @@ def look_for_rows(db: Database, connection: Connection, quiet: Snapshot | None) 
     return bool(rows[0]["is_uncounted"]), now
 
 
-@lru_cache(maxsize=16)
 def probe_sql(db: Database) -> str:
     """Whether there is a row that is visible now and not in the stored snapshot, with the state's columns."""
+    return _probe_sql(_without_engine(db))
+
+
+@lru_cache(maxsize=16)
+def _probe_sql(db: Database) -> str:
     return f"""
     with {_snapshots(db, None)}
     select {ledger.STATE_COLUMNS}, exists ({_between("xact_id", db.log)}) as is_uncounted
@@ -170,12 +175,21 @@ def _newly_ended(columns: str, log: Log) -> str:
     return f"select {columns} from {log.name} where xact_id = any(cast((select xids from ended) as bigint[]))"
 
 
-@lru_cache(maxsize=32)
 def refresh_sql(db: Database, step_rows: int | None, sampled: bool = True) -> str:
     """The one statement of a refresh, without parameters. Returns a row per rollup and day, or one without a day.
 
     `sampled`: whether it also notes the ages of rows, which costs a few per cent.
     """
+    return _refresh_sql(_without_engine(db), step_rows, sampled)
+
+
+def _without_engine(db: Database) -> Database:
+    """What a statement depends on: the log and the time zone."""
+    return replace(db, engine=None, logs_kept_days=None)  # type: ignore[arg-type]  # a key of the cache
+
+
+@lru_cache(maxsize=32)
+def _refresh_sql(db: Database, step_rows: int | None, sampled: bool) -> str:
     log, rollups = db.log, db.log.rollups
     parts = [
         _snapshots(db, step_rows),

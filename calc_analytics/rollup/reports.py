@@ -107,6 +107,7 @@ class Refused:
     - differs: log rows vanished, were added to the past, or were changed, and nobody announced it
     - pruned: log rows were deleted after they were counted; the books balance
     - frozen: the day was never counted whole here, and its log rows are gone
+    - late: it cannot be kept, because some of its log rows were never counted
     - overflow: `detail` names the measure and the value that its column cannot hold
     """
 
@@ -117,11 +118,6 @@ class Refused:
     counted_rows: int
     deleted_rows: int = 0
     detail: str = ""
-
-    @property
-    def needs_decision(self) -> bool:
-        """Whether a person has to decide; the other reasons are settled or name their own cure."""
-        return self.reason == "differs"
 
     def __str__(self) -> str:
         start = f"{self.day} of {self.rollup} was not rebuilt: "
@@ -146,6 +142,11 @@ class Refused:
                 )
             case "overflow":
                 return f"{start}{self.detail}"
+            case "late":
+                return (
+                    f"{start}{logs} and {counted}, but some rows came after a rebase and were never counted. Its "
+                    "statistics cannot be kept without losing those; recount what is left with --allow-shrink."
+                )
             case _ if self.log_rows + self.deleted_rows < self.counted_rows:
                 return f"{start}{logs} but {counted}{deleted}. {decide}"
             case _ if self.log_rows + self.deleted_rows > self.counted_rows:
@@ -194,7 +195,7 @@ class RebuildReport:
     @property
     def failed(self) -> list[Refused]:
         """Refused days that need somebody: a decision, a repair of the log, or a wider column."""
-        return [each for each in self.refused if each.reason in ("differs", "overflow")]
+        return [each for each in self.refused if each.reason in ("differs", "late", "overflow")]
 
     def __add__(self, other: "RebuildReport") -> "RebuildReport":
         return RebuildReport(

@@ -23,7 +23,7 @@ from calc_analytics.rollup.windows import Window, of_day, windows
 # The lock is held for some tens of milliseconds per batch.
 BATCH_ROWS = 5_000
 # Rows that arrive during a proof leave the day without a checksum: it is proven again.
-SEAL_ATTEMPTS = 5
+CHECKSUM_ATTEMPTS = 5
 
 
 def prunable(db: Database, before: date) -> dict[date, int]:
@@ -87,8 +87,8 @@ def prune(
 def _is_provable(db: Database, day: date) -> bool:
     """Whether the day equals its log in every rollup now; gives it checksums. An older proof is worth nothing: whoever
     changed the statistics since could not be put right once the log rows are gone."""
-    for _ in range(SEAL_ATTEMPTS):
-        report = verify(db, [day], seal=True)
+    for _ in range(CHECKSUM_ATTEMPTS):
+        report = verify(db, [day], with_checksum=True)
         if not report.days or not all(proof.is_proven for proof in report.days):
             return False
         with transaction(db.engine) as connection:
@@ -131,7 +131,7 @@ def _delete_counted(db: Database, span: Window, ids: Sequence[int]) -> int:
 def _delete_sql(db: Database, is_of_day: str) -> str:
     """Each measure of the deleted rows is added to what the day's record says is deleted, for each rollup.
 
-    Nothing is deleted unless the day is built in every rollup and its rows have checksums.
+    Nothing is deleted unless the day is built in every rollup, differs in none, and its rows have checksums.
     """
     totals = "".join(
         f""",
@@ -146,7 +146,8 @@ def _delete_sql(db: Database, is_of_day: str) -> str:
         delete from {db.log.name}
         where id = any(:ids) and {is_of_day} and {visible("s1")}
           and (select count(*) from rollup_days where rollup = any(cast(:rollups as text[])) and date = :day
-               and status = 'built' and checksum is not null) = :number
+               and status = 'built' and checksum is not null
+               and coalesce(difference, 0) = 0 and coalesce(audit_difference, 0) = 0) = :number
         returning *
     ){totals}
     select count(*) from gone

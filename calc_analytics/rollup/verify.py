@@ -6,7 +6,7 @@ What it finds is recorded in the ledger, so that the command line, health, metri
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from datetime import date
+from datetime import date, timedelta
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import RowMapping
 
 from calc_analytics.database.engine import WHOLE_DAYS, persistently, transaction
+from calc_analytics.days import today
 from calc_analytics.rollup import journal, ledger
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Rollup
@@ -21,6 +22,7 @@ from calc_analytics.rollup.judge import Decision
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.reports import DayProof, VerifyReport
 from calc_analytics.rollup.snapshot import STORED, STORED_VISIBLE
+from calc_analytics.rollup.status import server
 from calc_analytics.rollup.windows import Window, of_day, windows
 
 # Keys that differ, named in the report.
@@ -33,35 +35,35 @@ def verify(
     days: Sequence[date],
     rollups: Sequence[str] | None = None,
     *,
-    seal: bool = False,
+    with_checksum: bool = False,
     progress: Callable[[DayProof], None] = lambda proof: None,
 ) -> VerifyReport:
     """Compares these days of these rollups (None: all) and records the result.
 
-    A day that was never built and has log rows is reported as such, not compared. With `seal` days of any age that are
-    proven get the checksum that `prune` needs. Deletions that `LOGS_KEPT_DAYS` announced are noted first.
+    A day that was never built and has log rows is reported as such, not compared. `with_checksum`: days of any age that
+    are proven get the checksum that `prune` needs. Deletions that `LOGS_KEPT_DAYS` announced are noted first.
     Transient errors are retried. Raises as `ledger.read`, or `DatabaseTrouble`.
     """
     started = time.perf_counter()
     chosen = db.log.only(rollups).rollups
-    proofs = [proof for day in sorted(set(days)) for proof in _verify_day(db, chosen, day, seal, progress)]
+    proofs = [proof for day in sorted(set(days)) for proof in _verify_day(db, chosen, day, with_checksum, progress)]
     return VerifyReport([p for p in proofs if p.status or p.log_rows or p.stored_rows], time.perf_counter() - started)
 
 
 def _verify_day(
-    db: Database, rollups: Sequence[Rollup], day: date, seal: bool, progress: Callable[[DayProof], None]
+    db: Database, rollups: Sequence[Rollup], day: date, with_checksum: bool, progress: Callable[[DayProof], None]
 ) -> Iterator[DayProof]:
+    may_be_announced = db.logs_kept_days is not None and day < today(db.timezone) - timedelta(days=db.logs_kept_days)
     for rollup in rollups:
-        may_be_announced = db.logs_kept_days is not None
-        proof = persistently(partial(_prove, db, rollup, day, seal, may_be_announced))
-        if proof.finding == "logs_missing" and may_be_announced:
+        proof = persistently(partial(_prove, db, rollup, day, with_checksum, may_be_announced))
+        if proof.finding == "logs_missing" and may_be_announced and not server(db.engine).read_only:
             rebuild(db, [day], [rollup.name], decision=Decision.AUTOMATIC)
-            proof = persistently(partial(_prove, db, rollup, day, seal, False))
+            proof = persistently(partial(_prove, db, rollup, day, with_checksum, False))
         progress(proof)
         yield proof
 
 
-def _prove(db: Database, rollup: Rollup, day: date, seal: bool, may_be_announced: bool) -> DayProof:
+def _prove(db: Database, rollup: Rollup, day: date, with_checksum: bool, may_be_announced: bool) -> DayProof:
     """Compares the day of one rollup, and records what was found, in one transaction.
 
     Missing log rows whose deletion may have been announced are not recorded: the day is compared again.
@@ -79,8 +81,8 @@ def _prove(db: Database, rollup: Rollup, day: date, seal: bool, may_be_announced
             proof.status is not None and not is_open and not row["is_read_only"]
         ):  # a standby's answer is right, and not recorded
             seen = ledger.Seen(row["version"], row["written_by"], row["checksum_now"])
-            ledger.record_verified(connection, rollup, proof, seen, db.timezone, seal)
-            _note(connection, db, proof, is_new=proof.difference != (row["known_difference"] or 0))
+            if ledger.record_verified(connection, rollup, proof, seen, db.timezone, with_checksum):
+                _note(connection, db, proof, is_new=proof.difference != (row["known_difference"] or 0))
     return proof
 
 

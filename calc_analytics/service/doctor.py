@@ -135,7 +135,8 @@ def _database(sources: Sources) -> Findings:
 def _tables(sources: Sources) -> Findings:
     db = sources.database()
     with transaction(db.engine) as connection:
-        adopt.check_existing(connection, {key for rollup in db.log.rollups for key in rollup.key_columns_of_log})
+        keys = {key for rollup in db.log.rollups for key in rollup.key_columns_of_log}
+        adopt.check_existing(connection, keys, [rollup.target for rollup in db.log.rollups])
     if install.is_installed(db):
         yield _ok("tables, views and migrations are there")
     else:

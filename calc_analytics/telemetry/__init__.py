@@ -15,7 +15,7 @@ from calc_analytics.telemetry import logs
 
 if TYPE_CHECKING:
     from calc_analytics.rollup.database import Database
-    from calc_analytics.rollup.reports import PruneReport, RebuildReport, RefreshReport, VerifyReport
+    from calc_analytics.rollup.reports import RebuildReport, RefreshReport, VerifyReport
 
 # The server did not answer, is starting or stopping, is out of something, or is read-only: nothing can be noted there.
 UNREACHABLE = ("08", "53", "57P", "25006")
@@ -41,13 +41,6 @@ def rebuilt(report: "RebuildReport", log: bool = True, **fields: Any) -> None:
         level = logging.WARNING if report.failed else logging.INFO
         days = _span([str(day) for day in report.days])
         _log(level, "rebuild", rows=report.rows, days=days, seconds=round(report.seconds, 4), **fields)
-
-
-def pruned(report: "PruneReport", log: bool = False) -> None:
-    """Log rows deleted; the command line prints them, so there is no line unless it is asked for."""
-    if log:
-        days = _span([str(day) for day in report.rows_by_day])
-        _log(logging.INFO, "prune", rows=report.rows, days=days, seconds=round(report.seconds, 4))
 
 
 def verified(report: "VerifyReport", log: bool = True) -> None:

@@ -16,6 +16,7 @@ from sqlalchemy.engine import URL
 
 from calc_analytics.supervisor import free_port
 from calc_analytics_tests.acceptance.conftest import Project, Up, ask, eventually
+from calc_analytics_tests.logs import FORMS
 
 TOKEN = "correct-horse"
 TRIGGER = "/internal/rollup/trigger"
@@ -63,7 +64,7 @@ def test_up_says_where_the_service_is_and_it_becomes_healthy(up: Up):
     assert up.get("/health/live")[0] == 200
     # A rebuild counts by itself what it finds new, so what is written beside one is no refresh's.
     rebuilds = "calc_analytics_rebuild_duration_seconds_count"
-    eventually(lambda: samples(up).get(rebuilds, 0) >= 2, "the sensor's two runs, of a first start")
+    eventually(lambda: samples(up).get(rebuilds, 0) >= 1, "the sensor's run of two days, of a first start")
 
 
 def test_the_trigger_wants_its_token_and_counts_what_was_written(up: Up):
@@ -72,23 +73,30 @@ def test_the_trigger_wants_its_token_and_counts_what_was_written(up: Up):
     up.project.cli("simulate", "--rows", "300", "--rate", "3000", "--late-share", "0")
     status, answer = up.get(TRIGGER, "POST", Authorization=f"Bearer {TOKEN}")
     assert (status, answer["data"]["status"]) == (200, "triggered")
-    rows = sum(
-        day["calculation_stats_daily"]["total_calculations"] for day in answer["data"]["rebuild"]["days"].values()
-    )
-    assert rows >= 300
+    days = answer["data"]["rebuild"]["days"]
+    for name, (_, measures) in FORMS.items():
+        assert sum(day[name][measures[0]] for day in days.values()) == 300
 
 
 def test_metrics_add_up_what_ticks_runs_the_trigger_and_commands_counted(up: Up):
     before = samples(up)
     up.project.cli("simulate", "--rows", "400", "--rate", "2000", "--late-share", "0")
     eventually(lambda: samples(up)["calc_analytics_lag_rows"] == 0, "all rows counted")
-    wanted = {"rows_counted_total": 700, "rebuild_duration_seconds_count": 3, "verify_duration_seconds_count": 2}
+    # The run compared two days of each rollup.
+    compared = 2 * len(FORMS)
+    wanted = {
+        "rows_counted_total": 700,
+        "rebuild_duration_seconds_count": 2,
+        "verify_duration_seconds_count": compared,
+        "audit_duration_seconds_count": 1,
+    }
 
     def all_there() -> dict[str, float] | None:
         found = samples(up)
         return found if all(found[f"calc_analytics_{name}"] >= count for name, count in wanted.items()) else None
 
-    after = eventually(all_there, "rows that ticks counted, the sensor's two runs with their checks, and the trigger")
+    after = eventually(all_there, "rows that ticks counted, the sensor's run with its checks, and the trigger")
+    assert after["calc_analytics_rows_counted_total"] == 700
     refreshes = "calc_analytics_refresh_duration_seconds_count"
     assert after[refreshes] > before[refreshes]
     up.project.cli("verify")
@@ -172,8 +180,14 @@ def test_a_killed_database_is_503_with_details_and_then_well_again(up: Up):
 def test_a_service_that_dies_is_started_again(up: Up):
     living = [p for p in up.descendants() if p.status() != psutil.STATUS_ZOMBIE]
     (service,) = [p for p in living if "serve" in p.cmdline()]
+    before = samples(up)
     service.kill()
     eventually(lambda: up.get("/health/live")[0] == 200, "the service again", 60)
+    after = samples(up)
+    counters = [name for name in before if name.endswith(("_total", "_count", "_sum"))]
+    assert "calc_analytics_rows_counted_total" in counters
+    assert [name for name in counters if after[name] < before[name]] == [], "counters survive"
+    assert not (up.project.folder / ".calc_analytics" / "metrics").exists()
 
 
 @contextmanager

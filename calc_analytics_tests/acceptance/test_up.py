@@ -117,7 +117,7 @@ def test_the_first_tick_builds_today_and_yesterday_and_the_checks_are_green(up: 
     assert (checks["ok"], checks["compared"]) == (True, "the last results of 8 checks passed"), status
 
 
-def test_streamed_batches_leave_a_materialization_per_tick_with_the_days_figures(up: Up):
+def test_streamed_batches_leave_a_materialization_of_each_rollup_with_the_days_figures(up: Up):
     today = str(days.today("UTC"))
 
     def streamed() -> list[dict[str, Any]]:

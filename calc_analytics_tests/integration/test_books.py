@@ -865,10 +865,12 @@ def test_rebuilds_refreshes_prunes_and_proofs_at_once_leave_a_change_red_or_repa
         time.sleep(4)
     for _ in range(3):
         rebuild(books.db, DAYS, decision=AUTOMATIC)
-    assert found(books) == set()
-    after = stored(books.db)
-    total = sum(values[0] for values in before.values()) + written[0]
-    assert sum(values[0] for values in after.values()) == total
+    # Prune was at work on the older day: changes of it may have to stay red.
+    red = found(books)
+    assert {day for _, day in red} <= {OLD}
+    if (STATS.name, OLD) not in red:
+        total = sum(values[0] for values in before.values()) + written[0]
+        assert sum(values[0] for values in stored(books.db).values()) == total
     logs = oracles(books.db)
     for name in FORMS:
         for day in (YESTERDAY, TODAY):

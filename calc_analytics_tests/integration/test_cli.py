@@ -526,7 +526,8 @@ def test_prune_asks_deletes_what_is_counted_and_names_what_it_left(calc_as_owner
     said = calc("prune", "--older-than", "1", "--yes").output
     assert "2026-03-01  5 rows deleted, statistics kept" in said
     assert (
-        "2026-03-02  not built in every rollup, so its log rows stay: 'calc-analytics rollup --day 2026-03-02' says why" in said
+        "2026-03-02  not built in every rollup, so its log rows stay: 'calc-analytics rollup --day 2026-03-02' says why"
+        in said
     )
     assert (
         "2026-03-03  differs from its log, so its log rows stay: run 'calc-analytics verify --day 2026-03-03'" in said

@@ -2,7 +2,7 @@
 
 import random
 import threading
-from datetime import datetime, timedelta, timezone
+from datetime import date, datetime, timedelta, timezone
 
 import pytest
 from sqlalchemy import text
@@ -167,7 +167,7 @@ def test_a_day_that_is_refreshed_all_the_time_is_proven_too(built: Database, con
 
     monkeypatch.setattr(verify_module, "_proof", refresh_first)
     for day in DAYS:
-        assert verify(built, [day], seal=True).difference == 0
+        assert verify(built, [day], with_checksum=True).difference == 0
         assert oldest_proof(built) != day
     monkeypatch.undo()
     assert verify(built, DAYS).difference == 0, "no checksum from before the refresh was kept"
@@ -201,21 +201,53 @@ def test_a_walk_goes_on_in_the_background_one_at_a_time(built: Database, done: l
     assert ("verify", [DAYS[3]]) in done
 
 
-def test_the_error_that_ended_a_walk_is_raised_once(built: Database, monkeypatch):
+def test_an_error_is_reported_and_what_failed_is_tried_again_after_the_usual_pause(built: Database, monkeypatch):
     def failing(db, days=None):
         raise ValueError("no")
 
     monkeypatch.setattr(patrol_module, "audit", failing)
+    errors: list[tuple[str, str]] = []
+    patrol = Patrol(built, threading.Event(), lambda operation, error: errors.append((operation, str(error))))
+    patrol.step()
+    patrol.step()
+    assert errors == [("audit", "no")]
+    patrol._audit_at = 0.0
+    patrol.step()
+    assert errors == [("audit", "no")] * 2
+
+
+def test_a_day_that_cannot_be_compared_does_not_keep_the_others_waiting(built: Database, monkeypatch):
+    compared: list[date] = []
+
+    def verify(db, days):
+        compared.append(days[0])
+        if len(compared) == 1:
+            raise ValueError("no")
+        return patrol_verify(db, days)
+
+    patrol_verify = patrol_module.verify
+    monkeypatch.setattr(patrol_module, "verify", verify)
     patrol = Patrol(built, threading.Event())
-    patrol.walk()
-    patrol.wait(60)
-    with pytest.raises(ValueError, match="no"):
-        patrol.walk()
-    monkeypatch.undo()
-    patrol.walk()
-    patrol.wait(60)
-    patrol.walk()
-    patrol.wait(60)
+    for _ in range(3):
+        patrol._verify_at = 0.0
+        patrol.step()
+    assert len(set(compared)) == 3
+
+
+def test_a_day_that_differs_does_not_keep_the_others_waiting(built: Database, monkeypatch):
+    execute(built, f"delete from calculation_logs where created_at >= '{DAYS[0]}Z' and created_at < '{DAYS[1]}Z'")
+    verify(built, [DAYS[0]])
+    execute(built, "update rollup_days set verified_at = clock_timestamp() - interval '2 hours'")
+    compared: list[date] = []
+    monkeypatch.setattr(patrol_module, "verify", lambda db, days: compared.append(days[0]))
+    patrol = Patrol(built, threading.Event())
+    for _ in range(6):
+        patrol._verify_at = 0.0
+        patrol.step()
+        execute(built, "update rollup_days set verified_at = clock_timestamp() - interval '2 minutes' "
+                       f"where date = '{compared[-1]}'")  # fmt: skip
+    assert compared.count(DAYS[0]) <= 4
+    assert len(set(compared)) >= 3
 
 
 def test_two_processes_at_once_do_not_disturb_each_other(built: Database):

@@ -13,6 +13,7 @@ from calc_analytics.rollup.install import install
 from calc_analytics.rollup.judge import Decision
 from calc_analytics.rollup.ledger import built_days, waiting_days
 from calc_analytics.rollup.patrol import Patrol, oldest_proof
+from calc_analytics.rollup.predecessor import record_days
 from calc_analytics.rollup.rebuild import CHUNK_DAYS, rebuild
 from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.status import different_days
@@ -79,10 +80,12 @@ def test_shrinking_can_be_allowed(counted):
     assert_exact(counted)
 
 
-def test_a_predecessors_doubled_statistics_are_replaced(db, connect):
+def test_a_predecessors_doubled_statistics_are_replaced(db, owner, connect):
     write(connect(), [row(NOON)] * 10)
     execute(db, "update calculation_logs set xact_id = null")
     execute(db, "insert into calculation_stats_daily values (1, '2026-03-01', 40, 0, 400, 40, 0, 0)")
+    with owner.begin() as connection:
+        record_days(connection, Database(owner, LOG, "UTC"))
     rebuild(db, [DAY])
     assert_exact(db)
 

@@ -130,7 +130,7 @@ def test_a_rebuild_of_a_pruned_day_leaves_it_and_names_both_counts(counted: Data
     assert report.failed == []
     each = report.refused[0]
     assert (each.reason, each.log_rows, each.counted_rows, each.deleted_rows) == ("pruned", 4, total, total - 4)
-    assert f"{total - 4:,} of its {total:,} counted log rows were deleted. Its statistics stay." in str(each)
+    assert f"{total - 4:,} of its {total:,} counted log rows were deleted. Its statistics stay" in str(each)
     assert verify(counted, [DAY]).difference == 0
     rebuild(counted, [DAY], decision=Decision.ALLOW_SHRINK)
     assert count(counted, DAY) == 4

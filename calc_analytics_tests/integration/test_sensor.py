@@ -271,6 +271,23 @@ def test_a_day_that_differs_gets_one_run_of_its_checks_and_another_when_it_is_ri
     assert Cursor.parse(fourth.cursor).different == {}
 
 
+def test_a_day_that_is_right_again_before_the_next_tick_gets_another_run_of_its_checks(location, instance, db, connect):
+    write(connect(), [row(utc(2026, 3, 1, 5), publisher=7)] * 5)
+    rebuild(db, [OLD])
+    spoil(db, OLD)
+    audit(db)
+    first = tick(location, instance)
+    run_checks(location, instance, first.run_requests[0])
+    rebuild(db, [OLD])
+    second = tick(location, instance, first.cursor)
+    (request,) = second.run_requests
+    assert set(request.asset_check_keys) == set(check_keys(LOG, ["calculation_stats_daily"]))
+    run_checks(location, instance, request)
+    third = tick(location, instance, second.cursor)
+    assert third.run_requests == []
+    assert (Cursor.parse(third.cursor).different, Cursor.parse(third.cursor).checks_requested) == ({}, {})
+
+
 def run_checks(location: Definitions, instance: DagsterInstance, request: RunRequest) -> None:
     """The requested run of checks."""
     job = location.resolve_job_def("rollup_job").get_subset(

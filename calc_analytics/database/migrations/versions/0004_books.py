@@ -73,7 +73,16 @@ STATEMENTS = (
     "alter table rollup_state rename column rollup to log",
     "alter table rollup_state add column rollups text[]",
     "alter table rollup_state add column audited_at timestamptz",
-    "update rollup_state set rollups = array[log], log = 'calculation_logs'",
+    # The row stays this cluster's own, if it is: its transaction is noted as in every other change of it.
+    """
+    update rollup_state s set rollups = array[log], log = 'calculation_logs',
+        written_by = case when (cast(s.tableoid as bigint) = s.relation
+                                and cast(cast(s.xmin as text) as bigint) = mod(s.written_by, 4294967296))
+                               or s.system_identifier = (select system_identifier from pg_control_system())
+                          then txid_current() else s.written_by end,
+        relation = case when s.system_identifier = (select system_identifier from pg_control_system())
+                        then cast(s.tableoid as bigint) else s.relation end
+    """,
     "alter table rollup_state alter column rollups set not null",
     """
     create or replace function rollup(rollup_state) returns text language plpgsql as $$
@@ -108,5 +117,9 @@ STATEMENTS = (
     ) s using (date)
     where d.rollup = 'calculation_stats_daily' and known.rollup = d.rollup and known.date = d.date
       and d.status in ('built', 'stale', 'frozen', 'overflow')
+    """,
+    """
+    update rollup_days d set method = 'predecessor'
+    where status = 'pending' and exists (select from calculation_stats_daily t where t.date = d.date)
     """,
 )
