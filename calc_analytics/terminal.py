@@ -15,6 +15,7 @@ from calc_analytics.rollup.reports import (
     RefreshReport,
     Refused,
     VerifyReport,
+    refusals,
 )
 
 T = TypeVar("T")
@@ -103,12 +104,6 @@ def show_rebuild(report: RebuildReport, is_named: bool) -> None:
     for line in refusals([each for each in report.refused if each not in failed]):
         say(f"  {line}")
     say(f"{number(len(report.days), 'day')} rebuilt, {number(report.rows, 'row')} in {report.seconds:.2f} s")
-
-
-def refusals(refused: Sequence[Refused]) -> Iterator[str]:
-    """A line for each refused day; rollups of which it says the same are counted."""
-    for alike in _grouped(refused, lambda each: str(each).replace(each.rollup, "", 1)).values():
-        yield str(alike[0]).replace(alike[0].rollup, named([each.rollup for each in alike]), 1)
 
 
 def _show_kept(kept: Sequence[Refused]) -> None:

@@ -18,7 +18,7 @@ from calc_analytics.rollup.figures import has_logs, require_real_days
 from calc_analytics.rollup.judge import Decision
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh as refresh_once
-from calc_analytics.rollup.reports import RebuildReport, RefreshReport, VerifyReport
+from calc_analytics.rollup.reports import RebuildReport, RefreshReport, VerifyReport, refusals
 from calc_analytics.rollup.verify import verify as verify_days
 from calc_analytics.terminal import print_report
 
@@ -77,7 +77,7 @@ def rollup(
         report = rebuild(db, wanted, chosen, decision=decision, progress=lambda chunk: advance(len(_days_of(chunk))))
     print_report(report, as_json, terminal.show_rebuild, named is not None)
     failed = report.failed if named is None else report.refused
-    for line in terminal.refusals(failed):
+    for line in refusals(failed):
         click.echo(f"error: {line}", err=True)
     sys.exit(1 if failed else 0)
 

@@ -35,6 +35,7 @@ from calc_analytics.orchestration.metadata import (
 from calc_analytics.orchestration.partitions import as_days
 from calc_analytics.orchestration.resources import RollupDatabase
 from calc_analytics.orchestration.retries import TRANSIENT_ERRORS, failing_in_one_line
+from calc_analytics.plurals import number
 
 if TYPE_CHECKING:
     from calc_analytics.rollup.database import Database
@@ -185,12 +186,15 @@ def _rebuild(
 
 
 def _log_chunk(context: AssetExecutionContext, chunk: "RebuildReport") -> None:
+    from calc_analytics.rollup.reports import refusals
+
     days = chunk.days
     if days:
-        span = f"{days[0]} to {days[-1]}: {len(days)} days" if len(days) > 1 else f"{days[0]}: 1 day"
-        context.log.info(f"{span} rebuilt, {chunk.rows:,} log rows in {chunk.seconds:.2f} s")
-    for refused in chunk.refused:
-        context.log.warning(str(refused))
+        rows, number_of_days = number(chunk.rows, "log row"), number(len(days), "day")
+        span = f"{days[0]} to {days[-1]}" if len(days) > 1 else str(days[0])
+        context.log.info(f"rebuilt {number_of_days} ({span}), {rows} in {chunk.seconds:.2f} s")
+    for line in refusals(chunk.refused):
+        context.log.warning(line)
     for kept in chunk.kept:
         context.log.info(describe_left(kept))
 

@@ -1,5 +1,6 @@
 """What the operations return: small, frozen, and shown alike by the CLI, Dagster and `--json`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
@@ -163,6 +164,17 @@ class Refused:
                     if not self.deleted_rows
                     else f"{start}{logs}{deleted}, as many as were counted, but other values. {decide}"
                 )
+
+
+def refusals(refused: Sequence[Refused]) -> list[str]:
+    """A line for each refused day; rollups of which it says the same share one."""
+    alike: dict[str, list[Refused]] = {}
+    for each in refused:
+        alike.setdefault(str(each).replace(each.rollup, "", 1), []).append(each)
+    return [
+        str(same[0]) if len(same) == 1 else str(same[0]).replace(same[0].rollup, number(len(same), "rollup"), 1)
+        for same in alike.values()
+    ]
 
 
 @dataclass(frozen=True)
