@@ -152,7 +152,7 @@ def test_only_the_selected_rollups_are_rebuilt_and_only_their_checks_evaluated(l
 TAMPERING = {
     "stats_match_logs": (
         "update calculation_stats_daily set cache_hits = cache_hits + 1",
-        "2026-03-01 of calculation_stats_daily: somebody changed the statistics",
+        "2026-03-01 of calculation_stats_daily: statistics or log rows were changed",
     ),
     "cache_hits_within_total": ("update calculation_stats_daily set cache_hits = 99", "publisher_id 0, 1"),
     "source_breakdown_complete": (

@@ -28,7 +28,7 @@ from calc_analytics.orchestration.cursor import Cursor, Unreported
 from calc_analytics.orchestration.partitions import daily_partitions
 from calc_analytics.orchestration.resources import RollupDatabase
 from calc_analytics.orchestration.sensors import new_log_batches_sensor
-from calc_analytics.rollup import ledger
+from calc_analytics.rollup import journal, ledger
 from calc_analytics.rollup.audit import audit
 from calc_analytics.rollup.follow import FollowReport
 from calc_analytics.rollup.rebuild import rebuild
@@ -346,17 +346,22 @@ def test_the_patrol_finds_changed_statistics_while_the_tick_follows(location, in
     assert request.partition_key == str(today())
 
 
-def test_an_error_of_the_patrol_is_an_error_of_the_next_tick_in_one_line(location, instance, db, monkeypatch):
+def test_an_error_of_the_patrol_is_in_the_journal_and_keeps_no_row_from_being_counted(
+    location, instance, db, connect, monkeypatch
+):
     def fail(*arguments: object) -> None:
         raise CalcAnalyticsError("the audit found no table")
 
+    tick(location, instance)
+    write(connect(), [row(now())])
     with monkeypatch.context() as patch:
         patch.setattr("calc_analytics.rollup.patrol.audit", fail)
+        sensors._patrol(RollupDatabase().db)._audit_at = 0.0
         tick(location, instance)
         sensors._patrol(RollupDatabase().db).wait(30)
-    with pytest.raises(CalcAnalyticsError, match="the audit found no table"):
-        tick(location, instance)
-    tick(location, instance)
+    failed = [entry for entry in journal.history(db) if entry.failed]
+    assert [(entry.operation, entry.detail) for entry in failed] == [("audit", "the audit found no table")]
+    assert [sums[0] for sums in stored(db).values()] == [1]
 
 
 def test_bursts_are_coalesced_by_the_debounce(database, location, instance, db, connect, monkeypatch):

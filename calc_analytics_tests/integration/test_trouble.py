@@ -498,4 +498,5 @@ def test_a_tick_tells_of_what_was_counted_although_its_connection_was_killed(
     timer.join()
     told = sorted((event.asset_key.to_user_string(), event.partition) for event in of(result, AssetMaterialization))
     assert told == sorted((name, str(today())) for name in LOG.names)
+    db.engine.dispose()  # the killed connections of this test's own
     assert_exact(db)

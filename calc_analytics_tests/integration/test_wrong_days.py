@@ -133,7 +133,8 @@ def test_changed_statistics_of_a_pruned_day_stay_red_and_say_so(location, instan
 def test_a_day_that_is_frozen_is_a_warning(location, instance, built):
     """As adoption records statistics of a predecessor: of a day whose log rows are gone."""
     execute(built, f"insert into {STATS} values (7, '{OLD}', 5, 1, 0, 5, 0, 0)")
-    execute(built, f"insert into rollup_days (rollup, date, status) values ('{STATS}', '{OLD}', 'pending')")
+    execute(built, f"insert into rollup_days (rollup, date, status, method) "
+                   f"values ('{STATS}', '{OLD}', 'pending', 'predecessor')")  # fmt: skip
     assert run(location, instance, OLD, run_config=config(automatic=True)).success
     said = check(instance, MATCH, OLD)
     assert (said.passed, said.severity.value) == (False, "WARN"), said.description

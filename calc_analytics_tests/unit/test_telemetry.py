@@ -15,7 +15,6 @@ from calc_analytics.rollup.ledger import RollupsChanged
 from calc_analytics.rollup.reports import (
     DayCount,
     DayProof,
-    PruneReport,
     RebuildReport,
     RefreshReport,
     Refused,
@@ -141,13 +140,6 @@ def test_many_days_are_a_span(said):
     days = [each for n in range(1, 31) for each in counts(date(2026, 3, n), 1)]
     telemetry.rebuilt(RebuildReport(days))
     assert "days=2026-03-01..2026-03-30" in said()
-
-
-def test_deleted_rows_are_a_line_if_it_is_asked_for(said):
-    telemetry.pruned(PruneReport({DAY: 7}, [], 0.1))
-    assert said() == ""
-    telemetry.pruned(PruneReport({DAY: 7}, [], 0.1), log=True)
-    assert " INFO prune rows=7 days=2026-03-01 " in said()
 
 
 @pytest.mark.parametrize(("transient", "level"), [(True, "WARNING"), (False, "ERROR")])
