@@ -74,7 +74,7 @@ def refused(result: Result, code: int = 1) -> str:
 
 
 def run_by_hand(url: URL, *words: str) -> subprocess.Popen:
-    """`calc-analytics` with these words as a process of its own."""
+    """`calc-analytics` with these words as a process of its own, which takes Ctrl-C whoever started the tests."""
     given = url.set(drivername="postgresql").render_as_string(hide_password=False)
     return subprocess.Popen(
         [sys.executable, "-m", "calc_analytics.cli", *words],
@@ -82,6 +82,7 @@ def run_by_hand(url: URL, *words: str) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
 
