@@ -73,7 +73,7 @@ def measure(db: Database, size: int) -> list[tuple[object, ...]]:
         install(log_db)
         refresh(log_db)
         for batch in BATCHES:
-            floors[batch] = median_seconds(partial(by_hand, db, writer, batch), ROUNDS)
+            floors[batch] = median_seconds(partial(by_hand, log_db, writer, batch), ROUNDS)
             took, keys = refreshed(log_db, writer, batch)
             touched = f"{took / keys * 1e6:.1f} µs" if log_db is db else ""
             rows.append(line(size, batch, f"refresh, {name}", took, floors[batch], touched))
