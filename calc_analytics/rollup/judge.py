@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection
 
 from calc_analytics.rollup import ledger
 from calc_analytics.rollup.database import Database
-from calc_analytics.rollup.declaration import Rollup
+from calc_analytics.rollup.declaration import Log, Rollup
 from calc_analytics.rollup.reports import Refused
 from calc_analytics.rollup.windows import Window, of_day, windows
 
@@ -37,9 +37,9 @@ class Decision(Enum):
 
 @dataclass
 class Judgement:
-    """The days to replace, those left alone, and those whose statistics are kept with the difference noted."""
+    """The days to replace, with the rows stored for them; those left alone; those kept with the difference noted."""
 
-    replace: list[date] = field(default_factory=list)
+    replace: dict[date, int] = field(default_factory=dict)
     refused: list[Refused] = field(default_factory=list)
     kept: list[Refused] = field(default_factory=list)
 
@@ -62,19 +62,29 @@ class _Day:
 class Known:
     """What the ledger knows of a chunk of days, in all rollups, before any of them is judged."""
 
-    deleted: Mapping[date, int]
-    counted: Mapping[tuple[str, date], int]
+    log: Log
+    entries: Mapping[tuple[str, date], ledger.Entry]
 
     @classmethod
     def read(cls, connection: Connection, db: Database, days: Sequence[date]) -> "Known":
         """As it is now, under the state's lock."""
-        deleted = ledger.rows_deleted(connection, db.log, days)
-        return cls(deleted, ledger.rows_counted(connection, db.log.rollups, days))
+        return cls(db.log, ledger.entries(connection, db.log.rollups, days))
+
+    def entry(self, rollup: Rollup, day: date) -> ledger.Entry | None:
+        """The rollup's own row of the ledger."""
+        return self.entries.get((rollup.name, day))
+
+    def deleted_by_log(self, day: date) -> int:
+        """Rows of the day that are known to be deleted, by the rollup that knows of most."""
+        known = ((rollup, self.entry(rollup, day)) for rollup in self.log.rollups)
+        return max((_rows(rollup, entry.deleted) for rollup, entry in known if entry is not None), default=0)
 
     def counted_by_others(self, rollup: Rollup, day: date) -> int | None:
-        """Rows that another rollup counted, the most of any."""
+        """Rows that another rollup counted, the most of any that counted the day whole."""
+        others = ((other, self.entry(other, day)) for other in self.log.rollups if other.name != rollup.name)
         return max(
-            (rows for (name, of), rows in self.counted.items() if of == day and name != rollup.name), default=None
+            (_rows(other, entry.counted) for other, entry in others if entry is not None and entry.is_whole),
+            default=None,
         )
 
 
@@ -83,16 +93,23 @@ def judge(
 ) -> Judgement:
     """Judges the recounted days of a rollup, under the state's lock. Writes into the ledger what is kept or frozen."""
     days = [span.day for span in spans]
-    logs = _sums(connection, rollup, f"recounted_{rollup.name}", days)
+    logs = _sums(connection, rollup, recount_table(rollup), days)
     stored = _sums(connection, rollup, rollup.name, days)
-    entries = ledger.entries(connection, [rollup], days)
     bench = _Judge(connection, db, rollup, decision)
-    for day in days:
-        span = next(each for each in spans if each.day == day)
-        others = known.counted_by_others(rollup, day)
-        entry = entries.get((rollup.name, day))
-        bench.judge(_Day(span, logs[day], stored[day], entry, known.deleted.get(day, 0), others))
+    for span in spans:
+        day, others = span.day, known.counted_by_others(rollup, span.day)
+        entry, deleted = known.entry(rollup, day), known.deleted_by_log(day)
+        bench.judge(_Day(span, logs[day], stored[day], entry, deleted, others))
     return bench.judgement
+
+
+def recount_table(rollup: Rollup) -> str:
+    """The temporary table that holds the recounted days of a rollup."""
+    return f"recounted_{rollup.name}"
+
+
+def _rows(rollup: Rollup, totals: Totals | None) -> int:
+    return int((totals or {}).get(rollup.count, 0))
 
 
 def _sums(connection: Connection, rollup: Rollup, table: str, days: list[date]) -> dict[date, dict[str, int]]:
@@ -151,11 +168,11 @@ class _Judge:
 
         It was switched off, or is new: what it counted, if anything, cannot tell. Its statistics stay as they are.
         """
-        own = self._rows((day.entry.counted if day.entry is not None else None) or {})
+        own = self._rows(day.entry.counted if day.entry is not None else None)
         is_built = day.entry is not None and day.entry.status == "built"
         if day.counted_by_others is None or is_built or own >= day.counted_by_others:
             return False
-        deleted = self._rows((day.entry.deleted if day.entry is not None else None) or {})
+        deleted = self._rows(day.entry.deleted if day.entry is not None else None)
         return self._rows(day.log) + deleted < day.counted_by_others
 
     def _judge_never_counted(self, day: _Day) -> None:
@@ -171,7 +188,7 @@ class _Judge:
         else:
             # Somebody else wrote them: nothing was counted, and nobody said that log rows are gone.
             ledger.freeze(self.connection, self.rollup, self.db.timezone, day.span.day, {})
-            self._refuse(day, "differs", self._rows(day.stored))
+            self.judgement.refused.append(self._found(day, "differs", day.stored))
 
     def _judge_frozen(self, day: _Day, entry: ledger.Entry, counted: Totals) -> None:
         """A day that was never counted whole here. It may be once its log rows are back, if a person says so.
@@ -188,17 +205,16 @@ class _Judge:
             self._replace(day)
         elif is_foreign:
             ledger.mark(self.connection, self.rollup, [day.span.day], "frozen")
-            self._refuse(day, "differs", self._rows(day.stored))
+            self.judgement.refused.append(self._found(day, "differs", day.stored))
         else:
             self._leave(day, "frozen", entry)
 
     def _judge_of_another_zone(self, day: _Day, entry: ledger.Entry) -> None:
         """After a change of the reporting zone the log is compared by the day of the old zone."""
-        counted, deleted = entry.counted or {}, entry.deleted or {}
         in_old_zone = _rows_of_day(self.connection, self.db, day.span.day, str(entry.timezone))
-        if self._rows(deleted):
+        if self._rows(entry.deleted):
             self._leave(day, "frozen", entry)
-        elif self._rows(counted) > in_old_zone:
+        elif self._rows(entry.counted) > in_old_zone:
             self._leave(day, "differs", entry)
         else:
             self._replace(day)
@@ -227,27 +243,23 @@ class _Judge:
         elif self.decision is Decision.KEEP:
             self._accept(day)
         elif entry.status == "built":
-            self._refuse(day, "pruned", self._rows(entry.counted or {}), self._rows(entry.deleted or {}))
+            self.judgement.refused.append(self._found(day, "pruned", entry.counted, entry.deleted))
         else:
             ledger.mark(self.connection, self.rollup, [day.span.day], "built")
-            self.judgement.kept.append(self._found(day, "pruned", entry))
+            self.judgement.kept.append(self._found(day, "pruned", entry.counted, entry.deleted))
 
     def _replace(self, day: _Day) -> None:
-        self.judgement.replace.append(day.span.day)
-
-    def _refuse(self, day: _Day, reason: str, counted: int, deleted: int = 0) -> None:
-        found = Refused(self.rollup.name, day.span.day, reason, self._rows(day.log), counted, deleted)
-        self.judgement.refused.append(found)
+        self.judgement.replace[day.span.day] = self._rows(day.stored)
 
     def _leave(self, day: _Day, reason: str, entry: ledger.Entry) -> None:
         """Refuses the day. One that waits for a rebuild is not asked for again."""
         if entry.status == "stale":
             ledger.mark(self.connection, self.rollup, [day.span.day], "frozen")
-        self.judgement.refused.append(self._found(day, reason, entry))
+        self.judgement.refused.append(self._found(day, reason, entry.counted, entry.deleted))
 
     def _freeze(self, day: _Day) -> None:
         ledger.freeze(self.connection, self.rollup, self.db.timezone, day.span.day, dict(day.stored))
-        self._refuse(day, "frozen", self._rows(day.stored))
+        self.judgement.refused.append(self._found(day, "frozen", day.stored))
 
     def _keep(self, day: _Day, counted: Totals, reason: str) -> None:
         """Notes what the log lacks as deleted. Statistics that are not what was counted stay a difference."""
@@ -255,26 +267,20 @@ class _Judge:
         by = "logs_kept_days" if reason == "announced" else "keep"
         is_intact = all(day.stored[name] == counted.get(name, 0) for name in day.log)
         ledger.record_kept(self.connection, self.rollup, day.span.day, deleted, by, is_intact)
-        found = Refused(
-            self.rollup.name, day.span.day, reason, self._rows(day.log), self._rows(counted), self._rows(deleted)
-        )
-        self.judgement.kept.append(found)
+        self.judgement.kept.append(self._found(day, reason, counted, deleted))
 
     def _accept(self, day: _Day) -> None:
         """A person accepts the statistics of a pruned day as they are stored now."""
         deleted = {name: day.stored[name] - day.log[name] for name in day.log}
         ledger.record_accepted(self.connection, self.rollup, day.span.day, dict(day.stored), deleted)
-        found = Refused(
-            self.rollup.name, day.span.day, "keep", self._rows(day.log), self._rows(day.stored), self._rows(deleted)
-        )
-        self.judgement.kept.append(found)
+        self.judgement.kept.append(self._found(day, "keep", day.stored, deleted))
 
-    def _found(self, day: _Day, reason: str, entry: ledger.Entry) -> Refused:
-        counted, deleted = self._rows(entry.counted or {}), self._rows(entry.deleted or {})
-        return Refused(self.rollup.name, day.span.day, reason, self._rows(day.log), counted, deleted)
+    def _found(self, day: _Day, reason: str, counted: Totals | None, deleted: Totals | None = None) -> Refused:
+        log_rows, counted_rows, deleted_rows = map(self._rows, (day.log, counted, deleted))
+        return Refused(self.rollup.name, day.span.day, reason, log_rows, counted_rows, deleted_rows)
 
-    def _rows(self, totals: Totals) -> int:
-        return totals.get(self.rollup.count, 0)
+    def _rows(self, totals: Totals | None) -> int:
+        return _rows(self.rollup, totals)
 
     def _is_announced(self, day: date, missing: Totals) -> bool:
         """Whether others were said to delete log rows of such a day, and deleted rows explain the difference."""

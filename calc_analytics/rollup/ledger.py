@@ -353,34 +353,18 @@ class Entry:
     log_finding: str | None
     """How the log differed from what was counted when last compared (logs_missing, …); None: it did not."""
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the day was counted whole here, and that is not undone."""
+        is_counted = self.counted is not None and self.deleted is not None
+        return is_counted and self.status in ("built", "stale", "overflow", "frozen")
+
 
 def entries(connection: Connection, rollups: Iterable[Rollup], days: Sequence[date]) -> dict[tuple[str, date], Entry]:
     """The rows of these rollups and days that exist."""
     names = [rollup.name for rollup in rollups]
     rows = connection.execute(_ENTRIES, {"rollups": names, "days": list(days)}).all()
     return {(row.rollup, row.date): Entry(*row) for row in rows}
-
-
-def rows_deleted(connection: Connection, log: Log, days: Sequence[date]) -> dict[date, int]:
-    """How many counted log rows of each of these days are known to be deleted, by the rollup that knows of most."""
-    found: dict[date, int] = {}
-    for rollup in log.rollups:
-        parameters = {"rollup": rollup.name, "days": list(days), "count": rollup.count}
-        for row in connection.execute(_ROWS_DELETED, parameters):
-            found[row.date] = max(found.get(row.date, 0), int(row.rows))
-    return found
-
-
-def rows_counted(
-    connection: Connection, rollups: Sequence[Rollup], days: Sequence[date]
-) -> dict[tuple[str, date], int]:
-    """How many log rows of each of these days each rollup has counted, where it counted the day whole."""
-    found: dict[tuple[str, date], int] = {}
-    for rollup in rollups:
-        parameters = {"rollup": rollup.name, "days": list(days), "count": rollup.count}
-        for row in connection.execute(_ROWS_COUNTED, parameters):
-            found[rollup.name, row.date] = int(row.rows)
-    return found
 
 
 def record_rebuilt(connection: Connection, rollup: Rollup, timezone: str, totals: dict[date, dict[str, int]]) -> None:
@@ -547,20 +531,6 @@ _ENTRIES = text(
     select rollup, date, status, timezone, counted, deleted, checksum is not null,
            method, case when difference <> 0 and finding like 'logs!_%' escape '!' then finding end
     from rollup_days where rollup = any(cast(:rollups as text[])) and date = any(cast(:days as date[]))
-    """
-)
-_ROWS_DELETED = text(
-    """
-    select date, cast(coalesce(deleted ->> :count, '0') as numeric) as rows
-    from rollup_days where rollup = :rollup and date = any(cast(:days as date[])) and deleted is not null
-    """
-)
-_ROWS_COUNTED = text(
-    """
-    select date, cast(coalesce(counted ->> :count, '0') as numeric) as rows
-    from rollup_days
-    where rollup = :rollup and date = any(cast(:days as date[])) and counted is not null and deleted is not null
-      and status in ('built', 'stale', 'overflow', 'frozen')
     """
 )
 # A recount starts the proofs afresh.

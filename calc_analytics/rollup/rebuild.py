@@ -8,7 +8,7 @@ statistics and notes the difference as deleted, `allow_shrink` recounts it from 
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 from functools import partial
@@ -20,12 +20,12 @@ from sqlalchemy.engine import Connection
 from calc_analytics.database.engine import NEW_ROWS, WHOLE_DAYS, transaction
 from calc_analytics.rollup import journal, ledger
 from calc_analytics.rollup.database import Database
-from calc_analytics.rollup.declaration import Rollup, quote_literal
-from calc_analytics.rollup.judge import Decision, Judgement, Known, judge
-from calc_analytics.rollup.refresh import isolate_overflow, refresh, refresh_locked
+from calc_analytics.rollup.declaration import Rollup
+from calc_analytics.rollup.judge import Decision, Known, judge, recount_table
+from calc_analytics.rollup.refresh import counts_between, isolate_overflow, refresh, refresh_locked
 from calc_analytics.rollup.reports import DayCount, RebuildReport, RefreshReport, Refused
-from calc_analytics.rollup.snapshot import Snapshot, between, rows_between, visible
-from calc_analytics.rollup.windows import Window, has_a_day, local_date, of_day, windows
+from calc_analytics.rollup.snapshot import Snapshot, between, visible
+from calc_analytics.rollup.windows import Window, of_day, windows
 
 CHUNK_DAYS = 10
 
@@ -87,23 +87,10 @@ def _settle(
     ledger.set_aside(connection, rollup, [each.day for each in overflowed])
     set_aside = {each.day for each in overflowed}
     judged = judge(connection, db, rollup, [span for span in spans if span.day not in set_aside], decision, known)
-    before = _totals(connection, rollup, judged.replace)
-    _replace(connection, db, rollup, judged)
-    after = _totals(connection, rollup, judged.replace)
-    ledger.record_rebuilt(
-        connection, rollup, db.timezone, {day.day: _measures(rollup, day.measures) for day in after.values()}
-    )
-    rebuilt = [replace(day, rows_before=before[day.day].rows) for day in after.values()]
+    _replace(connection, rollup, list(judged.replace))
+    rebuilt = _rebuilt(connection, rollup, judged.replace)
+    ledger.record_rebuilt(connection, rollup, db.timezone, {day.day: day.measures for day in rebuilt})
     return RebuildReport(rebuilt, [*judged.refused, *overflowed], judged.kept)
-
-
-def _measures(rollup: Rollup, measures: dict[str, int]) -> dict[str, int]:
-    return {name: measures[name] for name in rollup.measure_names}
-
-
-def recount_table(rollup: Rollup) -> str:
-    """The temporary table that holds the recounted days of a rollup."""
-    return f"recounted_{rollup.name}"
 
 
 def _count_unlocked(connection: Connection, db: Database, rollups: Sequence[Rollup], spans: list[Window]) -> Snapshot:
@@ -139,14 +126,9 @@ def _add_since(
     connection: Connection, db: Database, rollup: Rollup, days: Sequence[date], then: Snapshot, now: Snapshot
 ) -> None:
     """Adds the days' rows that became visible between the two snapshots."""
-    columns = ", ".join(db.log.reads)
-    day = local_date(db.log.event_time, quote_literal(db.timezone))
     statement = f"""
-    insert into {recount_table(rollup)} ({rollup.key_columns}, date, {", ".join(rollup.measure_names)})
-    select {rollup.key_selects}, date, {rollup.measure_selects}
-    from (select *, {day} as date from {rows_between(db.log, columns)} l) l
-    where {has_a_day("date")} and date = any(:days)
-    group by {rollup.group_by}, date
+    insert into {recount_table(rollup)} ({rollup.columns})
+    select {rollup.columns} from ({counts_between(db, rollup)}) since where date = any(:days)
     """
     connection.execute(text(statement), {"days": list(days), **between(then, now)})
 
@@ -172,11 +154,11 @@ def _overflow(rollup: Rollup, row: Any) -> Refused:
     return Refused(rollup.name, row["date"], "overflow", int(row[rollup.count]), 0, 0, detail)
 
 
-def _replace(connection: Connection, db: Database, rollup: Rollup, judged: Judgement) -> None:
+def _replace(connection: Connection, rollup: Rollup, days: list[date]) -> None:
     """Puts the recounted days in the place of the stored ones; keys that vanished disappear."""
-    if not judged.replace:
+    if not days:
         return
-    parameters = {"days": judged.replace}
+    parameters = {"days": days}
     connection.execute(text(f"delete from {rollup.name} where date = any(:days)"), parameters)
     sums = rollup.each_measure("sum({name}) as {name}")
     statement = f"""
@@ -187,18 +169,19 @@ def _replace(connection: Connection, db: Database, rollup: Rollup, judged: Judge
     connection.execute(text(statement), parameters)
 
 
-def _totals(connection: Connection, rollup: Rollup, days: list[date]) -> dict[date, DayCount]:
-    """What the days have in the target now."""
+def _rebuilt(connection: Connection, rollup: Rollup, rows_before: Mapping[date, int]) -> list[DayCount]:
+    """What the rebuilt days have in the target now, and the rows they had before."""
     zeros = rollup.each_measure("coalesce(sum({name}), 0) as {name}")
     statement = f"""
         select d.date, count(t.date) as keys, {zeros}
         from unnest(cast(:days as date[])) as d (date) left join {rollup.name} t on t.date = d.date
         group by d.date order by d.date
     """
-    found: dict[date, DayCount] = {}
-    for row in connection.execute(text(statement), {"days": days}).mappings() if days else []:
-        measures = {name: int(row[name]) for name in rollup.measure_names}
-        found[row["date"]] = DayCount(rollup.name, row["date"], measures[rollup.count], measures, row["keys"], "built")
+    found: list[DayCount] = []
+    for row in connection.execute(text(statement), {"days": list(rows_before)}).mappings() if rows_before else []:
+        day, measures = row["date"], {name: int(row[name]) for name in rollup.measure_names}
+        rows, before = measures[rollup.count], rows_before[row["date"]]
+        found.append(DayCount(rollup.name, day, rows, measures, row["keys"], "built", before))
     return found
 
 

@@ -103,7 +103,7 @@ def _set_aside(db: Database) -> list[date]:
         for rollup in db.log.rollups:
             statement = f"""
                 select distinct diff.date
-                from ({_diff_of_span(db, rollup)}) diff left join {rollup.name} t using ({rollup.key_columns}, date)
+                from ({counts_between(db, rollup)}) diff left join {rollup.name} t using ({rollup.key_columns}, date)
                 where {rollup.overflows("coalesce(t.{name}, 0) + diff.{name}")}
             """
             days = list(connection.execute(text(statement), parameters).scalars())
@@ -112,7 +112,7 @@ def _set_aside(db: Database) -> list[date]:
     return found
 
 
-def _diff_of_span(db: Database, rollup: Rollup) -> str:
+def counts_between(db: Database, rollup: Rollup) -> str:
     """SQL: the measures of the rows between two snapshots, by keys and day; parameters of `between`."""
     day = local_date(db.log.event_time, quote_literal(db.timezone))
     return f"""
