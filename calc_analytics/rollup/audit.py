@@ -46,7 +46,7 @@ def _audit(db: Database, days: Sequence[date] | None) -> AuditReport:
                 if known.get(each.day) != each.difference:
                     news.setdefault(each.day, {})[each.rollup] = {"difference": each.difference}
         number, seconds = sum(number for number, _ in looked_at.values()), time.perf_counter() - started
-        journal.note_proof(connection, db.log, "audit", news, 1, seconds)
+        journal.note_proof(connection, db.log, "audit", news, seconds)
         if days is None:
             ledger.record_audit_of_all(connection, db.log)
     return AuditReport(number, found, time.perf_counter() - started)

@@ -162,15 +162,19 @@ class Rollup:
         return ", ".join(self.keys)
 
     @cached_property
-    def columns(self) -> str:
+    def column_names(self) -> list[str]:
         """Every column of the target, in the one order used everywhere."""
-        return ", ".join([*self.keys, "date", *self.measure_names])
+        return [*self.keys, "date", *self.measure_names]
+
+    @cached_property
+    def columns(self) -> str:
+        """The same, ready for a select list."""
+        return ", ".join(self.column_names)
 
     @cached_property
     def table_columns(self) -> str:
         """The same columns in the order of the table."""
-        names = {*self.keys, "date", *self.measure_names}
-        return ", ".join(each.name for each in self.target.columns if each.name in names)
+        return ", ".join(each.name for each in self.target.columns if each.name in self.column_names)
 
     @cached_property
     def key_selects(self) -> str:
@@ -211,13 +215,12 @@ class Rollup:
         exchange a value. Hence the second hash.
         """
         types = {each.name: type_to_sql(each.type) for each in self.target.columns}
-        names = [*self.keys, "date", *self.measure_names]
-        values = ", ".join(f"cast({{{name}}} as {types[name]})" for name in names)
+        values = ", ".join(f"cast({{{name}}} as {types[name]})" for name in self.column_names)
         return f"cast(hashint8extended(0, hash_record_extended(row({values}), 0)) as numeric)"
 
     def hash_of(self, alias: str) -> str:
         """SQL: the hash of the target's row with that alias."""
-        return self.row_hash.format(**{name: f"{alias}.{name}" for name in [*self.keys, "date", *self.measure_names]})
+        return self.row_hash.format(**{name: f"{alias}.{name}" for name in self.column_names})
 
     def overflows(self, value: str) -> str:
         """SQL: one of the measures does not fit its column; `value` is a pattern for it, with {name} filled in."""
@@ -233,8 +236,8 @@ class Rollup:
         return joined_by.join(pattern.format(name=name) for name in [*self.keys, "date"])
 
     def totals_json(self, value: str = "sum({name})") -> str:
-        """SQL: a JSON object of each measure's value; `value` is a pattern with {name} filled in."""
-        pairs = ", ".join(f"'{name}', {value.format(name=name)}" for name in self.measure_names)
+        """SQL: a JSON object of each measure's value; `value` is a pattern for `each_measure`."""
+        pairs = self.each_measure("'{name}', " + value)
         return f"jsonb_build_object({pairs})"
 
 

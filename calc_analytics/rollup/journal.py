@@ -124,14 +124,13 @@ def note_proof(
     log: Log,
     operation: str,
     different: Mapping[date, Mapping[str, Any]],
-    operations: int,
     seconds: float,
 ) -> None:
     """Notes a verification or an audit: a new difference by itself, all others summed up per hour."""
     if different:
         note(connection, log, operation, days=different, seconds=seconds)
     else:
-        parameters = {"log": log.name, "operation": operation, "operations": operations, "seconds": seconds}
+        parameters = {"log": log.name, "operation": operation, "seconds": seconds}
         connection.execute(_NOTE_PROOF, parameters)
 
 
@@ -212,10 +211,10 @@ _NOTE = text(
 )
 _NOTE_PROOF = text(
     f"""
-    insert into rollup_journal as j (log, at, operation, by, summed, operations, seconds)
-    values (:log, date_trunc('hour', clock_timestamp()), :operation, {BY}, true, :operations, :seconds)
+    insert into rollup_journal as j (log, at, operation, by, summed, seconds)
+    values (:log, date_trunc('hour', clock_timestamp()), :operation, {BY}, true, :seconds)
     on conflict (log, operation, failed, at, by) where summed do update
-    set operations = j.operations + excluded.operations, seconds = j.seconds + excluded.seconds
+    set operations = j.operations + 1, seconds = j.seconds + excluded.seconds
     """
 )
 _NOTE_FAILURE = text(

@@ -392,7 +392,6 @@ def _hashes(rollups: tuple[Rollup, ...]) -> str:
 
 
 def _hash_change(rollup: Rollup, n: int) -> str:
-    names = [*rollup.keys, "date", *rollup.measure_names]
     old = rollup.hash_of("t")
     sums = {name: f"d.{name}" for name in [*rollup.keys, "date"]}
     sums.update({name: f"coalesce(t.{name}, 0) + d.{name}" for name in rollup.measure_names})
@@ -402,7 +401,7 @@ def _hash_change(rollup: Rollup, n: int) -> str:
                sum({rollup.row_hash.format(**sums)} - case when t.date is null then 0 else {old} end) as hash
         from judged j join diff_{n} d on d.date = j.date
         left join lateral (
-            select {", ".join(f"t.{name}" for name in names)} from {rollup.name} t where {same} offset 0
+            select {", ".join(f"t.{name}" for name in rollup.column_names)} from {rollup.name} t where {same} offset 0
         ) t on true
         where j.rollup = {quote_literal(rollup.name)} and j.has_checksum and j.status = 'built'
         group by d.date"""

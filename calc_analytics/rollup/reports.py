@@ -47,18 +47,12 @@ class RefreshReport:
     @property
     def rows_by_day(self) -> dict[date, int]:
         """Log rows counted, per day; a row is counted once, however many rollups it is added to."""
-        rows: dict[date, int] = {}
-        for day in self.counted:
-            rows[day.day] = max(rows.get(day.day, 0), day.rows)
-        return rows
+        return _most_rows(self.counted)
 
     @property
     def waiting_by_day(self) -> dict[date, int]:
         """Log rows that some rollup did not count, per day."""
-        rows: dict[date, int] = {}
-        for day in self.unbuilt:
-            rows[day.day] = max(rows.get(day.day, 0), day.rows)
-        return rows
+        return _most_rows(self.unbuilt)
 
     @property
     def rows(self) -> int:
@@ -90,6 +84,14 @@ def _summed(days: list[DayCount]) -> list[DayCount]:
             each = DayCount(each.rollup, each.day, before.rows + each.rows, measures, keys, each.status)
         found[key] = each
     return sorted(found.values(), key=lambda each: each.day)
+
+
+def _most_rows(days: list[DayCount]) -> dict[date, int]:
+    """The rows of each day, by the rollup that has most of it."""
+    rows: dict[date, int] = {}
+    for each in days:
+        rows[each.day] = max(rows.get(each.day, 0), each.rows)
+    return rows
 
 
 def _by_day(days: list[DayCount]) -> dict[str, dict[str, dict[str, int]]]:
@@ -194,10 +196,7 @@ class RebuildReport:
     @property
     def rows_by_day(self) -> dict[date, int]:
         """Log rows of the recounted days."""
-        rows: dict[date, int] = {}
-        for day in self.rebuilt:
-            rows[day.day] = max(rows.get(day.day, 0), day.rows)
-        return rows
+        return _most_rows(self.rebuilt)
 
     @property
     def rows(self) -> int:

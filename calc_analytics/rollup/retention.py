@@ -136,7 +136,7 @@ def _delete_sql(db: Database, is_of_day: str) -> str:
     totals = "".join(
         f""",
     total_{n} as (
-        select count(*) as rows, jsonb_build_object({rollup.each_measure("'{name}', {aggregate}")}) as totals from gone
+        select count(*) as rows, {rollup.totals_json("{aggregate}")} as totals from gone
     ),
     {ledger.deleted_cte(rollup, f"noted_{n}", f"total_{n}.totals", f"total_{n}")}"""
         for n, rollup in enumerate(db.log.rollups)

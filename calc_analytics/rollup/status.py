@@ -3,7 +3,7 @@
 Cost: the uncounted rows, up to a million of them, and the rows of the ledger.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from datetime import date, datetime
 from typing import Any
@@ -180,12 +180,12 @@ def days(db: Database) -> dict[str, Days]:
     """All days on record, summed up per rollup."""
     with transaction(db.engine) as connection:
         rows = connection.execute(text(_DAYS), {"rollups": db.log.names, "log": db.log.name}).all()
-    return {name: _summed([row for row in rows if row.rollup == name]) for name in db.log.names}
+    return {name: together(_of_status(row) for row in rows if row.rollup == name) for name in db.log.names}
 
 
-def together(days: Mapping[str, Days]) -> Days:
-    """The figures of all rollups in one: sums of days, the newest instants, the oldest proof."""
-    each = list(days.values())
+def together(days: Iterable[Days]) -> Days:
+    """Several figures in one, of all rollups for example: sums of days, the newest instants, the oldest proof."""
+    each = list(days)
     statuses = sorted({status for one in each for status in one.by_status})
     return Days(
         by_status={status: sum(one.by_status.get(status, 0) for one in each) for status in statuses},
@@ -200,18 +200,10 @@ def together(days: Mapping[str, Days]) -> Days:
     )
 
 
-def _summed(rows: list[Any]) -> Days:
-    return Days(
-        by_status={row.status: row.days for row in rows},
-        pruned=sum(row.pruned for row in rows),
-        different=sum(row.different for row in rows),
-        difference=int(sum(row.difference for row in rows)),
-        rebuilt_at=max((row.rebuilt_at for row in rows if row.rebuilt_at), default=None),
-        verified_at=max((row.verified_at for row in rows if row.verified_at), default=None),
-        audited_at=max((row.audited_at for row in rows if row.audited_at), default=None),
-        oldest_proof_at=min((row.oldest_proof_at for row in rows if row.oldest_proof_at), default=None),
-        unproven=sum(row.unproven for row in rows),
-    )
+def _of_status(row: Any) -> Days:
+    """The days of one rollup that have one status: a row of _DAYS."""
+    figures = {name: value for name, value in row._mapping.items() if name not in ("rollup", "status", "days")}
+    return Days(**{**figures, "difference": int(row.difference)}, by_status={row.status: row.days})
 
 
 def different_days(db: Database) -> dict[date, list[str]]:

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from sqlalchemy import text
-from sqlalchemy.engine import RowMapping
+from sqlalchemy.engine import Connection, RowMapping
 
 from calc_analytics.database.engine import WHOLE_DAYS, persistently, transaction
 from calc_analytics.days import today
@@ -77,18 +77,17 @@ def _prove(db: Database, rollup: Rollup, day: date, with_checksum: bool, may_be_
         row = connection.execute(text(verify_sql(db, rollup, span)), parameters).mappings().one()
         proof = _proof(rollup, day, row, time.perf_counter() - started)
         is_open = may_be_announced and proof.finding == "logs_missing"
-        if (
-            proof.status is not None and not is_open and not row["is_read_only"]
-        ):  # a standby's answer is right, and not recorded
+        # A standby's answer is right, and not recorded.
+        if proof.status is not None and not is_open and not row["is_read_only"]:
             seen = ledger.Seen(row["version"], row["written_by"], row["checksum_now"])
             if ledger.record_verified(connection, rollup, proof, seen, db.timezone, with_checksum):
                 _note(connection, db, proof, is_new=proof.difference != (row["known_difference"] or 0))
     return proof
 
 
-def _note(connection: Any, db: Database, proof: DayProof, is_new: bool) -> None:
+def _note(connection: Connection, db: Database, proof: DayProof, is_new: bool) -> None:
     done = {proof.day: {proof.rollup: {"difference": proof.difference, "finding": proof.finding}}}
-    journal.note_proof(connection, db.log, "verify", done if proof.difference and is_new else {}, 1, proof.seconds)
+    journal.note_proof(connection, db.log, "verify", done if proof.difference and is_new else {}, proof.seconds)
 
 
 def _proof(rollup: Rollup, day: date, row: RowMapping, seconds: float) -> DayProof:

@@ -113,7 +113,7 @@ def _days(days: dict[str, status.Days]) -> Iterator[Metric]:
     yield _instants("last_verify", "When a day was last compared with its log.", days, lambda each: each.verified_at)
     said = "Since when some built day has not been compared with its log."
     yield _instants("oldest_proof", said, days, lambda each: each.oldest_proof_at)
-    yield from _instant("last_audit", "When all days were last audited.", status.together(days).audited_at)
+    yield from _instant("last_audit", "When all days were last audited.", status.together(days.values()).audited_at)
 
 
 def _partitions(days: dict[str, status.Days]) -> Metric:

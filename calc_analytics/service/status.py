@@ -43,7 +43,7 @@ class Status:
     @property
     def together(self) -> status.Days:
         """The sums over all rollups."""
-        return status.together(self.days or {})
+        return status.together((self.days or {}).values())
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

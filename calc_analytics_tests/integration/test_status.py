@@ -111,7 +111,7 @@ def test_days_are_told_apart_for_each_rollup(db, engine, owner, connect):
         (1, 1, 4),
         (1, 0, 0),
     ]
-    together = status.together(days)
+    together = status.together(days.values())
     assert (together.different, together.difference, together.waiting) == (1, 4, 1)
     assert together.rebuilt_at is not None
     assert together.verified_at is not None
