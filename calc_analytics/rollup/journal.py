@@ -266,9 +266,11 @@ _FRESHNESS = text(
     order by m.at
     """
 )
+# To the microsecond, so that a sum does not depend on the order: a counter never falls by a rounding error.
+_SECONDS = "sum(round(cast(seconds as numeric), 6))"
 _TOTALS = text(
-    """
-    select operation, failed, sum(operations) as operations, sum(rows) as rows, sum(seconds) as seconds,
+    f"""
+    select operation, failed, sum(operations) as operations, sum(rows) as rows, {_SECONDS} as seconds,
            sum(days) as days
     from (
         select operation, failed, operations, rows, seconds,
@@ -279,7 +281,7 @@ _TOTALS = text(
     """
 )
 _COMPACT = text(
-    """
+    f"""
     with old as (
         delete from rollup_journal
         where log = :log and summed and at < date_trunc('day', clock_timestamp()) - make_interval(days => :kept)
@@ -288,7 +290,7 @@ _COMPACT = text(
                   detail
     ),
     summed as (
-        select at, operation, failed, by, sum(operations) as operations, sum(rows) as rows, sum(seconds) as seconds,
+        select at, operation, failed, by, sum(operations) as operations, sum(rows) as rows, {_SECONDS} as seconds,
                max(oldest_seconds) as oldest_seconds, max(detail) as detail
         from old group by at, operation, failed, by
     ),
@@ -302,7 +304,7 @@ _COMPACT = text(
     noted as (
         insert into rollup_journal as j
             (log, at, operation, failed, by, summed, operations, rows, seconds, days, oldest_seconds, detail)
-        select :log, at, operation, failed, by, true, operations, rows, seconds, coalesce(days.days, '{}'),
+        select :log, at, operation, failed, by, true, operations, rows, seconds, coalesce(days.days, '{{}}'),
                oldest_seconds, detail
         from summed left join days using (at, operation, failed, by)
         on conflict (log, operation, failed, at, by) where summed do update

@@ -12,8 +12,9 @@ from datetime import date, datetime, timedelta, timezone
 import pytest
 from sqlalchemy import text
 from sqlalchemy.engine import URL, Engine
+from sqlalchemy.exc import OperationalError
 
-from calc_analytics.database.engine import engine_for
+from calc_analytics.database.engine import engine_for, sqlstate
 from calc_analytics.rollup import ledger
 from calc_analytics.rollup import retention as retention_module
 from calc_analytics.rollup.audit import audit
@@ -849,7 +850,12 @@ def test_rebuilds_refreshes_prunes_and_proofs_at_once_leave_a_change_red_or_repa
 
     def changing() -> None:
         day, rollup = rng.choice(UNPRUNED[1:]), rng.choice(LOG.rollups)
-        books.change(rng.choice([add(1), add(-50), exchange, delete_row])(rollup, day))
+        try:
+            books.change(rng.choice([add(1), add(-50), exchange, delete_row])(rollup, day))
+        except OperationalError as error:
+            # A change of two rows may be chosen to give way to a refresh of the same two: then nothing was changed.
+            if sqlstate(error) != "40P01":
+                raise
         time.sleep(0.05)
 
     works = [

@@ -169,6 +169,22 @@ def test_counters_never_fall(built: Database):
             assert each[name] >= before[each["operation"], each["failed"]][name]
 
 
+def test_sums_of_seconds_are_the_same_in_any_order(db: Database):
+    execute(
+        db,
+        """
+        insert into rollup_journal (log, at, operation, by, summed, seconds)
+        select 'calculation_logs', clock_timestamp() - interval '60 days' + interval '1 minute' * n, 'refresh',
+               'x as y', true, 0.1 * n + 1e-7
+        from generate_series(1, 4000) n
+        """,
+    )
+    (before,) = totals(db)
+    compact(db)
+    (after,) = totals(db)
+    assert after == before
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_quantiles_of_ages_are_within_a_buckets_width(db: Database, connect, seed: int):
     """Compared with numpy on the rows whose ages are noted."""
