@@ -8,6 +8,7 @@ import click
 
 from calc_analytics.commands.options import SERVICE_PORT, UI_PORT, port_option
 from calc_analytics.config import Settings
+from calc_analytics.plurals import number
 
 if TYPE_CHECKING:
     from calc_analytics.service.doctor import Finding
@@ -58,4 +59,4 @@ def lines(found: "list[Finding]") -> Iterator[str]:
     verdict = (
         click.style(f"{wrong} wrong", fg="red", bold=True) if wrong else click.style("nothing is wrong", fg="green")
     )
-    yield f"{verdict}, {notes} note{'' if notes == 1 else 's'}"
+    yield f"{verdict}, {number(notes, 'note')}"

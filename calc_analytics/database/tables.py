@@ -3,6 +3,8 @@
 `calculation_logs` belongs to the API: the project adds `xact_id` and an index to it, nothing else.
 """
 
+from typing import Any
+
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -39,6 +41,21 @@ def _count(name: str, type_: type[Integer] | type[BigInteger] = Integer) -> Colu
     return Column(name, type_, nullable=False, server_default=text("0"))
 
 
+def _publisher_and_date() -> tuple[Column[Any], ...]:
+    return (
+        Column("publisher_id", Integer, primary_key=True, autoincrement=False),
+        Column("date", Date, primary_key=True),
+    )
+
+
+def _totals() -> tuple[Column[int], ...]:
+    return _count("total_calculations"), _count("cache_hits"), _count("total_response_time_ms", BigInteger)
+
+
+def _sources() -> tuple[Column[int], ...]:
+    return tuple(_count(f"source_{name}") for name in ("web", "api", "external"))
+
+
 calculation_logs = Table(
     "calculation_logs",
     metadata,
@@ -56,48 +73,34 @@ calculation_logs = Table(
 calculation_stats_daily = Table(
     "calculation_stats_daily",
     metadata,
-    Column("publisher_id", Integer, primary_key=True, autoincrement=False),
-    Column("date", Date, primary_key=True),
-    _count("total_calculations"),
-    _count("cache_hits"),
-    _count("total_response_time_ms", BigInteger),
-    _count("source_web"),
-    _count("source_api"),
-    _count("source_external"),
+    *_publisher_and_date(),
+    *_totals(),
+    *_sources(),
 )
 
 calculation_locality_stats_daily = Table(
     "calculation_locality_stats_daily",
     metadata,
-    Column("publisher_id", Integer, primary_key=True, autoincrement=False),
-    Column("date", Date, primary_key=True),
+    *_publisher_and_date(),
     Column("locality_id", BigInteger, primary_key=True, autoincrement=False),
-    _count("total_calculations"),
-    _count("cache_hits"),
-    _count("total_response_time_ms", BigInteger),
+    *_totals(),
     postgresql_with={"fillfactor": 70},
 )
 
 calculation_stats_hourly = Table(
     "calculation_stats_hourly",
     metadata,
-    Column("publisher_id", Integer, primary_key=True, autoincrement=False),
-    Column("date", Date, primary_key=True),
+    *_publisher_and_date(),
     Column("hour", DateTime(timezone=True), primary_key=True, comment="the start of the UTC hour"),
-    _count("total_calculations"),
-    _count("cache_hits"),
-    _count("total_response_time_ms", BigInteger),
-    _count("source_web"),
-    _count("source_api"),
-    _count("source_external"),
+    *_totals(),
+    *_sources(),
     postgresql_with={"fillfactor": 70},
 )
 
 calculation_latency_daily = Table(
     "calculation_latency_daily",
     metadata,
-    Column("publisher_id", Integer, primary_key=True, autoincrement=False),
-    Column("date", Date, primary_key=True),
+    *_publisher_and_date(),
     Column("source", SmallInteger, primary_key=True, autoincrement=False),
     Column(
         "response_time_ms",

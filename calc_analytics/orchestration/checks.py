@@ -29,6 +29,7 @@ from calc_analytics.orchestration.evaluations import Target, targets
 from calc_analytics.orchestration.partitions import as_days
 from calc_analytics.orchestration.resources import RollupDatabase
 from calc_analytics.orchestration.retries import TRANSIENT_ERRORS, failing_in_one_line
+from calc_analytics.plurals import number
 
 if TYPE_CHECKING:
     from calc_analytics.rollup.database import Database
@@ -76,10 +77,7 @@ def rollup_checks(log: "Log", partitions: PartitionsDefinition) -> AssetChecksDe
 def check_keys(log: "Log", rollups: Collection[str]) -> list[AssetCheckKey]:
     """Every check of these rollups."""
     return [
-        _key(declared, name)
-        for declared in log.rollups
-        if declared.name in rollups
-        for name in (declared.match_check_name, *(check.name for check in declared.checks))
+        _key(declared, name) for declared in log.rollups if declared.name in rollups for name in declared.check_names
     ]
 
 
@@ -187,7 +185,7 @@ def _with_stray_rows(verdict: Verdict, rows: int) -> Verdict:
     """Out-of-range rows belong to no partition, so every partition reports them."""
     if not rows:
         return verdict
-    said = f"{verdict.description}; of all logs, {_count(rows, 'row')} without a day (created_at is out of range)"
+    said = f"{verdict.description}; of all logs, {number(rows, 'row')} without a day (created_at is out of range)"
     return replace(verdict, description=said, metadata={**verdict.metadata, "rows_without_a_day": rows})
 
 
@@ -232,15 +230,15 @@ def _violations(db: "Database", declared: "Rollup", check: "Check", days: Sequen
 
 def _describe_violations(day: date, declared: "Rollup", check: "Check", found: "Violations") -> str:
     """What does not hold in which rows, and the log rows that explain it, if there are any."""
-    where = f"{_count(found.rows, 'row')} of {declared.name} ({_named(declared, found.examples, found.rows)})"
+    where = f"{number(found.rows, 'row')} of {declared.name} ({_named(declared, found.examples, found.rows)})"
     if check.explained_in is None:
         return f"{day}: {where}: the rule is '{check.description}'"
     column = str(check.explained_in.name)
-    explained = [f"{_count(rows, 'row')} of {column} {value}" for value, rows in found.explained.items()]
+    explained = [f"{number(rows, 'row')} of {column} {value}" for value, rows in found.explained.items()]
     left = found.amount - sum(found.explained.values())
     said = ", ".join(explained)
     if left > 0 or not explained:
-        amount = f"{_count(left, 'calculation')} too many or too few" if left > 0 else "the parts do not add up"
+        amount = f"{number(left, 'calculation')} too many or too few" if left > 0 else "the parts do not add up"
         said += f"{'; and ' if said else ''}{amount}, and the log holds no row that explains it: the statistics were "
         said += "changed, or the log rows were deleted"
     return f"{day}: {said}; in {where}"
@@ -254,8 +252,3 @@ def _named(declared: "Rollup", examples: Sequence[dict[str, Any]], rows: int) ->
     else:
         named = ", ".join(" ".join(f"{key} {example[key]}" for key in declared.keys) for example in examples)
     return f"{named} and {rows - len(examples):,} more" if rows > len(examples) else named
-
-
-def _count(number: int, noun: str) -> str:
-    """'1 row', '2 rows'."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -30,7 +30,7 @@ from calc_analytics.config import Settings, dagster_home, shown
 from calc_analytics.database.engine import DatabaseTrouble, engine_for, impatient, transaction
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.orchestration import event_log
-from calc_analytics.orchestration.incidents import name_check, names_of_checks
+from calc_analytics.orchestration.incidents import name_check
 from calc_analytics.orchestration.storage import without_plugin
 from calc_analytics.rollups import LOG, chosen_log
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 # What counting and the hourly rebuild need; others (backfills, freshness) are reported, but nothing stops with them.
 NEEDED_DAEMONS = ("SENSOR", "SCHEDULER", "QUEUED_RUN_COORDINATOR")
 # Names of all checks; one that several rollups have, once.
-CHECKS = tuple(dict.fromkeys(name for rollup in LOG.rollups for name in names_of_checks(rollup)))
+CHECKS = tuple(dict.fromkeys(name for rollup in LOG.rollups for name in rollup.check_names))
 SENSOR, SCHEDULE, HOUSEKEEPING = "new_log_batches", "hourly_rollup", "daily_housekeeping"
 
 
@@ -178,7 +178,7 @@ def last_checks(dagster: DagsterInstance) -> list[LastCheck]:
     names = {
         AssetCheckKey(AssetKey(rollup.name), name): name_check(name, rollup.name)
         for rollup in rollups
-        for name in names_of_checks(rollup)
+        for name in rollup.check_names
     }
     with _trouble_in_words():
         results = event_log.last_results(dagster, list(names))

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from calc_analytics.rollup.declaration import Rollup
 from calc_analytics.rollups import STATS
 
 LINES = 10
@@ -20,11 +19,6 @@ OPEN_AT_MOST = 200
 
 Span = tuple[str, str]
 """First and last day, YYYY-MM-DD."""
-
-
-def names_of_checks(rollup: Rollup) -> list[str]:
-    """The rollup's checks: the comparison with the log, and the declared ones."""
-    return [rollup.match_check_name, *(check.name for check in rollup.checks)]
 
 
 def name_check(name: str, rollup: str) -> str:

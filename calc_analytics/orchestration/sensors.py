@@ -26,6 +26,7 @@ from calc_analytics.orchestration.cursor import Cursor
 from calc_analytics.orchestration.events import report_days
 from calc_analytics.orchestration.resources import RollupDatabase
 from calc_analytics.orchestration.run_requests import request_checks, request_rebuilds
+from calc_analytics.plurals import number
 
 if TYPE_CHECKING:
     from calc_analytics.rollup.database import Database
@@ -120,5 +121,4 @@ def _differing(db: "Database") -> dict[str, list[str]]:
 def _summary(followed: "FollowReport") -> str:
     if not followed.refreshes:
         return f"no new log rows: compared the logs with the stored snapshot {followed.probes} times"
-    refreshes = "1 refresh" if followed.refreshes == 1 else f"{followed.refreshes} refreshes"
-    return f"counted {followed.rows:,} rows in {refreshes}; no run is needed"
+    return f"counted {followed.rows:,} rows in {number(followed.refreshes, 'refresh')}; no run is needed"

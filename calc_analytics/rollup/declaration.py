@@ -128,6 +128,11 @@ class Rollup:
         return self.match_check or f"{self.name}_match_logs"
 
     @property
+    def check_names(self) -> list[str]:
+        """The names of its checks: the comparison with the log, and the declared ones."""
+        return [self.match_check_name, *(check.name for check in self.checks)]
+
+    @property
     def live_view(self) -> str:
         """The view of stored statistics plus the rows that are not counted yet."""
         return f"{self.name}_live"

@@ -74,14 +74,12 @@ def require_real_days(db: Database, days: Sequence[date], first: date, last: dat
         return
     unreal = sorted(set(outside) - _days_with_rows(db, first, last))
     if unreal:
-        span = f"{unreal[0]} to {unreal[-1]}" if len(unreal) > 1 else str(unreal[0])
-        number = f"{len(unreal):,} days" if len(unreal) > 1 else "it"
+        known = f"{first} (ROLLUP_START_DATE) to {last} (today)"
         raise NoSuchDays(
-            f"{span}: {number} outside of {first} (ROLLUP_START_DATE) to {last} (today), without log rows and without "
+            f"{unreal[0]} to {unreal[-1]}: {len(unreal):,} days outside of {known}, without log rows and without "
             f"statistics. Nothing was done. Give days from {first} on."
             if len(unreal) > 1
-            else f"{span} lies outside of {first} (ROLLUP_START_DATE) to {last} (today) and has neither log rows nor "
-            "statistics. Nothing was done."
+            else f"{unreal[0]} lies outside of {known} and has neither log rows nor statistics. Nothing was done."
         )
 
 

@@ -112,7 +112,7 @@ def is_installed(db: Database, with_these_rollups: bool = True) -> bool:
 
 
 def _has_tables(connection: Connection, rollups: Sequence[str]) -> bool:
-    names = ["rollup_state", "rollup_days", "rollup_journal", *rollups, *(f"{name}_live" for name in rollups)]
+    names = [*(table.name for table in STATE_TABLES), *rollups, *(f"{name}_live" for name in rollups)]
     statement = text("select bool_and(to_regclass(name) is not null) from unnest(cast(:names as text[])) as n (name)")
     return bool(connection.execute(statement, {"names": names}).scalar())
 

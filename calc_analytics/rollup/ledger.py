@@ -620,10 +620,16 @@ _FREEZE = """
 
 def days_by_status(db: Database, statuses: Sequence[str]) -> dict[date, list[str]]:
     """The days on record that have one of these statuses, oldest first, and for which rollups."""
-    found: dict[date, list[str]] = {}
+    parameters = {"rollups": db.log.names, "statuses": list(statuses)}
     with transaction(db.engine) as connection:
-        for row in connection.execute(_BY_STATUS, {"rollups": db.log.names, "statuses": list(statuses)}):
-            found.setdefault(row.date, []).append(row.rollup)
+        return rollups_by_day(connection.execute(_BY_STATUS, parameters))
+
+
+def rollups_by_day(rows: Iterable[Any]) -> dict[date, list[str]]:
+    """The rollups of each day, from rows with a date and a rollup, in their order."""
+    found: dict[date, list[str]] = {}
+    for row in rows:
+        found.setdefault(row.date, []).append(row.rollup)
     return found
 
 

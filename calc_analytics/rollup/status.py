@@ -212,15 +212,12 @@ def different_days(db: Database) -> dict[date, list[str]]:
         "select date, rollup from rollup_days "
         f"where rollup = any(cast(:rollups as text[])) and {_DIFFERS} order by 1, 2"
     )
-    found: dict[date, list[str]] = {}
     with transaction(db.engine) as connection:
-        for row in connection.execute(statement, {"rollups": db.log.names}):
-            found.setdefault(row.date, []).append(row.rollup)
-    return found
+        return ledger.rollups_by_day(connection.execute(statement, {"rollups": db.log.names}))
 
 
 def recent_days(db: Database, limit: int) -> list[DayStatus]:
-    """The last `limit` days on record, newest first, a row for each rollup, with what their statistics hold."""
+    """The last `limit` days on record in any rollup, newest first, a row for each, with what their statistics hold."""
     found: list[DayStatus] = []
     with transaction(db.engine) as connection:
         for rollup in db.log.rollups:
@@ -237,7 +234,10 @@ def recent_days(db: Database, limit: int) -> list[DayStatus]:
             rows = connection.execute(text(statement), {"rollup": rollup.name, "limit": limit}).mappings()
             found += [_day(row, rollup.count) for row in rows]
     order = {name: n for n, name in enumerate(db.log.names)}
-    return sorted(found, key=lambda day: (-day.day.toordinal(), order[day.rollup]))[: limit * len(order)]
+    newest = sorted({each.day for each in found}, reverse=True)[:limit]
+    return sorted(
+        (each for each in found if each.day in newest), key=lambda each: (-each.day.toordinal(), order[each.rollup])
+    )
 
 
 def writers(db: Database) -> list[Writer]:

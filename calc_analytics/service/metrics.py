@@ -64,14 +64,10 @@ class Collected(Collector):
 def questions(sources: Sources) -> dict[str, Question]:
     """The health probes, the figures beside them, and what the journal adds up to."""
     own: dict[str, Question] = {
-        "totals": partial(_about, sources, journal.totals),
-        "ages": partial(_about, sources, _fresh),
+        "totals": partial(sources.ask, journal.totals),
+        "ages": partial(sources.ask, _fresh),
     }
     return {**health.questions(sources), **figures(sources), **own}
-
-
-def _about(sources: Sources, question: Callable[[Database], Any]) -> Any:
-    return question(sources.database())
 
 
 def _fresh(db: Database) -> list[journal.Freshness]:

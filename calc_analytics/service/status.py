@@ -1,6 +1,6 @@
 """The status report: what is fresh, what lags, who holds an old transaction, and the health report with it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date, datetime, timezone
 from functools import partial
@@ -8,7 +8,6 @@ from typing import Any
 
 from calc_analytics.config import shown
 from calc_analytics.rollup import status
-from calc_analytics.rollup.database import Database
 from calc_analytics.rollups import chosen_log
 from calc_analytics.service import health
 from calc_analytics.service.probes import Answer, Prober, Question
@@ -76,8 +75,8 @@ def report(sources: Sources, prober: Prober, recent_days: int, rollups: Sequence
     names = chosen_log(sources.settings.rollups).only(rollups or None).names
     own: dict[str, Question] = {
         **figures(sources),
-        "different": partial(_about, sources, status.different_days),
-        "recent": partial(_about, sources, partial(_recent, limit=recent_days)),
+        "different": partial(sources.ask, status.different_days),
+        "recent": partial(sources.ask, status.recent_days, recent_days),
         "heartbeats": partial(_heartbeats, sources),
         "url": partial(_shown_url, sources),
     }
@@ -97,23 +96,12 @@ def report(sources: Sources, prober: Prober, recent_days: int, rollups: Sequence
 def figures(sources: Sources) -> dict[str, Question]:
     """What is known beyond the health report; the gauges of `/metrics` ask the same."""
     return {
-        "refreshed": partial(_about, sources, status.refreshed),
-        "lag": partial(_about, sources, status.lag),
-        "days": partial(_about, sources, status.days),
-        "writers": partial(_about, sources, status.writers),
+        "refreshed": partial(sources.ask, status.refreshed),
+        "lag": partial(sources.ask, status.lag),
+        "days": partial(sources.ask, status.days),
+        "writers": partial(sources.ask, status.writers),
         "interval": partial(health.schedule_seconds, sources),
     }
-
-
-def _recent(db: Database, limit: int) -> list[status.DayStatus]:
-    """The last days on record, whichever rollups have them."""
-    found = status.recent_days(db, limit)
-    days = sorted({each.day for each in found}, reverse=True)[:limit]
-    return [each for each in found if each.day in days]
-
-
-def _about(sources: Sources, question: Callable[..., Any]) -> Any:
-    return question(sources.database())
 
 
 def _only(found: Status, names: Sequence[str]) -> Status:

@@ -23,58 +23,54 @@ UNREACHABLE = ("08", "53", "57P", "25006")
 NOTE_LIMITS = {"statement_timeout": "2s", "lock_timeout": "1s"}
 
 
-def refreshed(report: "RefreshReport", log: bool = True, **fields: Any) -> None:
-    """One refresh. `fields` go into the log line; the command line, which prints its report, wants no line."""
-    if log:
-        waiting = [str(day) for day in report.waiting_by_day]
-        fields = {**({"never_built_days": waiting} if waiting else {}), **fields}
-        level = logging.INFO if report.rows or waiting else logging.DEBUG
-        days = [str(day) for day in report.rows_by_day]
-        _log(level, "refresh", rows=report.rows, days=days, seconds=round(report.seconds, 4), **fields)
+def refreshed(report: "RefreshReport", **fields: Any) -> None:
+    """One refresh. `fields` go into the log line."""
+    waiting = [str(day) for day in report.waiting_by_day]
+    fields = {**({"never_built_days": waiting} if waiting else {}), **fields}
+    level = logging.INFO if report.rows or waiting else logging.DEBUG
+    days = [str(day) for day in report.rows_by_day]
+    _log(level, "refresh", rows=report.rows, days=days, seconds=round(report.seconds, 4), **fields)
 
 
-def rebuilt(report: "RebuildReport", log: bool = True, **fields: Any) -> None:
+def rebuilt(report: "RebuildReport", **fields: Any) -> None:
     """One rebuild of one or more days; a day that was left alone and needs somebody is a warning."""
-    if log:
-        left = {"refused_days": _named(report.refused), "kept_days": _named(report.kept)}
-        fields = {**{name: days for name, days in left.items() if days}, **fields}
-        level = logging.WARNING if report.failed else logging.INFO
-        days = _span([str(day) for day in report.days])
-        _log(level, "rebuild", rows=report.rows, days=days, seconds=round(report.seconds, 4), **fields)
+    left = {"refused_days": _named(report.refused), "kept_days": _named(report.kept)}
+    fields = {**{name: days for name, days in left.items() if days}, **fields}
+    level = logging.WARNING if report.failed else logging.INFO
+    days = _span([str(day) for day in report.days])
+    _log(level, "rebuild", rows=report.rows, days=days, seconds=round(report.seconds, 4), **fields)
 
 
-def verified(report: "VerifyReport", log: bool = True) -> None:
+def verified(report: "VerifyReport") -> None:
     """One comparison of one or more days: a line, and for each difference a line that says what to do."""
-    if log:
-        different = [str(day) for day in dict.fromkeys(proof.day for proof in report.different)]
-        fields: dict[str, Any] = {"different_days": different} if different else {}
-        level = logging.ERROR if different else logging.INFO
-        days = _span([str(day) for day in dict.fromkeys(proof.day for proof in report.days)])
-        _log(level, "verify", difference=report.difference, days=days, seconds=round(report.seconds, 4), **fields)
-        for proof in report.different:
-            _log(logging.ERROR, "verify", difference=proof.difference, found=proof.describe())
+    different = _named(report.different)
+    fields: dict[str, Any] = {"different_days": different} if different else {}
+    level = logging.ERROR if different else logging.INFO
+    days = _span(_named(report.days))
+    _log(level, "verify", difference=report.difference, days=days, seconds=round(report.seconds, 4), **fields)
+    for proof in report.different:
+        _log(logging.ERROR, "verify", difference=proof.difference, found=proof.describe())
 
 
-def failed(operation: str, error: Exception, log: bool = True, db: "Database | None" = None, **fields: Any) -> None:
+def failed(operation: str, error: Exception, db: "Database | None" = None, **fields: Any) -> None:
     """An operation that ended in an error; one that may succeed when tried again is a warning.
 
     With `db` it is also noted in the journal, unless the error says that the database cannot be written to.
     """
-    if log:
-        level = logging.WARNING if getattr(error, "transient", False) else logging.ERROR
-        _log(level, operation, failed=logs.in_one_line(error), **fields)
+    level = logging.WARNING if getattr(error, "transient", False) else logging.ERROR
+    _log(level, operation, failed=logs.in_one_line(error), **fields)
     if db is not None and _can_be_noted(error):
         with suppress(Exception):
             _note(db, operation, logs.in_one_line(error))
 
 
 @contextmanager
-def failures_noted(operation: str, log: bool = True, db: "Database | None" = None, **fields: Any) -> Iterator[None]:
+def failures_noted(operation: str, db: "Database | None" = None, **fields: Any) -> Iterator[None]:
     """Reports an error on its way to whoever handles it."""
     try:
         yield
     except Exception as error:
-        failed(operation, error, log, db, **fields)
+        failed(operation, error, db, **fields)
         raise
 
 
@@ -95,9 +91,9 @@ def _note(db: "Database", operation: str, reason: str) -> None:
     journal.note_failure(replace(db, engine=brief), operation, reason)
 
 
-def _named(refused: "Iterable[Any]") -> list[str]:
+def _named(reported: "Iterable[Any]") -> list[str]:
     """The days of these, each once."""
-    return [str(day) for day in dict.fromkeys(each.day for each in refused)]
+    return [str(day) for day in dict.fromkeys(each.day for each in reported)]
 
 
 def _span(days: list[str]) -> list[str] | str:

@@ -28,7 +28,7 @@ from sqlalchemy import event
 from calc_analytics.config import Settings, project_root
 from calc_analytics.orchestration import history
 from calc_analytics.orchestration.history import DagsterTrouble, LastCheck
-from calc_analytics.orchestration.incidents import name_check, names_of_checks
+from calc_analytics.orchestration.incidents import name_check
 from calc_analytics.rollups import HOURS, LOG, STATS
 from calc_analytics.service import health
 from calc_analytics.service.probes import Prober
@@ -38,7 +38,7 @@ from calc_analytics_tests.integration.test_alerts import DAY, NEXT, evaluate, sa
 from calc_analytics_tests.logs import row, utc, write
 
 KEY = AssetCheckKey(AssetKey(STATS.name), "stats_match_logs")
-EVERY_CHECK = {name_check(name, rollup.name) for rollup in LOG.rollups for name in names_of_checks(rollup)}
+EVERY_CHECK = {name_check(name, rollup.name) for rollup in LOG.rollups for name in rollup.check_names}
 WARN = {"severity": AssetCheckSeverity.WARN}
 
 
@@ -232,7 +232,7 @@ def test_checks_of_every_rollup_are_reported_each_by_a_name_of_its_own(dagster, 
     everything = [
         said(rollup is not HOURS, name=name, rollup=rollup.name)
         for rollup in LOG.rollups
-        for name in names_of_checks(rollup)
+        for name in rollup.check_names
     ]
     evaluate(dagster, *everything, said(False, rollup="another_project"))
     found = {check.name: check.passed for check in history.last_checks(dagster)}
@@ -240,7 +240,7 @@ def test_checks_of_every_rollup_are_reported_each_by_a_name_of_its_own(dagster, 
     assert {name for name, passed in found.items() if not passed} == {name for name in EVERY_CHECK if "hourly" in name}
     monkeypatch.setenv("ROLLUPS", STATS.name)
     found = {check.name: check.passed for check in history.last_checks(dagster)}
-    assert (set(found), set(found.values())) == (set(names_of_checks(STATS)), {True}), "the others are not kept"
+    assert (set(found), set(found.values())) == (set(STATS.check_names), {True}), "the others are not kept"
 
 
 def test_reading_them_takes_two_queries_however_many_checks_and_days_there_are(stored_instance, database):

@@ -28,7 +28,6 @@ from calc_analytics.database.engine import engine_for
 from calc_analytics.definitions import defs
 from calc_analytics.orchestration import event_log
 from calc_analytics.orchestration.housekeeping import Pruned, daily_housekeeping, prune
-from calc_analytics.orchestration.incidents import names_of_checks
 from calc_analytics.rollup import journal
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.refresh import refresh
@@ -39,7 +38,7 @@ from calc_analytics_tests.logs import execute, row, utc, write
 
 ROLLUPS, LOGS = [AssetKey(name) for name in LOG.names], AssetKey("calculation_logs")
 DAYS = [date(2026, 3, day) for day in (1, 2, 3)]
-CHECKS = [AssetCheckKey(AssetKey(rollup.name), name) for rollup in LOG.rollups for name in names_of_checks(rollup)]
+CHECKS = [AssetCheckKey(AssetKey(rollup.name), name) for rollup in LOG.rollups for name in rollup.check_names]
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from calc_analytics.orchestration.incidents import (
     Outcome,
     message,
     name_check,
-    names_of_checks,
 )
 from calc_analytics.rollups import HOURS, LATENCY, LOG, STATS
 
@@ -167,7 +166,7 @@ def test_a_check_is_named_with_its_rollup_where_the_name_does_not_tell_which():
     assert name_check("cache_hits_within_total", STATS.name) == "cache_hits_within_total"
     assert name_check("cache_hits_within_total", HOURS.name) == "cache_hits_within_total of calculation_stats_hourly"
     assert name_check(LATENCY.match_check_name, LATENCY.name) == "calculation_latency_daily_match_logs"
-    names = [name_check(name, rollup.name) for rollup in LOG.rollups for name in names_of_checks(rollup)]
+    names = [name_check(name, rollup.name) for rollup in LOG.rollups for name in rollup.check_names]
     assert len(names) == len(set(names)) == 8
 
 

@@ -191,7 +191,7 @@ def test_a_failure_is_noted_in_the_journal_with_little_patience(said, noted, db,
 
 @pytest.mark.parametrize("sqlstate", [None, "08006", "57P01", "53300", "25006"])
 def test_where_the_database_is_away_no_failure_is_noted(noted, db, sqlstate: str | None):
-    telemetry.failed("refresh", DatabaseTrouble("the connection is lost", True, sqlstate), log=False, db=db)
+    telemetry.failed("refresh", DatabaseTrouble("the connection is lost", True, sqlstate), db=db)
     assert noted == []
 
 
@@ -201,5 +201,5 @@ def test_a_failure_that_cannot_be_noted_is_not_another_one(said, db):
 
 
 def test_without_a_database_nothing_is_noted(noted):
-    telemetry.failed("refresh", ValueError(), log=False)
+    telemetry.failed("refresh", ValueError())
     assert noted == []
