@@ -12,6 +12,7 @@ from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Check, Rollup, quote_literal, to_sql
 from calc_analytics.rollup.status import lag
+from calc_analytics.rollup.totals import totals_by_day
 from calc_analytics.rollup.windows import has_a_day, has_no_day, local_date, of_day, windows
 
 # Keys that violate a check, named in its description.
@@ -100,11 +101,9 @@ def _days_with_rows(db: Database, first: date, last: date) -> set[date]:
 
 def day_totals(db: Database, rollup: Rollup, days: Sequence[date]) -> dict[date, dict[str, int]]:
     """The stored measures of each of these days, summed over keys, and the number of keys as 'keys'."""
-    sums = rollup.each_measure("sum({name}) as {name}")
-    statement = f"select date, count(*) as keys, {sums} from {rollup.name} where date = any(:days) group by date"
     with transaction(db.engine) as connection:
-        rows = connection.execute(text(statement), {"days": list(days)}).mappings()
-        return {row["date"]: {name: int(row[name]) for name in ("keys", *rollup.measure_names)} for row in rows}
+        found = totals_by_day(connection, rollup, days)
+    return {day: {"keys": keys, **measures} for day, (keys, measures) in found.items()}
 
 
 def built_by_others(db: Database, since: datetime | None, limit: int) -> list[tuple[date, str, datetime]]:

@@ -17,6 +17,7 @@ from calc_analytics.rollup import ledger
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Log, Rollup
 from calc_analytics.rollup.reports import Refused
+from calc_analytics.rollup.totals import no_totals, totals_by_day
 from calc_analytics.rollup.windows import Window, of_day, windows
 
 Totals = Mapping[str, int]
@@ -93,13 +94,15 @@ def judge(
 ) -> Judgement:
     """Judges the recounted days of a rollup, under the state's lock. Writes into the ledger what is kept or frozen."""
     days = [span.day for span in spans]
-    logs = _sums(connection, rollup, recount_table(rollup), days)
-    stored = _sums(connection, rollup, rollup.name, days)
+    logs = totals_by_day(connection, rollup, days, recount_table(rollup))
+    stored = totals_by_day(connection, rollup, days)
+    nothing = no_totals(rollup)
     bench = _Judge(connection, db, rollup, decision)
     for span in spans:
         day, others = span.day, known.counted_by_others(rollup, span.day)
         entry, deleted = known.entry(rollup, day), known.deleted_by_log(day)
-        bench.judge(_Day(span, logs[day], stored[day], entry, deleted, others))
+        log, held = logs.get(day, nothing).measures, stored.get(day, nothing).measures
+        bench.judge(_Day(span, log, held, entry, deleted, others))
     return bench.judgement
 
 
@@ -110,16 +113,6 @@ def recount_table(rollup: Rollup) -> str:
 
 def _rows(rollup: Rollup, totals: Totals | None) -> int:
     return int((totals or {}).get(rollup.count, 0))
-
-
-def _sums(connection: Connection, rollup: Rollup, table: str, days: list[date]) -> dict[date, dict[str, int]]:
-    """The totals of these days in the target or in the recounted table; zeros for a day without rows."""
-    sums = rollup.each_measure("sum({name}) as {name}")
-    rows = connection.execute(
-        text(f"select date, {sums} from {table} where date = any(:days) group by date"), {"days": days}
-    ).mappings()
-    found = {row["date"]: {name: int(row[name]) for name in rollup.measure_names} for row in rows}
-    return {day: found.get(day, dict.fromkeys(rollup.measure_names, 0)) for day in days}
 
 
 class _Judge:

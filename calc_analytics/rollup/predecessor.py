@@ -12,7 +12,8 @@ from sqlalchemy.engine import Connection
 from calc_analytics.database.engine import WHOLE_DAYS
 from calc_analytics.rollup import ledger
 from calc_analytics.rollup.database import Database
-from calc_analytics.rollup.declaration import Rollup, quote_literal
+from calc_analytics.rollup.declaration import quote_literal
+from calc_analytics.rollup.totals import totals_by_day
 from calc_analytics.rollup.windows import has_a_day, local_date
 
 
@@ -24,20 +25,14 @@ def record_days(connection: Connection, db: Database) -> None:
     connection.execute(WHOLE_DAYS)
     logged: set[date] | None = None
     for rollup in db.log.rollups:
-        stored = _stored_days(connection, rollup)
+        stored = totals_by_day(connection, rollup)
         if stored and logged is None:
             logged = _logged_days(connection, db)
         for day, totals in stored.items():
             if day in (logged or set()):
                 ledger.record_predecessors_day(connection, rollup, day)
             else:
-                ledger.freeze(connection, rollup, db.timezone, day, totals)
-
-
-def _stored_days(connection: Connection, rollup: Rollup) -> dict[date, dict[str, int]]:
-    sums = rollup.each_measure("sum({name}) as {name}")
-    rows = connection.execute(text(f"select date, {sums} from {rollup.name} group by date")).mappings()
-    return {row["date"]: {name: int(row[name]) for name in rollup.measure_names} for row in rows}
+                ledger.freeze(connection, rollup, db.timezone, day, totals.measures)
 
 
 def _logged_days(connection: Connection, db: Database) -> set[date]:

@@ -25,6 +25,7 @@ from calc_analytics.rollup.judge import Decision, Known, judge, recount_table
 from calc_analytics.rollup.refresh import counts_between, isolate_overflow, refresh, refresh_locked
 from calc_analytics.rollup.reports import DayCount, RebuildReport, RefreshReport, Refused
 from calc_analytics.rollup.snapshot import Snapshot, between, visible
+from calc_analytics.rollup.totals import no_totals, totals_by_day
 from calc_analytics.rollup.windows import Window, of_day, windows
 
 CHUNK_DAYS = 10
@@ -171,17 +172,12 @@ def _replace(connection: Connection, rollup: Rollup, days: list[date]) -> None:
 
 def _rebuilt(connection: Connection, rollup: Rollup, rows_before: Mapping[date, int]) -> list[DayCount]:
     """What the rebuilt days have in the target now, and the rows they had before."""
-    zeros = rollup.each_measure("coalesce(sum({name}), 0) as {name}")
-    statement = f"""
-        select d.date, count(t.date) as keys, {zeros}
-        from unnest(cast(:days as date[])) as d (date) left join {rollup.name} t on t.date = d.date
-        group by d.date order by d.date
-    """
-    found: list[DayCount] = []
-    for row in connection.execute(text(statement), {"days": list(rows_before)}).mappings() if rows_before else []:
-        day, measures = row["date"], {name: int(row[name]) for name in rollup.measure_names}
-        rows, before = measures[rollup.count], rows_before[row["date"]]
-        found.append(DayCount(rollup.name, day, rows, measures, row["keys"], "built", before))
+    totals = totals_by_day(connection, rollup, list(rows_before)) if rows_before else {}
+    found = []
+    for day in sorted(rows_before):
+        keys, measures = totals.get(day, no_totals(rollup))
+        rows = measures[rollup.count]
+        found.append(DayCount(rollup.name, day, rows, measures, keys, "built", rows_before[day]))
     return found
 
 

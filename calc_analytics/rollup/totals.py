@@ -1,0 +1,37 @@
+"""The totals of days: what a target, or a table with the same columns, holds of each."""
+
+from collections.abc import Sequence
+from datetime import date
+from typing import NamedTuple
+
+from sqlalchemy import text
+from sqlalchemy.engine import Connection
+
+from calc_analytics.rollup.declaration import Rollup
+
+
+class DayTotals(NamedTuple):
+    """The rows of a day, and the sum of each measure over them."""
+
+    keys: int
+    measures: dict[str, int]
+
+
+def no_totals(rollup: Rollup) -> DayTotals:
+    """Those of a day without rows."""
+    return DayTotals(0, dict.fromkeys(rollup.measure_names, 0))
+
+
+def totals_by_day(
+    connection: Connection, rollup: Rollup, days: Sequence[date] | None = None, table: str | None = None
+) -> dict[date, DayTotals]:
+    """The totals of those of these days (None: all) that have rows in the target, or in the other `table`."""
+    chosen = "" if days is None else "where date = any(:days)"
+    sums = rollup.each_measure("sum({name}) as {name}")
+    statement = (
+        f"select date, count(*) as keys, {sums} from {table or rollup.name} {chosen} group by date order by date"
+    )
+    rows = connection.execute(text(statement), {} if days is None else {"days": list(days)}).mappings()
+    return {
+        row["date"]: DayTotals(row["keys"], {name: int(row[name]) for name in rollup.measure_names}) for row in rows
+    }
