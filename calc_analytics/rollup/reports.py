@@ -123,7 +123,11 @@ class Refused:
     detail: str = ""
 
     def __str__(self) -> str:
-        start = f"{self.day} of {self.rollup} was not rebuilt: "
+        return self.line(self.rollup)
+
+    def line(self, of: str) -> str:
+        """What was found and what to do; `of` is the rollup's name, or what stands for several."""
+        start = f"{self.day} of {of} was not rebuilt: "
         logs = number(self.log_rows, "log row")
         counted = f"{self.counted_rows:,} counted"
         deleted = f" and {self.deleted_rows:,} deleted since" if self.deleted_rows else ""
@@ -172,11 +176,8 @@ def refusals(refused: Sequence[Refused]) -> list[str]:
     """A line for each refused day; rollups of which it says the same share one."""
     alike: dict[str, list[Refused]] = {}
     for each in refused:
-        alike.setdefault(str(each).replace(each.rollup, "", 1), []).append(each)
-    return [
-        str(same[0]) if len(same) == 1 else str(same[0]).replace(same[0].rollup, number(len(same), "rollup"), 1)
-        for same in alike.values()
-    ]
+        alike.setdefault(each.line(""), []).append(each)
+    return [same[0].line(same[0].rollup if len(same) == 1 else number(len(same), "rollup")) for same in alike.values()]
 
 
 @dataclass(frozen=True)
