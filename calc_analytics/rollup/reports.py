@@ -123,9 +123,9 @@ class Refused:
     detail: str = ""
 
     def __str__(self) -> str:
-        return self.line(self.rollup)
+        return self._in_words(self.rollup)
 
-    def line(self, of: str) -> str:
+    def _in_words(self, of: str) -> str:
         """What was found and what to do; `of` is the rollup's name, or what stands for several."""
         start = f"{self.day} of {of} was not rebuilt: "
         logs = number(self.log_rows, "log row")
@@ -176,8 +176,11 @@ def refusals(refused: Sequence[Refused]) -> list[str]:
     """A line for each refused day; rollups of which it says the same share one."""
     alike: dict[str, list[Refused]] = {}
     for each in refused:
-        alike.setdefault(each.line(""), []).append(each)
-    return [same[0].line(same[0].rollup if len(same) == 1 else number(len(same), "rollup")) for same in alike.values()]
+        alike.setdefault(each._in_words(""), []).append(each)
+    return [
+        first._in_words(number(len(others) + 1, "rollup") if others else first.rollup)
+        for first, *others in alike.values()
+    ]
 
 
 @dataclass(frozen=True)
