@@ -60,6 +60,7 @@ LOCAL_SETTINGS = {
     "row_security": "off",
     "enable_seqscan": "off",
     "jit": "off",
+    "hash_mem_multiplier": "8",
     "statement_timeout": "1h",
     "lock_timeout": "5min",
     "idle_in_transaction_session_timeout": "10min",
