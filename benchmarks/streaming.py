@@ -33,6 +33,8 @@ from calc_analytics_tests.acceptance.conftest import Project, Up, eventually
 
 RATE, FAST_RATE, WRITERS = 1_000, 4_000, 4
 DEBOUNCE_SECONDS = 0.2
+# Dagster's processes go on importing and compiling for a while after the start.
+AFTER_START_SECONDS = 90
 TOTAL = "select coalesce(sum(total_calculations), 0) from calculation_stats_daily"
 OPEN = (
     "insert into calculation_logs (publisher_id, locality_id, date_calculated, source) values (1, 1, '2030-01-01', 1)"
@@ -73,12 +75,13 @@ def project() -> Iterator[Project]:
 
 
 def settle(up: Up) -> None:
-    """Until today is built and the first runs have ended."""
+    """Until today is built, the first runs have ended, and what the start costs is over."""
     engine = up.engine()
     eventually(lambda: today("UTC") in built_days(Database(engine, LOG, "UTC")), "today built")
     runs = "query { runsOrError { ... on Runs { results { status } } } }"
     ended = ("SUCCESS", "FAILURE")
     eventually(lambda: all(r["status"] in ended for r in up.graphql(runs)["runsOrError"]["results"]), "the runs' end")
+    time.sleep(AFTER_START_SECONDS)
 
 
 def streamed(
