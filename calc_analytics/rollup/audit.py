@@ -12,10 +12,14 @@ from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
 from calc_analytics.database.engine import WHOLE_DAYS, persistently, transaction
+from calc_analytics.days import FIRST, LAST
 from calc_analytics.rollup import journal, ledger
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Rollup
 from calc_analytics.rollup.reports import AuditFinding, AuditReport
+
+# The greatest difference that the ledger's columns hold.
+GREATEST = 2**63 - 1
 
 
 def audit(db: Database, days: Sequence[date] | None = None) -> AuditReport:
@@ -48,6 +52,7 @@ def _audit(db: Database, days: Sequence[date] | None) -> AuditReport:
         number, seconds = sum(number for number, _ in looked_at.values()), time.perf_counter() - started
         journal.note_proof(connection, db.log, "audit", news, seconds)
         if days is None:
+            ledger.record_lost_days(connection, db.log)
             ledger.record_audit_of_all(connection, db.log)
     return AuditReport(number, found, time.perf_counter() - started)
 
@@ -63,7 +68,9 @@ def audit_sql(rollup: Rollup, days: Sequence[date] | None) -> str:
 
     A stored row of a day that is not on record, or was never counted, is somebody else's; not a predecessor's.
     """
-    chosen = "" if days is None else "where t.date = any(cast(:days as date[]))"
+    chosen = "" if days is None else f"where t.date = any(cast(:days as date[])) {_beyond(days)}"
+    # Infinity and the years beyond a client's calendar are found on the last days that it can hold.
+    day = f"greatest(least(t.date, date '{LAST}'), date '{FIRST}')"
     also = "" if days is None else "and date = any(cast(:days as date[]))"
     sums = rollup.each_measure("sum(t.{name}) as {name}")
     differences = " + ".join(
@@ -72,19 +79,19 @@ def audit_sql(rollup: Rollup, days: Sequence[date] | None) -> str:
     )
     return f"""
     with known as materialized (
-        select date, status, counted, checksum,
+        select date, status, counted, checksum, coalesce(method = 'unrecorded', false) as is_lost,
                counted is null and method is distinct from 'predecessor' as is_uncounted,
                checksum is not null and (status = 'frozen' or coalesce(deleted, '{{}}') <> '{{}}') as is_hashed
         from rollup_days where rollup = :rollup {also}
     ),
     stored as (
-        select t.date, {sums}, sum(case when h.date is not null then {rollup.hash_of("t")} end) as checksum
+        select {day} as date, {sums}, sum(case when h.date is not null then {rollup.hash_of("t")} end) as checksum
         from {rollup.name} t left join (select date from known where is_hashed) h on h.date = t.date
-        {chosen} group by t.date
+        {chosen} group by 1
     ),
     compared as (
         select coalesce(k.date, s.date) as date, {differences} as difference,
-               k.is_hashed and k.checksum <> coalesce(s.checksum, 0) as hash_differs,
+               k.is_lost or (k.is_hashed and k.checksum <> coalesce(s.checksum, 0)) as hash_differs,
                coalesce(s.{rollup.count}, 0) as stored_rows,
                coalesce(cast(k.counted ->> '{rollup.count}' as numeric), 0) as counted_rows
         from known k full join stored s on s.date = k.date
@@ -94,9 +101,15 @@ def audit_sql(rollup: Rollup, days: Sequence[date] | None) -> str:
     select d.date, cast(d.difference as bigint) as difference, cast(d.stored_rows as bigint) as stored_rows,
            cast(d.counted_rows as bigint) as counted_rows, n.audited
     from (select count(*) as audited from compared) n left join (
-        select date, greatest(difference, case when hash_differs then 1 else 0 end) as difference, stored_rows,
-               counted_rows
+        select date, least(greatest(difference, case when hash_differs then 1 else 0 end), {GREATEST}) as difference,
+               least(stored_rows, {GREATEST}) as stored_rows, counted_rows
         from compared where difference <> 0 or hash_differs
     ) d on true
     order by d.date
     """
+
+
+def _beyond(days: Sequence[date]) -> str:
+    """SQL: the dates that are found on one of these days, because no calendar holds them."""
+    last, first = f" or t.date > date '{LAST}'", f" or t.date < date '{FIRST}'"
+    return (last if LAST in days else "") + (first if FIRST in days else "")

@@ -62,6 +62,11 @@ class Measure:
     greatest: int
     """The greatest value that its column holds."""
 
+    @property
+    def is_count(self) -> bool:
+        """Whether a log row adds at most one to it."""
+        return self.aggregate.startswith("count(")
+
 
 @dataclass(frozen=True)
 class Suspect:
@@ -253,6 +258,8 @@ class Log:
     table: Table
     event_time: str
     rollups: tuple[Rollup, ...]
+    switched_off: tuple[Rollup, ...] = ()
+    """Declared, and not kept now: their tables and records may still hold what was counted."""
 
     def __post_init__(self) -> None:
         for rollup in self.rollups:
@@ -289,4 +296,5 @@ class Log:
         if names is None:
             return self
         chosen = {self.rollup(name).name for name in names}
-        return replace(self, rollups=tuple(rollup for rollup in self.rollups if rollup.name in chosen))
+        kept = tuple(rollup for rollup in self.rollups if rollup.name in chosen)
+        return replace(self, rollups=kept, switched_off=tuple(each for each in self.rollups if each not in kept))

@@ -90,6 +90,7 @@ class ProofAges:
     """How old the proofs are. Instants are None where there is nothing yet: no refresh, no audit, no built day.
 
     `noted_since` is when the journal begins: what was built before, by version 0.1, could not be proven earlier.
+    `recent_at` is when today or yesterday was last audited, None where neither is on record with statistics.
     `round_seconds` is how long comparing every day with the log took, when each was last compared.
     """
 
@@ -97,6 +98,7 @@ class ProofAges:
     noted_since: datetime | None
     audited_at: datetime | None
     oldest_proof_at: datetime | None
+    recent_at: datetime | None
     days: int
     round_seconds: float
 
@@ -105,7 +107,7 @@ def proof_ages(db: Database) -> ProofAges:
     """When all days were last audited, and since when some built day has not been compared with the log."""
     with transaction(db.engine) as connection:
         ledger.read(connection, db)
-        parameters = {"log": db.log.name, "rollups": db.log.names}
+        parameters = {"log": db.log.name, "rollups": db.log.names, "tz": db.timezone}
         return ProofAges(**connection.execute(text(_PROOF_AGES), parameters).mappings().one())
 
 
@@ -217,6 +219,9 @@ _PROOF_AGES = """
            (select at from rollup_journal where log = s.log order by id limit 1) as noted_since
     from rollup_state s, (
         select min(coalesce(verified_at, built_at)) filter (where status = 'built') as oldest_proof_at,
+               max(coalesce(audited_at, built_at)) filter (
+                   where counted is not null and date >= cast(clock_timestamp() at time zone :tz as date) - 1
+               ) as recent_at,
                count(*) as days, coalesce(sum(verified_seconds) filter (where status = 'built'), 0) as round_seconds
         from rollup_days where rollup = any(cast(:rollups as text[]))
     ) d

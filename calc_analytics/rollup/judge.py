@@ -57,6 +57,8 @@ class _Day:
     """Rows that some rollup of the log counted and that were deleted since."""
     counted_by_others: int | None
     """Rows that another rollup counted, the most of any; None: no other counted the day whole."""
+    is_cut: bool
+    """Whether it shares instants with a day of another zone of which log rows were deleted."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +66,15 @@ class Known:
     """What the ledger knows of a chunk of days, in all rollups, before any of them is judged."""
 
     log: Log
+    timezone: str
     entries: Mapping[tuple[str, date], ledger.Entry]
 
     @classmethod
     def read(cls, connection: Connection, db: Database, days: Sequence[date]) -> "Known":
-        """As it is now, under the state's lock."""
-        return cls(db.log, ledger.entries(connection, db.log.rollups, days))
+        """As it is now, under the state's lock; with the days beside, whose rows another zone moves."""
+        beside = {day + timedelta(days=step) for day in days for step in (-1, 0, 1)}
+        rollups = [*db.log.rollups, *db.log.switched_off]
+        return cls(db.log, db.timezone, ledger.entries(connection, rollups, sorted(beside)))
 
     def entry(self, rollup: Rollup, day: date) -> ledger.Entry | None:
         """The rollup's own row of the ledger."""
@@ -81,12 +86,30 @@ class Known:
         return max((_rows(rollup, entry.deleted) for rollup, entry in known if entry is not None), default=0)
 
     def counted_by_others(self, rollup: Rollup, day: date) -> int | None:
-        """Rows that another rollup counted, the most of any that counted the day whole."""
-        others = ((other, self.entry(other, day)) for other in self.log.rollups if other.name != rollup.name)
+        """Rows that another rollup counted, the most of any that counted the day whole.
+
+        Of those that are switched off only where no other did: they know nothing of what was decided since.
+        """
+        kept = self._counted(rollup, self.log.rollups, day)
+        return self._counted(rollup, self.log.switched_off, day) if kept is None else kept
+
+    def _counted(self, rollup: Rollup, others: Sequence[Rollup], day: date) -> int | None:
+        known = ((other, self.entry(other, day)) for other in others if other.name != rollup.name)
+        whole = [(other, entry) for other, entry in known if entry is not None and entry.is_whole]
         return max(
-            (_rows(other, entry.counted) for other, entry in others if entry is not None and entry.is_whole),
+            (_rows(other, entry.counted) for other, entry in whole if entry.timezone in (None, self.timezone)),
             default=None,
         )
+
+    def cut_days(self, day: date) -> list[tuple[date, str]]:
+        """The days (with their zones) beside or of this date that are of another zone and lost log rows."""
+        return [
+            (entry.day, str(entry.timezone))
+            for (name, _), entry in self.entries.items()
+            if abs((entry.day - day).days) <= 1
+            and entry.timezone not in (None, self.timezone)
+            and any((entry.deleted or {}).values())
+        ]
 
 
 def judge(
@@ -102,13 +125,20 @@ def judge(
         day, others = span.day, known.counted_by_others(rollup, span.day)
         entry, deleted = known.entry(rollup, day), known.deleted_by_log(day)
         log, held = logs.get(day, nothing).measures, stored.get(day, nothing).measures
-        bench.judge(_Day(span, log, held, entry, deleted, others))
+        is_cut = any(_overlap(connection, span, *cut) for cut in known.cut_days(day))
+        bench.judge(_Day(span, log, held, entry, deleted, others, is_cut))
     return bench.judgement
 
 
 def recount_table(rollup: Rollup) -> str:
     """The temporary table that holds the recounted days of a rollup."""
     return f"recounted_{rollup.name}"
+
+
+def _overlap(connection: Connection, span: Window, day: date, timezone: str) -> bool:
+    """Whether the day of the other zone shares instants with the span."""
+    (other,) = windows(connection, [day], timezone)
+    return span.begin < other.end and other.begin < span.end
 
 
 def _rows(rollup: Rollup, totals: Totals | None) -> int:
@@ -130,7 +160,7 @@ class _Judge:
             self._leave(day, "differs", day.entry)
         elif day.entry is not None and self._has_late_rows_to_lose(day, day.entry):
             self._leave(day, "late", day.entry)
-        elif self._lacks_rows(day):
+        elif self._lacks_rows(day) or self._is_cut(day):
             self._freeze(day)
         elif day.entry is None or day.entry.counted is None:
             self._judge_never_counted(day)
@@ -167,6 +197,11 @@ class _Judge:
             return False
         deleted = self._rows(day.entry.deleted if day.entry is not None else None)
         return self._rows(day.log) + deleted < day.counted_by_others
+
+    def _is_cut(self, day: _Day) -> bool:
+        """Whether rows that the reporting zone puts into this day were deleted as rows of another day beside it."""
+        deleted = day.entry.deleted if day.entry is not None else None
+        return day.is_cut and not any((deleted or {}).values())
 
     def _judge_never_counted(self, day: _Day) -> None:
         """Statistics of a predecessor, if any. It counted log rows from before this project more than once."""
@@ -251,22 +286,51 @@ class _Judge:
         self.judgement.refused.append(self._found(day, reason, entry.counted, entry.deleted))
 
     def _freeze(self, day: _Day) -> None:
-        ledger.freeze(self.connection, self.rollup, self.db.timezone, day.span.day, dict(day.stored))
-        self.judgement.refused.append(self._found(day, "frozen", day.stored))
+        """Keeps the statistics of a day that cannot be counted whole. If others counted another number, nobody knows
+        where these come from: nothing is noted as counted, so that the audit finds them."""
+        counted = {} if self._contradicts_others(day) else dict(day.stored)
+        ledger.freeze(self.connection, self.rollup, self.db.timezone, day.span.day, counted)
+        self.judgement.refused.append(self._found(day, "frozen" if counted else "differs", day.stored))
+
+    def _contradicts_others(self, day: _Day) -> bool:
+        """Whether these statistics, which nobody here counted, are not as many rows as another rollup counted."""
+        entry, stored = day.entry, self._rows(day.stored)
+        is_known = entry is not None and (entry.counted is not None or entry.method == "predecessor")
+        return stored > 0 and not is_known and day.counted_by_others not in (None, stored)
 
     def _keep(self, day: _Day, counted: Totals, reason: str) -> None:
         """Notes what the log lacks as deleted. Statistics that are not what was counted stay a difference."""
         deleted = {name: counted.get(name, 0) - day.log[name] for name in day.log}
+        if self._would_lose_rows(day, deleted):
+            return
         by = "logs_kept_days" if reason == "announced" else "keep"
         is_intact = all(day.stored[name] == counted.get(name, 0) for name in day.log)
         ledger.record_kept(self.connection, self.rollup, day.span.day, deleted, by, is_intact)
         self.judgement.kept.append(self._found(day, reason, counted, deleted))
 
     def _accept(self, day: _Day) -> None:
-        """A person accepts the statistics of a pruned day as they are stored now."""
+        """A person accepts the statistics of a pruned day as they are stored now, if a proof has shown what they are.
+
+        Else the same command, given for a loss and repeated, would accept a change that nobody has seen.
+        """
         deleted = {name: day.stored[name] - day.log[name] for name in day.log}
+        entry = day.entry
+        is_intact = entry is None or ledger.is_intact(self.connection, self.rollup, day.span.day, dict(day.stored))
+        if entry is not None and not is_intact and not entry.statistics_differ:
+            self._leave(day, "unproven", entry)
+            return
+        if self._would_lose_rows(day, deleted):
+            return
         ledger.record_accepted(self.connection, self.rollup, day.span.day, dict(day.stored), deleted)
         self.judgement.kept.append(self._found(day, "keep", day.stored, deleted))
+
+    def _would_lose_rows(self, day: _Day, deleted: Totals) -> bool:
+        """Whether keeping the day would say that less was deleted than is known: its log has rows never counted."""
+        known = (day.entry.deleted if day.entry is not None else None) or {}
+        if day.entry is None or all(deleted[name] >= known.get(name, 0) for name in deleted):
+            return False
+        self._leave(day, "late", day.entry)
+        return True
 
     def _found(self, day: _Day, reason: str, counted: Totals | None, deleted: Totals | None = None) -> Refused:
         log_rows, counted_rows, deleted_rows = map(self._rows, (day.log, counted, deleted))
@@ -276,12 +340,18 @@ class _Judge:
         return _rows(self.rollup, totals)
 
     def _is_announced(self, day: date, missing: Totals) -> bool:
-        """Whether others were said to delete log rows of such a day, and deleted rows explain the difference."""
+        """Whether others were said to delete log rows of such a day, and deleted rows explain the difference.
+
+        As many rows as are missing, and no more, of each measure that counts rows; without missing rows nothing is.
+        """
         if self.db.logs_kept_days is None:
             return False
         statement = text("select cast(clock_timestamp() at time zone :tz as date)")
         today: date = self.connection.execute(statement, {"tz": self.db.timezone}).scalar_one()
-        return day < today - timedelta(days=self.db.logs_kept_days) and min(missing.values()) >= 0
+        rows = self._rows(missing)
+        counts = [missing[each.name] for each in self.rollup.measures if each.is_count]
+        is_explained = min(missing.values()) >= 0 and max(counts) <= rows
+        return is_explained and day < today - timedelta(days=self.db.logs_kept_days)
 
     def _has_rows(self, span: Window, which: str) -> bool:
         """Whether the day has such log rows: without transaction ids they are from before this project or a rebase."""

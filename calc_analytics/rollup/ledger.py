@@ -352,6 +352,8 @@ class Entry:
     method: str | None
     log_finding: str | None
     """How the log differed from what was counted when last compared (logs_missing, …); None: it did not."""
+    statistics_differ: bool
+    """Whether an audit or a comparison found that the statistics are not what was counted."""
 
     @property
     def is_whole(self) -> bool:
@@ -395,6 +397,16 @@ def record_accepted(connection: Connection, rollup: Rollup, day: date, counted: 
     """A person accepts the statistics as they are in the target now: these are the day's totals."""
     parameters = {"rollup": rollup.name, "day": day, "counted": _json(counted), "deleted": _json(deleted)}
     connection.execute(text(_ACCEPTED.format(hash=checksum_sql(rollup, ":day"))), parameters)
+
+
+def is_intact(connection: Connection, rollup: Rollup, day: date, stored: Mapping[str, int]) -> bool:
+    """Whether the day's statistics are what was counted, by their totals and, if there is one, their checksum."""
+    statement = f"""
+        select counted, checksum is null or checksum = {checksum_sql(rollup, ":day")} as is_same
+        from rollup_days where rollup = :rollup and date = :day
+    """
+    row = connection.execute(text(statement), {"rollup": rollup.name, "day": day}).one()
+    return bool(row.is_same) and all(int((row.counted or {}).get(name, 0)) == stored[name] for name in stored)
 
 
 def deleted_cte(rollup: Rollup, name: str, totals: str, rows: str) -> str:
@@ -495,6 +507,16 @@ def record_audited(
     connection.execute(_AUDITED, parameters)
 
 
+def record_lost_days(connection: Connection, log: Log) -> None:
+    """Days that a rollup has no record of, though another counted them whole: somebody deleted the record.
+
+    They are recorded with nothing counted, and differ until they are recounted or a person decides.
+    """
+    for rollup in log.rollups:
+        for other in log.rollups:
+            connection.execute(text(_LOST.format(count=other.count)), {"rollup": rollup.name, "other": other.name})
+
+
 def audit_differences(connection: Connection, rollup: Rollup, days: Sequence[date]) -> dict[date, int | None]:
     """What the last audit found on these days."""
     statement = text("select date, audit_difference from rollup_days where rollup = :rollup and date = any(:days)")
@@ -529,7 +551,9 @@ def _json(totals: Any) -> str | None:
 _ENTRIES = text(
     """
     select rollup, date, status, timezone, counted, deleted, checksum is not null,
-           method, case when difference <> 0 and finding like 'logs!_%' escape '!' then finding end
+           method, case when difference <> 0 and finding like 'logs!_%' escape '!' then finding end,
+           coalesce(audit_difference <> 0, false)
+               or coalesce(difference <> 0 and finding = 'statistics_changed', false)
     from rollup_days where rollup = any(cast(:rollups as text[])) and date = any(cast(:days as date[]))
     """
 )
@@ -563,7 +587,9 @@ _ACCEPTED = f"""
 _VERIFIED = text(
     f"""
     update rollup_days set verified_at = clock_timestamp(), verified_seconds = :seconds, difference = :difference,
-        finding = :finding, audit_difference = case when :difference = 0 then 0 else audit_difference end,
+        finding = :finding,
+        audit_difference = case
+            when :difference = 0 and method is distinct from 'unrecorded' then 0 else audit_difference end,
         checksum = case
             when cast(:checksum as numeric) is not null and (deleted = '{{}}' or checksum is null)
                  and cast(xmin as text) = :written_by
@@ -584,6 +610,13 @@ _UNKNOWN_STATISTICS = text(
     where rollup_days.counted is null and rollup_days.method is distinct from 'predecessor'
     """
 )
+_LOST = """
+    insert into rollup_days (rollup, date, status, method, counted, audit_difference, audited_at)
+    select :rollup, date, 'pending', 'unrecorded', '{{}}', cast(counted ->> '{count}' as bigint), clock_timestamp()
+    from rollup_days
+    where rollup = :other and status = 'built' and deleted is not null and cast(counted ->> '{count}' as bigint) > 0
+    on conflict (rollup, date) do nothing
+"""
 _AUDITED = text(
     """
     update rollup_days d set audit_difference = a.difference, audited_at = clock_timestamp()

@@ -111,6 +111,7 @@ class Refused:
     - pruned: log rows were deleted after they were counted; the books balance
     - frozen: the day was never counted whole here, and its log rows are gone
     - late: it cannot be kept, because some of its log rows were never counted
+    - unproven: it cannot be kept yet, because its statistics are not what was counted and no proof has reported that
     - overflow: `detail` names the measure and the value that its column cannot hold
     """
 
@@ -151,8 +152,13 @@ class Refused:
                 return f"{start}{self.detail}"
             case "late":
                 return (
-                    f"{start}{logs} and {counted}, but some rows came after a rebase and were never counted. Its "
-                    "statistics cannot be kept without losing those; recount what is left with --allow-shrink."
+                    f"{start}{logs} and {counted}, but some of these log rows were never counted. Its statistics "
+                    "cannot be kept without losing those; recount what is left with --allow-shrink."
+                )
+            case "unproven":
+                return (
+                    f"{start}its statistics are not what was counted, which no proof has reported yet. Look at them "
+                    f"with 'calc-analytics verify --day {self.day}', then repeat --keep to accept them as they are."
                 )
             case _ if self.log_rows + self.deleted_rows < self.counted_rows:
                 return f"{start}{logs} but {counted}{deleted}. {decide}"

@@ -16,6 +16,7 @@ from sqlalchemy.engine import Connection, RowMapping
 from calc_analytics.database.engine import WHOLE_DAYS, persistently, transaction
 from calc_analytics.days import today
 from calc_analytics.rollup import journal, ledger
+from calc_analytics.rollup.audit import GREATEST
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Rollup
 from calc_analytics.rollup.judge import Decision
@@ -75,7 +76,7 @@ def _prove(db: Database, rollup: Rollup, day: date, with_checksum: bool, may_be_
         parameters = {"rollup": rollup.name, "tz": db.timezone, **span.parameters()}
         connection.execute(WHOLE_DAYS)
         row = connection.execute(text(verify_sql(db, rollup, span)), parameters).mappings().one()
-        proof = _proof(rollup, day, row, time.perf_counter() - started)
+        proof = _proof(rollup, day, row, db.timezone, time.perf_counter() - started)
         is_open = may_be_announced and proof.finding == "logs_missing"
         # A standby's answer is right, and not recorded.
         if proof.status is not None and not is_open and not row["is_read_only"]:
@@ -90,7 +91,8 @@ def _note(connection: Connection, db: Database, proof: DayProof, is_new: bool) -
     journal.note_proof(connection, db.log, "verify", done if proof.difference and is_new else {}, proof.seconds)
 
 
-def _proof(rollup: Rollup, day: date, row: RowMapping, seconds: float) -> DayProof:
+def _proof(rollup: Rollup, day: date, row: RowMapping, timezone: str, seconds: float) -> DayProof:
+    """What the comparison says. The log is not compared by days of another reporting zone, which are frozen."""
     names, count = rollup.measure_names, rollup.count
     logs, stored = ({name: int(row[f"{side}_{name}"]) for name in names} for side in ("logs", "stored"))
     counted, deleted = (_totals(row[column], names) for column in ("counted", "deleted"))
@@ -98,19 +100,18 @@ def _proof(rollup: Rollup, day: date, row: RowMapping, seconds: float) -> DayPro
     by_keys = {name: int(row[name]) for name in names}
     by_totals = {name: abs(logs[name] + (deleted or {}).get(name, 0) - stored[name]) for name in names}
     differences = by_totals if is_pruned else by_keys
-    status, finding, difference = row["status"], "waiting", 0
-    if status == "overflow":
-        finding = "overflow"
-    elif counted is not None:
+    status, difference = row["status"], 0
+    finding = "overflow" if status == "overflow" else "waiting"
+    if counted is not None:
         changed = sum(abs(stored[name] - counted[name]) for name in names)
         if row["checksum"] is not None and row["checksum"] != row["checksum_now"]:
             changed = max(changed, 1)
         unbalanced = 0
-        if deleted is not None and status in ("built", "frozen"):
+        if deleted is not None and status in ("built", "frozen") and row["timezone"] in (None, timezone):
             unbalanced = sum(abs(logs[name] + deleted[name] - counted[name]) for name in names)
         by_key = sum(differences.values()) if status == "built" else 0
         too_many = int(row["keys_with_more_logs"]) if is_pruned else 0
-        difference = max(changed, unbalanced, by_key, too_many)
+        difference = min(max(changed, unbalanced, by_key, too_many), GREATEST)
         rows_deleted = (deleted or {}).get(count, 0)
         finding = _finding(
             status, changed, unbalanced, difference, logs[count] + rows_deleted - counted[count], is_pruned
@@ -146,7 +147,7 @@ def _finding(status: str, changed: int, unbalanced: int, difference: int, surplu
     if difference:
         # The totals agree and keys do not: rows of the target or of the log were exchanged between keys.
         return "logs_changed" if is_pruned else "statistics_changed"
-    return {"built": "equal", "frozen": "frozen"}.get(status, "waiting")
+    return {"built": "equal", "frozen": "frozen", "overflow": "overflow"}.get(status, "waiting")
 
 
 def verify_sql(db: Database, rollup: Rollup, span: Window) -> str:
@@ -173,8 +174,9 @@ def verify_sql(db: Database, rollup: Rollup, span: Window) -> str:
         select *, {ledger.VERSION} as version, cast(xmin as text) as written_by
         from rollup_days where rollup = :rollup and date = :day
     )
-    select (select status from known) as status, (select counted from known) as counted,
-           (select deleted from known) as deleted, (select checksum from known) as checksum,
+    select (select status from known) as status, (select timezone from known) as timezone,
+           (select counted from known) as counted, (select deleted from known) as deleted,
+           (select checksum from known) as checksum,
            (select version from known) as version, (select difference from known) as known_difference,
            (select written_by from known) as written_by,
            current_setting('transaction_read_only') = 'on' as is_read_only,

@@ -26,6 +26,8 @@ RED_TICKS = 2
 FRESH_INTERVALS = 2
 # All days are audited every hour; three hours without are two audits that failed.
 AUDIT_SECONDS = 3 * 3600.0
+# Today and yesterday are audited every minute.
+RECENT_AUDIT_SECONDS = 600.0
 # The day with the oldest proof is compared with the log within 1 % of the time, so one round over all days takes a
 # hundred times as long as comparing them. Eight days are a round of two hours of comparing, and the weekend in which
 # nothing ran; a log that needs more has twice its round.
@@ -182,6 +184,9 @@ def _audit(sources: Sources) -> Verdict:
     last = f"all days were last audited {_since(_age(ages.audited_at))} (limit {ago(AUDIT_SECONDS)} of counting)"
     if audited > AUDIT_SECONDS:
         return Verdict(False, last, "calc-analytics up")
+    if ages.recent_at and (ages.refreshed_at - ages.recent_at).total_seconds() > RECENT_AUDIT_SECONDS:
+        recent = f"today and yesterday were last audited {_since(_age(ages.recent_at))}"
+        return Verdict(False, f"{recent} (limit {ago(RECENT_AUDIT_SECONDS)} of counting)", "calc-analytics verify")
     if ages.oldest_proof_at is None:
         return Verdict(True, f"{last}; no day is built")
     limit = max(PROOF_SECONDS, ROUNDS * ages.round_seconds / PATROL_SHARE)

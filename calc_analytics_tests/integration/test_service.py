@@ -292,6 +292,19 @@ def test_a_proof_that_is_too_old_is_red_unless_a_round_takes_longer(served: Serv
     assert served.probes()["audit"]["ok"], "one per cent of the time allows a round in 12.5 days"
 
 
+def test_audits_of_today_that_fail_are_red_within_minutes(served: Served, db, engine, connect):
+    counted_yesterday(db, connect)
+    audit(db)
+    execute(
+        engine, "update rollup_days set audited_at = now() - interval '11 minutes', built_at = now() - interval '1 day'"
+    )
+    probe = served.probes()["audit"]
+    assert (probe["ok"], probe["next_command"]) == (False, "calc-analytics verify")
+    assert "today and yesterday were last audited 11 min ago (limit 10 min of counting)" in probe["compared"]
+    audit(db, today_and_yesterday("UTC"))
+    assert served.probes()["audit"]["ok"]
+
+
 def test_a_missing_migration_and_a_restored_cluster_are_named(served: Served, owner):
     execute(owner, "update calc_analytics_version set version_num = '0001'")
     execute(owner, "update rollup_state set system_identifier = 7, relation = 7")
