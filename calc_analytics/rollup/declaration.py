@@ -212,6 +212,12 @@ class Rollup:
         """The log columns that are keys as they are, and so must not be null."""
         return {each.name for each in self.key_expressions.values() if isinstance(each, Column)}
 
+    def keys_of(self, columns: Iterable[str]) -> dict[str, str] | None:
+        """For each of these log columns, the key that holds it as it is; None if one of them is in no key."""
+        held = {each.name: name for name, each in self.key_expressions.items() if isinstance(each, Column)}
+        wanted = list(columns)
+        return {name: held[name] for name in wanted} if all(name in held for name in wanted) else None
+
     @cached_property
     def row_hash(self) -> str:
         """SQL: a 64-bit hash of a row of the target; {name} of each column is to be filled in by `format`.
@@ -265,6 +271,11 @@ class Log:
     def name(self) -> str:
         """The log table's name."""
         return self.table.name
+
+    @property
+    def id_column(self) -> str:
+        """The first column of its primary key."""
+        return str(next(iter(self.table.primary_key.columns)).name)
 
     @property
     def names(self) -> list[str]:
