@@ -15,9 +15,9 @@ from sqlalchemy.engine import Connection
 
 from calc_analytics.rollup import ledger
 from calc_analytics.rollup.database import Database
-from calc_analytics.rollup.declaration import Log, Rollup
+from calc_analytics.rollup.declaration import KEYS_HASH, Log, Rollup
 from calc_analytics.rollup.reports import Refused
-from calc_analytics.rollup.totals import no_totals, totals_by_day
+from calc_analytics.rollup.totals import keys_hash, no_totals, totals_by_day
 from calc_analytics.rollup.windows import Window, of_day, windows
 
 Totals = Mapping[str, int]
@@ -224,10 +224,16 @@ class _Judge:
             self._replace(day)
         elif is_lost and self._is_announced(day.span.day, missing):
             self._keep(day, counted, "announced")
+        elif self.decision is Decision.KEEP and self._are_alike(day, deleted):
+            self._accept(day)
         elif self.decision is Decision.KEEP and (is_lost or was_deleted) and self._rows(counted) >= self._rows(day.log):
             self._keep(day, counted, "keep")
         else:
             self._leave(day, "differs", entry)
+
+    def _are_alike(self, day: _Day, deleted: Totals) -> bool:
+        """Whether a person corrected log and statistics alike: they agree with each other, and not with the ledger."""
+        return all(day.stored[name] == day.log[name] + deleted.get(name, 0) for name in day.log)
 
     def _judge_balanced(self, day: _Day, entry: ledger.Entry, was_deleted: bool) -> None:
         """The log is what was counted. It is the truth, unless a part of it was deleted since."""
@@ -256,7 +262,7 @@ class _Judge:
 
     def _keep(self, day: _Day, counted: Totals, reason: str) -> None:
         """Notes what the log lacks as deleted. Statistics that are not what was counted stay a difference."""
-        deleted = {name: counted.get(name, 0) - day.log[name] for name in day.log}
+        deleted = {name: counted.get(name, 0) - day.log[name] for name in day.log} | self._keys_hash(day)
         by = "logs_kept_days" if reason == "announced" else "keep"
         is_intact = all(day.stored[name] == counted.get(name, 0) for name in day.log)
         ledger.record_kept(self.connection, self.rollup, day.span.day, deleted, by, is_intact)
@@ -264,9 +270,16 @@ class _Judge:
 
     def _accept(self, day: _Day) -> None:
         """A person accepts the statistics of a pruned day as they are stored now."""
-        deleted = {name: day.stored[name] - day.log[name] for name in day.log}
+        deleted = {name: day.stored[name] - day.log[name] for name in day.log} | self._keys_hash(day)
         ledger.record_accepted(self.connection, self.rollup, day.span.day, dict(day.stored), deleted)
         self.judgement.kept.append(self._found(day, "keep", day.stored, deleted))
+
+    def _keys_hash(self, day: _Day) -> dict[str, int]:
+        """The hash of the keys that the statistics have and the log has not: of those that are deleted."""
+        stored, log = (
+            keys_hash(self.connection, self.rollup, day.span.day, t) for t in (None, recount_table(self.rollup))
+        )
+        return {KEYS_HASH: stored - log}
 
     def _found(self, day: _Day, reason: str, counted: Totals | None, deleted: Totals | None = None) -> Refused:
         log_rows, counted_rows, deleted_rows = map(self._rows, (day.log, counted, deleted))

@@ -27,7 +27,7 @@ from calc_analytics.database.engine import transaction
 from calc_analytics.days import FIRST, LAST
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.rollup.database import Database
-from calc_analytics.rollup.declaration import Log, Rollup, quote_literal
+from calc_analytics.rollup.declaration import KEYS_HASH, Log, Rollup, quote_literal
 from calc_analytics.rollup.reports import DayProof
 from calc_analytics.rollup.snapshot import SAME_CLUSTER, Snapshot
 from calc_analytics.rollup.windows import has_a_day, local_date
@@ -341,7 +341,10 @@ _SET_ASIDE = text(
 
 @dataclass(frozen=True)
 class Entry:
-    """A row of the ledger. Totals are per measure; `counted` is None where the day was never counted whole."""
+    """A row of the ledger. Totals are per measure; `counted` is None where the day was never counted whole.
+
+    `deleted` may hold a hash of the deleted keys besides (`Rollup.keys_hash`).
+    """
 
     rollup: str
     day: date
@@ -406,9 +409,13 @@ def record_accepted(connection: Connection, rollup: Rollup, day: date, counted: 
 
 
 def deleted_cte(rollup: Rollup, name: str, totals: str, rows: str) -> str:
-    """CTE `name`: adds the JSON in `totals` (a column of the CTE `rows`) to what the day's record says is deleted."""
+    """CTE `name`: adds the JSON in `totals` (a column of the CTE `rows`) to what the day's record says is deleted.
+
+    Deletions that were noted without a hash of their keys (by version 0.1) stay so.
+    """
+    known = f"case when d.deleted = '{{}}' or d.deleted ? '{KEYS_HASH}' then {totals} else {totals} - '{KEYS_HASH}' end"
     return f"""{name} as (
-        update rollup_days d set deleted = {sum_json("d.deleted", totals)},
+        update rollup_days d set deleted = {sum_json("d.deleted", known)},
             pruned_at = coalesce(pruned_at, clock_timestamp()), pruned_by = coalesce(pruned_by, 'prune')
         from {rows} where d.rollup = {quote_literal(rollup.name)} and d.date = :day and {rows}.rows > 0
     )"""
@@ -640,11 +647,14 @@ _AUDITED = text(
     where d.rollup = :rollup and d.date = a.date
     """
 )
+_KNOWN_DELETED = (
+    f"case when deleted ? '{KEYS_HASH}' then cast(:deleted as jsonb) else cast(:deleted as jsonb) - '{KEYS_HASH}' end"
+)
 _TAKE_OUT = text(
     f"""
     update rollup_days
     set counted = {sum_json("counted", "cast(:counted as jsonb)")},
-        deleted = case when deleted is not null then {sum_json("deleted", "cast(:deleted as jsonb)")} end,
+        deleted = case when deleted is not null then {sum_json("deleted", _KNOWN_DELETED)} end,
         checksum = checksum + cast(:hash as numeric)
     where rollup = :rollup and date = :day and counted is not null
     """

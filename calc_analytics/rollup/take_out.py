@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection
 from calc_analytics.database.engine import WHOLE_DAYS
 from calc_analytics.rollup import ledger
 from calc_analytics.rollup.database import Database
-from calc_analytics.rollup.declaration import Rollup
+from calc_analytics.rollup.declaration import KEYS_HASH, Rollup
 from calc_analytics.rollup.erasure import Keys, LeftDay, matches, parameters
 from calc_analytics.rollup.snapshot import Snapshot, visible
 from calc_analytics.rollup.windows import Window, of_day
@@ -127,13 +127,15 @@ class Books:
                 returning t.*, {rollup.hash_of("t")} as hash_of_row
             )
             select count(*) as rows, {rollup.each_measure("coalesce(sum({name}), 0) as {name}")},
+                   coalesce(sum({rollup.keys_hash("{name}")}), 0) as keys_hash,
                    coalesce(sum(hash_of_row), 0) as hash_of_rows
             from gone
         """
         row = self.connection.execute(text(statement), {"day": day, **parameters(self.keys)}).mappings().one()
         if row["rows"]:
             totals = {name: int(row[name]) for name in rollup.measure_names}
-            ledger.take_out(self.connection, rollup, day, totals, totals if is_kept else {}, -row["hash_of_rows"])
+            deleted = {**totals, KEYS_HASH: int(row["keys_hash"])} if is_kept else {}
+            ledger.take_out(self.connection, rollup, day, totals, deleted, -row["hash_of_rows"])
             if not is_kept:
                 ledger.freeze_if_pruned(self.connection, rollup, day)
         return int(row["rows"])
