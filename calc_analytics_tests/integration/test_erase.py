@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import date, datetime, timedelta, timezone
 
+import psycopg
 import pytest
 from click.testing import CliRunner
 from sqlalchemy import Column, Date, Integer, MetaData, SmallInteger, Table, func, text
@@ -37,6 +38,7 @@ from calc_analytics.rollup.verify import verify
 from calc_analytics.rollups import LATENCY, LOG, STATS
 from calc_analytics_tests.conftest import ROLE
 from calc_analytics_tests.crowd import Crowd
+from calc_analytics_tests.integration.test_migrations import PARTITIONED
 from calc_analytics_tests.logs import (
     FORMS,
     assert_exact,
@@ -457,6 +459,31 @@ def test_a_table_that_could_not_be_corrected_is_refused_before_anything_is_chang
     with pytest.raises(CannotErase, match=f"{TOTALS.name} has statistics and is not declared"):
         erase(off, SEVEN)
     assert statistics(summing) == before
+
+
+@pytest.mark.parametrize("begin", [date(2026, 3, 7), date(2026, 10, 31)], ids=["clocks forward", "clocks back"])
+def test_a_partitioned_log_on_days_on_which_clocks_change(empty_url: URL, begin: date):
+    """Around midnights that happen twice or not at all."""
+    engine = engine_for(empty_url)
+    days = [begin + timedelta(days=n) for n in range(3)]
+    with engine.begin() as connection:
+        connection.execute(text(PARTITIONED[0]))
+        for first, last in ((date(2026, 1, 1), days[1]), (days[1], date(2027, 1, 1))):
+            connection.execute(text(f'create table "logs {first}" partition of calculation_logs '
+                                    f"for values from ('{first}Z') to ('{last}Z')"))  # fmt: skip
+    db = Database(engine, LOG, "America/Havana")
+    install(db)
+    rng, first = random.Random(4), utc(begin.year, begin.month, begin.day, 5)
+    with psycopg.connect(empty_url.set(drivername="postgresql").render_as_string(False)) as writer:
+        write(writer, random_rows(rng, 200, first, first + timedelta(days=3), publishers=4))
+    rebuild(db, days)
+    assert days[0] in prune(db, days[1]).rows_by_day
+    expected = statistics(db, without=ERASED)
+    assert not erase(db, SEVEN, batch_rows=5).problems
+    audit(db)
+    assert (statistics(db), holdings(db, SEVEN).tables, verify(db, days).difference) == (expected, {}, 0)
+    assert different_days(db) == {}
+    engine.dispose()
 
 
 # -- The command -------------------------------------------------------------------------------------------------------
