@@ -32,7 +32,7 @@ grant select on calc_analytics_version to rollup_writer;
 -- Brings the log table's index up to its end, with its owner's rights; the function takes no argument.
 grant execute on function calculation_logs_summarize() to rollup_writer;
 
--- Only if this role is to run `calc-analytics prune`, which deletes raw logs that are counted:
+-- Only if this role is to run `calc-analytics prune` or `calc-analytics erase`, which delete raw logs:
 -- grant delete on calculation_logs to rollup_writer;
 
 -- Only if `calc-analytics status` and the metrics are to show how old other roles' open transactions are:

@@ -5,8 +5,9 @@ Each is click's options and the printing; what they print comes from `rollup/` a
 
 from calc_analytics.commands.counting import refresh, rollup, verify
 from calc_analytics.commands.doctor import doctor
+from calc_analytics.commands.erase import erase
 from calc_analytics.commands.history import history
 from calc_analytics.commands.serve import serve
 from calc_analytics.commands.status import status
 
-COMMANDS = (refresh, rollup, verify, history, serve, status, doctor)
+COMMANDS = (refresh, rollup, verify, erase, history, serve, status, doctor)

@@ -16,6 +16,7 @@ from calc_analytics.config import Settings
 from calc_analytics.plurals import number
 from calc_analytics.rollup import journal
 from calc_analytics.rollup.journal import JournalEntry
+from calc_analytics.rollups import LOG
 from calc_analytics.service.words import ago
 
 WIDTH = 100
@@ -117,9 +118,12 @@ def _rows(entry: JournalEntry, done: Mapping[str, Any], is_part: bool) -> str:
 
 
 def _rows_of_day(done: Any) -> int:
-    """Log rows of one day of an entry: of a refresh the number itself, of a rebuild what the day has after it."""
+    """Log rows of one day of an entry: of a refresh the number itself, of a rebuild what the day has after it, of an
+    erasure those that were erased."""
     if not isinstance(done, Mapping):
         return int(done)
+    if all(isinstance(each, int) for each in done.values()):
+        return int(done.get(LOG.name, 0))
     return max((int(each.get("after", 0)) for each in done.values()), default=0)
 
 
@@ -129,11 +133,13 @@ def details(entry: JournalEntry, done: Mapping[str, Any], rollup: str | None = N
         yield f"failed: {entry.detail}"
     elif not done:
         yield _of_all(entry)
+    elif entry.operation == "erase":
+        yield from _of_erased(entry, done, rollup)
     elif all(not isinstance(value, Mapping) for value in done.values()):
         yield _of_rows(entry, done)
     else:
         yield from _of_days(entry, done, rollup)
-    if entry.detail and done and not entry.failed:
+    if entry.detail and done and not entry.failed and entry.operation != "erase":
         yield entry.detail
 
 
@@ -159,6 +165,16 @@ def _of_rows(entry: JournalEntry, done: Mapping[str, Any]) -> str:
         return f"deleted in {number(entry.operations, 'batch')}, {entry.seconds:.2f} s; statistics stay{per_day}"
     oldest = "" if entry.oldest_seconds is None else f"; the oldest row was counted after {ago(entry.oldest_seconds)}"
     return f"counted in {number(entry.operations, 'refresh')}, {entry.seconds:.2f} s{oldest}{per_day}"
+
+
+def _of_erased(entry: JournalEntry, done: Mapping[str, Any], rollup: str | None) -> Iterator[str]:
+    """The receipt of an erasure: what was erased, how many rows of which table."""
+    tables: dict[str, int] = {}
+    for of_day in done.values():
+        for name, rows in of_day.items():
+            if rollup in (None, name):
+                tables[name] = tables.get(name, 0) + int(rows)
+    yield f"erased {entry.detail}: " + ", ".join(f"{rows:,} of {name}" for name, rows in tables.items())
 
 
 def _by_day(done: Mapping[str, Any]) -> str:

@@ -24,6 +24,11 @@ _GREATEST: dict[type[TypeEngine[Any]], int] = {
 }
 
 
+# Beside the measures in what is deleted of a day: tells whether the keys of what is left changed.
+KEYS_HASH = "#keys"
+_WEIGHT = 1_000_003
+
+
 class UnknownRollup(CalcAnalyticsError):
     """A name that no declared rollup has."""
 
@@ -217,6 +222,12 @@ class Rollup:
         """The log columns that are keys as they are, and so must not be null."""
         return {each.name for each in self.key_expressions.values() if isinstance(each, Column)}
 
+    def keys_of(self, columns: Iterable[str]) -> dict[str, str] | None:
+        """For each of these log columns, the key that holds it as it is; None if one of them is in no key."""
+        held = {each.name: name for name, each in self.key_expressions.items() if isinstance(each, Column)}
+        wanted = list(columns)
+        return {name: held[name] for name in wanted} if all(name in held for name in wanted) else None
+
     @cached_property
     def row_hash(self) -> str:
         """SQL: a 64-bit hash of a row of the target; {name} of each column is to be filled in by `format`.
@@ -227,6 +238,18 @@ class Rollup:
         types = {each.name: type_to_sql(each.type) for each in self.target.columns}
         values = ", ".join(f"cast({{{name}}} as {types[name]})" for name in self.column_names)
         return f"cast(hashint8extended(0, hash_record_extended(row({values}), 0)) as numeric)"
+
+    def keys_hash(self, value: str) -> str:
+        """SQL: each measure's value times a hash of the row's keys, to be summed up over rows; `value` is a pattern.
+
+        It adds up like a measure: that of all rows is that of the log's and of the deleted ones together, whichever
+        rows come or go; and it changes when a value moves from one key to another.
+        """
+        types = {each.name: type_to_sql(each.type) for each in self.target.columns}
+        keys = ", ".join(f"cast({name} as {types[name]})" for name in self.keys)
+        values = [f"cast({value.format(name=name)} as numeric)" for name in self.measure_names]
+        weighted = " + ".join(f"{_WEIGHT**n} * {each}" for n, each in enumerate(values))
+        return f"hashint8extended(0, hash_record_extended(row({keys}), 0)) * ({weighted})"
 
     def hash_of(self, alias: str) -> str:
         """SQL: the hash of the target's row with that alias."""
@@ -272,6 +295,11 @@ class Log:
     def name(self) -> str:
         """The log table's name."""
         return self.table.name
+
+    @property
+    def id_column(self) -> str:
+        """The first column of its primary key."""
+        return str(next(iter(self.table.primary_key.columns)).name)
 
     @property
     def names(self) -> list[str]:

@@ -140,6 +140,32 @@ def note_summed(connection: Connection, log: Log, operation: str, day: date, row
     connection.execute(_NOTE_SUMMED, parameters)
 
 
+def note_erased(
+    connection: Connection,
+    log: Log,
+    receipt: int | None,
+    keys: str,
+    day: str,
+    erased: Mapping[str, int],
+    seconds: float,
+) -> int:
+    """Adds rows that were erased from each table to the receipt of an erasure; returns its number.
+
+    It holds the keys, and counts per day. Without a receipt, or if its transaction was rolled back, one is begun.
+    """
+    parameters = {
+        "log": log.name,
+        "receipt": receipt,
+        "keys": keys,
+        "day": day,
+        "erased": json.dumps(dict(erased)),
+        "rows": erased.get(log.name, 0),
+        "seconds": seconds,
+    }
+    added = connection.execute(_ADD_ERASED, parameters).scalar()
+    return int(added if added is not None else connection.execute(_NOTE_ERASED, parameters).scalar_one())
+
+
 def note_failure(db: Database, operation: str, reason: str) -> None:
     """Notes that an operation ended in an error; it was rolled back, so this is a transaction of its own.
 
@@ -233,6 +259,23 @@ _NOTE_SUMMED = text(
     on conflict (log, operation, failed, at, by) where summed do update
     set operations = j.operations + 1, rows = j.rows + excluded.rows, seconds = j.seconds + excluded.seconds,
         days = {sum_json("j.days", "excluded.days")}
+    """
+)
+_NOTE_ERASED = text(
+    f"""
+    insert into rollup_journal (log, at, operation, by, rows, seconds, days, detail)
+    values (:log, clock_timestamp(), 'erase', {BY}, :rows, :seconds,
+            jsonb_build_object(cast(:day as text), cast(:erased as jsonb)), :keys)
+    returning id
+    """
+)
+_OF_DAY = sum_json("days -> cast(:day as text)", "cast(:erased as jsonb)")
+_ADD_ERASED = text(
+    f"""
+    update rollup_journal set rows = rows + :rows, seconds = seconds + :seconds, operations = operations + 1,
+        days = days || jsonb_build_object(cast(:day as text), {_OF_DAY})
+    where id = cast(:receipt as bigint)
+    returning id
     """
 )
 _HISTORY = text(

@@ -15,9 +15,9 @@ from sqlalchemy.engine import Connection
 
 from calc_analytics.rollup import ledger
 from calc_analytics.rollup.database import Database
-from calc_analytics.rollup.declaration import Log, Rollup
+from calc_analytics.rollup.declaration import KEYS_HASH, Log, Rollup
 from calc_analytics.rollup.reports import Refused
-from calc_analytics.rollup.totals import no_totals, totals_by_day
+from calc_analytics.rollup.totals import keys_hash, no_totals, totals_by_day
 from calc_analytics.rollup.windows import Window, of_day, windows
 
 Totals = Mapping[str, int]
@@ -108,7 +108,7 @@ class Known:
             for (name, _), entry in self.entries.items()
             if abs((entry.day - day).days) <= 1
             and entry.timezone not in (None, self.timezone)
-            and any((entry.deleted or {}).values())
+            and entry.has_deletions
         ]
 
 
@@ -200,8 +200,7 @@ class _Judge:
 
     def _is_cut(self, day: _Day) -> bool:
         """Whether rows that the reporting zone puts into this day were deleted as rows of another day beside it."""
-        deleted = day.entry.deleted if day.entry is not None else None
-        return day.is_cut and not any((deleted or {}).values())
+        return day.is_cut and not (day.entry is not None and day.entry.has_deletions)
 
     def _judge_never_counted(self, day: _Day) -> None:
         """Statistics of a predecessor, if any. It counted log rows from before this project more than once."""
@@ -259,10 +258,16 @@ class _Judge:
             self._replace(day)
         elif is_lost and self._is_announced(day.span.day, missing):
             self._keep(day, counted, "announced")
+        elif self.decision is Decision.KEEP and self._are_alike(day, deleted):
+            self._accept(day)
         elif self.decision is Decision.KEEP and (is_lost or was_deleted) and self._rows(counted) >= self._rows(day.log):
             self._keep(day, counted, "keep")
         else:
             self._leave(day, "differs", entry)
+
+    def _are_alike(self, day: _Day, deleted: Totals) -> bool:
+        """Whether a person corrected log and statistics alike: they agree with each other, and not with the ledger."""
+        return all(day.stored[name] == day.log[name] + deleted.get(name, 0) for name in day.log)
 
     def _judge_balanced(self, day: _Day, entry: ledger.Entry, was_deleted: bool) -> None:
         """The log is what was counted. It is the truth, unless a part of it was deleted since."""
@@ -303,26 +308,38 @@ class _Judge:
         deleted = {name: counted.get(name, 0) - day.log[name] for name in day.log}
         if self._would_lose_rows(day, deleted):
             return
+        deleted |= self._keys_hash(day)
         by = "logs_kept_days" if reason == "announced" else "keep"
         is_intact = all(day.stored[name] == counted.get(name, 0) for name in day.log)
         ledger.record_kept(self.connection, self.rollup, day.span.day, deleted, by, is_intact)
         self.judgement.kept.append(self._found(day, reason, counted, deleted))
 
     def _accept(self, day: _Day) -> None:
-        """A person accepts the statistics of a pruned day as they are stored now, if a proof has shown what they are.
+        """A person accepts the statistics of a pruned day as they are stored now.
 
-        Else the same command, given for a loss and repeated, would accept a change that nobody has seen.
+        Either the log is the same, or a proof has reported the change: else the same command, given for a loss and
+        repeated, would accept a change that nobody has seen.
         """
         deleted = {name: day.stored[name] - day.log[name] for name in day.log}
-        entry = day.entry
-        is_intact = entry is None or ledger.is_intact(self.connection, self.rollup, day.span.day, dict(day.stored))
-        if entry is not None and not is_intact and not entry.statistics_differ:
-            self._leave(day, "unproven", entry)
-            return
-        if self._would_lose_rows(day, deleted):
-            return
-        ledger.record_accepted(self.connection, self.rollup, day.span.day, dict(day.stored), deleted)
-        self.judgement.kept.append(self._found(day, "keep", day.stored, deleted))
+        if day.entry is not None and not self._is_known(day, day.entry):
+            self._leave(day, "unproven", day.entry)
+        elif not self._would_lose_rows(day, deleted):
+            deleted |= self._keys_hash(day)
+            ledger.record_accepted(self.connection, self.rollup, day.span.day, dict(day.stored), deleted)
+            self.judgement.kept.append(self._found(day, "keep", day.stored, deleted))
+
+    def _is_known(self, day: _Day, entry: ledger.Entry) -> bool:
+        """Whether the statistics are what was counted or what the log says, or are known not to be."""
+        if entry.statistics_differ or self._are_alike(day, entry.deleted or {}):
+            return True
+        return ledger.is_intact(self.connection, self.rollup, day.span.day, dict(day.stored))
+
+    def _keys_hash(self, day: _Day) -> dict[str, int]:
+        """The hash of the keys that the statistics have and the log has not: of those that are deleted."""
+        stored, log = (
+            keys_hash(self.connection, self.rollup, day.span.day, t) for t in (None, recount_table(self.rollup))
+        )
+        return {KEYS_HASH: stored - log}
 
     def _would_lose_rows(self, day: _Day, deleted: Totals) -> bool:
         """Whether keeping the day would say that less was deleted than is known: its log has rows never counted."""

@@ -27,7 +27,7 @@ from calc_analytics.database.engine import transaction
 from calc_analytics.days import FIRST, LAST
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.rollup.database import Database
-from calc_analytics.rollup.declaration import Log, Rollup, quote_literal
+from calc_analytics.rollup.declaration import KEYS_HASH, Log, Rollup, quote_literal
 from calc_analytics.rollup.reports import DayProof
 from calc_analytics.rollup.snapshot import SAME_CLUSTER, Snapshot
 from calc_analytics.rollup.windows import has_a_day, local_date
@@ -35,6 +35,7 @@ from calc_analytics.rollup.windows import has_a_day, local_date
 # Days that have statistics for which the equations hold; the last two are not added to.
 COUNTED = ("built", "stale", "frozen")
 WAITING = ("pending", "stale")
+Totals = Mapping[str, int]
 PRUNE_LOCK = 724_410_050
 
 
@@ -340,7 +341,10 @@ _SET_ASIDE = text(
 
 @dataclass(frozen=True)
 class Entry:
-    """A row of the ledger. Totals are per measure; `counted` is None where the day was never counted whole."""
+    """A row of the ledger. Totals are per measure; `counted` is None where the day was never counted whole.
+
+    `deleted` may hold a hash of the deleted keys besides (`Rollup.keys_hash`).
+    """
 
     rollup: str
     day: date
@@ -354,12 +358,19 @@ class Entry:
     """How the log differed from what was counted when last compared (logs_missing, …); None: it did not."""
     statistics_differ: bool
     """Whether an audit or a comparison found that the statistics are not what was counted."""
+    is_different: bool
+    """Whether the last comparison or the last audit found a difference."""
 
     @property
     def is_whole(self) -> bool:
         """Whether the day was counted whole here, and that is not undone."""
         is_counted = self.counted is not None and self.deleted is not None
         return is_counted and self.status in ("built", "stale", "overflow", "frozen")
+
+    @property
+    def has_deletions(self) -> bool:
+        """Whether log rows were deleted after they were counted."""
+        return any((self.deleted or {}).values())
 
 
 def entries(connection: Connection, rollups: Iterable[Rollup], days: Sequence[date]) -> dict[tuple[str, date], Entry]:
@@ -410,12 +421,48 @@ def is_intact(connection: Connection, rollup: Rollup, day: date, stored: Mapping
 
 
 def deleted_cte(rollup: Rollup, name: str, totals: str, rows: str) -> str:
-    """CTE `name`: adds the JSON in `totals` (a column of the CTE `rows`) to what the day's record says is deleted."""
+    """CTE `name`: adds the JSON in `totals` (a column of the CTE `rows`) to what the day's record says is deleted.
+
+    Deletions that were noted without a hash of their keys (by version 0.1) stay so.
+    """
+    known = f"case when d.deleted = '{{}}' or d.deleted ? '{KEYS_HASH}' then {totals} else {totals} - '{KEYS_HASH}' end"
     return f"""{name} as (
-        update rollup_days d set deleted = {sum_json("d.deleted", totals)},
+        update rollup_days d set deleted = {sum_json("d.deleted", known)},
             pruned_at = coalesce(pruned_at, clock_timestamp()), pruned_by = coalesce(pruned_by, 'prune')
         from {rows} where d.rollup = {quote_literal(rollup.name)} and d.date = :day and {rows}.rows > 0
     )"""
+
+
+def take_out(
+    connection: Connection, rollup: Rollup, day: date, counted: Totals, deleted: Totals, hash_change: Any
+) -> None:
+    """The day's statistics were lowered by `counted`, of which the log rows of `deleted` were gone before.
+
+    Whatever did not balance before does not balance by as much afterwards.
+    """
+    parameters = {
+        "rollup": rollup.name,
+        "day": day,
+        "counted": _negative(counted),
+        "deleted": _negative(deleted),
+        "hash": hash_change,
+    }
+    connection.execute(_TAKE_OUT, parameters)
+
+
+def _negative(totals: Totals) -> str | None:
+    return _json({name: -value for name, value in totals.items()} if any(totals.values()) else {})
+
+
+def freeze_if_pruned(connection: Connection, rollup: Rollup, day: date) -> None:
+    """For a rollup that is not kept: how much of the day is deleted is no longer known, so it is frozen."""
+    connection.execute(_FREEZE_IF_PRUNED, {"rollup": rollup.name, "day": day})
+
+
+def unknown_rollups(connection: Connection, rollups: Iterable[Rollup]) -> list[str]:
+    """Tables that have days on record, but are none of these rollups'."""
+    names = connection.execute(_UNKNOWN_ROLLUPS, {"known": [rollup.name for rollup in rollups]})
+    return list(names.scalars())
 
 
 def freeze(connection: Connection, rollup: Rollup, timezone: str, day: date, counted: dict[str, int]) -> None:
@@ -553,7 +600,8 @@ _ENTRIES = text(
     select rollup, date, status, timezone, counted, deleted, checksum is not null,
            method, case when difference <> 0 and finding like 'logs!_%' escape '!' then finding end,
            coalesce(audit_difference <> 0, false)
-               or coalesce(difference <> 0 and finding = 'statistics_changed', false)
+               or coalesce(difference <> 0 and finding = 'statistics_changed', false),
+           coalesce(difference, 0) <> 0 or coalesce(audit_difference, 0) <> 0
     from rollup_days where rollup = any(cast(:rollups as text[])) and date = any(cast(:days as date[]))
     """
 )
@@ -630,6 +678,31 @@ _AUDITED = text(
           and (not :all or k.audit_difference is distinct from coalesce(f.difference, 0))
     ) a
     where d.rollup = :rollup and d.date = a.date
+    """
+)
+_KNOWN_DELETED = (
+    f"case when deleted ? '{KEYS_HASH}' then cast(:deleted as jsonb) else cast(:deleted as jsonb) - '{KEYS_HASH}' end"
+)
+_TAKE_OUT = text(
+    f"""
+    update rollup_days
+    set counted = {sum_json("counted", "cast(:counted as jsonb)")},
+        deleted = case when deleted is not null then {sum_json("deleted", _KNOWN_DELETED)} end,
+        checksum = checksum + cast(:hash as numeric)
+    where rollup = :rollup and date = :day and counted is not null
+    """
+)
+_FREEZE_IF_PRUNED = text(
+    """
+    update rollup_days set status = 'frozen', deleted = null
+    where rollup = :rollup and date = :day and counted is not null
+      and exists (select from jsonb_each_text(deleted) where cast(value as numeric) <> 0)
+    """
+)
+_UNKNOWN_ROLLUPS = text(
+    """
+    select distinct rollup from rollup_days
+    where rollup <> all(cast(:known as text[])) and to_regclass(quote_ident(rollup)) is not null order by rollup
     """
 )
 _FORGET_EMPTY = """

@@ -282,11 +282,10 @@ def _new_rows(db: Database) -> str:
     themselves and adds up the few groups, which is cheaper than to append the rows.
     """
     log, time_ = db.log, db.log.event_time
-    id_column = next(iter(log.table.primary_key.columns)).name
-    columns = ", ".join(dict.fromkeys([id_column, *log.reads]))
+    columns = ", ".join(dict.fromkeys([log.id_column, *log.reads]))
     day = f"""case when {time_} >= (select first from today) and {time_} < (select next from today)
             then (select day from today) else {local_date(time_, quote_literal(db.timezone))} end as date"""
-    selected = f"{columns}, {id_column} & {AGE_SAMPLE - 1} = 0 as is_sampled, {day}"
+    selected = f"{columns}, {log.id_column} & {AGE_SAMPLE - 1} = 0 as is_sampled, {day}"
     written, ended = _newly_written(selected, log), _newly_ended(selected, log)
     if len(log.rollups) == 1:
         return f"new as not materialized ({written}), returned as not materialized ({ended})"

@@ -8,6 +8,10 @@ from typing import Any
 from calc_analytics.plurals import number
 from calc_analytics.rollup.snapshot import Snapshot
 
+# Of the keys that differ, so many are named in a line.
+NAMED_KEYS = 3
+_CHANGED = "log rows were changed"
+
 
 @dataclass(frozen=True)
 class DayCount:
@@ -310,11 +314,11 @@ class DayProof:
                     else f"statistics or log rows were changed: {number(self.stored_rows, 'row')} as counted, but with "
                     "other keys or values"
                 )
-                said += f"{self._named()}. "
+                said += f"{'' if self._is_pruned else self._named()}. "
                 said += (
                     f"Log rows were deleted, so they cannot be recounted: restore the rows, accept them with {command} "
                     "--keep', or recount from what is left with --allow-shrink."
-                    if self.deleted_rows or self.status == "frozen"
+                    if self._is_pruned
                     else f"Recount with {command}'."
                 )
             case "logs_missing":
@@ -322,10 +326,9 @@ class DayProof:
                     f"log rows are missing: {counts}{self._named()}. Keep the statistics with {command} --keep', or "
                     f"recount from what is left with {command} --allow-shrink'."
                 )
-            case "logs_added":
-                said = f"rows were added to the past or moved here: {counts}{self._named()}. Recount with {command}'."
-            case "logs_changed":
-                said = f"log rows were changed: {counts}{self._named()}. Recount with {command}'."
+            case "logs_added" | "logs_changed":
+                what = "rows were added to the past or moved here" if self.finding == "logs_added" else _CHANGED
+                said = f"{what}: {counts}{self._named()}. {self._recount(command)}"
             case "frozen":
                 said = (
                     f"its log rows are gone; {number(self.stored_rows, 'stored row')} kept as they were"
@@ -339,17 +342,38 @@ class DayProof:
                 said = f"{number(self.log_rows, 'log row')}, {was}. Build it with {command}'."
         return f"{day} of {self.rollup}: {said}"
 
+    @property
+    def _is_pruned(self) -> bool:
+        return bool(self.deleted_rows) or self.status == "frozen"
+
+    def _recount(self, command: str) -> str:
+        """What to do about a changed log."""
+        if not self._is_pruned:
+            return f"Recount with {command}'."
+        return (
+            "Log rows were deleted before, so it cannot be recounted whole: change the statistics in the same way and "
+            f"accept them with {command} --keep', or recount from what is left with --allow-shrink."
+        )
+
     def _named(self) -> str:
-        """' (publisher_id 7: 12 in the log, 1,012 stored)': the keys that differ most."""
+        """' (publisher_id 7: 12 in the log, 1,012 stored)': the keys that differ most.
+
+        Of a pruned day it may be known only which keys have log rows.
+        """
         if not self.examples:
             return ""
-        named = "; ".join(
-            ", ".join(f"{name} {value}" for name, value in example["key"].items())
-            + f": {example['log_rows']:,} in the log, {example['stored_rows']:,} stored"
-            for example in self.examples[:3]
-        )
-        more = self.differing_keys - min(len(self.examples), 3)
-        return f" ({named}{f'; and {more:,} more' if more > 0 else ''})"
+        named = "; ".join(_example(example) for example in self.examples[:NAMED_KEYS])
+        is_one_of = self._is_pruned and all(each["log_rows"] <= each["stored_rows"] for each in self.examples)
+        more = self.differing_keys - min(len(self.examples), NAMED_KEYS)
+        return f" ({'among ' if is_one_of else ''}{named}{f'; and {more:,} more' if more > 0 else ''})"
+
+
+def _example(example: dict[str, Any]) -> str:
+    """'publisher_id 7: 12 in the log, 1,012 stored'; of as many rows the measure that differs."""
+    key = ", ".join(f"{name} {value}" for name, value in example["key"].items())
+    if "measure" in example:
+        return f"{key}: {example['measure']} {example['log']:,} in the log, {example['stored']:,} stored"
+    return f"{key}: {example['log_rows']:,} in the log, {example['stored_rows']:,} stored"
 
 
 @dataclass(frozen=True)
@@ -397,6 +421,8 @@ class VerifyReport:
                 "deleted_rows": proof.deleted_rows,
                 "difference": proof.difference,
                 "differences": proof.differences,
+                "differing_keys": proof.differing_keys,
+                "keys": list(proof.examples),
                 "message": proof.describe(),
             }
         return {

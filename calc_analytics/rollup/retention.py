@@ -15,6 +15,7 @@ from sqlalchemy import text
 from calc_analytics.database.engine import WHOLE_DAYS, persistently, transaction
 from calc_analytics.rollup import journal, ledger
 from calc_analytics.rollup.database import Database
+from calc_analytics.rollup.declaration import KEYS_HASH
 from calc_analytics.rollup.reports import PruneReport
 from calc_analytics.rollup.snapshot import visible
 from calc_analytics.rollup.verify import verify
@@ -129,14 +130,17 @@ def _delete_counted(db: Database, span: Window, ids: Sequence[int]) -> int:
 
 
 def _delete_sql(db: Database, is_of_day: str) -> str:
-    """Each measure of the deleted rows is added to what the day's record says is deleted, for each rollup.
+    """Each measure of the deleted rows, and the hash of their keys, is added to what the day's record says is deleted.
 
     Nothing is deleted unless the day is built in every rollup, differs in none, and its rows have checksums.
     """
     totals = "".join(
         f""",
+    part_{n} as (select {rollup.key_selects}, {rollup.measure_selects} from gone group by {rollup.group_by}),
     total_{n} as (
-        select count(*) as rows, {rollup.totals_json("{aggregate}")} as totals from gone
+        select sum({rollup.count}) as rows, {rollup.totals_json()}
+               || jsonb_build_object('{KEYS_HASH}', sum({rollup.keys_hash("{name}")})) as totals
+        from part_{n}
     ),
     {ledger.deleted_cte(rollup, f"noted_{n}", f"total_{n}.totals", f"total_{n}")}"""
         for n, rollup in enumerate(db.log.rollups)

@@ -35,3 +35,9 @@ def totals_by_day(
     return {
         row["date"]: DayTotals(row["keys"], {name: int(row[name]) for name in rollup.measure_names}) for row in rows
     }
+
+
+def keys_hash(connection: Connection, rollup: Rollup, day: date, table: str | None = None) -> int:
+    """The sum of `Rollup.keys_hash` over the day's rows in the target, or in the other `table`."""
+    statement = f"select coalesce(sum({rollup.keys_hash('{name}')}), 0) from {table or rollup.name} where date = :day"
+    return int(connection.execute(text(statement), {"day": day}).scalar_one())

@@ -18,7 +18,7 @@ from calc_analytics.days import today
 from calc_analytics.rollup import journal, ledger
 from calc_analytics.rollup.audit import GREATEST
 from calc_analytics.rollup.database import Database
-from calc_analytics.rollup.declaration import Rollup
+from calc_analytics.rollup.declaration import KEYS_HASH, Rollup
 from calc_analytics.rollup.judge import Decision
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.reports import DayProof, VerifyReport
@@ -111,7 +111,7 @@ def _proof(rollup: Rollup, day: date, row: RowMapping, timezone: str, seconds: f
             unbalanced = sum(abs(logs[name] + deleted[name] - counted[name]) for name in names)
         by_key = sum(differences.values()) if status == "built" else 0
         too_many = int(row["keys_with_more_logs"]) if is_pruned else 0
-        difference = min(max(changed, unbalanced, by_key, too_many), GREATEST)
+        difference = min(max(changed, unbalanced, by_key, too_many, _exchanged(row, is_pruned)), GREATEST)
         rows_deleted = (deleted or {}).get(count, 0)
         finding = _finding(
             status, changed, unbalanced, difference, logs[count] + rows_deleted - counted[count], is_pruned
@@ -127,11 +127,33 @@ def _proof(rollup: Rollup, day: date, row: RowMapping, timezone: str, seconds: f
         differences=differences,
         difference=difference,
         finding=finding,
-        differing_keys=int(row["keys_with_more_logs" if is_pruned else "differing_keys"]),
-        examples=tuple(row["examples"] or ()) if difference and not is_pruned and status != "frozen" else (),
+        differing_keys=_differing_keys(row, is_pruned),
+        examples=_examples(rollup, row, is_pruned, finding) if difference and status != "frozen" else (),
         seconds=seconds,
         suspects={each.name: int(row[each.name]) for each in rollup.suspects if row[each.name]},
     )
+
+
+def _exchanged(row: RowMapping, is_pruned: bool) -> int:
+    """1 if the keys that the log lacks are not those that were deleted: rows of it were changed, or of the target."""
+    deleted = (row["deleted"] or {}).get(KEYS_HASH)
+    if deleted is None or not is_pruned or row["status"] != "built":
+        return 0
+    return int(int(row["keys_hash"]) != int(deleted))
+
+
+def _examples(rollup: Rollup, row: RowMapping, is_pruned: bool, finding: str) -> tuple[dict[str, Any], ...]:
+    """The keys that differ most. Of a pruned day those that have too many log rows, or else all that have log rows:
+    rows that were added or changed have one of these keys now."""
+    shown, too_many = row["examples"] or [], int(row["keys_with_more_logs"])
+    if is_pruned:
+        shown = shown[:too_many] if too_many else shown if finding in ("logs_added", "logs_changed") else []
+    return tuple({**each, "key": {name: each["key"][name] for name in rollup.keys}} for each in shown)
+
+
+def _differing_keys(row: RowMapping, is_pruned: bool) -> int:
+    """How many keys `_examples` are of."""
+    return int(row["differing_keys"] if not is_pruned else row["keys_with_more_logs"] or row["keys_with_logs"])
 
 
 def _totals(value: dict[str, Any] | None, names: Sequence[str]) -> dict[str, int] | None:
@@ -153,6 +175,8 @@ def _finding(status: str, changed: int, unbalanced: int, difference: int, surplu
 def verify_sql(db: Database, rollup: Rollup, span: Window) -> str:
     """The comparison of one day. The state is read inside the statement: it belongs to the same instant."""
     differs = rollup.each_measure("l.{name} is distinct from s.{name}", " or ")
+    has_more = f"coalesce(logs_{rollup.count} > coalesce(stored_{rollup.count}, 0), false)"
+    absent = rollup.keys_hash("coalesce(stored_{name}, 0) - coalesce(logs_{name}, 0)")
     suspects = "".join(f", coalesce(sum(l.{s.name}), 0) as {s.name}" for s in rollup.suspects)
     key = ", ".join(f"'{name}', {name}" for name in rollup.keys)
     return f"""
@@ -171,7 +195,8 @@ def verify_sql(db: Database, rollup: Rollup, span: Window) -> str:
         from from_logs l full join from_stats s using ({rollup.key_columns})
     ),
     known as (
-        select *, {ledger.VERSION} as version, cast(xmin as text) as written_by
+        select *, {ledger.VERSION} as version, cast(xmin as text) as written_by,
+               exists (select from jsonb_each_text(deleted) where cast(value as numeric) <> 0) as is_pruned
         from rollup_days where rollup = :rollup and date = :day
     )
     select (select status from known) as status, (select timezone from known) as timezone,
@@ -182,18 +207,35 @@ def verify_sql(db: Database, rollup: Rollup, span: Window) -> str:
            current_setting('transaction_read_only') = 'on' as is_read_only,
            (select coalesce(sum({rollup.hash_of("t")}), 0) from from_stats t) as checksum_now,
            count(*) filter (where differs) as differing_keys,
-           count(*) filter (where logs_{rollup.count} > coalesce(stored_{rollup.count}, 0)) as keys_with_more_logs,
+           count(*) filter (where {has_more}) as keys_with_more_logs,
+           count(*) filter (where logs_{rollup.count} > 0) as keys_with_logs,
+           coalesce(sum({absent}) filter (where (select is_pruned from known)), 0) as keys_hash,
            {rollup.each_measure("coalesce(sum(logs_{name}), 0) as logs_{name}")},
            {rollup.each_measure("coalesce(sum(stored_{name}), 0) as stored_{name}")},
            {rollup.each_measure(f"coalesce(sum({DIFFERENCE}), 0) as {{name}}")},
-           (select jsonb_agg(jsonb_build_object('key', key, 'log_rows', log_rows, 'stored_rows', stored_rows))
+           (select jsonb_agg(example)
             from (
-                select jsonb_build_object({key}) as key, coalesce(logs_{rollup.count}, 0) as log_rows,
-                       coalesce(stored_{rollup.count}, 0) as stored_rows
-                from both_sides where differs
-                order by abs(coalesce(logs_{rollup.count}, 0) - coalesce(stored_{rollup.count}, 0)) desc, 1
+                select jsonb_build_object('key', jsonb_build_object({key}),
+                           'log_rows', coalesce(logs_{rollup.count}, 0),
+                           'stored_rows', coalesce(stored_{rollup.count}, 0)) || {_first_difference(rollup)} as example
+                from both_sides
+                where case when (select is_pruned from known) then logs_{rollup.count} > 0 else differs end
+                order by (select is_pruned from known) and {has_more} desc,
+                         {DIFFERENCE.format(name=rollup.count)} desc, {rollup.key_columns}
                 limit {EXAMPLES}
             ) most) as examples
            {suspects.replace("l.", "")}
     from both_sides
     """
+
+
+def _first_difference(rollup: Rollup) -> str:
+    """SQL: of a key with as many log rows as stored ones, the first measure that differs, with both values."""
+    whens = "".join(
+        f" when coalesce(logs_{name}, 0) <> coalesce(stored_{name}, 0) then jsonb_build_object('measure', '{name}', "
+        f"'log', coalesce(logs_{name}, 0), 'stored', coalesce(stored_{name}, 0))"
+        for name in rollup.measure_names[1:]
+    )
+    other_count = f"coalesce(logs_{rollup.count}, 0) <> coalesce(stored_{rollup.count}, 0)"
+    nothing = "cast('{}' as jsonb)"
+    return f"case when {other_count} then {nothing}{whens} else {nothing} end"

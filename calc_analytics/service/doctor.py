@@ -186,7 +186,7 @@ def _permissions(sources: Sources) -> Findings:
             f"'{role.name}' is no member of pg_read_all_stats", why, f'grant pg_read_all_stats to "{role.name}";'
         )
     if not role.may_prune:
-        why = "only 'calc-analytics prune' needs it"
+        why = "only 'calc-analytics prune' and 'calc-analytics erase' need it"
         yield _note(f"'{role.name}' may not delete log rows", why, f'grant delete on {db.log.name} to "{role.name}";')
 
 

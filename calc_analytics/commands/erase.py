@@ -1,0 +1,101 @@
+"""`calc-analytics erase`: removes one publisher from the log and from every table of statistics."""
+
+import json
+import sys
+from collections.abc import Iterator
+
+import click
+
+from calc_analytics import terminal
+from calc_analytics.commands.opening import open_database
+from calc_analytics.commands.options import as_json
+from calc_analytics.config import Settings
+from calc_analytics.plurals import number
+from calc_analytics.rollup.database import Database
+from calc_analytics.rollup.declaration import Rollup
+from calc_analytics.rollup.erase import erase as erase_keys
+from calc_analytics.rollup.erase import would_be_left
+from calc_analytics.rollup.erasure import EraseReport, Holdings, Keys, NothingToErase, day_name, holdings, in_words
+from calc_analytics.rollups import LOG
+from calc_analytics.terminal import print_report
+
+
+@click.command()
+@click.option("--publisher", metavar="N", required=True, type=int, help="The publisher_id to erase.")
+@click.option("--dry-run", is_flag=True, help="Show what would be erased, per table and day, and change nothing.")
+@click.option("--even-if-writing", is_flag=True, help="Erase what is there although the publisher may still write.")
+@click.option("--yes", is_flag=True, help="Do not ask. Nothing is asked without a terminal either.")
+@as_json
+def erase(publisher: int, dry_run: bool, even_if_writing: bool, yes: bool, as_json: bool) -> None:
+    """Erase one publisher: its log rows, and its statistics in every rollup, for good.
+
+    The opposite of `prune`, which keeps statistics. All other publishers keep their numbers, on days of which log rows
+    were deleted too, and `verify` proves them afterwards. Tables of rollups that ROLLUPS leaves out are erased as well.
+    The journal keeps a receipt: the publisher's number, and how many rows of which table and day.
+
+    \b
+    See first:       calc-analytics erase --publisher 7 --dry-run
+    Then:            calc-analytics erase --publisher 7
+    Afterwards:      calc-analytics verify
+    The receipt:     calc-analytics history
+
+    In batches, beside writers and everything that runs; may be stopped at any moment and repeated. It refuses while the
+    publisher still writes: rows of the last 15 minutes, rows that come meanwhile, or open transactions that have
+    written log rows. Rows that are written later are counted as new. A day that differs is left as it is, since
+    erasing would hide the difference. The exit code is 1 if anything was left. The role needs the right to delete from
+    calculation_logs.
+    """
+    db, keys = open_database(Settings.from_environment()), {"publisher_id": publisher}
+    also = [rollup for rollup in LOG.rollups if rollup.name not in db.log.names]
+    if dry_run:
+        _show_plan(db, keys, also, as_json)
+        return
+    if not yes and not as_json and sys.stdin.isatty():
+        _confirm(holdings(db, keys, also))
+    with terminal.bar("erasing log rows", None) as advance:
+        report = erase_keys(db, keys, also=also, even_if_writing=even_if_writing, progress=advance)
+    print_report(report, as_json, show_erased)
+    is_incomplete = report.left or report.open_writers or (report.arrived and not even_if_writing)
+    for line in report.problems:
+        click.echo(f"{'error' if is_incomplete else 'note'}: {line}", err=True)
+    sys.exit(1 if is_incomplete else 0)
+
+
+def _confirm(held: Holdings) -> None:
+    if held.tables:
+        rows = ", ".join(f"{held.rows(name):,} of {name}" for name in held.tables)
+        click.confirm(f"Erase {in_words(held.keys)} for good: {rows}?", abort=True)
+
+
+def _show_plan(db: Database, keys: Keys, also: list[Rollup], as_json: bool) -> None:
+    """What would be erased, and the days that would be left. Exit code 1 if there is nothing."""
+    held = holdings(db, keys, also)
+    if not held.tables:
+        raise NothingToErase(f"{in_words(keys)} has no log rows and no statistics: nothing was erased")
+    left = would_be_left(db, keys, held.days)
+    if as_json:
+        problems = [str(each) for each in left]
+        click.echo(json.dumps({**held.as_dict(), "problems": problems}))
+        return
+    for line in [*_plan(held), *map(str, left)]:
+        click.echo(line)
+
+
+def _plan(held: Holdings) -> Iterator[str]:
+    for name in held.tables:
+        yield f"  {name:<34}{held.rows(name):>12,} rows"
+    log, *others = held.tables if LOG.name in held.tables else (LOG.name, *held.tables)
+    for day in held.days:
+        logs = held.tables.get(log, {}).get(day, 0)
+        stored = sum(held.tables[name].get(day, 0) for name in others)
+        yield f"  {day_name(day):<12}{number(logs, 'log row')}, {number(stored, 'row')} of statistics"
+    yield f"{in_words(held.keys)}: {number(len(held.days), 'day')} would be erased; nothing was changed"
+
+
+def show_erased(report: EraseReport) -> None:
+    """Rows per day and table, and the sums."""
+    for day, tables in sorted(report.erased.items()):
+        logs, stored = tables.get(LOG.name, 0), sum(rows for name, rows in tables.items() if name != LOG.name)
+        click.echo(f"  {day:<12}{number(logs, 'log row')}, {number(stored, 'row')} of statistics erased")
+    rows, days = number(report.rows(LOG.name), "log row"), number(len(report.erased), "day")
+    click.echo(f"{in_words(report.keys)}: {rows} and the statistics of {days} erased in {report.seconds:.2f} s")
