@@ -8,5 +8,6 @@ from calc_analytics.commands.doctor import doctor
 from calc_analytics.commands.history import history
 from calc_analytics.commands.serve import serve
 from calc_analytics.commands.status import status
+from calc_analytics.commands.widen import widen
 
-COMMANDS = (refresh, rollup, verify, history, serve, status, doctor)
+COMMANDS = (refresh, rollup, verify, widen, history, serve, status, doctor)

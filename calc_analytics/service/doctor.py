@@ -19,7 +19,7 @@ from calc_analytics.database import adopt
 from calc_analytics.database.engine import transaction
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.plurals import number
-from calc_analytics.rollup import diagnosis, install, ledger, status
+from calc_analytics.rollup import diagnosis, install, ledger, overflow, status, widen
 from calc_analytics.rollups import LOG, chosen_log
 from calc_analytics.service.health import schedule_seconds
 from calc_analytics.service.probes import Answer, Prober
@@ -142,6 +142,23 @@ def _tables(sources: Sources) -> Findings:
     else:
         why = "without the newest migration nothing is counted"
         yield _wrong("the newest migration has not run, or not for these rollups", why, "calc-analytics migrate")
+
+
+def _columns(sources: Sources) -> Findings:
+    """Columns of the statistics that are narrower than the log's, and the days that were set aside for it."""
+    db = sources.database()
+    with transaction(db.engine) as connection:
+        narrow = widen.narrow_keys(connection, db.log)
+    for change in narrow:
+        fact = f"{change.table}.{change.column} is {change.before}, but {db.log.name} has {change.after}"
+        why = "a day with a value that does not fit is set aside and not counted"
+        yield _wrong(fact, why, f"calc-analytics widen {change.column}")
+    for misfit in overflow.known(db):
+        fact = f"{misfit.day} of {misfit.rollup} is set aside: {misfit}"
+        command = f"calc-analytics widen {misfit.column}\ncalc-analytics rollup --day {misfit.day}"
+        yield _wrong(fact, "its statistics are not kept up to date, and rows are missing in them", command)
+    if not narrow:
+        yield _ok("the columns of the statistics are as wide as the log's")
 
 
 def _settings(sources: Sources) -> Findings:
@@ -348,6 +365,7 @@ EXAMINATIONS: dict[str, Callable[[Sources], Findings]] = {
     "database": _database,
     "settings": _settings,
     "tables": _tables,
+    "columns": _columns,
     "state": _state,
     "permissions": _permissions,
     "indexes": _indexes,
