@@ -16,6 +16,7 @@ from typing import Any
 from calc_analytics import days
 from calc_analytics.config import shown
 from calc_analytics.database import adopt
+from calc_analytics.database.embedded import data_folder, runtime_folder
 from calc_analytics.database.engine import transaction
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.plurals import number
@@ -339,6 +340,15 @@ def _ticks(kept: dict[str, int]) -> Findings:
         yield _ok(fact)
 
 
+def _folder(sources: Sources) -> Findings:
+    place = runtime_folder()
+    if place == data_folder():
+        yield _ok(f"logs and run-time files are in {place}")
+    else:
+        why = f"logs and the output of runs go to {place}, which may be lost at a restart of the machine"
+        yield _note(f"{data_folder()} cannot be written to", why, f"make {data_folder().parent} writable")
+
+
 def _ports(ports: Ports) -> Findings:
     asked = (
         (ports.ui, "--ui-port", "/server_info", "dagster_webserver_version", "the Dagster UI"),
@@ -364,6 +374,7 @@ def _answers(port: int, path: str, key: str) -> bool:
 EXAMINATIONS: dict[str, Callable[[Sources], Findings]] = {
     "database": _database,
     "settings": _settings,
+    "folder": _folder,
     "tables": _tables,
     "columns": _columns,
     "state": _state,
