@@ -22,6 +22,7 @@ from calc_analytics.commands.counting import refresh_with_progress
 from calc_analytics.commands.opening import make_ready, open_database
 from calc_analytics.commands.options import SERVICE_PORT, UI_PORT, as_json, port_option
 from calc_analytics.config import Settings, shown
+from calc_analytics.database.dagster_tables import require_room
 from calc_analytics.database.embedded import data_folder, runtime_folder
 from calc_analytics.database.engine import dagster_url, database_url, ensure_database
 from calc_analytics.errors import CalcAnalyticsError
@@ -295,6 +296,7 @@ def _prepare(settings: Settings, stop: threading.Event) -> None:
     with _ending_at_once(stop):
         install.require_usable(make_ready(settings))
         ensure_database(dagster_url(settings))
+        require_room(dagster_url(settings))
 
 
 def _watch(supervisor: Supervisor) -> None:

@@ -9,6 +9,7 @@ has no setting for that, so the URL names a plugin of SQLAlchemy, which is asked
 
 from collections import deque
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from dagster._config.config_schema import UserConfigSchema
@@ -19,6 +20,7 @@ from sqlalchemy.engine import URL, CreateEnginePlugin, Engine
 from sqlalchemy.pool import QueuePool
 
 from calc_analytics.config import Settings, with_driver
+from calc_analytics.database import dagster_tables
 from calc_analytics.database.engine import dagster_url, ensure_database
 
 # A server that vanished without a word is an error after half a minute, not after hours.
@@ -81,8 +83,15 @@ class CalcAnalyticsStorage(DagsterPostgresStorage):
         """Called by Dagster when an instance is loaded; creates the database if it is missing."""
         url = dagster_url(Settings.from_environment())
         ensure_database(url)
+        require_room(url)
         url = with_driver(url, "psycopg2").update_query_dict({**PATIENCE, **url.query, "plugin": PLUGIN})
         return cls(url.render_as_string(hide_password=False), inst_data=inst_data)
+
+
+@lru_cache(maxsize=4)
+def require_room(url: URL) -> None:
+    """Raises `SharedDatabase` if Dagster would take a table of somebody else for its own; looked for once."""
+    dagster_tables.require_room(url)
 
 
 def without_plugin(url: str) -> URL:
