@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from sqlalchemy import text
-from sqlalchemy.engine import URL, Connection
+from sqlalchemy.engine import URL, Connection, Engine
 
 from calc_analytics.config import shown
 from calc_analytics.database.engine import engine_for, impatient, transaction
@@ -76,6 +76,16 @@ def _revisions() -> set[str]:
     return {found.group(1) for each in texts if (found := re.search(r'^revision = "(\w+)"', each, re.M))}
 
 
+def sessions(engine: Engine, name: str) -> list[str]:
+    """The applications that are connected to the database and whose names begin like that."""
+    with transaction(engine) as connection:
+        return list(connection.execute(text(_SESSIONS), {"name": f"{name} "}).scalars())
+
+
+_SESSIONS = """
+    select distinct application_name from pg_stat_activity
+    where datname = current_database() and starts_with(application_name, :name) order by 1
+"""
 _FOUND = """
     select cast(c.relname as text) as name,
            array(select cast(attname as text) from pg_attribute a

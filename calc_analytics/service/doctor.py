@@ -22,7 +22,7 @@ from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.plurals import number
 from calc_analytics.rollup import diagnosis, install, ledger, overflow, status, widen
 from calc_analytics.rollups import LOG, chosen_log
-from calc_analytics.service.health import schedule_seconds
+from calc_analytics.service.health import STOP_ONE, TWO_DAEMONS, schedule_seconds
 from calc_analytics.service.probes import Answer, Prober
 from calc_analytics.service.sources import Sources
 from calc_analytics.service.words import USE_THE_PRIMARY, ago
@@ -306,6 +306,8 @@ def _dagster(sources: Sources) -> Findings:
 
     dagster = sources.dagster()
     yield _ok(f"Dagster's storage answers: {history.storage(dagster)}")
+    if len(connected := history.daemons(dagster)) > 1:
+        yield _wrong(f"{len(connected)} daemons run at once: {', '.join(connected)}", TWO_DAEMONS, STOP_ONE)
     yield from _ticks(history.tick_retention_days(dagster))
     yield _housekeeping(
         history.schedule(dagster, history.HOUSEKEEPING), history.last_run(dagster, history.HOUSEKEEPING)

@@ -22,6 +22,8 @@ from calc_analytics.service.words import USE_THE_PRIMARY, ago, first_of, in_roll
 # tell of a death.
 HEARTBEAT_SECONDS = {"SENSOR": 30, "QUEUED_RUN_COORDINATOR": 30, "SCHEDULER": 60}
 HEARTBEATS_MISSED = 2
+TWO_DAEMONS = "two of Dagster's daemons run at once, so that ticks and runs come twice"
+STOP_ONE = "stop one of them: 'dagster dev' beside 'calc-analytics up', or a second 'up' on another machine"
 # The sensor begins a tick every ten seconds; one that has much to count may take longer.
 TICK_SECONDS = 60
 RED_TICKS = 2
@@ -240,7 +242,12 @@ def _audit(sources: Sources) -> Verdict:
 def _daemon(sources: Sources) -> Verdict:
     from calc_analytics.orchestration import history
 
-    needed = [beat for beat in history.heartbeats(sources.dagster()) if beat.needed]
+    dagster = sources.dagster()
+    needed = [beat for beat in history.heartbeats(dagster) if beat.needed]
+    connected = history.daemons(dagster)
+    if sources.heartbeat_ids.take_turns(needed) or len(connected) > 1:
+        named = f": {', '.join(connected)}" if len(connected) > 1 else ""
+        return Verdict(False, TWO_DAEMONS + named, STOP_ONE, public=TWO_DAEMONS, code="two_daemons")
     dead = [beat.daemon for beat in needed if not is_alive(beat)]
     said = ", ".join(f"{name_of(beat)} {_since(_age(beat.at))} (limit {_limit(beat)} s)" for beat in needed)
     return Verdict(not dead, f"last heartbeats: {said}", "calc-analytics up")
