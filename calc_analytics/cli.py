@@ -23,7 +23,7 @@ from calc_analytics.commands.opening import make_ready, open_database
 from calc_analytics.commands.options import SERVICE_PORT, UI_PORT, as_json, port_option
 from calc_analytics.config import Settings, shown
 from calc_analytics.database.dagster_tables import require_room
-from calc_analytics.database.embedded import data_folder, runtime_folder
+from calc_analytics.database.embedded import data_folder, writable
 from calc_analytics.database.engine import dagster_url, database_url, ensure_database
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.plurals import number
@@ -69,7 +69,7 @@ class OneLineErrors(click.Group):
 
 def _note(error: Exception) -> str:
     """Where the stack trace of an error went that nobody foresaw."""
-    log = runtime_folder() / "logs" / "cli.log"
+    log = writable(data_folder()) / "logs" / "cli.log"
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "a") as file:
@@ -275,8 +275,8 @@ def _running(settings: Settings, ui_port: int, service_port: int, stop: threadin
     """A context in which everything runs; says where it is, and stops it all at the end."""
     _prepare(settings, stop)
     click.echo(f"database  {shown(database_url(settings))}")
-    if runtime_folder() != data_folder():
-        click.echo(f"logs      {runtime_folder()}, since the project folder cannot be written to")
+    if (spare := writable(data_folder())) != data_folder():
+        click.echo(f"logs      {spare}, since the project folder cannot be written to")
     click.echo("starting Dagster, which takes some ten seconds")
     supervisor = Supervisor(ui_port, service_port, stop)
     try:

@@ -23,7 +23,7 @@ from typing import IO
 
 from calc_analytics.config import dagster_home, project_root
 from calc_analytics.database import embedded
-from calc_analytics.database.embedded import runtime_folder
+from calc_analytics.database.embedded import data_folder, writable
 from calc_analytics.errors import CalcAnalyticsError
 
 HOST = "127.0.0.1"
@@ -83,7 +83,7 @@ _claims: list[IO[str]] = []
 
 def claim(ui_port: int, service_port: int) -> None:
     """Makes sure that no other `up` runs in this folder, until the process ends, and that the ports are free."""
-    lock = open(runtime_folder() / "up.lock", "a+")  # noqa: SIM115 (held until the process ends)
+    lock = open(writable(data_folder()) / "up.lock", "a+")  # noqa: SIM115 (held until the process ends)
     try:
         _lock(lock)
         require_ports(ui_port, service_port)
@@ -117,7 +117,7 @@ def _writable_dagster_home() -> Path:
     home = dagster_home()
     if os.access(home, os.W_OK):
         return home
-    copy = runtime_folder() / "dagster_home"
+    copy = writable(data_folder()) / "dagster_home"
     copy.mkdir(exist_ok=True)
     shutil.copyfile(home / "dagster.yaml", copy / "dagster.yaml")
     return copy
@@ -147,7 +147,7 @@ class Service:
     @property
     def log(self) -> Path:
         """Where its output goes."""
-        return runtime_folder() / "logs" / f"{self.name}.log"
+        return writable(data_folder()) / "logs" / f"{self.name}.log"
 
     def start(self) -> None:
         """Starts it in a session of its own, so that Ctrl-C reaches only the supervisor."""
@@ -278,7 +278,7 @@ class Supervisor:
         }
 
     def _write_workspace(self) -> Path:
-        path = runtime_folder() / "workspace.yaml"
+        path = writable(data_folder()) / "workspace.yaml"
         path.write_text(
             f"load_from:\n  - grpc_server:\n      host: {HOST}\n      port: {self.code_port}\n"
             "      location_name: calc_analytics\n"

@@ -46,10 +46,9 @@ def data_folder() -> Path:
     return project_root() / FOLDER
 
 
-def runtime_folder() -> Path:
-    """Where logs and run-time files go, created if need be: `data_folder()`, or, where that cannot be written to, a
-    folder of this user and project among the system's temporary files."""
-    folder = data_folder()
+def writable(folder: Path) -> Path:
+    """The folder, created if need be, or, where it cannot be written to, a folder for it and this user among the
+    system's temporary files."""
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):

@@ -16,7 +16,7 @@ from typing import Any
 from calc_analytics import days
 from calc_analytics.config import shown
 from calc_analytics.database import adopt
-from calc_analytics.database.embedded import data_folder, runtime_folder
+from calc_analytics.database.embedded import data_folder, writable
 from calc_analytics.database.engine import transaction
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.plurals import number
@@ -343,7 +343,7 @@ def _ticks(kept: dict[str, int]) -> Findings:
 
 
 def _folder(sources: Sources) -> Findings:
-    place = runtime_folder()
+    place = writable(data_folder())
     if place == data_folder():
         yield _ok(f"logs and run-time files are in {place}")
     else:
