@@ -27,6 +27,8 @@ class ViewInUse(CalcAnalyticsError):
 class Attributes:
     """What a view has besides its query."""
 
+    name: str = ""
+    """With its schema, so that it is created again where it was."""
     owner: str | None = None
     options: tuple[str, ...] = ()
     statements: list[tuple[str, str]] = field(default_factory=list)
@@ -39,7 +41,7 @@ def attributes(connection: Connection, name: str) -> Attributes | None:
     if row is None:
         return None
     comments = [(each.of_column, each.statement) for each in connection.execute(text(_COMMENTS), {"name": name})]
-    return Attributes(row.owner, tuple(row.options), [*_grants(connection, name), *comments])
+    return Attributes(row.name, row.owner, tuple(row.options), [*_grants(connection, name), *comments])
 
 
 def replace_view(connection: Connection, name: str, query: str) -> None:
@@ -74,6 +76,7 @@ def drop_view(connection: Connection, name: str) -> Attributes | None:
 def create_view(connection: Connection, name: str, query: str, had: Attributes | None = None) -> None:
     """Creates the view, with the attributes of the one that was dropped."""
     had = had or Attributes()
+    name = had.name or name
     connection.execute(text(f"create view {name} {_with(had)} as {query}"))
     if had.owner is None:
         return
@@ -109,10 +112,10 @@ def _grant(row: Any, name: str) -> str:
 
 
 _VIEW = """
-    select cast(r.rolname as text) as owner,
+    select format('%I.%I', n.nspname, c.relname) as name, cast(r.rolname as text) as owner,
            array(select quote_ident(o.option_name) || ' = ' || quote_literal(o.option_value)
                  from pg_options_to_table(c.reloptions) o) as options
-    from pg_class c join pg_roles r on r.oid = c.relowner
+    from pg_class c join pg_roles r on r.oid = c.relowner join pg_namespace n on n.oid = c.relnamespace
     where c.oid = to_regclass(:name) and c.relkind = 'v'
 """
 _GRANTEE = "case when a.grantee = 0 then 'public' else quote_ident(pg_get_userbyid(a.grantee)) end"

@@ -17,7 +17,7 @@ from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.rollup import journal, ledger
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Log, Rollup
-from calc_analytics.rollup.live_view import live_view_sql
+from calc_analytics.rollup.live_view import query
 from calc_analytics.rollup.overflow import BITS, column_types
 
 
@@ -171,8 +171,7 @@ def _require_unused(connection: Connection, changes: Sequence[Change]) -> None:
 
 
 def _create_again(connection: Connection, log: Log, rollup: Rollup, had: views.Attributes) -> None:
-    types = column_types(connection, rollup.name)
-    views.create_view(connection, rollup.live_view, live_view_sql(log, rollup, types), had)
+    views.create_view(connection, rollup.live_view, query(connection, log, rollup), had)
 
 
 _SIZE = """

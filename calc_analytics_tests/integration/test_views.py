@@ -4,6 +4,7 @@ their query; widening a column of the log is one command."""
 from collections.abc import Callable
 from typing import Any
 
+import psycopg
 import pytest
 from click.testing import CliRunner, Result
 from sqlalchemy import text
@@ -11,6 +12,7 @@ from sqlalchemy.engine import URL, Engine
 
 from calc_analytics.cli import main
 from calc_analytics.database import views
+from calc_analytics.database.engine import engine_for
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.install import install, rebase
 from calc_analytics.rollup.overflow import column_types
@@ -201,6 +203,42 @@ def test_widening_is_one_command(
     assert verify(db, [DAY]).difference == 0
     assert_exact(db)
     assert "nothing to do" in calc("widen", column, "--to", to, "--yes").output
+
+
+def test_a_partitioned_log_with_foreign_keys_and_indexes_is_widened(
+    empty_url: URL, maintenance: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+):
+    engine = engine_for(empty_url)
+    execute(engine, "create table publishers (id integer primary key)")
+    execute(engine, "insert into publishers values (1), (7)")
+    execute(
+        engine,
+        "create table calculation_logs (id bigserial, publisher_id integer not null references publishers (id), "
+        "locality_id bigint not null, date_calculated date not null, cache_hit boolean not null default false, "
+        "response_time_ms smallint, zman_count smallint, source smallint not null, created_at timestamptz not null "
+        "default now(), primary key (id, created_at)) partition by range (created_at)",
+    )
+    execute(
+        engine, "create table logs_march partition of calculation_logs for values from ('2026-03-01') to ('2026-04-01')"
+    )
+    execute(engine, "create index on calculation_logs (publisher_id)")
+    db = Database(engine, LOG, "UTC")
+    install(db)
+    with psycopg.connect(empty_url.set(drivername="postgresql").render_as_string(hide_password=False)) as writer:
+        write(writer, [row(NOON), row(NOON, publisher=7)])
+        refresh(db)
+        monkeypatch.setenv("DATABASE_URL", empty_url.render_as_string(hide_password=False))
+        for column in ("publisher_id", "response_time_ms"):
+            done = CliRunner().invoke(main, ["widen", column, "--yes"])
+            assert done.exit_code == 0, done.output
+        write(writer, [row(NOON, publisher=7)])
+    with engine.begin() as connection:
+        assert column_types(connection, "logs_march")["publisher_id"] == "bigint"
+    refresh(db)
+    assert verify(db, [DAY]).difference == 0
+    assert_exact(db)
+    install(db)
+    engine.dispose()
 
 
 def test_what_cannot_be_widened_is_refused_in_one_line_and_nothing_changes(calc: Callable[..., Result], own: Database):

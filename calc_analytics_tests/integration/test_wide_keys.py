@@ -19,6 +19,7 @@ from calc_analytics.rollup.audit import audit
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.install import install
 from calc_analytics.rollup.ledger import days_by_status, waiting_days
+from calc_analytics.rollup.live_view import create_live_view
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.verify import verify
@@ -239,6 +240,24 @@ def test_check_status_doctor_history_and_log_name_the_column_and_the_value(
     said = record.event.dagster_event.asset_check_evaluation_data
     assert not said.passed
     assert value in said.description
+
+
+def test_the_live_views_can_be_read_while_a_key_waits_that_does_not_fit(db: Database, owner: Engine, connect):
+    """The API widened its log and migrated the project's own tables; its own table is as it was."""
+    rebuild(db, [DAY, NEXT])
+    widen_log(db, "publisher_id", "bigint")
+    own = Database(owner, LOG, "UTC")
+    with owner.begin() as connection:
+        for rollup in LOG.rollups:
+            create_live_view(connection, LOG, rollup)
+    execute(db, log_row(LARGE))
+    write(connect(), [row(NOON)] * 2 + [row(NEXT_NOON)] * 3)
+    for _ in ("before the day is set aside", "and after"):
+        for name in LOG.names:
+            counted = {key[len(key) - 1]: measures[0] for key, measures in live(own, name).items()}
+            assert counted == {NEXT: 3}
+        refresh(own)
+    assert days_by_status(own, ["overflow"]) == {DAY: LOG.names}
 
 
 def test_widening_counts_the_days_that_were_set_aside(calc: Callable[..., Result], db: Database, connect):
