@@ -67,13 +67,21 @@ def _require_fit(connection: Connection, log: Log) -> None:
 
 def _require_wide_keys(connection: Connection, log: Log) -> None:
     """Raises `UnfitTable` if the API's table of statistics has a narrower key than the log; the project's own are
-    widened."""
+    widened, and so is that table if an interrupted `migrate` created it."""
+    if connection.execute(text(_IS_INTERRUPTED)).scalar() and not ledger.exists(connection, log):
+        return
     for change in widen.narrow_keys(connection, log):
         if change.table == calculation_stats_daily.name:
             raise UnfitTable(
                 f"{change.table}.{change.column} is {change.before}, but {log.name} has {change.after}: run "
                 f"'calc-analytics widen {change.column}', which rewrites {change.table}"
             )
+
+
+# The revisions have begun to run, which they do only if the tables there were are fit.
+_IS_INTERRUPTED = """
+    select to_regclass('calc_analytics_version') is not null and to_regclass('rollup_state') is not null
+"""
 
 
 def _keep_state(connection: Connection, db: Database, start_date: date | None, there: set[str]) -> None:

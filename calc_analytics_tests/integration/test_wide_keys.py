@@ -113,6 +113,24 @@ def test_an_existing_table_of_the_api_with_a_narrower_key_is_refused_before_anyt
     engine.dispose()
 
 
+def test_an_interrupted_adoption_can_be_repeated(empty_url: URL):
+    """The revisions commit before the last step, which gives the tables the log's types."""
+    engine = engine_for(empty_url)
+    execute(engine, API_LOGS.format(publisher="bigint", response_time="smallint", source="smallint"))
+    db = Database(engine, LOG, "UTC")
+    install(db)
+    for statement in (
+        *(f"drop view {rollup.live_view}" for rollup in LOG.rollups),
+        "alter table calculation_stats_daily alter column publisher_id type integer",
+        "delete from rollup_state",
+        "update calc_analytics_version set version_num = '0001'",
+    ):
+        execute(engine, statement)
+    install(db)
+    assert types(engine, STATS.name)["publisher_id"] == "bigint"
+    engine.dispose()
+
+
 def test_migrate_widens_the_projects_own_tables_and_their_readers_keep_their_rights(
     owner: Engine, db: Database, connect
 ):
