@@ -34,7 +34,7 @@ class Misfit:
     """The keys of the row to which it belongs."""
 
     def __str__(self) -> str:
-        holder = f"which {self.rollup}.{self.column} ({self.type}) cannot hold"
+        holder = f"which its column cannot hold ({self.rollup}.{self.column} is {self.type})"
         if self.column in self.keys:
             return f"{self.column} is {self.value:,}, {holder}"
         key = ", ".join(f"{name} {value}" for name, value in self.keys.items())
