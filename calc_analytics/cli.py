@@ -12,7 +12,6 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date, timedelta
-from pathlib import Path
 from typing import Any
 
 import click
@@ -23,7 +22,8 @@ from calc_analytics.commands.counting import refresh_with_progress
 from calc_analytics.commands.opening import make_ready, open_database
 from calc_analytics.commands.options import SERVICE_PORT, UI_PORT, as_json, port_option
 from calc_analytics.config import Settings, shown
-from calc_analytics.database.embedded import data_folder
+from calc_analytics.database.dagster_tables import require_room
+from calc_analytics.database.embedded import data_folder, writable
 from calc_analytics.database.engine import dagster_url, database_url, ensure_database
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.plurals import number
@@ -63,17 +63,20 @@ class OneLineErrors(click.Group):
         except (click.exceptions.Exit, click.Abort, click.ClickException):
             raise
         except Exception as error:
-            click.echo(f"error: internal error: {type(error).__name__}: {error} (details in {_note(error)})", err=True)
+            click.echo(f"error: internal error: {type(error).__name__}: {error} ({_note(error)})", err=True)
             sys.exit(1)
 
 
-def _note(error: Exception) -> Path:
+def _note(error: Exception) -> str:
     """Where the stack trace of an error went that nobody foresaw."""
-    log = data_folder() / "logs" / "cli.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "a") as file:
-        file.writelines(traceback.format_exception(error))
-    return log
+    log = writable(data_folder()) / "logs" / "cli.log"
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "a") as file:
+            file.writelines(traceback.format_exception(error))
+    except OSError as refused:
+        return f"details could not be written to {log}: {refused.strerror}"
+    return f"details in {log}"
 
 
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
@@ -272,6 +275,8 @@ def _running(settings: Settings, ui_port: int, service_port: int, stop: threadin
     """A context in which everything runs; says where it is, and stops it all at the end."""
     _prepare(settings, stop)
     click.echo(f"database  {shown(database_url(settings))}")
+    if (spare := writable(data_folder())) != data_folder():
+        click.echo(f"logs      {spare}, since the project folder cannot be written to")
     click.echo("starting Dagster, which takes some ten seconds")
     supervisor = Supervisor(ui_port, service_port, stop)
     try:
@@ -291,6 +296,7 @@ def _prepare(settings: Settings, stop: threading.Event) -> None:
     with _ending_at_once(stop):
         install.require_usable(make_ready(settings))
         ensure_database(dagster_url(settings))
+        require_room(dagster_url(settings))
 
 
 def _watch(supervisor: Supervisor) -> None:

@@ -10,11 +10,13 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote, quote_plus, urlsplit
 
 from dotenv import dotenv_values
+from dotenv.parser import Binding, parse_stream
 
 from calc_analytics import days
 from calc_analytics.errors import CalcAnalyticsError
@@ -94,11 +96,12 @@ class Settings:
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Settings":
         """Reads the process environment and, below it, the project's `.env`; raises `InvalidSetting`."""
         values = {**_dotenv(), **os.environ} if environment is None else dict(environment)
+        timezone = _read(values, "ROLLUP_TIMEZONE", _timezone, "UTC")
         return cls(
             database_url=_read(values, "DATABASE_URL", _postgres_url, None),
             dagster_postgres_url=_read(values, "DAGSTER_POSTGRES_URL", _postgres_url, None),
-            timezone=_read(values, "ROLLUP_TIMEZONE", _timezone, "UTC"),
-            start_date=_read(values, "ROLLUP_START_DATE", _start_date, date(2025, 1, 1)),
+            timezone=timezone,
+            start_date=_read(values, "ROLLUP_START_DATE", _start_date(timezone), date(2025, 1, 1)),
             cron=_read(values, "ROLLUP_CRON", _cron, None)
             or _read(values, "ROLLUP_INTERVAL_HOURS", _hours, "0 * * * *"),
             debounce_seconds=_read(values, "ROLLUP_DEBOUNCE_SECONDS", _seconds, 0.2),
@@ -118,8 +121,31 @@ class Settings:
 
 
 def _dotenv() -> dict[str, str]:
-    """The project's `.env`, which Dagster's own commands load too; absent is empty."""
-    return {key: value for key, value in dotenv_values(project_root() / ".env").items() if value is not None}
+    """The project's `.env`, which Dagster's own commands load too; absent is empty.
+
+    Raises `InvalidSetting` for lines that are not NAME=value, which would be ignored: only their numbers are named.
+    """
+    file = project_root() / ".env"
+    if not file.is_file():
+        return {}
+    try:
+        text = file.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise InvalidSetting(f"the project's .env is not usable: {error.strerror}") from None
+    lines = list(parse_stream(StringIO(text)))
+    if wrong := [_line_number(each) for each in lines if each.error or (each.key and each.value is None)]:
+        raise InvalidSetting(
+            f"line {', '.join(map(str, wrong))} of the project's .env is not usable: the accepted form is NAME=value, "
+            "or # and a comment"
+        )
+    return {key: value for key, value in dotenv_values(stream=StringIO(text)).items() if value is not None}
+
+
+def _line_number(binding: Binding) -> int:
+    """The line on which the binding begins; the parser counts from the blank lines before it."""
+    said = binding.original.string
+    blank = said[: len(said) - len(said.lstrip())]
+    return int(binding.original.line) + blank.replace("\r\n", "\n").count("\n")
 
 
 def _read(values: Mapping[str, str], name: str, cast: Callable[[str], T], default: T) -> T:
@@ -177,11 +203,21 @@ def _timezone(text: str) -> str:
     return text
 
 
-def _start_date(text: str) -> date:
-    try:
-        return days.parse_day(text)
-    except days.InvalidDay:
-        raise ValueError("the accepted form is YYYY-MM-DD") from None
+def _start_date(timezone: str) -> Callable[[str], date]:
+    """Reads a day that has begun in that zone: there would be no partition at all before it."""
+
+    def read(text: str) -> date:
+        try:
+            day = days.parse_day(text)
+        except days.InvalidDay:
+            raise ValueError("the accepted form is YYYY-MM-DD") from None
+        if day > days.today(timezone):
+            raise ValueError(
+                f"it lies in the future; the accepted form is YYYY-MM-DD, {days.today(timezone)} or before"
+            )
+        return day
+
+    return read
 
 
 def _hours(text: str) -> str:
@@ -191,8 +227,12 @@ def _hours(text: str) -> str:
 
 
 def _cron(text: str) -> str:
-    if len(text.split()) != 5:
-        raise ValueError("the accepted form is a cron line of five fields, for example '*/30 * * * *'")
+    try:
+        days.require_cron_line(text)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; the accepted form is a cron line of five fields, for example '*/30 * * * *'"
+        ) from None
     return text
 
 

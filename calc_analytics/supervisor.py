@@ -23,7 +23,7 @@ from typing import IO
 
 from calc_analytics.config import dagster_home, project_root
 from calc_analytics.database import embedded
-from calc_analytics.database.embedded import data_folder
+from calc_analytics.database.embedded import data_folder, writable
 from calc_analytics.errors import CalcAnalyticsError
 
 HOST = "127.0.0.1"
@@ -82,19 +82,45 @@ _claims: list[IO[str]] = []
 
 
 def claim(ui_port: int, service_port: int) -> None:
-    """Makes sure that the ports are free and no other `up` runs in this folder, until the process ends."""
-    require_ports(ui_port, service_port)
-    data_folder().mkdir(parents=True, exist_ok=True)
-    lock = open(data_folder() / "up.lock", "w")  # noqa: SIM115 (held until the process ends)
+    """Makes sure that no other `up` runs in this folder, until the process ends, and that the ports are free."""
+    lock = open(writable(data_folder()) / "up.lock", "a+")  # noqa: SIM115 (held until the process ends)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise AlreadyUp(f"'calc-analytics up' (or demo) already runs in {project_root()}: stop it first") from None
+        _lock(lock)
+        require_ports(ui_port, service_port)
+    except CalcAnalyticsError:
+        lock.close()
+        raise
     _claims.append(lock)
+
+
+def _lock(file: IO[str]) -> None:
+    """Locks the file, which holds the number of the process that has it; `AlreadyUp` if another one has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise AlreadyUp(
+            f"already running (pid {file.read().strip() or 'unknown'}): 'calc-analytics up' (or demo) already runs in "
+            f"{project_root()}: stop it first"
+        ) from None
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
 
 
 def _libc() -> ctypes.CDLL | None:
     return ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
+def _writable_dagster_home() -> Path:
+    """DAGSTER_HOME, or a copy of its configuration where Dagster can write the output of runs."""
+    home = dagster_home()
+    if os.access(home, os.W_OK):
+        return home
+    copy = writable(data_folder()) / "dagster_home"
+    copy.mkdir(exist_ok=True)
+    shutil.copyfile(home / "dagster.yaml", copy / "dagster.yaml")
+    return copy
 
 
 _LIBC = _libc()
@@ -121,7 +147,7 @@ class Service:
     @property
     def log(self) -> Path:
         """Where its output goes."""
-        return data_folder() / "logs" / f"{self.name}.log"
+        return writable(data_folder()) / "logs" / f"{self.name}.log"
 
     def start(self) -> None:
         """Starts it in a session of its own, so that Ctrl-C reaches only the supervisor."""
@@ -244,7 +270,7 @@ class Supervisor:
     def _environment(self) -> dict[str, str]:
         return {
             **os.environ,
-            "DAGSTER_HOME": str(dagster_home()),
+            "DAGSTER_HOME": str(_writable_dagster_home()),
             "DAGSTER_GRPC_SHUTDOWN_GRACE_PERIOD": "1",
             # The materializations of a run's days are stored together.
             "DAGSTER_EVENT_BATCH_SIZE": os.environ.get("DAGSTER_EVENT_BATCH_SIZE", "100"),
@@ -252,7 +278,7 @@ class Supervisor:
         }
 
     def _write_workspace(self) -> Path:
-        path = data_folder() / "workspace.yaml"
+        path = writable(data_folder()) / "workspace.yaml"
         path.write_text(
             f"load_from:\n  - grpc_server:\n      host: {HOST}\n      port: {self.code_port}\n"
             "      location_name: calc_analytics\n"

@@ -84,6 +84,8 @@ def show_refresh(report: RefreshReport) -> None:
         keys = sum(count.keys for count in counts)
         rows = number(report.rows_by_day[day], "row")
         say(f"  {day}  +{rows} into {number(keys, 'statistics row')} of {named([count.rollup for count in counts])}")
+    for misfit in report.misfits:
+        say(f"  {misfit.day}  set aside in {misfit.rollup}: {misfit}. {misfit.advice}")
     for day, counts in _by_day(report.unbuilt).items():
         where = named([count.rollup for count in counts])
         rows = number(report.waiting_by_day[day], "row")
@@ -159,7 +161,7 @@ def _equal(day: date, proofs: Sequence[DayProof]) -> str:
 def _worth_a_line(proofs: Sequence[DayProof], report: VerifyReport) -> Iterator[DayProof]:
     """What is not proven, except for what the report sums up for days that nobody asked for."""
     for proof in proofs:
-        is_summed_up = proof.day in (*report.waiting, *report.overflowed) and not proof.is_different
+        is_summed_up = proof.day in report.waiting and not proof.is_different and proof.finding != "overflow"
         if not proof.is_proven and not is_summed_up:
             yield proof
 
@@ -178,7 +180,6 @@ def _show_not_compared(report: VerifyReport) -> None:
     if report.overflowed:
         overflowed = ", ".join(map(str, report.overflowed))
         say(f"not counted, because a value exceeds its column: {overflowed}")
-        say(f"run 'calc-analytics rollup --day {report.overflowed[0]}' to see which")
 
 
 def _by_day(items: Sequence[T]) -> dict[date, list[T]]:

@@ -9,5 +9,6 @@ from calc_analytics.commands.erase import erase
 from calc_analytics.commands.history import history
 from calc_analytics.commands.serve import serve
 from calc_analytics.commands.status import status
+from calc_analytics.commands.widen import widen
 
-COMMANDS = (refresh, rollup, verify, erase, history, serve, status, doctor)
+COMMANDS = (refresh, rollup, verify, erase, widen, history, serve, status, doctor)

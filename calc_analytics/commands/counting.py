@@ -139,10 +139,10 @@ def verify(single: tuple[str, ...], first: str | None, last: str | None, names: 
 
 
 def _days_to_prove(db: Database, chosen: Sequence[str]) -> list[date]:
-    """Every counted day, and what an audit finds besides: statistics of days that nobody counted."""
+    """Every counted day, those that were set aside, and what an audit finds besides: statistics that nobody counted."""
     if not status.server(db.engine).read_only:  # a standby is compared, but nothing can be recorded there
         audit(db)
-    counted = _concerning(ledger.days_by_status(db, ledger.COUNTED), chosen)
+    counted = _concerning(ledger.days_by_status(db, [*ledger.COUNTED, "overflow"]), chosen)
     return sorted({*counted, *_concerning(status.different_days(db), chosen)})
 
 

@@ -103,7 +103,7 @@ def _entry(entry: JournalEntry, day: date | None, rollup: str | None) -> Iterato
 
 def _needs_attention(entry: JournalEntry) -> bool:
     """Whether the entry is of a difference, or of a day that was refused."""
-    return entry.operation == "refuse" or (entry.operation in ("verify", "audit") and bool(entry.days))
+    return entry.operation in ("refuse", "overflow") or (entry.operation in ("verify", "audit") and bool(entry.days))
 
 
 def _span(done: list[str]) -> str:
@@ -208,8 +208,12 @@ def _result(operation: str, result: Mapping[str, Any]) -> str:
         case {"log_rows": log_rows, "counted": counted, "deleted": deleted}:
             by = " by LOGS_KEPT_DAYS" if operation == "deletion" else ""
             return f"{number(log_rows, 'log row')}, {counted:,} counted, {deleted:,} noted as deleted{by}"
+        case {"refused": "overflow", "column": column, "value": value}:
+            return f"not rebuilt: {value:,} does not fit the column {column}"
         case {"refused": reason}:
             return f"not rebuilt: {REASONS.get(reason, reason)}"
+        case {"column": column, "value": value, "type": type_}:
+            return f"set aside: {value:,} does not fit the column {column} ({type_})"
         case {"difference": difference, **rest}:
             finding = str(rest.get("finding", "statistics_changed")).replace("_", " ")
             return f"difference {difference:,}: {finding}"

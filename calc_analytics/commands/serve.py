@@ -4,6 +4,7 @@ import click
 
 from calc_analytics.commands.options import SERVICE_PORT, port_option
 from calc_analytics.config import Settings
+from calc_analytics.rollups import chosen_log
 
 
 @click.command()
@@ -16,4 +17,6 @@ def serve(host: str, port: int) -> None:
     """
     from calc_analytics.service.server import serve as serve_http
 
-    serve_http(Settings.from_environment(), host, port)
+    settings = Settings.from_environment()
+    chosen_log(settings.rollups)  # an unknown name is an error now, not of every probe
+    serve_http(settings, host, port)

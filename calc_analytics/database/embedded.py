@@ -7,10 +7,12 @@ server, and the data survives restarts and kills.
 
 import atexit
 import fcntl
+import hashlib
 import logging
 import os
 import signal
 import stat
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator
@@ -44,6 +46,22 @@ def data_folder() -> Path:
     return project_root() / FOLDER
 
 
+def writable(folder: Path) -> Path:
+    """The folder, created if need be, or, where it cannot be written to, a folder for it and this user among the
+    system's temporary files."""
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    name = f"calc_analytics_{os.geteuid()}_{hashlib.sha256(bytes(folder)).hexdigest()[:12]}"
+    spare = Path(tempfile.gettempdir()) / name
+    with suppress(OSError):
+        spare.mkdir(mode=0o700, exist_ok=True)
+        if not spare.is_symlink() and spare.stat().st_uid == os.geteuid():
+            return spare
+    return Path(tempfile.mkdtemp(prefix="calc_analytics_"))
+
+
 def url() -> URL:
     """The URL of the running embedded server's database, starting the server first if need be.
 
@@ -71,14 +89,25 @@ def restart() -> None:
 
 def _server(pgdata: Path) -> Any:
     if pgdata not in _held:
-        pgdata.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(pgdata.parent / "server.users", "w")  # noqa: SIM115 (held until the process ends)
+        lock = _users(pgdata)
         fcntl.flock(lock, fcntl.LOCK_SH)
         _held[pgdata] = (lock, start(pgdata))
         atexit.register(_leave, pgdata, os.getpid())
     elif not _is_alive(_held[pgdata][1].get_postmaster_info().process):
         _held[pgdata] = (_held[pgdata][0], start(pgdata))
     return _held[pgdata][1]
+
+
+def _users(pgdata: Path) -> IO[str]:
+    """The file that every process which uses the server holds a lock on, until it ends."""
+    try:
+        pgdata.parent.mkdir(parents=True, exist_ok=True)
+        return open(pgdata.parent / "server.users", "w")
+    except OSError as error:
+        raise EmbeddedServerFailed(
+            f"the embedded PostgreSQL cannot run in {pgdata.parent}: {error.strerror}: make the folder writable, or "
+            "set DATABASE_URL to a server of your own"
+        ) from error
 
 
 def start(pgdata: Path, patience_seconds: float = RECOVERY_SECONDS) -> Any:

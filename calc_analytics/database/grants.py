@@ -29,13 +29,17 @@ def without_grants(connection: Connection, names: Collection[str]) -> set[str]:
 def extend(connection: Connection, there: set[str], models: Sequence[str], targets: Sequence[str]) -> None:
     """Gives the targets, live views and journal that are not `there` the grants of their kind that are.
 
-    The first of the rollups in `models` that is there is the model.
+    The first of the rollups in `models` that is there is the model. Whoever may read a target that is there may read
+    its live view too: somebody dropped the view, and its grants with it.
     """
     for suffix in ("", "_live"):
         model = next((f"{name}{suffix}" for name in models if f"{name}{suffix}" in there), None)
         for name in targets:
             if model is not None and f"{name}{suffix}" not in there:
                 _copy(connection, model, f"{name}{suffix}")
+    for name in targets:
+        if name in there and f"{name}_live" not in there:
+            _copy(connection, name, f"{name}_live", ("SELECT",))
     if "rollup_journal" not in there and "rollup_days" in there:
         _copy(connection, "rollup_days", "rollup_journal")
         for role in _roles_that(connection, "rollup_days", "INSERT"):
@@ -43,8 +47,10 @@ def extend(connection: Connection, there: set[str], models: Sequence[str], targe
             connection.execute(text(f"grant delete on rollup_journal to {role}"))
 
 
-def _copy(connection: Connection, model: str, name: str) -> None:
+def _copy(connection: Connection, model: str, name: str, privileges: Collection[str] | None = None) -> None:
     for row in connection.execute(text(_GRANTS), {"model": model}).all():
+        if privileges is not None and row.privilege not in privileges:
+            continue
         option = " with grant option" if row.is_grantable else ""
         connection.execute(text(f"grant {row.privilege} on {name} to {_role(row.role)}{option}"))
 

@@ -52,6 +52,9 @@ class Cursor:
     built_elsewhere_until: str | None = None
     """Up to which instant days built on the command line are reported or in `built_elsewhere`."""
 
+    looked_for_wiped_at: float = 0.0
+    """When days that Dagster no longer shows as materialized were last looked for."""
+
     @classmethod
     def parse(cls, text: str | None) -> "Cursor | None":
         """The cursor of the last tick; None on a first start, or if it is not one of this version."""
@@ -69,6 +72,7 @@ class Cursor:
                 reported_at=_instants(values["reported_at"]),
                 unobserved_rows=int(values["unobserved_rows"]),
                 built_elsewhere_until=values["built_elsewhere_until"],
+                looked_for_wiped_at=float(values.get("looked_for_wiped_at", 0.0)),
             )
         except (ValueError, KeyError, TypeError, AttributeError):
             return None

@@ -27,11 +27,12 @@ from dagster_postgres.utils import DagsterPostgresException
 from sqlalchemy.exc import DBAPIError
 
 from calc_analytics.config import Settings, dagster_home, shown
+from calc_analytics.database import dagster_tables
 from calc_analytics.database.engine import DatabaseTrouble, engine_for, impatient, transaction
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.orchestration import event_log
 from calc_analytics.orchestration.incidents import name_check
-from calc_analytics.orchestration.storage import without_plugin
+from calc_analytics.orchestration.storage import DAEMON, without_plugin
 from calc_analytics.rollups import LOG, chosen_log
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ class Heartbeat:
     at: datetime | None
     needed: bool
     errors: int = 0
+    daemon_id: str | None = None
+    """The process that sent it; a new one at each start."""
 
 
 @dataclass(frozen=True)
@@ -143,9 +146,17 @@ def heartbeats(dagster: DagsterInstance) -> list[Heartbeat]:
                 at=_instant(found[name].timestamp) if name in found else None,
                 needed=name in NEEDED_DAEMONS,
                 errors=len(found[name].errors or []) if name in found else 0,
+                daemon_id=found[name].daemon_id if name in found else None,
             )
             for name in dagster.get_required_daemon_types()
         ]
+
+
+def daemons(dagster: DagsterInstance) -> list[str]:
+    """The daemons that are connected to the storage now, each with its process id and its machine."""
+    url = getattr(dagster.run_storage, "postgres_url", None)
+    with _trouble_in_words():
+        return [] if url is None else dagster_tables.sessions(_engine(url), DAEMON)
 
 
 def sensor(dagster: DagsterInstance) -> Instigator | None:

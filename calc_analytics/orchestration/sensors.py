@@ -26,6 +26,7 @@ from calc_analytics.orchestration.cursor import Cursor
 from calc_analytics.orchestration.events import report_days
 from calc_analytics.orchestration.resources import RollupDatabase
 from calc_analytics.orchestration.run_requests import request_checks, request_rebuilds
+from calc_analytics.orchestration.wiped import report_wiped
 from calc_analytics.plurals import number
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def new_log_batches_sensor(
         rebuilds, cursor = request_rebuilds(db, before, partitions)
         differing = _differing(db)
         checks, cursor = request_checks(context.instance, db, differing, cursor, partitions)
+        cursor = report_wiped(context.instance, db, cursor, partitions)
         events, cursor = report_days(db, followed, differing, cursor, partitions)
         requests = [*rebuilds, *checks]
         return SensorResult(

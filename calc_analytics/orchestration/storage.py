@@ -7,8 +7,13 @@ Outside of the webserver dagster-postgres opens a connection for every call: mos
 has no setting for that, so the URL names a plugin of SQLAlchemy, which is asked whenever an engine is made from it.
 """
 
+import os
+import socket
+import sys
 from collections import deque
 from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from dagster._config.config_schema import UserConfigSchema
@@ -19,6 +24,7 @@ from sqlalchemy.engine import URL, CreateEnginePlugin, Engine
 from sqlalchemy.pool import QueuePool
 
 from calc_analytics.config import Settings, with_driver
+from calc_analytics.database import dagster_tables
 from calc_analytics.database.engine import dagster_url, ensure_database
 
 # A server that vanished without a word is an error after half a minute, not after hours.
@@ -32,6 +38,8 @@ PATIENCE = {
 # Per engine. Connections beyond the first are closed after use.
 POOL = {"pool_size": 1, "max_overflow": 20, "pool_recycle": 600, "pool_pre_ping": True}
 PLUGIN = "calc_analytics_pool"
+# How the sessions of Dagster's daemons begin their names.
+DAEMON = "dagster daemon"
 # An instance has three: runs, events, schedules.
 _newest_engines: deque[Engine] = deque(maxlen=3)
 
@@ -81,8 +89,23 @@ class CalcAnalyticsStorage(DagsterPostgresStorage):
         """Called by Dagster when an instance is loaded; creates the database if it is missing."""
         url = dagster_url(Settings.from_environment())
         ensure_database(url)
-        url = with_driver(url, "psycopg2").update_query_dict({**PATIENCE, **url.query, "plugin": PLUGIN})
+        require_room(url)
+        given = {**PATIENCE, **_named_after_process(), **url.query}
+        url = with_driver(url, "psycopg2").update_query_dict({**given, "plugin": PLUGIN})
         return cls(url.render_as_string(hide_password=False), inst_data=inst_data)
+
+
+def _named_after_process() -> dict[str, str]:
+    """The name of a daemon's sessions, so that a second daemon is noticed."""
+    program = "/".join(Path(sys.argv[0]).parts[-2:])
+    is_daemon = program.endswith(("dagster-daemon", "_daemon/__main__.py"))
+    return {"application_name": f"{DAEMON} {os.getpid()} on {socket.gethostname()}"} if is_daemon else {}
+
+
+@lru_cache(maxsize=4)
+def require_room(url: URL) -> None:
+    """Raises `SharedDatabase` if Dagster would take a table of somebody else for its own; looked for once."""
+    dagster_tables.require_room(url)
 
 
 def without_plugin(url: str) -> URL:

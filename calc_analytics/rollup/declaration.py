@@ -44,6 +44,10 @@ def type_to_sql(type_: TypeEngine[Any]) -> str:
     return type_.compile(dialect=_DIALECT)
 
 
+def _widest(type_: TypeEngine[Any]) -> str:
+    return "BIGINT" if isinstance(type_, Integer) else type_to_sql(type_)
+
+
 def quote_literal(value: str) -> str:
     """The text as an SQL literal."""
     return "'" + value.replace("'", "''") + "'"
@@ -65,7 +69,7 @@ class Measure:
     aggregate: str
     type: str
     greatest: int
-    """The greatest value that its column holds."""
+    """The greatest value that its column holds as it is declared; the table may have a wider one."""
 
     @property
     def is_count(self) -> bool:
@@ -229,13 +233,19 @@ class Rollup:
         return {name: held[name] for name in wanted} if all(name in held for name in wanted) else None
 
     @cached_property
+    def key_sources(self) -> dict[str, set[str]]:
+        """The log columns from which each key comes."""
+        return {name: _columns_of([expression]) for name, expression in self.key_expressions.items()}
+
+    @cached_property
     def row_hash(self) -> str:
         """SQL: a 64-bit hash of a row of the target; {name} of each column is to be filled in by `format`.
 
         PostgreSQL's hash of a record is linear in those of its columns: sums over rows would not change when two rows
-        exchange a value. Hence the second hash.
+        exchange a value. Hence the second hash. PostgreSQL hashes an integer alike whatever its width, so the hash does
+        not change when a column is widened.
         """
-        types = {each.name: type_to_sql(each.type) for each in self.target.columns}
+        types = {each.name: _widest(each.type) for each in self.target.columns}
         values = ", ".join(f"cast({{{name}}} as {types[name]})" for name in self.column_names)
         return f"cast(hashint8extended(0, hash_record_extended(row({values}), 0)) as numeric)"
 
@@ -254,11 +264,6 @@ class Rollup:
     def hash_of(self, alias: str) -> str:
         """SQL: the hash of the target's row with that alias."""
         return self.row_hash.format(**{name: f"{alias}.{name}" for name in self.column_names})
-
-    def overflows(self, value: str) -> str:
-        """SQL: one of the measures does not fit its column; `value` is a pattern for it, with {name} filled in."""
-        each = "{value} not between -{greatest} and {greatest}"
-        return " or ".join(each.format(value=value.format(name=m.name), greatest=m.greatest) for m in self.measures)
 
     def each_measure(self, pattern: str, joined_by: str = ", ") -> str:
         """The pattern once per measure, with {name}, {aggregate} and {type} filled in."""

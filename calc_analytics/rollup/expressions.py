@@ -28,11 +28,12 @@ def _utc_hour(element: utc_hour, compiler: Any, **options: Any) -> str:
 def rounded_down(value: ColumnElement[Any], missing: int) -> ColumnElement[Any]:
     """The value rounded down to 7 significant bits: exact below 128, less than 1 % too low above.
 
-    Null and negative values become `missing`.
+    Null and negative values become `missing`. Values beyond 31 bits, which only a bigint holds, keep more bits.
     """
     exact = (value < 2**SIGNIFICANT_BITS, value)
     rounded = [
         (value < 2**bits, value - value % 2 ** (bits - SIGNIFICANT_BITS))
         for bits in range(SIGNIFICANT_BITS + 1, GREATEST_BITS + 1)
     ]
-    return case((or_(value.is_(None), value < 0), missing), exact, *rounded)
+    beyond = value - value % 2 ** (GREATEST_BITS - SIGNIFICANT_BITS)
+    return case((or_(value.is_(None), value < 0), missing), exact, *rounded, else_=beyond)

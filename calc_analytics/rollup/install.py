@@ -8,10 +8,11 @@ from sqlalchemy.engine import Connection
 
 from calc_analytics.config import shown
 from calc_analytics.database import adopt, grants, migrate
+from calc_analytics.database.adopt import UnfitTable
 from calc_analytics.database.engine import WHOLE_DAYS, quoted, transaction, trouble_in_words
-from calc_analytics.database.tables import STATE_TABLES, metadata
+from calc_analytics.database.tables import STATE_TABLES, calculation_stats_daily, metadata
 from calc_analytics.errors import CalcAnalyticsError
-from calc_analytics.rollup import journal, ledger, predecessor
+from calc_analytics.rollup import journal, ledger, predecessor, widen
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Log
 from calc_analytics.rollup.live_view import create_live_view, without_logs
@@ -40,6 +41,7 @@ def install(db: Database, start_date: date | None = None) -> None:
         nonlocal is_repaired
         metadata.create_all(connection, checkfirst=True)
         adopt.require_tables(connection, [rollup.target for rollup in db.log.rollups])
+        widen.fit(connection, db.log)
         is_repaired = _repair_log_table(connection, db)
         _keep_state(connection, db, start_date, there)
 
@@ -60,6 +62,26 @@ def _require_fit(connection: Connection, log: Log) -> None:
     migrate.require_ownership(connection, [log.name, *names, *(table.name for table in STATE_TABLES)])
     keys = {key for rollup in log.rollups for key in rollup.key_columns_of_log}
     adopt.check_existing(connection, keys, [rollup.target for rollup in log.rollups])
+    _require_wide_keys(connection, log)
+
+
+def _require_wide_keys(connection: Connection, log: Log) -> None:
+    """Raises `UnfitTable` if the API's table of statistics has a narrower key than the log; the project's own are
+    widened, and so is that table if an interrupted `migrate` created it."""
+    if connection.execute(text(_IS_INTERRUPTED)).scalar() and not ledger.exists(connection, log):
+        return
+    for change in widen.narrow_keys(connection, log):
+        if change.table == calculation_stats_daily.name:
+            raise UnfitTable(
+                f"{change.table}.{change.column} is {change.before}, but {log.name} has {change.after}: run "
+                f"'calc-analytics widen {change.column}', which rewrites {change.table}"
+            )
+
+
+# The revisions have begun to run, which they do only if the tables there were are fit.
+_IS_INTERRUPTED = """
+    select to_regclass('calc_analytics_version') is not null and to_regclass('rollup_state') is not null
+"""
 
 
 def _keep_state(connection: Connection, db: Database, start_date: date | None, there: set[str]) -> None:

@@ -106,9 +106,7 @@ class Known:
         return [
             (entry.day, str(entry.timezone))
             for (name, _), entry in self.entries.items()
-            if abs((entry.day - day).days) <= 1
-            and entry.timezone not in (None, self.timezone)
-            and entry.has_deletions
+            if abs((entry.day - day).days) <= 1 and entry.timezone not in (None, self.timezone) and entry.has_deletions
         ]
 
 

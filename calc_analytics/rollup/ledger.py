@@ -322,16 +322,31 @@ def recorded_cte(db: Database) -> str:
     )"""
 
 
-def set_aside(connection: Connection, rollup: Rollup, days: Sequence[date]) -> None:
-    """These days have a value that does not fit its column: they are not added to until that is resolved."""
-    connection.execute(_SET_ASIDE, {"rollup": rollup.name, "days": list(days)})
+def set_aside(connection: Connection, rollup: Rollup, days: Sequence[date]) -> set[date]:
+    """These days have a value that does not fit its column: they are not added to until that is resolved.
+
+    Returns those of which that was not known.
+    """
+    return set(connection.execute(_SET_ASIDE, {"rollup": rollup.name, "days": list(days)}).scalars())
 
 
+def count_again(connection: Connection, rollup: Rollup) -> None:
+    """Days that were set aside wait for a rebuild: a column is wider now."""
+    connection.execute(_COUNT_AGAIN, {"rollup": rollup.name})
+
+
+_COUNT_AGAIN = text(
+    """
+    update rollup_days set status = case when counted is null then 'pending' else 'stale' end
+    where rollup = :rollup and status = 'overflow'
+    """
+)
 _SET_ASIDE = text(
     """
     insert into rollup_days as r (rollup, date, status)
     select :rollup, date, 'overflow' from unnest(cast(:days as date[])) as d (date)
     on conflict (rollup, date) do update set status = 'overflow' where r.status in ('built', 'pending', 'stale')
+    returning date
     """
 )
 

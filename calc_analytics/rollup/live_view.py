@@ -4,39 +4,54 @@ Its cost is the uncounted rows. The snapshot is not a constant here, so the lowe
 upper one: of a range with two unknown ends the planner expects few rows and takes the index.
 """
 
-from sqlalchemy import text
+from collections.abc import Mapping
+
 from sqlalchemy.engine import Connection
 
+from calc_analytics.database.views import replace_view
 from calc_analytics.rollup.declaration import Log, Rollup, type_to_sql
+from calc_analytics.rollup.overflow import BITS, column_types
 from calc_analytics.rollup.snapshot import STORED, STORED_ENDED, STORED_VISIBLE, STORED_XMAX
 from calc_analytics.rollup.windows import day_begin, has_a_day, local_date, midnight, within
 
 
 def create_live_view(connection: Connection, log: Log, rollup: Rollup) -> None:
-    """Creates or replaces the view; readers of it are not disturbed."""
-    connection.execute(text(f"create or replace view {rollup.live_view} as {live_view_sql(log, rollup)}"))
+    """Creates the view, or replaces its query: it keeps its owner, its grants, its comments and its options."""
+    replace_view(connection, rollup.live_view, query(connection, log, rollup))
+
+
+def query(connection: Connection, log: Log, rollup: Rollup) -> str:
+    """The view's query, for the columns that the log and the rollup's table have now."""
+    return live_view_sql(log, rollup, column_types(connection, rollup.name), column_types(connection, log.name))
 
 
 def without_logs(connection: Connection, rollup: Rollup) -> None:
     """For a moment the view is the stored statistics alone, so that `xact_id` can be dropped; its grants stay."""
-    statement = f"create or replace view {rollup.live_view} as select {rollup.table_columns} from {rollup.name}"
-    connection.execute(text(statement))
+    replace_view(connection, rollup.live_view, f"select {rollup.table_columns} from {rollup.name}")
 
 
-def live_view_sql(log: Log, rollup: Rollup) -> str:
+def live_view_sql(log: Log, rollup: Rollup, types: Mapping[str, str], log_types: Mapping[str, str]) -> str:
     """The view's query, from the same measures and the same definition of `date` as everything else.
 
-    It names only the log columns that the rollup needs, so that the others may be altered or dropped.
+    Its columns have the `types` that the target's have now. It names only the log columns that the rollup needs, so
+    that the others may be altered or dropped. A day with a key that the target cannot hold is about to be set aside:
+    the view leaves its new rows out at once, so that the other days can be read.
     """
+    narrow = [
+        f"bool_and({name} between -{2 ** BITS[types[name]]} and {2 ** BITS[types[name]] - 1})"
+        for name, sources in rollup.key_sources.items()
+        if name in types and any(BITS[log_types[each]] > BITS[types[name]] for each in sources if each in log_types)
+    ]
+    days = f"group by date having {' and '.join(narrow)}" if narrow else "group by date"
     zone, time_ = "(select timezone from stored)", f"l.{log.event_time}"
     columns = ", ".join(sorted({*rollup.reads, log.event_time}))
     day = local_date(time_, zone)
     begin, end = day_begin("d.date", zone), midnight("(d.date + 1)", zone)
     keys = rollup.key_columns
-    types = {each.name: type_to_sql(each.type) for each in rollup.target.columns}
+    types = {**{each.name: type_to_sql(each.type) for each in rollup.target.columns}, **types}
     selects = {
         **{name: f"cast({name} as {types[name]}) as {name}" for name in (*rollup.keys, "date")},
-        **{each.name: f"cast(sum({each.name}) as {each.type}) as {each.name}" for each in rollup.measures},
+        **{name: f"cast(sum({name}) as {types[name]}) as {name}" for name in rollup.measure_names},
     }
     return f"""
     with {STORED.format(log=log.name)},
@@ -53,7 +68,7 @@ def live_view_sql(log: Log, rollup: Rollup) -> str:
     ),
     -- A day that was never built counts only if all of its rows are uncounted: a new day, not a partial old one.
     complete as materialized (
-        select d.date from (select distinct date from uncounted) d
+        select d.date from (select date from uncounted {days}) d
         left join rollup_days b on b.rollup = '{rollup.name}' and b.date = d.date
         where b.status = 'built' or (b.status is null
           and not exists (select from {rollup.name} t where t.date = d.date)

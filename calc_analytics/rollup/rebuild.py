@@ -18,7 +18,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
 from calc_analytics.database.engine import NEW_ROWS, WHOLE_DAYS, transaction
-from calc_analytics.rollup import journal, ledger
+from calc_analytics.rollup import journal, ledger, overflow
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Rollup
 from calc_analytics.rollup.judge import Decision, Known, judge, recount_table
@@ -135,24 +135,14 @@ def _add_since(
 
 
 def _overflowed(connection: Connection, rollup: Rollup) -> list[Refused]:
-    """The recounted days with a measure that its column cannot hold, and the first such measure."""
+    """The recounted days with a value that its column cannot hold, and the first such value."""
     sums = rollup.each_measure("sum({name}) as {name}")
-    statement = f"""
-    select distinct on (date) * from (
-        select {rollup.key_columns}, date, {sums} from {recount_table(rollup)} group by {rollup.key_columns}, date
-    ) summed where {rollup.overflows("{name}")} order by date
-    """
-    return [_overflow(rollup, row) for row in connection.execute(text(statement)).mappings().all()]
-
-
-def _overflow(rollup: Rollup, row: Any) -> Refused:
-    measure = next(each for each in rollup.measures if abs(row[each.name]) > each.greatest)
-    key = ", ".join(f"{name} {row[name]}" for name in rollup.keys)
-    detail = (
-        f"{measure.name} of {key} would be {int(row[measure.name]):,}, which its column cannot hold. Look for log rows "
-        "of that day that do not belong there, or alter the column to bigint."
-    )
-    return Refused(rollup.name, row["date"], "overflow", int(row[rollup.count]), 0, 0, detail)
+    keys = f"{rollup.key_columns}, date"
+    recounted = f"select {keys}, {sums} from {recount_table(rollup)} group by {keys}"
+    return [
+        Refused(rollup.name, each.day, "overflow", 0, 0, 0, f"{each}. {each.advice}", each.as_dict())
+        for each in overflow.misfits(connection, rollup, recounted, {})
+    ]
 
 
 def _replace(connection: Connection, rollup: Rollup, days: list[date]) -> None:
@@ -190,7 +180,7 @@ def _note(connection: Connection, db: Database, report: RebuildReport, seconds: 
         journal.note(connection, db.log, "rebuild", days=done, rows=report.rows, seconds=seconds)
     refused: dict[date, dict[str, Any]] = {}
     for each in report.failed:
-        refused.setdefault(each.day, {})[each.rollup] = {"refused": each.reason}
+        refused.setdefault(each.day, {})[each.rollup] = {"refused": each.reason, **each.misfit}
     if refused:
         journal.note(connection, db.log, "refuse", days=refused)
     for operation, reason in (("deletion", "announced"), ("keep", "keep")):

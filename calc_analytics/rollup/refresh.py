@@ -9,17 +9,16 @@ twice and nothing waits for a slow writer; a crash undoes statistics and state t
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import date
 from functools import lru_cache, partial
 from typing import Any, TypeVar
 
-from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
 from calc_analytics.database.engine import DatabaseTrouble, persistently, run_in_one_trip, transaction
-from calc_analytics.rollup import journal, ledger
+from calc_analytics.rollup import journal, ledger, overflow
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Log, Rollup, quote_literal
+from calc_analytics.rollup.overflow import Misfit
 from calc_analytics.rollup.reports import DayCount, RefreshReport
 from calc_analytics.rollup.snapshot import Snapshot, between, rows_between
 from calc_analytics.rollup.windows import day_begin, has_a_day, local_date, midnight, within_hours
@@ -30,6 +29,8 @@ NUMBER_OUT_OF_RANGE = "22003"
 STEP_ROWS = 500_000
 # Of the rows counted, one in so many is looked at for its age.
 AGE_SAMPLE = 16
+# While days are set aside, rows of others that do not fit may be committed.
+SET_ASIDE_AT_MOST = 3
 
 
 def refresh(
@@ -49,9 +50,9 @@ def refresh(
     """
     total = None
     while True:
-        started = time.perf_counter()
-        rows = isolate_overflow(db, partial(_refresh_in_one_trip, db, step_rows, sampled))
-        report = _report(db, rows, time.perf_counter() - started)
+        started, misfits = time.perf_counter(), list[Misfit]()
+        rows = isolate_overflow(db, partial(_refresh_in_one_trip, db, step_rows, sampled), misfits)
+        report = replace(_report(db, rows, time.perf_counter() - started), misfits=misfits)
         progress(report)
         total = report if total is None else total + report
         if not rows[0]["more"]:
@@ -84,31 +85,35 @@ def _day_count(rollup: Rollup, row: dict[str, Any]) -> DayCount:
     return DayCount(rollup.name, row["date"], measures[rollup.count], measures, row["keys"], row["status"])
 
 
-def isolate_overflow(db: Database, work: Callable[[], T]) -> T:
-    """What `work` returns, a transaction with a refresh in it; days with values that do not fit are set aside first."""
-    try:
-        return persistently(work)
-    except DatabaseTrouble as trouble:
-        if trouble.sqlstate != NUMBER_OUT_OF_RANGE or not _set_aside(db):
-            raise
-        return persistently(work)
+def isolate_overflow(db: Database, work: Callable[[], T], found: list[Misfit] | None = None) -> T:
+    """What `work` returns, a transaction with a refresh in it; days with values that do not fit are set aside first.
+
+    The values are added to `found`.
+    """
+    for _ in range(SET_ASIDE_AT_MOST):
+        try:
+            return persistently(work)
+        except DatabaseTrouble as trouble:
+            misfits = _set_aside(db) if trouble.sqlstate == NUMBER_OUT_OF_RANGE else []
+            if not misfits:
+                raise
+            if found is not None:
+                found += misfits
+    return persistently(work)
 
 
-def _set_aside(db: Database) -> list[date]:
-    """Marks the days that the next refresh cannot count; returns them."""
-    found: list[date] = []
+def _set_aside(db: Database) -> list[Misfit]:
+    """Marks the days that the next refresh cannot count; returns why."""
+    found: list[Misfit] = []
     with transaction(db.engine) as connection:
         before = ledger.lock(connection, db)
         parameters = between(before.snapshot, Snapshot.now(connection))
         for rollup in db.log.rollups:
-            statement = f"""
-                select distinct diff.date
-                from ({counts_between(db, rollup)}) diff left join {rollup.name} t using ({rollup.key_columns}, date)
-                where {rollup.overflows("coalesce(t.{name}, 0) + diff.{name}")}
-            """
-            days = list(connection.execute(text(statement), parameters).scalars())
-            ledger.set_aside(connection, rollup, days)
-            found += days
+            new = overflow.misfits(connection, rollup, counts_between(db, rollup), parameters, are_added=True)
+            set_aside = ledger.set_aside(connection, rollup, [each.day for each in new])
+            found += [each for each in new if each.day in set_aside]
+        if found:
+            overflow.note(connection, db, found)
     return found
 
 
@@ -311,7 +316,7 @@ def _diff(rollup: Rollup, n: int, log: Log, sampled: bool) -> str:
     if len(sources) == 1:
         return f"{parts}, diff_{n} as not materialized (select * from parts_{n})"
     keys = f"{rollup.key_columns}, date"
-    sums = rollup.each_measure("cast(sum({name}) as bigint) as {name}")
+    sums = rollup.each_measure("sum({name}) as {name}")
     return f"{parts}, diff_{n} as materialized (select {keys}, {sums} from parts_{n} group by {keys})"
 
 

@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from calc_analytics.plurals import number
 from calc_analytics.rollup.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from calc_analytics.rollup.overflow import Misfit
 
 # Of the keys that differ, so many are named in a line.
 NAMED_KEYS = 3
@@ -37,6 +40,8 @@ class RefreshReport:
     days: list[DayCount]
     seconds: float
     snapshot: Snapshot
+    misfits: "Sequence[Misfit]" = ()
+    """The values for which days were set aside on the way."""
 
     @property
     def counted(self) -> list[DayCount]:
@@ -64,7 +69,8 @@ class RefreshReport:
         return sum(self.rows_by_day.values())
 
     def __add__(self, other: "RefreshReport") -> "RefreshReport":
-        return RefreshReport(_summed(self.days + other.days), self.seconds + other.seconds, other.snapshot)
+        misfits = [*self.misfits, *other.misfits]
+        return RefreshReport(_summed(self.days + other.days), self.seconds + other.seconds, other.snapshot, misfits)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON: days as YYYY-MM-DD."""
@@ -116,7 +122,7 @@ class Refused:
     - frozen: the day was never counted whole here, and its log rows are gone
     - late: it cannot be kept, because some of its log rows were never counted
     - unproven: it cannot be kept yet, because its statistics are not what was counted and no proof has reported that
-    - overflow: `detail` names the measure and the value that its column cannot hold
+    - overflow: `detail` names the column and the value that it cannot hold, `misfit` the same for programs
     """
 
     rollup: str
@@ -126,6 +132,7 @@ class Refused:
     counted_rows: int
     deleted_rows: int = 0
     detail: str = ""
+    misfit: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return self._in_words(self.rollup)
@@ -275,6 +282,8 @@ class DayProof:
     seconds: float = 0.0
     suspects: dict[str, int] = field(default_factory=dict)
     """Log rows that are counted, but look wrong: how many of each kind."""
+    misfit: "Misfit | None" = None
+    """Of a day that is set aside, the value that does not fit its column."""
 
     @property
     def is_built(self) -> bool:
@@ -335,6 +344,8 @@ class DayProof:
                     if self.stored_rows
                     else "its log rows were gone before this rollup was kept, so it has no statistics"
                 )
+            case "overflow" if self.misfit is not None:
+                said = f"a value does not fit its column: {self.misfit}. {self.misfit.advice} Then run {command}'."
             case "overflow":
                 said = f"a value does not fit its column. Run {command}' to see which."
             case _:

@@ -6,6 +6,7 @@ What it finds is recorded in the ledger, so that the command line, health, metri
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import date, timedelta
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ from sqlalchemy.engine import Connection, RowMapping
 
 from calc_analytics.database.engine import WHOLE_DAYS, persistently, transaction
 from calc_analytics.days import today
-from calc_analytics.rollup import journal, ledger
+from calc_analytics.rollup import journal, ledger, overflow
 from calc_analytics.rollup.audit import GREATEST
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import KEYS_HASH, Rollup
@@ -77,6 +78,8 @@ def _prove(db: Database, rollup: Rollup, day: date, with_checksum: bool, may_be_
         connection.execute(WHOLE_DAYS)
         row = connection.execute(text(verify_sql(db, rollup, span)), parameters).mappings().one()
         proof = _proof(rollup, day, row, db.timezone, time.perf_counter() - started)
+        if proof.finding == "overflow":
+            proof = replace(proof, misfit=overflow.in_log(connection, db, rollup, span))
         is_open = may_be_announced and proof.finding == "logs_missing"
         # A standby's answer is right, and not recorded.
         if proof.status is not None and not is_open and not row["is_read_only"]:

@@ -16,12 +16,13 @@ from typing import Any
 from calc_analytics import days
 from calc_analytics.config import shown
 from calc_analytics.database import adopt
+from calc_analytics.database.embedded import data_folder, writable
 from calc_analytics.database.engine import transaction
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.plurals import number
-from calc_analytics.rollup import diagnosis, install, ledger, status
+from calc_analytics.rollup import diagnosis, install, ledger, overflow, status, widen
 from calc_analytics.rollups import LOG, chosen_log
-from calc_analytics.service.health import schedule_seconds
+from calc_analytics.service.health import STOP_ONE, TWO_DAEMONS, schedule_seconds
 from calc_analytics.service.probes import Answer, Prober
 from calc_analytics.service.sources import Sources
 from calc_analytics.service.words import USE_THE_PRIMARY, ago
@@ -142,6 +143,23 @@ def _tables(sources: Sources) -> Findings:
     else:
         why = "without the newest migration nothing is counted"
         yield _wrong("the newest migration has not run, or not for these rollups", why, "calc-analytics migrate")
+
+
+def _columns(sources: Sources) -> Findings:
+    """Columns of the statistics that are narrower than the log's, and the days that were set aside for it."""
+    db = sources.database()
+    with transaction(db.engine) as connection:
+        narrow = widen.narrow_keys(connection, db.log)
+    for change in narrow:
+        fact = f"{change.table}.{change.column} is {change.before}, but {db.log.name} has {change.after}"
+        why = "a day with a value that does not fit is set aside and not counted"
+        yield _wrong(fact, why, f"calc-analytics widen {change.column}")
+    for misfit in overflow.known(db):
+        fact = f"{misfit.day} of {misfit.rollup} is set aside: {misfit}"
+        command = f"calc-analytics widen {misfit.column}\ncalc-analytics rollup --day {misfit.day}"
+        yield _wrong(fact, "its statistics are not kept up to date, and rows are missing in them", command)
+    if not narrow:
+        yield _ok("the columns of the statistics are as wide as the log's")
 
 
 def _settings(sources: Sources) -> Findings:
@@ -288,6 +306,8 @@ def _dagster(sources: Sources) -> Findings:
 
     dagster = sources.dagster()
     yield _ok(f"Dagster's storage answers: {history.storage(dagster)}")
+    if len(connected := history.daemons(dagster)) > 1:
+        yield _wrong(f"{len(connected)} daemons run at once: {', '.join(connected)}", TWO_DAEMONS, STOP_ONE)
     yield from _ticks(history.tick_retention_days(dagster))
     yield _housekeeping(
         history.schedule(dagster, history.HOUSEKEEPING), history.last_run(dagster, history.HOUSEKEEPING)
@@ -322,6 +342,15 @@ def _ticks(kept: dict[str, int]) -> Findings:
         yield _ok(fact)
 
 
+def _folder(sources: Sources) -> Findings:
+    place = writable(data_folder())
+    if place == data_folder():
+        yield _ok(f"logs and run-time files are in {place}")
+    else:
+        why = f"logs and the output of runs go to {place}, which may be lost at a restart of the machine"
+        yield _note(f"{data_folder()} cannot be written to", why, f"make {data_folder().parent} writable")
+
+
 def _ports(ports: Ports) -> Findings:
     asked = (
         (ports.ui, "--ui-port", "/server_info", "dagster_webserver_version", "the Dagster UI"),
@@ -347,7 +376,9 @@ def _answers(port: int, path: str, key: str) -> bool:
 EXAMINATIONS: dict[str, Callable[[Sources], Findings]] = {
     "database": _database,
     "settings": _settings,
+    "folder": _folder,
     "tables": _tables,
+    "columns": _columns,
     "state": _state,
     "permissions": _permissions,
     "indexes": _indexes,

@@ -4,14 +4,16 @@ The same report answers `GET /health/rollup`, the gauges of `/metrics` and the h
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from functools import partial
 from typing import Any
 
 from calc_analytics import __version__
 from calc_analytics.plurals import number
-from calc_analytics.rollup import diagnosis, install, status
+from calc_analytics.rollup import diagnosis, install, ledger, overflow, status
+from calc_analytics.rollup.database import Database
+from calc_analytics.service.disclosure import NO_ANSWER, Cause
 from calc_analytics.service.probes import Answer, Prober, Question
 from calc_analytics.service.sources import Sources
 from calc_analytics.service.words import USE_THE_PRIMARY, ago, first_of, in_rollups, instant
@@ -20,6 +22,8 @@ from calc_analytics.service.words import USE_THE_PRIMARY, ago, first_of, in_roll
 # tell of a death.
 HEARTBEAT_SECONDS = {"SENSOR": 30, "QUEUED_RUN_COORDINATOR": 30, "SCHEDULER": 60}
 HEARTBEATS_MISSED = 2
+TWO_DAEMONS = "two of Dagster's daemons run at once, so that ticks and runs come twice"
+STOP_ONE = "stop one of them: 'dagster dev' beside 'calc-analytics up', or a second 'up' on another machine"
 # The sensor begins a tick every ten seconds; one that has much to count may take longer.
 TICK_SECONDS = 60
 RED_TICKS = 2
@@ -37,23 +41,35 @@ ROUNDS, PATROL_SHARE = 2, 0.01
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether something is as it should be, what was compared, and the command for where it is not."""
+    """Whether something is as it should be, what was compared, and the command for where it is not.
+
+    `public` is what anybody may read over HTTP, if that is less than `compared`; `code` is for programs.
+    """
 
     ok: bool
     compared: str
     command: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
+    public: str = ""
+    code: str | None = None
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A probe's verdict, with its name and how long it took to answer."""
+    """A probe's verdict, with its name and how long it took to answer. `public` and `code` as in `Verdict`."""
 
     name: str
     ok: bool
     compared: str
     next_command: str | None
     seconds: float
+    public: str
+    code: str | None = None
+
+    def as_dict(self, compared: str) -> dict[str, Any]:
+        """Plain values for JSON, with that text of what was compared."""
+        values = {name: value for name, value in asdict(self).items() if name != "public"}
+        return {**values, "compared": compared, "seconds": round(self.seconds, 4)}
 
 
 @dataclass(frozen=True)
@@ -80,7 +96,14 @@ class Health:
         return [finding for finding in self.findings if not finding.ok]
 
     def as_dict(self) -> dict[str, Any]:
-        """The `data` of `GET /health/rollup`."""
+        """Everything, for `status --json`."""
+        return self._as_dict([finding.as_dict(finding.compared) for finding in self.findings])
+
+    def public(self) -> dict[str, Any]:
+        """The `data` of `GET /health/rollup`, which anybody may read."""
+        return self._as_dict([finding.as_dict(finding.public) for finding in self.findings])
+
+    def _as_dict(self, probes: list[dict[str, Any]]) -> dict[str, Any]:
         return {
             "status": "ok" if self.healthy else "unhealthy",
             "running": self.running,
@@ -88,7 +111,7 @@ class Health:
             "last_run": self.last_run,
             "checked_at": instant(self.at),
             "version": __version__,
-            "probes": [{**asdict(finding), "seconds": round(finding.seconds, 4)} for finding in self.findings],
+            "probes": probes,
         }
 
 
@@ -107,33 +130,46 @@ def report(answers: Mapping[str, Answer[Verdict]]) -> Health:
     fresh = answers["freshness"].value
     return Health(
         at=datetime.now(timezone.utc),
-        findings=[_finding(name, answers[name]) for name in PROBES],
+        findings=_each_cause_once([_finding(name, answers[name]) for name in PROBES]),
         last_run=fresh.facts["refreshed_at"] if fresh else None,
     )
 
 
 def _finding(name: str, answer: Answer[Verdict]) -> Finding:
     if answer.value is None:
-        return Finding(name, False, answer.trouble or "", "calc-analytics doctor", answer.seconds)
+        cause = answer.cause or Cause("internal_error", "internal error")
+        return Finding(name, False, answer.trouble or "", cause.command, answer.seconds, cause.words, cause.code)
     verdict = answer.value
     command = None if verdict.ok else verdict.command or "calc-analytics status"
-    return Finding(name, verdict.ok, verdict.compared, command, answer.seconds)
+    public = verdict.public or verdict.compared
+    return Finding(name, verdict.ok, verdict.compared, command, answer.seconds, public, verdict.code)
+
+
+def _each_cause_once(findings: list[Finding]) -> list[Finding]:
+    """The findings, of which the first alone says what several have in common; the others name that one."""
+    first: dict[str, str] = {}
+    found = []
+    for each in findings:
+        named = each.name if each.code in (None, NO_ANSWER) else first.setdefault(str(each.code), each.name)
+        found.append(each if named == each.name else replace(each, public=f"not known: see the probe {named}"))
+    return found
 
 
 def _database(sources: Sources) -> Verdict:
     # On a connection of its own: it answers while every other one waits for a lock.
     server = status.server(sources.engine("calc_analytics probe"))
-    said = f"PostgreSQL {server.version} answered"
+    said, public = f"PostgreSQL {server.version} answered", "the database answered"
     if server.read_only:
-        return Verdict(False, f"{said}, but it is read-only (a standby?): nothing can be counted", USE_THE_PRIMARY)
-    return Verdict(True, said)
+        but = ", but it is read-only (a standby?): nothing can be counted"
+        return Verdict(False, said + but, USE_THE_PRIMARY, public=public + but, code="read_only")
+    return Verdict(True, said, public=public)
 
 
 def _tables(sources: Sources) -> Verdict:
     if install.is_installed(sources.database()):
         return Verdict(True, "tables, views and migrations are there")
     said = "the newest migration has not run, or ROLLUPS names other rollups than those that are kept"
-    return Verdict(False, said, "calc-analytics migrate")
+    return Verdict(False, said, "calc-analytics migrate", code="not_installed")
 
 
 def _state(sources: Sources) -> Verdict:
@@ -171,8 +207,21 @@ def _proofs(sources: Sources) -> Verdict:
         return Verdict(
             False, f"{said}what was counted: {named}", f"calc-analytics verify --day {next(iter(different))}"
         )
+    if verdict := _set_aside(db):
+        return verdict
     built = max((days.by_status.get("built", 0) for days in status.days(db).values()), default=0)
     return Verdict(True, f"no day differs; {number(built, 'day')} built in {number(len(db.log.rollups), 'rollup')}")
+
+
+def _set_aside(db: Database) -> Verdict | None:
+    """The days that are not counted because a value does not fit its column; None if there are none."""
+    days = ledger.days_by_status(db, ["overflow"])
+    if not days:
+        return None
+    named = first_of([f"{day} ({in_rollups(rollups, len(db.log.rollups))})" for day, rollups in days.items()])
+    said = f"{number(len(days), 'day')} set aside, because a value does not fit its column: {named}"
+    why = "".join(f"; {misfit}" for misfit in overflow.known(db)[:1])
+    return Verdict(False, said + why, f"calc-analytics verify --day {next(iter(days))}", public=said, code="overflow")
 
 
 def _audit(sources: Sources) -> Verdict:
@@ -198,7 +247,12 @@ def _audit(sources: Sources) -> Verdict:
 def _daemon(sources: Sources) -> Verdict:
     from calc_analytics.orchestration import history
 
-    needed = [beat for beat in history.heartbeats(sources.dagster()) if beat.needed]
+    dagster = sources.dagster()
+    needed = [beat for beat in history.heartbeats(dagster) if beat.needed]
+    connected = history.daemons(dagster)
+    if sources.heartbeat_ids.take_turns(needed) or len(connected) > 1:
+        named = f": {', '.join(connected)}" if len(connected) > 1 else ""
+        return Verdict(False, TWO_DAEMONS + named, STOP_ONE, public=TWO_DAEMONS, code="two_daemons")
     dead = [beat.daemon for beat in needed if not is_alive(beat)]
     said = ", ".join(f"{name_of(beat)} {_since(_age(beat.at))} (limit {_limit(beat)} s)" for beat in needed)
     return Verdict(not dead, f"last heartbeats: {said}", "calc-analytics up")
@@ -246,8 +300,8 @@ def _instigator(found: Any, name: str, kind: str) -> Verdict:
     if tick is None:
         return Verdict(True, f"the {kind} {name} is on and has not ticked yet")
     if tick.failures_in_a_row >= RED_TICKS:
-        said = f"the last {tick.failures_in_a_row} ticks of the {kind} {name} failed: {tick.error}"
-        return Verdict(False, said, "calc-analytics doctor")
+        said = f"the last {tick.failures_in_a_row} ticks of the {kind} {name} failed"
+        return Verdict(False, f"{said}: {tick.error}", "calc-analytics doctor", public=said)
     return Verdict(
         True, f"the {kind} {name} is on; the last tick that ended began {_since(_age(tick.at))}: {tick.status}"
     )
@@ -261,9 +315,10 @@ def _checks(sources: Sources) -> Verdict:
     warned = [check for check in results if not check.passed and check.warning]
     if failed:
         said = "; ".join(f"{check.name} failed {_since(_age(check.at))}" for check in failed)
-        return Verdict(False, f"{said}. {failed[0].description}", "calc-analytics verify")
+        return Verdict(False, f"{said}. {failed[0].description}", "calc-analytics verify", public=said)
     said = "; ".join(f"{check.name} warns: {check.description}" for check in warned)
-    return Verdict(True, said or f"the last results of {len(results)} checks passed")
+    public = "; ".join(f"{check.name} warns" for check in warned)
+    return Verdict(True, said or f"the last results of {len(results)} checks passed", public=public)
 
 
 def _last_run(sources: Sources) -> Verdict:

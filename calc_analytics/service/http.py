@@ -1,7 +1,7 @@
 """The HTTP service: thin endpoints over the health report, the metrics and the trigger.
 
-Answers are `{"data": …}`, errors `{"error": {"code", "message"}}`, at any path and in any trouble; neither ever holds a
-stack trace, a query or a password. `openapi.py` describes all of it.
+Answers are `{"data": …}`, errors `{"error": {"code", "message"}}`, at any path and whatever fails. Nobody learns
+anything of the inside (`disclosure.py`): details go to the log. `openapi.py` describes all of it.
 """
 
 import asyncio
@@ -23,6 +23,7 @@ from starlette.routing import Route
 from calc_analytics import __version__
 from calc_analytics.config import Settings
 from calc_analytics.errors import CalcAnalyticsError
+from calc_analytics.service.disclosure import cause_of
 from calc_analytics.service.health import Health, health
 from calc_analytics.service.metrics import Exposition
 from calc_analytics.service.openapi import description
@@ -32,6 +33,7 @@ from calc_analytics.service.trigger import AlreadyTriggered, Trigger
 from calc_analytics.telemetry import logs
 
 FRESH = {"Cache-Control": "no-store"}
+SEE_THE_LOG = "the service's log has the details"
 CODES = {
     401: "unauthorized",
     403: "forbidden",
@@ -50,6 +52,7 @@ class Service:
     settings: Settings
     prober: Prober = field(default_factory=Prober)
     _was_healthy: bool | None = None
+    _reported: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         self.sources, self.rebuilding = Sources(self.settings), Trigger(self.settings)
@@ -86,10 +89,10 @@ class Service:
         return JSONResponse({"data": {"status": "ok"}}, headers=FRESH)
 
     async def rollup(self, request: Request) -> Response:
-        """200 if every probe is content, else 503; the same details either way."""
+        """200 if nothing is wrong, else 503; in general words, with a code, either way."""
         found = await run_in_threadpool(health, self.sources, self.prober)
         self._log_change(found)
-        return JSONResponse({"data": found.as_dict()}, 200 if found.healthy else 503, FRESH)
+        return JSONResponse({"data": found.public()}, 200 if found.healthy else 503, FRESH)
 
     async def metrics(self, request: Request) -> Response:
         """Prometheus' text; also with the database down."""
@@ -111,7 +114,8 @@ class Service:
         except AlreadyTriggered as error:
             return _error(409, str(error), {"Retry-After": "1"})
         except CalcAnalyticsError as error:
-            return _error(503, str(error), {"Retry-After": "5"})
+            logs.line(logging.WARNING, "trigger", failed=str(error))
+            return _error(503, f"{cause_of(error).words}; {SEE_THE_LOG}", {"Retry-After": "5"})
         return JSONResponse({"data": done.as_dict()}, headers=FRESH)
 
     def _may_trigger(self, headers: Mapping[str, str]) -> bool:
@@ -123,7 +127,15 @@ class Service:
         return right and scheme.lower() == "bearer"
 
     def _log_change(self, found: Health) -> None:
-        """A line when the health changes, and none for the questions between."""
+        """A line when the health changes, and one for each error that the last report did not have."""
+        errors: dict[str, str] = {}
+        for finding in found.wrong:
+            if finding.code:
+                errors.setdefault(finding.compared, finding.name)
+        for said, name in errors.items():
+            if said not in self._reported:
+                logs.line(logging.WARNING, "probe", name=name, failed=said)
+        self._reported = frozenset(errors)
         if found.healthy != self._was_healthy:
             self._was_healthy = found.healthy
             if found.healthy:
@@ -156,5 +168,5 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    """A bug, without its stack trace, which goes to the log."""
-    return _error(500, f"a bug: {type(error).__name__}; the service's log has the details")
+    """An internal error, without its stack trace, which goes to the log."""
+    return _error(500, f"internal error: {type(error).__name__}; {SEE_THE_LOG}")

@@ -59,7 +59,12 @@ def _error(said: str) -> dict[str, Any]:
 
 _INDEX = _record(service=_TEXT, version=_TEXT, endpoints={"type": "array", "items": _TEXT})
 _PROBE = _record(
-    name=_TEXT, ok=_YES_OR_NO, compared=_TEXT, next_command={"type": ["string", "null"]}, seconds={"type": "number"}
+    name=_TEXT,
+    ok=_YES_OR_NO,
+    compared=_TEXT,
+    code={"type": ["string", "null"]},
+    next_command={"type": ["string", "null"]},
+    seconds={"type": "number"},
 )
 _HEALTH = _record(
     status={"enum": ["ok", "unhealthy"]},

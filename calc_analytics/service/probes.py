@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from calc_analytics.errors import CalcAnalyticsError
+from calc_analytics.service.disclosure import NO_ANSWER, Cause, cause_of
 from calc_analytics.telemetry import logs
 
 T = TypeVar("T")
@@ -27,11 +28,12 @@ Question = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Answer(Generic[T]):
-    """What came back: a value, or the trouble in one line; and how long it took."""
+    """What came back: a value, or the error in one line (`trouble`) and what anybody may know of it (`cause`)."""
 
     value: T | None
     trouble: str | None
     seconds: float
+    cause: Cause | None = None
 
     @property
     def answered(self) -> bool:
@@ -75,8 +77,8 @@ class Prober:
         try:
             return asked.answer.result(max(deadline - time.monotonic(), 0))
         except NotInTime:
-            waited = time.monotonic() - asked.at
-            return Answer(None, f"no answer within {self.deadline_seconds:g} s", waited)
+            waited, said = time.monotonic() - asked.at, f"no answer within {self.deadline_seconds:g} s"
+            return Answer(None, said, waited, Cause(NO_ANSWER, said))
 
 
 def _may_ask_again(under_way: list[Asked]) -> bool:
@@ -84,14 +86,14 @@ def _may_ask_again(under_way: list[Asked]) -> bool:
 
 
 def _answer(question: Question, at: float) -> Answer[Any]:
-    value = trouble = None
+    value = trouble = cause = None
     try:
         value = question()
     except Exception as error:
-        trouble = logs.in_one_line(error)
+        trouble, cause = logs.in_one_line(error), cause_of(error)
         if not isinstance(error, CalcAnalyticsError):
             logs.line(logging.ERROR, "probe", exc_info=True, failed=trouble)
-    return Answer(value, trouble, time.monotonic() - at)
+    return Answer(value, trouble, time.monotonic() - at, cause)
 
 
 def in_background(name: str, work: Callable[[], T]) -> "Future[T]":

@@ -15,6 +15,7 @@ from calc_analytics import rollups
 from calc_analytics.config import Settings
 from calc_analytics.database.engine import database_url, engine_for, impatient
 from calc_analytics.rollup.database import Database
+from calc_analytics.service.daemons import HeartbeatIds
 
 STATEMENT_SECONDS = 10.0
 
@@ -27,6 +28,7 @@ class Sources:
     _engines: dict[tuple[URL, str], Engine] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _dagster_lock: threading.Lock = field(default_factory=threading.Lock)
+    heartbeat_ids: HeartbeatIds = field(default_factory=HeartbeatIds)
 
     def url(self) -> URL:
         """The database's URL; the embedded server is started if need be."""

@@ -29,6 +29,8 @@ def refreshed(report: "RefreshReport", **fields: Any) -> None:
     fields = {**({"never_built_days": waiting} if waiting else {}), **fields}
     level = logging.INFO if report.rows or waiting else logging.DEBUG
     days = [str(day) for day in report.rows_by_day]
+    for misfit in report.misfits:
+        _log(logging.ERROR, "overflow", day=str(misfit.day), found=f"{misfit}. {misfit.advice}")
     _log(level, "refresh", rows=report.rows, days=days, seconds=round(report.seconds, 4), **fields)
 
 
@@ -38,6 +40,9 @@ def rebuilt(report: "RebuildReport", **fields: Any) -> None:
     fields = {**{name: days for name, days in left.items() if days}, **fields}
     level = logging.WARNING if report.failed else logging.INFO
     days = _span([str(day) for day in report.days])
+    for refused in report.failed:
+        if refused.reason == "overflow":
+            _log(logging.ERROR, "overflow", day=str(refused.day), found=refused.detail)
     _log(level, "rebuild", rows=report.rows, days=days, seconds=round(report.seconds, 4), **fields)
 
 

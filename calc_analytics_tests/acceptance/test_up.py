@@ -255,14 +255,6 @@ def test_a_second_up_in_the_same_folder_says_so_in_one_line(up: Up):
     assert "already runs in" in second.stderr
 
 
-def test_a_second_up_on_the_same_port_says_so_in_one_line(up: Up):
-    second = up.project.cli("up", "--ui-port", str(up.port))
-    assert second.returncode == 1
-    assert second.stderr.count("\n") == 1
-    assert f"port {up.port} is in use" in second.stderr
-    assert "--ui-port" in second.stderr
-
-
 def test_sigterm_stops_everything_and_a_second_start_finds_its_data(project: Project, up: Up):
     started = up.descendants()
     up.process.send_signal(signal.SIGTERM)

@@ -44,6 +44,7 @@ TEACHES = {
     "serve": "It starts, and stays up, while the database and Dagster are down",
     "status": "who holds an old transaction",
     "doctor": "the fact, why it matters, what to type",
+    "widen": "live views",
 }
 
 

@@ -310,7 +310,7 @@ def test_a_missing_migration_and_a_restored_cluster_are_named(served: Served, ow
     execute(owner, "update rollup_state set system_identifier = 7, relation = 7")
     probes = served.probes()
     assert probes["tables"]["next_command"] == "calc-analytics migrate"
-    assert "calc-analytics rebase" in probes["state"]["compared"]
+    assert probes["state"]["next_command"] == "calc-analytics rebase"
 
 
 def test_a_standby_is_named(served: Served, monkeypatch):
@@ -326,7 +326,8 @@ def test_the_service_lives_while_everything_else_is_down(down: Settings):
         assert served.ask("/health/live") == (200, {"data": {"status": "ok"}})
         status, answer = served.ask("/health/rollup")
         assert status == 503
-        assert "cannot connect to postgresql://me:***@127.0.0.1" in json.dumps(answer)
+        assert "the database is unreachable" in json.dumps(answer)
+        assert "127.0.0.1" not in json.dumps(answer)
         assert SECRET not in json.dumps(answer)
         samples = served.samples()
         assert (samples["calc_analytics_up"], samples["calc_analytics_probe_ok database"]) == (0, 0)
@@ -453,7 +454,7 @@ def test_a_bug_is_an_error_without_its_stack_trace_which_goes_to_the_log(setting
         status, answer = served.ask("/metrics")
     logging.getLogger("uvicorn.error").removeHandler(logs.handler())
     assert (status, answer["error"]["code"]) == (500, "internal_error")
-    assert "a bug: RuntimeError" in answer["error"]["message"]
+    assert "internal error: RuntimeError" in answer["error"]["message"]
     assert SECRET not in json.dumps(answer)
     assert "Traceback" in capsys.readouterr().err
 

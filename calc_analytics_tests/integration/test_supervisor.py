@@ -1,13 +1,15 @@
 """A service of `up`: its log stays short while it writes."""
 
+import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
 import pytest
 
 from calc_analytics import supervisor
-from calc_analytics.supervisor import PortTaken, Service, claim, free_port
+from calc_analytics.supervisor import AlreadyUp, PortTaken, Service, claim, free_port
 from calc_analytics_tests.acceptance.conftest import eventually
 
 WRITES = "import itertools, time\nfor n in itertools.count(): print('line', n, flush=True); time.sleep(0.01)"
@@ -29,6 +31,20 @@ def test_the_ui_and_the_service_want_a_port_each(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(supervisor, "data_folder", lambda: tmp_path)
     with pytest.raises(PortTaken, match="choose two ports"):
         claim(port := free_port(), port)
+
+
+def test_a_port_that_another_program_has_is_named_and_the_folder_is_free_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(supervisor, "data_folder", lambda: tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for _ in range(2):
+            with pytest.raises(PortTaken, match=f"port {port} is in use .* choose another with --ui-port"):
+                claim(port, free_port())
+    claim(free_port(), free_port())
+    with pytest.raises(AlreadyUp, match=rf"already running \(pid {os.getpid()}\)"):
+        claim(free_port(), free_port())
 
 
 def test_a_long_log_begins_afresh_and_what_it_had_is_kept_beside_it(service: Service):

@@ -1,9 +1,13 @@
 """Settings: defaults, accepted forms, and errors that name the variable and the form."""
 
-from datetime import date
+import random
+from collections.abc import Callable
+from datetime import date, timedelta
+from pathlib import Path
 
 import pytest
 
+from calc_analytics import config, days
 from calc_analytics.config import InvalidSetting, Settings, shown, without_secrets
 from calc_analytics.rollups import LATENCY, LOG, STATS, chosen_log
 
@@ -29,6 +33,10 @@ def test_without_any_variable_the_defaults_hold():
         ("ROLLUP_INTERVAL_HOURS", "6", "cron", "0 */6 * * *"),
         ("ROLLUP_INTERVAL_HOURS", "24", "cron", "0 0 * * *"),
         ("ROLLUP_CRON", "*/30 * * * *", "cron", "*/30 * * * *"),
+        ("ROLLUP_CRON", "0,30 8-18/2 1-7 jan-MAR mon-fri", "cron", "0,30 8-18/2 1-7 jan-MAR mon-fri"),
+        ("ROLLUP_CRON", "5/15 22-2 L * 7", "cron", "5/15 22-2 L * 7"),
+        ("ROLLUP_CRON", "0 0 29 2 *", "cron", "0 0 29 2 *"),
+        ("ROLLUP_CRON", "0 0 31 2 mon", "cron", "0 0 31 2 mon"),
         ("ROLLUP_DEBOUNCE_SECONDS", "0.25", "debounce_seconds", 0.25),
         ("ROLLUP_DEBOUNCE_SECONDS", "  ", "debounce_seconds", 0.2),
         ("ROLLUPS", "calculation_stats_daily", "rollups", ("calculation_stats_daily",)),
@@ -72,6 +80,21 @@ def test_cron_wins_over_the_interval():
         ("ROLLUP_INTERVAL_HOURS", "5", "divides a day"),
         ("ROLLUP_INTERVAL_HOURS", "one", "divides a day"),
         ("ROLLUP_CRON", "hourly", "five fields"),
+        ("ROLLUP_CRON", "99 * * * *", "'99' is not a minute, which goes from 0 to 59"),
+        ("ROLLUP_CRON", "* 24 * * *", "'24' is not a hour"),
+        ("ROLLUP_CRON", "0 0 0 * *", "'0' is not a day of the month"),
+        ("ROLLUP_CRON", "0 0 * 13 *", "'13' is not a month"),
+        ("ROLLUP_CRON", "0 0 * * 8", "'8' is not a day of the week"),
+        ("ROLLUP_CRON", "0 0 * * someday", "'someday' is not a day of the week"),
+        ("ROLLUP_CRON", "*/0 * * * *", "'/0' is not a step"),
+        ("ROLLUP_CRON", "1-99 * * * *", "'1-99' is not a minute"),
+        ("ROLLUP_CRON", "-1 * * * *", "'-1' is not a minute"),
+        ("ROLLUP_CRON", "1,,2 * * * *", "'' is not a minute"),
+        ("ROLLUP_CRON", "² * * * *", "'²' is not a minute"),
+        ("ROLLUP_CRON", "0 0 30 2 *", "never comes"),
+        ("ROLLUP_CRON", "0 0 31 4,jun,9-9,11 *", "never comes"),
+        ("ROLLUP_START_DATE", "2999-01-01", "lies in the future"),
+        ("ROLLUP_START_DATE", str(days.today("UTC") + timedelta(days=3)), "lies in the future"),
         ("ENABLE_TEST_ENDPOINTS", "1", "true or false"),
         ("ROLLUP_TRIGGER_TOKEN", f"{SECRET} with spaces", "printable"),
         ("LOG_FORMAT", "xml", "text or json"),
@@ -108,6 +131,87 @@ def test_a_wrong_value_is_refused_with_its_name_and_the_form(variable: str, valu
     assert form in said
     assert "\n" not in said
     assert SECRET not in said
+
+
+def test_a_start_date_is_judged_in_the_reporting_zone():
+    first = days.today("Pacific/Kiritimati")
+    assert settings(ROLLUP_START_DATE=str(first), ROLLUP_TIMEZONE="Pacific/Kiritimati").start_date == first
+
+
+def test_what_is_taken_for_a_cron_line_is_one_to_dagster():
+    """Lines at random: what is refused Dagster refuses too, or it never comes."""
+    from dagster._utils.schedules import is_valid_cron_schedule
+
+    rng = random.Random(7)
+    pieces = [
+        "*",
+        "0",
+        "5",
+        "12",
+        "23",
+        "24",
+        "31",
+        "32",
+        "59",
+        "60",
+        "99",
+        "1-5",
+        "*/7",
+        "*/0",
+        "3,9",
+        "mon",
+        "jan",
+        "x",
+    ]
+    for _ in range(2_000):
+        line = " ".join(rng.choice(pieces) for _ in range(5))
+        try:
+            days.require_cron_line(line)
+            accepted = True
+        except ValueError as error:
+            accepted = "never comes" in str(error)
+        assert accepted == is_valid_cron_schedule(line), line
+
+
+@pytest.fixture
+def dotenv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Settings]:
+    """What the settings are with that text in `.env`, and nothing else."""
+    monkeypatch.setattr(config, "project_root", lambda: tmp_path)
+    monkeypatch.setattr(config.os, "environ", {})
+
+    def read(text: str) -> Settings:
+        (tmp_path / ".env").write_text(text)
+        return Settings.from_environment()
+
+    return read
+
+
+def test_settings_are_read_from_dotenv(dotenv: Callable[[str], Settings]):
+    text = "# settings\n\nexport ROLLUP_TIMEZONE=Asia/Jerusalem\nROLLUPS='calculation_stats_daily' # one\n"
+    found = dotenv(text + 'EMPTY=\nA="b\nc"\n')
+    assert (found.timezone, found.rollups) == ("Asia/Jerusalem", ("calculation_stats_daily",))
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        (f"DATABASE_URL postgresql://me:{SECRET}@db/calc", "1"),
+        (f"\n\n# a comment\n\n  {SECRET}\nLOG_LEVEL=info\n", "5"),
+        (f"LOG_LEVEL=info\nDATABASE_URL: {URL}\n\n{SECRET}", "2, 4"),
+        (f"={SECRET}", "1"),
+        (f"LOG_LEVEL=info\r\n\r\nexport {SECRET}\r\n", "3"),
+        (f"A='{SECRET}", "1"),
+    ],
+)
+def test_a_line_of_dotenv_that_is_ignored_is_reported_by_its_number_alone(
+    dotenv: Callable[[str], Settings], text: str, lines: str
+):
+    with pytest.raises(InvalidSetting) as refused:
+        dotenv(text)
+    said = str(refused.value)
+    assert said.startswith(f"line {lines} of the project's .env is not usable: the accepted form is NAME=value")
+    assert SECRET not in said
+    assert "\n" not in said
 
 
 def test_a_rollup_that_is_not_declared_is_refused_with_the_names_that_are():
