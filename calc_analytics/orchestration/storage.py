@@ -22,7 +22,8 @@ from calc_analytics.config import Settings, with_driver
 from calc_analytics.database.engine import dagster_url, ensure_database
 
 # A server that vanished without a word is an error after half a minute, not after hours.
-PATIENCE = {
+CONNECTION = {
+    "client_encoding": "utf8",  # whatever the database's: Dagster stores text of any kind
     "connect_timeout": "10",
     "keepalives_idle": "10",
     "keepalives_interval": "5",
@@ -81,7 +82,7 @@ class CalcAnalyticsStorage(DagsterPostgresStorage):
         """Called by Dagster when an instance is loaded; creates the database if it is missing."""
         url = dagster_url(Settings.from_environment())
         ensure_database(url)
-        url = with_driver(url, "psycopg2").update_query_dict({**PATIENCE, **url.query, "plugin": PLUGIN})
+        url = with_driver(url, "psycopg2").update_query_dict({**CONNECTION, **url.query, "plugin": PLUGIN})
         return cls(url.render_as_string(hide_password=False), inst_data=inst_data)
 
 

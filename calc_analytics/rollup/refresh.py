@@ -116,10 +116,10 @@ def counts_between(db: Database, rollup: Rollup) -> str:
     """SQL: the measures of the rows between two snapshots, by keys and day; parameters of `between`."""
     day = local_date(db.log.event_time, quote_literal(db.timezone))
     return f"""
-        select {rollup.key_selects}, date, {rollup.measure_selects}
-        from (select *, {day} as date from {rows_between(db.log, ", ".join(db.log.reads))} l) l
-        where {has_a_day("date")}
-        group by {rollup.group_by}, date
+        select {rollup.key_selects}, rollup_date as date, {rollup.measure_selects}
+        from (select *, {day} as rollup_date from {rows_between(db.log, ", ".join(db.log.reads))} l) l
+        where {has_a_day("rollup_date")}
+        group by {rollup.group_by}, rollup_date
     """
 
 
@@ -278,6 +278,8 @@ def _today(db: Database) -> str:
 def _new_rows(db: Database) -> str:
     """CTEs: the new rows, with their day. Several rollups read them from memory.
 
+    What is computed has names that no column of the log may have (`declaration.COMPUTED`).
+
     A single rollup aggregates the two sources (`returned`: rows of transactions that were still open in S1) by
     themselves and adds up the few groups, which is cheaper than to append the rows.
     """
@@ -285,8 +287,8 @@ def _new_rows(db: Database) -> str:
     id_column = next(iter(log.table.primary_key.columns)).name
     columns = ", ".join(dict.fromkeys([id_column, *log.reads]))
     day = f"""case when {time_} >= (select first from today) and {time_} < (select next from today)
-            then (select day from today) else {local_date(time_, quote_literal(db.timezone))} end as date"""
-    selected = f"{columns}, {id_column} & {AGE_SAMPLE - 1} = 0 as is_sampled, {day}"
+            then (select day from today) else {local_date(time_, quote_literal(db.timezone))} end as rollup_date"""
+    selected = f"{columns}, {id_column} & {AGE_SAMPLE - 1} = 0 as rollup_sampled, {day}"
     written, ended = _newly_written(selected, log), _newly_ended(selected, log)
     if len(log.rollups) == 1:
         return f"new as not materialized ({written}), returned as not materialized ({ended})"
@@ -300,12 +302,12 @@ def _diff(rollup: Rollup, n: int, log: Log, sampled: bool) -> str:
     """
     time_, ages = log.event_time, ""
     if n == 0:
-        sample = f"array_agg({time_}) filter (where is_sampled)" if sampled else "cast(null as timestamptz[])"
-        ages = f", {sample} as sample, min({time_}) as oldest"
+        sample = f"array_agg({time_}) filter (where rollup_sampled)" if sampled else "cast(null as timestamptz[])"
+        ages = f", {sample} as rollup_sample, min({time_}) as rollup_oldest"
     sources = ("new", "returned") if len(log.rollups) == 1 else ("new",)
     each = " union all ".join(
-        f"select {rollup.key_selects}, date, {rollup.measure_selects}{ages} from {source} "
-        f"group by {rollup.group_by}, date"
+        f"select {rollup.key_selects}, rollup_date as date, {rollup.measure_selects}{ages} from {source} "
+        f"group by {rollup.group_by}, rollup_date"
         for source in sources
     )
     parts = f"parts_{n} as materialized (select * from ({each} offset 0) every_date where {has_a_day('date')})"

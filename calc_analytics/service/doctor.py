@@ -15,7 +15,6 @@ from typing import Any
 
 from calc_analytics import days
 from calc_analytics.config import shown
-from calc_analytics.database import adopt
 from calc_analytics.database.engine import transaction
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.plurals import number
@@ -135,8 +134,7 @@ def _database(sources: Sources) -> Findings:
 def _tables(sources: Sources) -> Findings:
     db = sources.database()
     with transaction(db.engine) as connection:
-        keys = {key for rollup in db.log.rollups for key in rollup.key_columns_of_log}
-        adopt.check_existing(connection, keys, [rollup.target for rollup in db.log.rollups])
+        install.require_fit_tables(connection, db.log)
     if install.is_installed(db):
         yield _ok("tables, views and migrations are there")
     else:
@@ -192,13 +190,20 @@ def _permissions(sources: Sources) -> Findings:
 
 def _indexes(sources: Sources) -> Findings:
     found = diagnosis.log_indexes(sources.database())
+    wanted = "index on (xact_id, hour of created_at)"
     for index in found:
-        if index.state != "there":
-            fact = f"the index of {index.table} on (xact_id, hour of created_at) is {index.state}"
+        command = ";\n".join(index.statements) + ";"
+        if index.state == "left over":
+            fact = f"{index.table} has its {wanted} more than once: one is left over from a build that was interrupted"
+            yield _note(fact, "each insert pays for it", command)
+        elif index.state == "not attached":
+            fact = f"the {wanted} of {index.table} is not that of all its partitions"
+            yield _note(fact, "new partitions get one of their own, and old ones may have two", command)
+        elif index.state != "there":
             why = "every refresh reads the whole table to find the new rows"
-            yield _wrong(fact, why, ";\n".join(index.sql) + ";")
+            yield _wrong(f"the index of {index.table} on (xact_id, hour of created_at) is {index.state}", why, command)
     if all(index.state == "there" for index in found):
-        yield _ok(f"the index on (xact_id, hour of created_at) is there, on {number(len(found), 'table')}")
+        yield _ok(f"the {wanted} is there, on {number(len(found), 'table')}")
 
 
 def _xact_id(sources: Sources) -> Findings:

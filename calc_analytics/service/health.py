@@ -5,13 +5,13 @@ The same report answers `GET /health/rollup`, the gauges of `/metrics` and the h
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
+from datetime import date, datetime, timezone
 from functools import partial
 from typing import Any
 
 from calc_analytics import __version__
 from calc_analytics.plurals import number
-from calc_analytics.rollup import diagnosis, install, status
+from calc_analytics.rollup import diagnosis, install, ledger, status
 from calc_analytics.service.probes import Answer, Prober, Question
 from calc_analytics.service.sources import Sources
 from calc_analytics.service.words import USE_THE_PRIMARY, ago, first_of, in_rollups, instant
@@ -169,8 +169,18 @@ def _proofs(sources: Sources) -> Verdict:
         return Verdict(
             False, f"{said}what was counted: {named}", f"calc-analytics verify --day {next(iter(different))}"
         )
+    if waiting := _waiting_days(sources):
+        verb = "waits" if len(waiting) == 1 else "wait"
+        said = f"{number(len(waiting), 'day')} with log rows {verb} for a rebuild: {first_of(list(map(str, waiting)))}"
+        return Verdict(False, f"{said}; no statistic has all of their rows", "calc-analytics rollup")
     built = max((days.by_status.get("built", 0) for days in status.days(db).values()), default=0)
     return Verdict(True, f"no day differs; {number(built, 'day')} built in {number(len(db.log.rollups), 'rollup')}")
+
+
+def _waiting_days(sources: Sources) -> list[date]:
+    """Days that were never counted whole: those on record, and those that nobody has recorded yet."""
+    db = sources.database()
+    return sorted({*ledger.waiting_days(db), *sources.search.days(db)})
 
 
 def _audit(sources: Sources) -> Verdict:
