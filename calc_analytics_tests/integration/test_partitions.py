@@ -3,24 +3,36 @@
 And rows that come with a partition: days that nobody has counted are found, reported and built.
 """
 
-from collections.abc import Iterator
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
 from sqlalchemy import text
 from sqlalchemy.engine import URL
 
+from calc_analytics.cli import main
 from calc_analytics.database import log_index
 from calc_analytics.database.engine import engine_for, transaction
+from calc_analytics.orchestration import history
+from calc_analytics.rollup.audit import audit
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.index import summarize
 from calc_analytics.rollup.install import install
 from calc_analytics.rollup.ledger import waiting_days
+from calc_analytics.rollup.patrol import Patrol
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
+from calc_analytics.rollup.unseen import Search, find_days, record_days
+from calc_analytics.rollup.verify import verify
 from calc_analytics.rollups import LOG
 from calc_analytics_tests.integration.test_migrations import scalar
 from calc_analytics_tests.integration.test_odd_tables import run
-from calc_analytics_tests.logs import assert_exact
+from calc_analytics_tests.logs import assert_exact, oracle
 
 COLUMNS = """
     id bigserial, publisher_id integer not null, locality_id bigint not null, date_calculated date not null,
@@ -214,3 +226,149 @@ def test_a_log_table_that_took_the_place_of_another_gets_an_index_of_its_own(emp
     assert indexes(db)["calculation_logs"] == 1
     assert scalar(engine, "select to_regclass('calculation_logs_rollup_idx1')") is not None
     engine.dispose()
+
+
+# -- Rows that come with a partition -----------------------------------------------------------------------------------
+
+OLD_IDS = {"null": "xact_id=null", "old": "xact_id=3", "of the past": "xact_id=txid_current() / 2"}
+
+
+def attach(db: Database, number: int, rows: int = 3_000, ids: str = "xact_id=null") -> None:
+    """Attaches a month of this year that has rows already, five days of them, which no refresh will count."""
+    table = f"logs_2026_{number:02}"
+    run(db.engine, f"create table {table} ({COLUMNS}, xact_id bigint default txid_current())")
+    for day in range(1, 6):
+        write(db, f"2026-{number:02}-{day:02} 12:00Z", rows // 5, table, ids)
+    bounds = f"from ('2026-{number:02}-01Z') to ('2026-{number + 1:02}-01Z')"
+    run(db.engine, f"alter table calculation_logs attach partition {table} for values {bounds}")
+
+
+@pytest.fixture
+def counted(db: Database) -> Database:
+    """The same, adopted, with two days of January counted."""
+    install(db)
+    write(db, "2026-01-05 12:00Z")
+    write(db, "2026-01-07 12:00Z")
+    refresh(db)
+    assert verify(db, [date(2026, 1, 5)]).difference == 0
+    return db
+
+
+@pytest.mark.parametrize("ids", OLD_IDS.values(), ids=OLD_IDS)
+def test_days_that_come_with_a_partition_are_found_and_built(counted: Database, ids: str):
+    attach(counted, 3, ids=ids)
+    assert refresh(counted).rows == 0
+    days = [date(2026, 3, day) for day in range(1, 6)]
+    with transaction(counted.engine) as connection:
+        assert find_days(connection, counted) == days
+    assert record_days(counted) == days == waiting_days(counted)
+    assert record_days(counted) == []
+    count_all(counted)
+    assert verify(counted, days).difference == 0
+
+
+@pytest.mark.parametrize("ids", OLD_IDS.values(), ids=OLD_IDS)
+def test_rows_that_come_to_days_that_are_built_are_a_difference(counted: Database, ids: str):
+    write(counted, "2026-01-05 15:00Z", rows=7, table="logs_2026_01", ids=ids)
+    assert refresh(counted).rows == 0
+    assert record_days(counted) == []
+    (report,) = [each for each in verify(counted, [date(2026, 1, 5)]).days if each.rollup == "calculation_stats_daily"]
+    assert (report.finding, report.log_rows, report.counted_rows) == ("logs_added", 17, 10)
+    rebuild(counted, [date(2026, 1, 5)])
+    assert_exact(counted)
+
+
+def test_a_day_whose_rows_are_not_counted_yet_is_left_to_the_refresh(counted: Database):
+    write(counted, "2026-01-20 12:00Z")
+    assert record_days(counted) == []
+    assert refresh(counted).rows == 10
+    assert waiting_days(counted) == []
+    assert_exact(counted)
+
+
+@pytest.mark.parametrize("zone", ["Asia/Kathmandu", "America/Havana", "Pacific/Kiritimati", "America/St_Johns"])
+def test_days_are_those_of_the_reporting_zone(db: Database, zone: str):
+    db = replace(db, timezone=zone)
+    install(db)
+    for hour in range(0, 72, 5):
+        write(db, f"2026-01-{5 + hour // 24:02} {hour % 24:02}:14Z", rows=1, ids="xact_id=null")
+    assert {key[-1] for key in oracle(db)} == set(record_days(db))
+    count_all(db)
+
+
+def test_a_day_on_record_for_one_rollup_alone_is_recorded_for_all(counted: Database):
+    """Statistics that somebody else wrote are on record for their rollup."""
+    statement = (
+        "insert into calculation_stats_daily (publisher_id, date, total_calculations) values (1, '2026-01-09', 5)"
+    )
+    run(counted.engine, statement)
+    assert [each.day for each in audit(counted).different] == [date(2026, 1, 9)]
+    write(counted, "2026-01-09 12:00Z", ids="xact_id=null")
+    assert record_days(counted) == [date(2026, 1, 9)]
+    count_all(counted)
+
+
+def test_the_patrol_looks_at_once_when_a_partition_was_attached(counted: Database):
+    errors: list[Exception] = []
+    patrol = Patrol(counted, threading.Event(), lambda operation, error: errors.append(error))
+    patrol.step()
+    attach(counted, 2)
+    patrol._audit_at = 0.0
+    patrol.step()
+    assert len(waiting_days(counted)) == 5
+    run(counted.engine, "update calculation_logs set xact_id = null, created_at = created_at + interval '10 days'")
+    patrol._audit_at = 0.0
+    patrol.step()
+    assert len(waiting_days(counted)) == 5, "the next search is due in an hour"
+    assert errors == []
+
+
+def test_a_search_that_takes_too_long_is_given_up(counted: Database):
+    attach(counted, 2)
+    assert Search(limit_seconds=0.001).days(counted) == []
+    assert len(Search().days(counted)) == 5
+
+
+def test_what_was_found_is_forgotten_once_it_is_on_record(counted: Database):
+    attach(counted, 2)
+    search = Search()
+    assert len(search.days(counted)) == len(search.days(counted)) == 5
+    record_days(counted)
+    assert search.days(counted) == []
+
+
+@pytest.fixture
+def calc(counted: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Result]]:
+    """Runs `calc-analytics` with these words on that database."""
+    monkeypatch.setenv("DATABASE_URL", counted.engine.url.render_as_string(hide_password=False))
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    history.instance.cache_clear()
+    yield lambda *words: CliRunner().invoke(main, words)
+    history.instance.cache_clear()
+
+
+def test_days_in_no_statistic_are_red_until_they_are_built(counted: Database, calc: Callable[..., Result]):
+    assert calc("verify").exit_code == 0
+    attach(counted, 2)
+    counted_alone = calc("refresh")
+    assert "0 rows counted" in counted_alone.output
+    answer = json.loads(calc("status", "--json").output)
+    (proofs,) = [probe for probe in answer["health"]["probes"] if probe["name"] == "proofs"]
+    assert (proofs["ok"], proofs["next_command"]) == (False, "calc-analytics rollup")
+    assert (
+        "5 days with log rows wait for a rebuild: 2026-02-01, 2026-02-02, 2026-02-03 and 2 more" in proofs["compared"]
+    )
+    for _ in range(2):
+        verified = calc("verify")
+        assert verified.exit_code == 1
+        assert "5 days wait for a rebuild: run 'calc-analytics rollup'" in verified.output
+    assert json.loads(calc("verify", "--json").output)["waiting_days"] == [f"2026-02-0{day}" for day in range(1, 6)]
+    assert calc("rollup").exit_code == 0
+    assert calc("verify").exit_code == 0
+    assert_exact(counted)
+
+
+def test_the_rebuild_of_days_that_wait_looks_for_them_first(counted: Database, calc: Callable[..., Result]):
+    attach(counted, 2)
+    assert calc("rollup").exit_code == 0
+    assert_exact(counted)
