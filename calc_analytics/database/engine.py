@@ -151,8 +151,27 @@ def engine_for(url: URL, application_name: str = "calc_analytics", statement_sec
         },
         execution_options={"local_settings": settings},
     )
+    event.listen(engine, "connect", _speak_ascii, insert=True)
     event.listen(engine, "connect", _look_at_server)
+    event.listen(engine, "before_cursor_execute", _encode, retval=True)
     return engine
+
+
+def _speak_ascii(connection: psycopg.Connection, record: Any) -> None:
+    """A database in SQL_ASCII holds bytes: it is asked for them as they are, which are decoded here."""
+    record.info["is_ascii"] = connection.info.parameter_status("server_encoding") == "SQL_ASCII"
+    if record.info["is_ascii"]:
+        connection.autocommit = True
+        connection.execute("set client_encoding = 'SQL_ASCII'")
+        connection.autocommit = False
+        for type_ in ("text", "varchar", "bpchar", "name"):
+            connection.adapters.register_loader(type_, LenientText)
+
+
+def _encode(connection: Connection, cursor: Any, statement: Any, parameters: Any, *_: Any) -> tuple[Any, Any]:
+    """Statements with other than ASCII letters, which psycopg would not encode for such a database."""
+    is_ascii = connection.info.get("is_ascii") and not statement.isascii()
+    return (statement.encode() if is_ascii else statement), parameters
 
 
 def _look_at_server(connection: psycopg.Connection, record: Any) -> None:
@@ -160,9 +179,6 @@ def _look_at_server(connection: psycopg.Connection, record: Any) -> None:
     can notice that a client has died, and what its transactions have to set."""
     connection.autocommit = True
     record.info["limits_transactions"] = connection.info.server_version >= TRANSACTION_TIMEOUT_SINCE
-    if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
-        for type_ in ("text", "varchar", "bpchar", "name"):
-            connection.adapters.register_loader(type_, LenientText)
     try:
         pid = connection.execute("select pg_backend_pid(), set_config(%s, %s, true)", CLIENT_CHECK).fetchone()
         record.info["notices_dead_clients"] = True

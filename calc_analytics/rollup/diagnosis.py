@@ -157,6 +157,12 @@ def rows_bypassing(db: Database) -> Bypassing:
     return Bypassing(row.without_id, row.from_the_future)
 
 
+def read_only_settings(engine: Engine) -> list[str]:
+    """The statements that undo what makes transactions of this role read-only here; none on a standby."""
+    with transaction(engine) as connection:
+        return list(connection.execute(text(_READ_ONLY_SETTINGS)).scalars())
+
+
 def clock(engine: Engine) -> datetime:
     """What time it is on the server."""
     with transaction(engine) as connection:
@@ -187,6 +193,17 @@ def connections(engine: Engine) -> Connections:
     return Connections(row.allowed, row.used)
 
 
+_READ_ONLY_SETTINGS = """
+    select format('alter %s reset default_transaction_read_only', case
+               when d.setrole = 0 then format('database %I', current_database())
+               when d.setdatabase = 0 then format('role %I', current_user)
+               else format('role %I in database %I', current_user, current_database()) end)
+    from pg_db_role_setting d cross join unnest(d.setconfig) as setting
+    where not pg_is_in_recovery() and starts_with(setting, 'default_transaction_read_only=')
+      and d.setdatabase in (0, (select oid from pg_database where datname = current_database()))
+      and d.setrole in (0, (select oid from pg_roles where rolname = current_user))
+    order by d.setrole, d.setdatabase
+"""
 _PROOF_AGES = """
     select s.refreshed_at, s.audited_at, d.*,
            (select at from rollup_journal where log = s.log order by id limit 1) as noted_since

@@ -80,8 +80,8 @@ def _report(db: Database, rows: list[dict[str, Any]], seconds: float) -> Refresh
 
 
 def _day_count(rollup: Rollup, row: dict[str, Any]) -> DayCount:
-    measures = {name: int(row["totals"][name]) for name in rollup.measure_names}
-    return DayCount(rollup.name, row["date"], measures[rollup.count], measures, row["keys"], row["status"])
+    measures, day = {name: int(row["totals"][name]) for name in rollup.measure_names}, date.fromisoformat(row["date"])
+    return DayCount(rollup.name, day, measures[rollup.count], measures, row["keys"], row["status"])
 
 
 def isolate_overflow(db: Database, work: Callable[[], T]) -> T:
@@ -206,11 +206,12 @@ def _refresh_sql(db: Database, step_rows: int | None, sampled: bool) -> str:
         ledger.moved_cte(log, "upto"),
         journal.refreshed_cte(log, AGE_SAMPLE if sampled else None),
     ]
+    # Days as text: they are read after the transaction, when the session has its own date style again.
     return f"""
     with {", ".join(parts)}
     select {ledger.STATE_COLUMNS}, (select cast(snapshot as text) from upto) as upto,
            coalesce((select upto.xmax < now.xmax from upto, now), false) as more,
-           j.rollup, j.date, j.status, a.keys, a.totals
+           j.rollup, cast(j.date as text) as date, j.status, a.keys, a.totals
     from rollup_state s left join (judged j join amounts a using (rollup, date)) on true
     where s.log = {quote_literal(log.name)}
     order by j.date

@@ -113,7 +113,10 @@ def _database(sources: Sources) -> Findings:
     server, place = status.server(sources.engine()), shown(sources.url())
     fact = f"PostgreSQL {server.version} at {place}"
     major = server.version_number // 10_000
-    if server.read_only:
+    if server.read_only and (resets := diagnosis.read_only_settings(sources.engine())):
+        why = "nothing can be counted there"
+        yield _wrong(f"{fact} is read-only by default_transaction_read_only", why, ";\n".join(resets) + ";")
+    elif server.read_only:
         yield _wrong(f"{fact} is read-only (a standby?)", "nothing can be counted there", USE_THE_PRIMARY)
     elif major < OLDEST:
         why = f"the project relies on what PostgreSQL {OLDEST} brought"

@@ -4,30 +4,43 @@ Each is counted to the right numbers, or refused in one line before anything is 
 """
 
 import ast
+import os
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
+import psycopg
 import pytest
+import sqlalchemy
+from click.testing import CliRunner
+from dagster import AssetKey, AssetMaterialization
 from sqlalchemy import Column, Date, Integer, MetaData, Table, func, text
-from sqlalchemy.engine import URL, Engine
+from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.schema import CreateTable
 
 import calc_analytics
+from calc_analytics.cli import main
+from calc_analytics.database import adopt, log_index
 from calc_analytics.database.adopt import UnfitTable
-from calc_analytics.database.engine import engine_for
+from calc_analytics.database.engine import engine_for, transaction
+from calc_analytics.orchestration import history
+from calc_analytics.rollup import diagnosis
 from calc_analytics.rollup.audit import audit
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Rollup
 from calc_analytics.rollup.figures import log_figures, top_keys, violations
+from calc_analytics.rollup.index import summarize
 from calc_analytics.rollup.install import install, is_installed
+from calc_analytics.rollup.ledger import waiting_days
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.retention import prune
 from calc_analytics.rollup.verify import verify
 from calc_analytics.rollups import LOG
+from calc_analytics_tests.integration.conftest import instance_on
 from calc_analytics_tests.integration.test_migrations import API_TABLES, DAY, INSERT_INTO, assert_untouched, scalar
 from calc_analytics_tests.logs import live, oracle, stored
 
@@ -65,8 +78,9 @@ def words() -> set[str]:
     return set(re.findall(r"\b[a-z_][a-z_0-9]*\b", " ".join(sql))) - {"ctid", "xmin", "xmax", "tableoid"}
 
 
-def count_everything(db: Database) -> None:
-    """Everything that the project does with a log, to the right numbers."""
+def count_everything(db: Database, reader: Engine | None = None) -> None:
+    """Everything that the project does with a log, to the right numbers, as the `reader` sees them."""
+    there = reader or db.engine
     with db.engine.begin() as connection:
         connection.execute(text(INSERT_INTO.format(table=LOG.name, at="2026-03-02 12:00Z")))
     assert refresh(db).rows == 1
@@ -76,7 +90,7 @@ def count_everything(db: Database) -> None:
     assert refresh(db, step_rows=None).rows == 1
     assert verify(db, [DAY]).difference == 0
     assert audit(db).different == []
-    assert stored(db)[(1, DAY)] == live(db)[(1, DAY)] == oracle(db)[(1, DAY)]
+    assert stored(there)[(1, DAY)] == live(there)[(1, DAY)] == oracle(there, "UTC")[(1, DAY)]
     assert log_figures(db).uncounted_rows == 0
     for rollup in LOG.rollups:
         assert top_keys(db, rollup, [DAY])
@@ -243,3 +257,170 @@ def test_what_is_no_table_of_its_own_is_refused(db: Database, statements: list[s
     with pytest.raises(UnfitTable, match=said):
         install(db)
     assert scalar(db.engine, "select to_regclass('rollup_state')") is None
+
+
+# -- Heirs and foreign tables ------------------------------------------------------------------------------------------
+
+
+def test_heirs_are_counted_and_have_the_index(db: Database):
+    install(db)
+    run(db.engine, "create table special_logs (note text) inherits (calculation_logs)")
+    assert indexes(db) == {"calculation_logs": "there", "special_logs": "missing"}
+    install(db)
+    assert indexes(db) == {"calculation_logs": "there", "special_logs": "there"}
+    run(db.engine, INSERT_INTO.format(table="special_logs", at="2026-03-02 12:00Z"))
+    assert refresh(db).rows == 1
+    count_everything(db)
+    assert summarize(db)
+
+
+def test_an_heir_that_gives_no_ids_is_found_and_put_right(db: Database):
+    install(db)
+    run(
+        db.engine,
+        "create table special_logs (like calculation_logs)",
+        "alter table special_logs inherit calculation_logs",
+        INSERT_INTO.replace("(publisher_id", "(id, cache_hit, publisher_id")
+        .replace("values (", "values (1000, false, ")
+        .format(table="special_logs", at="2026-03-05 12:00Z"),
+    )
+    assert not is_installed(db)
+    (found,) = [table for table in diagnosis.log_tables(db) if not table.default_in_place]
+    assert found.name == "special_logs"
+    install(db)
+    assert is_installed(db)
+    assert DAY.replace(day=5) in waiting_days(db)
+    rebuild(db, waiting_days(db))
+    assert verify(db, [DAY, DAY.replace(day=5)]).difference == 0
+
+
+def indexes(db: Database) -> dict[str, str]:
+    """What the index of each table is."""
+    return {found.table: found.state for found in diagnosis.log_indexes(db)}
+
+
+@pytest.mark.parametrize("how", ["partition", "heir"])
+def test_a_foreign_table_among_the_logs_is_refused(db: Database, how: str):
+    """Its rows are another server's. Nothing has to listen there: it is refused without a look."""
+    run(
+        db.engine,
+        "create foreign data wrapper nothing",
+        "create server elsewhere foreign data wrapper nothing",
+    )
+    if how == "heir":
+        run(db.engine, "create foreign table far_logs () inherits (calculation_logs) server elsewhere")
+    else:
+        run(
+            db.engine,
+            "alter table calculation_logs rename to old_logs",
+            "create table calculation_logs (like old_logs) partition by range (created_at)",
+            "create foreign table far_logs partition of calculation_logs default server elsewhere",
+        )
+    with pytest.raises(UnfitTable) as refused:
+        install(db)
+    said = "far_logs is a foreign table, whose rows cannot get the ids of their transactions: detach it"
+    assert str(refused.value) == f"{said} from calculation_logs"
+    assert_untouched(db.engine)
+
+
+# -- Databases and roles with settings of their own --------------------------------------------------------------------
+
+
+@pytest.fixture
+def ascii_url(server_url: URL, maintenance: Callable[[str], None]) -> Iterator[URL]:
+    """A database in SQL_ASCII, which takes any bytes for text."""
+    name = f"calc_analytics_ascii_{os.getpid()}"
+    maintenance(f"create database {name} encoding 'SQL_ASCII' locale 'C' template template0")
+    yield server_url.set(database=name)
+    maintenance(f"drop database {name} with (force)")
+
+
+def test_a_database_in_sql_ascii_is_counted(ascii_url: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Whatever bytes its names are made of."""
+    with psycopg.connect(ascii_url.set(drivername="postgresql").render_as_string(False)) as connection:
+        connection.execute(API_TABLES.replace("source smallint not null,", "source smallint not null, note text,", 1))
+        connection.execute('alter table calculation_logs rename note to "pr\xe9nom"'.encode("latin-1"))
+        connection.execute("set client_encoding = 'SQL_ASCII'")
+        connection.execute("update calculation_logs set \"pr\xe9nom\" = 'Ren\xe9'".encode("latin-1"))
+        connection.execute('create table "\xfcber" (inhalt text)'.encode("latin-1"))
+    monkeypatch.setenv("DATABASE_URL", ascii_url.render_as_string(False))
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    history.instance.cache_clear()
+    for words_ in ("migrate", "refresh", "rollup --day 2026-03-01", "verify", "history", "prune --older-than 1 --yes"):
+        result = CliRunner().invoke(main, words_.split())
+        assert (result.exit_code, result.exception) == (0, None), f"{words_}: {result.output}"
+    for words_ in ("status", "doctor"):
+        assert "bug" not in CliRunner().invoke(main, words_.split()).output
+    history.instance.cache_clear()
+    engine = engine_for(ascii_url)
+    assert verify(Database(engine, LOG, "UTC"), [DAY]).difference == 0
+    with transaction(engine) as connection:
+        names = "select attname from pg_attribute where attrelid = 'calculation_logs'::regclass and attnum = 9"
+        assert connection.execute(text(names)).scalar_one() == "pr\ufffdnom"
+    engine.dispose()
+
+
+def test_dagsters_storage_may_be_in_sql_ascii(ascii_url: URL, tmp_path: Path):
+    with instance_on(ascii_url, tmp_path) as instance:
+        instance.report_runless_asset_event(AssetMaterialization("logs", description="größer: ½ ✓"))
+        (event,) = instance.fetch_materializations(AssetKey("logs"), limit=1).records
+        assert event.asset_materialization.description == "größer: ½ ✓"
+
+
+SETTINGS = {
+    "statement_timeout": "300",
+    "lock_timeout": "10",
+    "idle_in_transaction_session_timeout": "50",
+    "default_transaction_isolation": "serializable",
+    "default_transaction_deferrable": "on",
+    "standard_conforming_strings": "off",
+    "quote_all_identifiers": "on",
+    "intervalstyle": "iso_8601",
+    "datestyle": "'German, DMY'",
+    "timezone": "'Pacific/Chatham'",
+    "client_encoding": "latin1",
+    "extra_float_digits": "-5",
+    "enable_indexscan": "off",
+    "enable_bitmapscan": "off",
+    "row_security": "on",
+    "array_nulls": "on",
+    "transform_null_equals": "on",
+    "plan_cache_mode": "force_generic_plan",
+    "check_function_bodies": "off",
+    "session_replication_role": "replica",
+}
+
+
+def test_settings_of_the_role_change_nothing(db: Database, monkeypatch: pytest.MonkeyPatch):
+    """Those that would end a session or a transaction, and those that change what PostgreSQL prints."""
+    settings = dict(SETTINGS)
+    if scalar(db.engine, "select current_setting('server_version_num')::int") >= 170_000:
+        settings["transaction_timeout"] = "300"
+    slow = (
+        "create function slow() returns int language plpgsql immutable as 'begin perform pg_sleep(0.01); return 1; end'"
+    )
+    run(db.engine, slow, "alter table calculation_logs add column waited int generated always as (slow()) stored")
+    for name, value in settings.items():
+        run(db.engine, f'alter database "{db.engine.url.database}" set {name} = {value}')
+    db.engine.dispose()
+    assert scalar(db.engine, "show lock_timeout") == "10ms"
+    with monkeypatch.context() as patch:
+        # Every step of it takes longer than the role's limits.
+        patch.setattr(adopt, "add_xact_id", slowly(adopt.add_xact_id))
+        patch.setattr(log_index, "create_summarize_function", slowly(log_index.create_summarize_function))
+        install(db)
+    assert is_installed(db)
+    reader = sqlalchemy.create_engine(db.engine.url, connect_args={"options": "-c datestyle=ISO -c timezone=UTC"})
+    count_everything(db, reader)
+    reader.dispose()
+
+
+def slowly(work: Callable[[Connection], None]) -> Callable[[Connection], None]:
+    """The same after half a second, a part of which the server is busy and another part it waits."""
+
+    def run_slowly(connection: Connection) -> None:
+        connection.execute(text("select pg_sleep(0.4)"))
+        time.sleep(0.1)
+        work(connection)
+
+    return run_slowly
