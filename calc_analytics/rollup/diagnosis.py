@@ -50,6 +50,7 @@ class LogTable:
     default: str | None
     has_column: bool
     foreign: bool
+    detach: str
     triggers_setting_it: list[str]
     insert_rules: list[str]
     subscriptions: int
@@ -231,7 +232,7 @@ _LACKING = """
 # Triggers: bit 1 of tgtype is for each row, 2 before, 4 on insert, 16 on update.
 _TABLES = f"""
     with {TREE}
-    select t.name, t.relkind = 'f' as foreign, a.attname is not null as has_column,
+    select t.name, t.relkind = 'f' as foreign, t.detach, a.attname is not null as has_column,
            pg_get_expr(d.adbin, d.adrelid) as default,
            array(select cast(g.tgname as text) from pg_trigger g join pg_proc p on p.oid = g.tgfoid
                  where g.tgrelid = t.oid and not g.tgisinternal and g.tgenabled <> 'D'

@@ -16,6 +16,7 @@ from typing import Any
 from calc_analytics import days
 from calc_analytics.config import shown
 from calc_analytics.database.engine import transaction
+from calc_analytics.database.log_columns import UnfitTable
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.plurals import number
 from calc_analytics.rollup import diagnosis, install, ledger, status
@@ -136,8 +137,13 @@ def _database(sources: Sources) -> Findings:
 
 def _tables(sources: Sources) -> Findings:
     db = sources.database()
-    with transaction(db.engine) as connection:
-        install.require_fit_tables(connection, db.log)
+    try:
+        with transaction(db.engine) as connection:
+            install.require_fit_tables(connection, db.log)
+    except UnfitTable as error:
+        why = "its rows cannot be counted exactly, and 'migrate' refuses it"
+        yield _wrong(str(error), why, f"{error.statement};" if error.statement else "alter it as it says")
+        return
     if install.is_installed(db):
         yield _ok("tables, views and migrations are there")
     else:
@@ -226,7 +232,7 @@ def _of_table(table: diagnosis.LogTable) -> Findings:
         yield _wrong(f"{name} has no column xact_id", uncounted, "calc-analytics migrate")
         return
     if table.foreign:
-        yield _wrong(f"{name} is a foreign table", "its transactions are another cluster's", f"detach {name}")
+        yield _wrong(f"{name} is a foreign table", "its transactions are another cluster's", f"{table.detach};")
     if not table.default_in_place:
         default = f"is {table.default}" if table.default else "is missing"
         yield _wrong(f"the default of {name}.xact_id {default}", uncounted, "calc-analytics migrate")

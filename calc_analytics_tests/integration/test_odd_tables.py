@@ -42,7 +42,7 @@ from calc_analytics.rollup.verify import verify
 from calc_analytics.rollups import LOG
 from calc_analytics_tests.integration.conftest import instance_on
 from calc_analytics_tests.integration.test_migrations import API_TABLES, DAY, INSERT_INTO, assert_untouched, scalar
-from calc_analytics_tests.logs import live, oracle, stored
+from calc_analytics_tests.logs import execute, live, oracle, stored
 
 ROOT = Path(calc_analytics.__file__).parent
 ODD = {"date": "date '2000-01-01'", "hour": "5", "rows": "7", "day": "9"}
@@ -213,6 +213,29 @@ def test_an_odd_column_that_can_be_counted_is(db: Database, change: str):
     count_everything(db)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "alter column cache_hit drop default, alter column cache_hit type smallint using 0, "
+        "alter column cache_hit set default 1",
+        "alter column cache_hit drop default, alter column cache_hit type text, alter column cache_hit set default 'f'",
+        "alter column response_time_ms type numeric(10, 3)",
+        "alter column source type text",
+        "alter column created_at type timestamp",
+        "add column xact_id uuid",
+        "alter column city_id drop not null",
+    ],
+)
+def test_the_statement_of_the_doctor_makes_the_column_fit(db: Database, change: str):
+    run(db.engine, f"alter table calculation_logs {change}")
+    with pytest.raises(UnfitTable) as refused:
+        install(db)
+    for statement in refused.value.statement.split(";\n"):
+        run(db.engine, statement)
+    install(db)
+    count_everything(db)
+
+
 def test_a_virtual_column_that_no_index_can_hold_is_refused(db: Database):
     if scalar(db.engine, "select current_setting('server_version_num')::int") < 180_000:
         pytest.skip("virtual columns are PostgreSQL 18's")
@@ -266,7 +289,9 @@ def test_heirs_are_counted_and_have_the_index(db: Database):
     install(db)
     run(db.engine, "create table special_logs (note text) inherits (calculation_logs)")
     assert indexes(db) == {"calculation_logs": "there", "special_logs": "missing"}
-    install(db)
+    for found in diagnosis.log_indexes(db):
+        for statement in found.statements:
+            execute(db, statement)
     assert indexes(db) == {"calculation_logs": "there", "special_logs": "there"}
     run(db.engine, INSERT_INTO.format(table="special_logs", at="2026-03-02 12:00Z"))
     assert refresh(db).rows == 1
@@ -321,6 +346,9 @@ def test_a_foreign_table_among_the_logs_is_refused(db: Database, how: str):
     said = "far_logs is a foreign table, whose rows cannot get the ids of their transactions: detach it"
     assert str(refused.value) == f"{said} from calculation_logs"
     assert_untouched(db.engine)
+    run(db.engine, refused.value.statement)
+    install(db)
+    assert is_installed(db)
 
 
 # -- Databases and roles with settings of their own --------------------------------------------------------------------
