@@ -374,7 +374,16 @@ def test_a_database_in_sql_ascii_is_counted(ascii_url: URL, tmp_path: Path, monk
     monkeypatch.setenv("DATABASE_URL", ascii_url.render_as_string(False))
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     history.instance.cache_clear()
-    for words_ in ("migrate", "refresh", "rollup --day 2026-03-01", "verify", "history", "prune --older-than 1 --yes"):
+    for words_ in (
+        "migrate",
+        "refresh",
+        "rollup --day 2026-03-01",
+        "verify",
+        "history",
+        "prune --older-than 1 --yes",
+        "simulate --seconds 1",
+        "rebase --yes",
+    ):
         result = CliRunner().invoke(main, words_.split())
         assert (result.exit_code, result.exception) == (0, None), f"{words_}: {result.output}"
     for words_ in ("status", "doctor"):
