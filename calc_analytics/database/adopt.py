@@ -12,6 +12,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.engine.reflection import Inspector
 from sqlalchemy.types import TypeEngine
 
+from calc_analytics.database import log_tree
 from calc_analytics.database.log_columns import LOGS, UnfitTable, check_log
 from calc_analytics.database.log_tree import TREE
 from calc_analytics.database.tables import (
@@ -142,8 +143,12 @@ def gives_xact_ids(connection: Connection) -> bool:
 
 
 def forget_xact_ids(connection: Connection) -> None:
-    """Makes every row "older than any snapshot", in an instant: the column is dropped and added again."""
-    connection.execute(text(f"alter table {LOGS} drop column if exists xact_id"))
+    """Makes every row "older than any snapshot", in an instant: the column is dropped and added again.
+
+    A table that was made to inherit has the column of its own as well: dropping that of the log table leaves it.
+    """
+    for path in log_tree.paths(connection, LOGS):
+        connection.execute(text(f"alter table {path} drop column if exists xact_id"))
     add_xact_id(connection)
 
 

@@ -23,7 +23,7 @@ from calc_analytics.rollup.declaration import quote_literal
 from calc_analytics.rollup.snapshot import STORED, STORED_VISIBLE
 from calc_analytics.rollup.windows import day_begin, local_date, midnight
 
-# A search is due after an hour, or later where it takes more than this share of the time.
+# A search is due after an hour, or later where it would take more than this share of the time.
 SEARCH_SECONDS, SEARCH_SHARE = 3600.0, 0.01
 QUERY_CANCELED = "57014"
 
@@ -51,7 +51,7 @@ def record_days(db: Database) -> list[date]:
 class Search:
     """Searches when that is due: after an hour, and at once when a table was attached, detached or exchanged.
 
-    May be shared by threads. With `limit_seconds` a search that takes longer is given up until the next one is due.
+    May be shared by threads. With `limit_seconds` a search that takes longer is given up, and tried again later.
     """
 
     def __init__(self, limit_seconds: float | None = None) -> None:
@@ -67,15 +67,17 @@ class Search:
             tables = log_tree.identities(connection, db.log.name)
             if tables != self._tables or time.monotonic() >= self._due_at:
                 started = time.monotonic()
-                self._found = self._search(connection, db)
-                now = time.monotonic()
-                self._tables, self._due_at = tables, now + max(SEARCH_SECONDS, (now - started) / SEARCH_SHARE)
+                found = self._search(connection, db)
+                took = time.monotonic() - started
+                pause = max(took / SEARCH_SHARE, 0.0 if found is None else SEARCH_SECONDS)
+                self._found, self._tables, self._due_at = found or [], tables, started + took + pause
             elif self._found:
                 known = ledger.days_on_record(connection, db.log)
                 self._found = [day for day in self._found if day not in known]
             return self._found
 
-    def _search(self, connection: Connection, db: Database) -> list[date]:
+    def _search(self, connection: Connection, db: Database) -> list[date] | None:
+        """The days; None if the search was given up."""
         if self.limit_seconds is None:
             return find_days(connection, db)
         connection.execute(text(f"set local statement_timeout = '{round(self.limit_seconds * 1000)}ms'"))
@@ -84,7 +86,7 @@ class Search:
         except DBAPIError as error:
             if sqlstate(error) != QUERY_CANCELED:
                 raise
-            return []
+            return None
 
 
 def search_sql(db: Database) -> str:

@@ -33,7 +33,7 @@ from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Rollup
 from calc_analytics.rollup.figures import log_figures, top_keys, violations
 from calc_analytics.rollup.index import summarize
-from calc_analytics.rollup.install import install, is_installed
+from calc_analytics.rollup.install import install, is_installed, rebase
 from calc_analytics.rollup.ledger import waiting_days
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
@@ -317,6 +317,26 @@ def test_an_heir_that_gives_no_ids_is_found_and_put_right(db: Database):
     assert DAY.replace(day=5) in waiting_days(db)
     rebuild(db, waiting_days(db))
     assert verify(db, [DAY, DAY.replace(day=5)]).difference == 0
+
+
+def test_a_rebase_forgets_the_ids_of_heirs_and_partitions(db: Database):
+    install(db)
+    run(
+        db.engine,
+        "create table special_logs (like calculation_logs including defaults)",
+        "alter table special_logs inherit calculation_logs",
+        "create table more_special_logs () inherits (special_logs)",
+    )
+    for table in ("special_logs", "more_special_logs"):
+        run(db.engine, INSERT_INTO.format(table=table, at="2026-03-05 12:00Z"))
+    assert scalar(db.engine, "select count(xact_id) from calculation_logs") == 2
+    rebase(db)
+    assert scalar(db.engine, "select count(xact_id) from calculation_logs") == 0
+    assert is_installed(db)
+    assert set(indexes(db).values()) == {"there"}
+    rebuild(db, waiting_days(db))
+    assert verify(db, [DAY, DAY.replace(day=5)]).difference == 0
+    count_everything(db)
 
 
 def indexes(db: Database) -> dict[str, str]:
