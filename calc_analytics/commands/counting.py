@@ -99,7 +99,7 @@ def _decision(keep: bool, allow_shrink: bool, is_named: bool) -> Decision:
 
 
 def _days_to_rebuild(db: Database, chosen: Sequence[str]) -> list[date]:
-    """Today, yesterday, and the days that wait for a rebuild in one of these rollups, whoever has recorded them."""
+    """Today, yesterday, and the days that wait for a rebuild in one of these rollups, also unrecorded ones."""
     unseen.record_days(db)
     waiting = _concerning(ledger.days_by_status(db, ledger.WAITING), chosen)
     return sorted({*days.today_and_yesterday(db.timezone), *waiting})

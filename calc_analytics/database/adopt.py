@@ -138,7 +138,7 @@ def add_xact_id(connection: Connection) -> None:
 
 
 def gives_xact_ids(connection: Connection) -> bool:
-    """Whether the log table, each of its partitions and each of its heirs has the column with its default."""
+    """Whether the log table, each of its partitions and each inheriting table has the column with its default."""
     return bool(connection.execute(text(_ALL_GIVE_XACT_IDS), {"source": LOGS}).scalar())
 
 

@@ -151,13 +151,13 @@ def engine_for(url: URL, application_name: str = "calc_analytics", statement_sec
         },
         execution_options={"local_settings": settings},
     )
-    event.listen(engine, "connect", _speak_ascii, insert=True)
+    event.listen(engine, "connect", _ask_for_bytes, insert=True)
     event.listen(engine, "connect", _look_at_server)
     event.listen(engine, "before_cursor_execute", _encode, retval=True)
     return engine
 
 
-def _speak_ascii(connection: psycopg.Connection, record: Any) -> None:
+def _ask_for_bytes(connection: psycopg.Connection, record: Any) -> None:
     """A database in SQL_ASCII holds bytes: it is asked for them as they are, which are decoded here."""
     record.info["is_ascii"] = connection.info.parameter_status("server_encoding") == "SQL_ASCII"
     if record.info["is_ascii"]:

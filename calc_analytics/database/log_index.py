@@ -57,7 +57,7 @@ class _Table:
 
 
 def examine(connection: Connection) -> list[TableIndex]:
-    """The index of the log table, of its partitions and of its heirs; partitions stand before the table above them.
+    """The index of the log table, of its partitions and of inheriting tables; partitions before the table above them.
 
     Needs a transaction with the project's settings.
     """

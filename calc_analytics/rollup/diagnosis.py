@@ -44,7 +44,7 @@ class Role:
 
 @dataclass(frozen=True)
 class LogTable:
-    """The log table, one of its partitions or heirs: `xact_id`'s default, and what may write past it."""
+    """The log table, a partition or an inheriting table: `xact_id`'s default, and what may write past it."""
 
     name: str
     default: str | None
@@ -133,7 +133,7 @@ def log_indexes(db: Database) -> list[TableIndex]:
 
 
 def log_tables(db: Database) -> list[LogTable]:
-    """The log table, its partitions and heirs, and what each does with `xact_id`."""
+    """The log table, its partitions and inheriting tables, and what each does with `xact_id`."""
     with transaction(db.engine) as connection:
         rows = connection.execute(text(_TABLES), {"source": db.log.name}).mappings()
         return [LogTable(**row) for row in rows]

@@ -1,8 +1,8 @@
 """Patrol: proves every day again in turn, and audits the statistics, in the background and within a small budget.
 
-Audits today and yesterday every minute and all days every hour; looks for days on nobody's record every hour, or when
-a partition was attached; in between compares the day whose proof is oldest with the log. A comparison costs as much as
-its day has rows, so the pause after one is a hundred times as long.
+Audits today and yesterday every minute and all days every hour; searches for days that are not on record every hour,
+and when a partition was attached; in between compares the day whose proof is oldest with the log. A comparison costs
+as much as its day has rows, so the pause after one is a hundred times as long.
 """
 
 import threading

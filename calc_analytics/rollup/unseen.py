@@ -1,4 +1,4 @@
-"""Days with log rows that no refresh will count and no rebuild was asked for: they are on nobody's record.
+"""Days with log rows that no refresh will count and no rebuild was requested for, since they are not on record.
 
 Such rows come with a partition that is attached, or are written past the default of `xact_id`. Cost: one look at the
 index for each gap between the days on record, and one for each day that is found; no row of a day on record is read

@@ -19,7 +19,7 @@ from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.unseen import Search
 
 STATEMENT_SECONDS = 10.0
-# A probe has three seconds. Where looking for days on nobody's record takes longer, the patrol finds them.
+# A probe has three seconds. Where a search for days that are not on record takes longer, the patrol finds them.
 SEARCH_LIMIT_SECONDS = 1.0
 
 

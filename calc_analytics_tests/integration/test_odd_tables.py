@@ -1,4 +1,4 @@
-"""Odd tables: columns of any name and type, heirs, a database in SQL_ASCII, roles with settings of their own.
+"""Odd tables: columns of any name and type, inheritance, a database in SQL_ASCII, roles with settings of their own.
 
 Each is counted to the right numbers, or refused in one line before anything is changed.
 """
@@ -282,10 +282,10 @@ def test_what_is_no_table_of_its_own_is_refused(db: Database, statements: list[s
     assert scalar(db.engine, "select to_regclass('rollup_state')") is None
 
 
-# -- Heirs and foreign tables ------------------------------------------------------------------------------------------
+# -- Inheriting and foreign tables -----------------------------------------------------------------------------------
 
 
-def test_heirs_are_counted_and_have_the_index(db: Database):
+def test_inheriting_tables_are_counted_and_have_the_index(db: Database):
     install(db)
     run(db.engine, "create table special_logs (note text) inherits (calculation_logs)")
     assert indexes(db) == {"calculation_logs": "there", "special_logs": "missing"}
@@ -299,7 +299,7 @@ def test_heirs_are_counted_and_have_the_index(db: Database):
     assert summarize(db)
 
 
-def test_an_heir_that_gives_no_ids_is_found_and_put_right(db: Database):
+def test_an_inheriting_table_that_gives_no_ids_is_found_and_repaired(db: Database):
     install(db)
     run(
         db.engine,
@@ -319,7 +319,7 @@ def test_an_heir_that_gives_no_ids_is_found_and_put_right(db: Database):
     assert verify(db, [DAY, DAY.replace(day=5)]).difference == 0
 
 
-def test_a_rebase_forgets_the_ids_of_heirs_and_partitions(db: Database):
+def test_a_rebase_forgets_the_ids_of_inheriting_tables(db: Database):
     install(db)
     run(
         db.engine,
@@ -344,7 +344,7 @@ def indexes(db: Database) -> dict[str, str]:
     return {found.table: found.state for found in diagnosis.log_indexes(db)}
 
 
-@pytest.mark.parametrize("how", ["partition", "heir"])
+@pytest.mark.parametrize("how", ["partition", "child"])
 def test_a_foreign_table_among_the_logs_is_refused(db: Database, how: str):
     """Its rows are another server's. Nothing has to listen there: it is refused without a look."""
     run(
@@ -352,7 +352,7 @@ def test_a_foreign_table_among_the_logs_is_refused(db: Database, how: str):
         "create foreign data wrapper nothing",
         "create server elsewhere foreign data wrapper nothing",
     )
-    if how == "heir":
+    if how == "child":
         run(db.engine, "create foreign table far_logs () inherits (calculation_logs) server elsewhere")
     else:
         run(

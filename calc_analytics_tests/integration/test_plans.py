@@ -232,14 +232,14 @@ def test_rebuild_and_verify_read_their_day_only(busy: Database, sql: Callable[..
 
 
 def of_search(db: Database) -> Plan:
-    """Explains the search for days that are on nobody's record."""
+    """Explains the search for days that are not on record."""
     with db.engine.connect() as connection:
         connection.exec_driver_sql(settings_sql(db.engine, connection.info))
         parameters = {"rollups": db.log.names, "number": len(db.log.names)}
         return explain(connection, unseen.search_sql(db), parameters)
 
 
-def test_a_search_for_days_on_nobodys_record_reads_a_range_or_two_for_each_gap(busy: Database):
+def test_a_search_for_days_that_are_not_on_record_reads_a_range_or_two_for_each_gap(busy: Database):
     """Before the first day and after the last."""
     refresh(busy)
     summarize(busy)
