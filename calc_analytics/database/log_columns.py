@@ -105,9 +105,13 @@ def _check_xact_id(connection: Connection, column: Any) -> None:
     if column["type"] != "bigint":
         raise UnfitTable(f"{LOGS}.xact_id is {column['type']}: it must be bigint", RENAME)
     is_installed = connection.execute(text("select to_regclass('calc_analytics_version') is not null")).scalar()
-    is_foreign_default = not is_installed and column["default"] is not None and not column["is_own_default"]
-    if column["generated"] or column["identity"] or is_foreign_default:
+    is_new = not is_installed and not column["is_own_default"]
+    if column["generated"] or column["identity"] or (is_new and (column["default"] or _has_values(connection))):
         raise UnfitTable(f"{LOGS}.xact_id was not created by this project, which needs the name: rename it", RENAME)
+
+
+def _has_values(connection: Connection) -> bool:
+    return bool(connection.execute(text(f"select exists (select from {LOGS} where xact_id is not null)")).scalar())
 
 
 _TABLES = f"with {TREE} select name, relkind, relispartition, depth, detach from tree order by depth, path"
