@@ -11,7 +11,7 @@ from calc_analytics import days, terminal
 from calc_analytics.commands.opening import open_database
 from calc_analytics.commands.options import as_json, from_day, only_rollups, single_days, to_day
 from calc_analytics.config import Settings
-from calc_analytics.rollup import ledger, status
+from calc_analytics.rollup import ledger, status, unseen
 from calc_analytics.rollup.audit import audit
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.figures import has_logs, require_real_days
@@ -99,7 +99,8 @@ def _decision(keep: bool, allow_shrink: bool, is_named: bool) -> Decision:
 
 
 def _days_to_rebuild(db: Database, chosen: Sequence[str]) -> list[date]:
-    """Today, yesterday, and the days that wait for a rebuild in one of these rollups."""
+    """Today, yesterday, and the days that wait for a rebuild in one of these rollups, also unrecorded ones."""
+    unseen.record_days(db)
     waiting = _concerning(ledger.days_by_status(db, ledger.WAITING), chosen)
     return sorted({*days.today_and_yesterday(db.timezone), *waiting})
 
@@ -121,8 +122,7 @@ def verify(single: tuple[str, ...], first: str | None, last: str | None, names: 
     Default: every counted day. Exact while writers run: the answer is zero difference, or something that has to be
     resolved. Of a day that was pruned the totals are compared, with the deleted rows added, and a checksum. Health,
     `status` and the Dagster UI show what was found.
-    Exit code 1 on any difference, for a day asked for that has logs but was never built, and if there are logs and no
-    day is built.
+    Exit code 1 on any difference, and for days that have logs but were never built: among those asked for, or any.
     """
     settings = Settings.from_environment()
     named = _chosen(single, first, last, settings)
@@ -135,22 +135,28 @@ def verify(single: tuple[str, ...], first: str | None, last: str | None, names: 
         report = _with_days_left_out(report, db, chosen)
     print_report(report, as_json, terminal.show_verify, named or [])
     is_unbuilt = named is not None and report.never_built
-    sys.exit(1 if report.different or is_unbuilt or report.overflowed or report.nothing_built else 0)
+    is_incomplete = is_unbuilt or report.waiting or report.overflowed or report.nothing_built
+    sys.exit(1 if report.different or is_incomplete else 0)
 
 
 def _days_to_prove(db: Database, chosen: Sequence[str]) -> list[date]:
-    """Every counted day, those that were set aside, and what an audit finds besides: statistics that nobody counted."""
-    if not status.server(db.engine).read_only:  # a standby is compared, but nothing can be recorded there
+    """Every counted day, those that were set aside, and what an audit finds besides: statistics of days never counted.
+
+    A standby is compared, but nothing can be recorded there.
+    """
+    if not status.server(db.engine).read_only:
         audit(db)
+        unseen.record_days(db)
     counted = _concerning(ledger.days_by_status(db, [*ledger.COUNTED, "overflow"]), chosen)
     return sorted({*counted, *_concerning(status.different_days(db), chosen)})
 
 
 def _with_days_left_out(report: VerifyReport, db: Database, chosen: Sequence[str]) -> VerifyReport:
     """The report on all days, with those that could not be proven."""
+    waiting = _concerning(ledger.days_by_status(db, ledger.WAITING), chosen)
     return replace(
         report,
-        waiting=_concerning(ledger.days_by_status(db, ledger.WAITING), chosen),
+        waiting=sorted({*waiting, *unseen.Search().days(db)}),
         overflowed=_concerning(ledger.days_by_status(db, ["overflow"]), chosen),
         nothing_built=not any(proof.is_built for proof in report.days) and has_logs(db),
     )

@@ -7,41 +7,39 @@ a short timeout, so that a long writer is waited for without queueing other writ
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import BigInteger, DateTime, Integer, SmallInteger, Table, inspect, text
+from sqlalchemy import BigInteger, Column, DateTime, Integer, SmallInteger, Table, inspect, text
 from sqlalchemy.engine import Connection
 from sqlalchemy.engine.reflection import Inspector
 from sqlalchemy.types import TypeEngine
 
+from calc_analytics.database import log_tree
+from calc_analytics.database.log_columns import LOGS, UnfitTable, check_log
+from calc_analytics.database.log_tree import TREE
 from calc_analytics.database.tables import (
     PROJECT_TARGETS,
     STATE_TABLES,
     calculation_logs,
     calculation_stats_daily,
 )
-from calc_analytics.errors import CalcAnalyticsError
 
-LOGS = calculation_logs.name
 TARGETS = (calculation_stats_daily, *PROJECT_TARGETS)
-INDEX = "calculation_logs_rollup_idx"
 # How many pages (8 kB, about 80 rows) one entry of the index stands for, and a refresh reads at least.
 PAGES_PER_RANGE = 64
 
 
-class UnfitTable(CalcAnalyticsError):
-    """An existing table that lacks a column or key the rollup needs; adopting it would guess."""
-
-
-def check_existing(connection: Connection, keys: Collection[str] = (), targets: Sequence[Table] = TARGETS) -> None:
+def check_existing(
+    connection: Connection, keys: Collection[str], reads: Collection[Column[Any]], targets: Sequence[Table] = TARGETS
+) -> None:
     """Raises `UnfitTable` unless the tables that already exist have what is needed, and no name is taken.
 
-    `keys` are the log columns by which rows are grouped, besides the publisher.
+    `keys` are the log columns by which rows are grouped, besides the publisher; `reads` all that are read.
     """
     inspector = inspect(connection)
     for table in (calculation_logs, *targets):
         if inspector.has_table(table.name):
-            _check_names(inspector, table)
+            _check_names(connection, table)
     if inspector.has_table(LOGS):
-        _check_log_columns(inspector, keys)
+        check_log(connection, keys, reads)
     for table in targets:
         if inspector.has_table(table.name):
             _check_types(inspector, table)
@@ -58,30 +56,13 @@ def require_tables(connection: Connection, targets: Sequence[Table]) -> None:
         raise UnfitTable(f"there is no table {', '.join(missing)}: add a migration that creates it")
 
 
-def _check_names(inspector: Inspector, table: Table) -> None:
-    found = {column["name"] for column in inspector.get_columns(table.name)}
+def _check_names(connection: Connection, table: Table) -> None:
+    found = _columns(connection, table.name)
     if table.name == LOGS and "city_id" in found:
         found.add("locality_id")
     missing = [column.name for column in table.columns if column.name not in found]
     if missing:
         raise UnfitTable(f"table {table.name} has no column {', '.join(missing)}: add it, or check DATABASE_URL")
-
-
-def _check_log_columns(inspector: Inspector, keys: Collection[str]) -> None:
-    columns = {column["name"]: column for column in inspector.get_columns(LOGS)}
-    if {"city_id", "locality_id"} <= set(columns):
-        raise UnfitTable(f"table {LOGS} has both city_id and locality_id: drop the one that is not used")
-    columns = {"locality_id" if name == "city_id" else name: column for name, column in columns.items()}
-    if not getattr(columns["created_at"]["type"], "timezone", False):
-        raise UnfitTable(
-            f"{LOGS}.created_at is {columns['created_at']['type']}, which names no instant: make it timestamptz"
-        )
-    for name in sorted({"publisher_id", "cache_hit", "source", "created_at", *keys} & set(columns)):
-        if columns[name]["nullable"]:
-            raise UnfitTable(f"{LOGS}.{name} may be null, which no statistic can count: set it NOT NULL")
-    for name in ("id", "publisher_id", "source", "response_time_ms", "xact_id", "locality_id"):
-        if name in columns and not isinstance(columns[name]["type"], Integer):
-            raise UnfitTable(f"{LOGS}.{name} is {columns[name]['type']}: it must be an integer")
 
 
 def _check_types(inspector: Inspector, table: Table) -> None:
@@ -157,73 +138,23 @@ def add_xact_id(connection: Connection) -> None:
 
 
 def gives_xact_ids(connection: Connection) -> bool:
-    """Whether the log table and each of its partitions has the column with its default."""
-    return bool(connection.execute(text(_ALL_GIVE_XACT_IDS), {"table": LOGS}).scalar())
+    """Whether the log table, each of its partitions and each inheriting table has the column with its default."""
+    return bool(connection.execute(text(_ALL_GIVE_XACT_IDS), {"source": LOGS}).scalar())
 
 
 def forget_xact_ids(connection: Connection) -> None:
-    """Makes every row "older than any snapshot", in an instant: the column is dropped and added again."""
-    connection.execute(text(f"alter table {LOGS} drop column if exists xact_id"))
+    """Makes every row "older than any snapshot", in an instant: the column is dropped and added again.
+
+    A table that was made to inherit has the column of its own as well: dropping that of the log table leaves it.
+    """
+    for path in log_tree.paths(connection, LOGS):
+        connection.execute(text(f"alter table {path} drop column if exists xact_id"))
     add_xact_id(connection)
 
 
 def hour(instant: str) -> str:
     """SQL: the hour (UTC) in which the instant lies; immutable, so it can be indexed, and infinity stays infinity."""
     return f"date_bin('1 hour', {instant}, timestamptz '2000-01-01 00:00:00+00')"
-
-
-def create_log_index(connection: Connection) -> None:
-    """Builds the one index of the log table with CONCURRENTLY; needs a connection in autocommit.
-
-    A BRIN index taxes writers least (benchmarks/README.md). It holds the least and greatest `xact_id` of each range of
-    pages, which finds a refresh's new rows wherever they were put, and the hours of `created_at` for the rebuild of
-    a day: hours rather than instants, else every single row would move a range's bound and be logged for it.
-    Building waits for open writers without blocking any, so here the wait has no limit.
-    """
-    limit = connection.execute(text("show lock_timeout")).scalar_one()
-    connection.execute(text("set lock_timeout = 0"))
-    _create_indexes(connection)
-    connection.execute(text("select set_config('lock_timeout', :limit, false)"), {"limit": limit})
-
-
-def _create_indexes(connection: Connection) -> None:
-    partitions = connection.execute(text(_PARTITIONS), {"table": LOGS}).all()
-    for partition in partitions:
-        _create_index(connection, partition.name, f"{partition.schema}.{partition.name}", partition.table)
-    if partitions:
-        # PostgreSQL builds none concurrently on a partitioned table itself; later partitions get theirs from it.
-        _create_index(connection, INDEX, INDEX, f"only {LOGS}", concurrently="")
-        for partition in partitions:
-            attach = f"alter index {INDEX} attach partition {partition.schema}.{partition.name}"
-            connection.execute(text(attach))
-    else:
-        _create_index(connection, INDEX, INDEX, LOGS)
-
-
-def _create_index(connection: Connection, name: str, path: str, table: str, concurrently: str = "concurrently") -> None:
-    """Creates the index unless there is a valid one; `path` is the name as a search finds it."""
-    valid = connection.execute(text(_INDEX_VALID), {"name": path}).scalar()
-    if valid is False and concurrently:
-        connection.execute(text(f"drop index concurrently if exists {path}"))
-    if not valid:
-        connection.execute(text(index_sql(name, table, concurrently)))
-
-
-def index_sql(name: str, table: str, concurrently: str = "concurrently") -> str:
-    """The statement that builds the index, for us or for whoever owns the table."""
-    columns = f"xact_id, ({hour('created_at')})"
-    options = f"pages_per_range = {PAGES_PER_RANGE}, autosummarize = on"
-    return f"create index {concurrently} if not exists {name} on {table} using brin ({columns}) with ({options})"
-
-
-def create_summarize_function(connection: Connection) -> None:
-    """A function that whoever refreshes may call to bring the index up to the table's end (see `rollup/index.py`).
-
-    It runs with the rights of the table's owner, who alone may do so, takes no argument, and gives up when VACUUM
-    (which does the same at its end) holds the table.
-    """
-    schema = connection.execute(text(_SCHEMA), {"table": LOGS}).scalar_one()
-    connection.execute(text(_SUMMARIZE.format(schema=schema, logs=LOGS, index=INDEX)))
 
 
 _TAKEN = """
@@ -233,35 +164,18 @@ _TAKEN = """
            and to_regclass('calc_analytics_version') is null)
     order by relname
 """
-_PARTITIONS = """
-    select cast(cast(relnamespace as regnamespace) as text) as schema, cast(cast(oid as regclass) as text) as table,
-           quote_ident(relname || '_rollup_idx') as name
-    from pg_partition_tree(to_regclass(:table)) tree join pg_class on oid = tree.relid
-    where isleaf and relispartition and relkind = 'r' order by 2
-"""
-_ALL_GIVE_XACT_IDS = r"""
+_ALL_GIVE_XACT_IDS = rf"""
+    with {TREE}
     select bool_and(coalesce(pg_get_expr(d.adbin, d.adrelid) ~ 'txid_current\(\)|pg_current_xact_id', false))
-    from (
-        select relid from pg_partition_tree(to_regclass(:table)) union select to_regclass(:table)
-    ) tree
-    left join pg_attribute a on a.attrelid = tree.relid and a.attname = 'xact_id' and not a.attisdropped
+    from tree
+    left join pg_attribute a on a.attrelid = tree.oid and a.attname = 'xact_id' and not a.attisdropped
     left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
 """
-_SCHEMA = "select cast(cast(relnamespace as regnamespace) as text) from pg_class where oid = to_regclass(:table)"
-_SUMMARIZE = """
-    create or replace function {schema}.{logs}_summarize() returns bigint
-    language sql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '100ms'
-    as $$
-        select coalesce(sum(brin_summarize_new_values(index)), 0)
-        from (
-            select oid as index from pg_class where oid = cast('{schema}.{index}' as regclass) and relkind = 'i'
-            union
-            select relid from pg_partition_tree(cast('{schema}.{index}' as regclass)) where isleaf
-        ) indexes
-    $$
-"""
-_INDEX_VALID = "select i.indisvalid from pg_index i where i.indexrelid = to_regclass(:name)"
 
 
-def _columns(connection: Connection) -> set[str]:
-    return {column["name"] for column in inspect(connection).get_columns(LOGS)}
+def _columns(connection: Connection, table: str = LOGS) -> set[str]:
+    """The names of its columns, whatever their types."""
+    statement = (
+        "select attname from pg_attribute where attrelid = to_regclass(:table) and attnum > 0 and not attisdropped"
+    )
+    return set(connection.execute(text(statement), {"table": table}).scalars())

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import psycopg
 import sqlalchemy
+from psycopg.adapt import Loader
 from psycopg.rows import dict_row
 from sqlalchemy import event, text
 from sqlalchemy.engine import URL, Connection, Engine
@@ -57,6 +58,9 @@ _REFUSALS = (
 LOCAL_SETTINGS = {
     "timezone": "UTC",
     "datestyle": "ISO",
+    "intervalstyle": "postgres",
+    "quote_all_identifiers": "off",
+    "standard_conforming_strings": "on",
     "row_security": "off",
     "enable_seqscan": "off",
     "jit": "off",
@@ -68,6 +72,8 @@ LOCAL_SETTINGS = {
 # The server rolls back a second after this process was killed, even in the midst of a long statement or a wait for a
 # lock; a server on Windows cannot, and finishes the statement first.
 CLIENT_CHECK = ("client_connection_check_interval", "1000")
+# Since PostgreSQL 17 a role may have a limit on whole transactions as well.
+TRANSACTION_TIMEOUT_SINCE = 170_000
 # The prepared statement is gone or another client's (a pooler in between), or a table changed under it.
 _UNPREPARED = ("26000", "42P05", "0A000")
 
@@ -81,6 +87,14 @@ T = TypeVar("T")
 # longer is an error, which Dagster's own policies try again.
 ATTEMPTS = 5
 FIRST_PAUSE_SECONDS = 0.1
+
+
+class LenientText(Loader):
+    """Text of a database in SQL_ASCII, which takes any bytes: those that are not UTF-8 are replaced, not an error."""
+
+    def load(self, data: Any) -> str:
+        """The text."""
+        return bytes(data).decode(errors="replace")
 
 
 class DatabaseTrouble(CalcAnalyticsError):
@@ -132,19 +146,40 @@ def engine_for(url: URL, application_name: str = "calc_analytics", statement_sec
         max_overflow=3,
         connect_args={
             "prepare_threshold": None,
+            "client_encoding": "utf8",
             "application_name": application_name,
             "connect_timeout": url.query.get("connect_timeout", 10),
         },
         execution_options={"local_settings": settings},
     )
+    event.listen(engine, "connect", _ask_for_bytes, insert=True)
     event.listen(engine, "connect", _look_at_server)
+    event.listen(engine, "before_cursor_execute", _encode, retval=True)
     return engine
 
 
+def _ask_for_bytes(connection: psycopg.Connection, record: Any) -> None:
+    """A database in SQL_ASCII holds bytes: it is asked for them as they are, which are decoded here."""
+    record.info["is_ascii"] = connection.info.parameter_status("server_encoding") == "SQL_ASCII"
+    if record.info["is_ascii"]:
+        connection.autocommit = True
+        connection.execute("set client_encoding = 'SQL_ASCII'")
+        connection.autocommit = False
+        for type_ in ("text", "varchar", "bpchar", "name"):
+            connection.adapters.register_loader(type_, LenientText)
+
+
+def _encode(connection: Connection, cursor: Any, statement: Any, parameters: Any, *_: Any) -> tuple[Any, Any]:
+    """Statements with other than ASCII letters, which psycopg would not encode for such a database."""
+    is_ascii = connection.info.get("is_ascii") and not statement.isascii()
+    return (statement.encode() if is_ascii else statement), parameters
+
+
 def _look_at_server(connection: psycopg.Connection, record: Any) -> None:
-    """Notes whether the server itself answers (a pooler makes up the process id that it tells its clients), and
-    whether it can notice that a client has died."""
+    """Notes whether the server itself answers (a pooler makes up the process id that it tells its clients), whether it
+    can notice that a client has died, and what its transactions have to set."""
     connection.autocommit = True
+    record.info["limits_transactions"] = connection.info.server_version >= TRANSACTION_TIMEOUT_SINCE
     try:
         pid = connection.execute("select pg_backend_pid(), set_config(%s, %s, true)", CLIENT_CHECK).fetchone()
         record.info["notices_dead_clients"] = True
@@ -157,12 +192,33 @@ def _look_at_server(connection: psycopg.Connection, record: Any) -> None:
     connection.autocommit = False
 
 
-def settings_sql(engine: Engine, info: Any) -> str:
-    """'select set_config(…), …': the settings of a transaction on a connection with that `info`."""
-    settings = dict(engine.get_execution_options()["local_settings"])
+def settings_sql(engine: Engine, info: Any, **changes: str) -> str:
+    """'select set_config(…), …': the settings of a transaction on a connection with that `info`, and `changes`."""
+    settings = {**engine.get_execution_options()["local_settings"], **changes}
     if info.get("notices_dead_clients"):
         settings.update([CLIENT_CHECK])
+    if info.get("limits_transactions"):
+        settings["transaction_timeout"] = "0"
     return "select " + ", ".join(f"set_config('{name}', '{value}', true)" for name, value in settings.items())
+
+
+@contextmanager
+def without_limits(connection: Connection) -> Iterator[None]:
+    """Lifts the role's limits on waiting for what cannot be in a transaction, as CREATE INDEX CONCURRENTLY.
+
+    That needs settings of the session. Behind a pooler, which hands the session to others, they stay as they are.
+    """
+    if not connection.info.get("is_direct"):
+        yield
+        return
+    limits = ("lock_timeout", "statement_timeout")
+    for name in limits:
+        connection.execute(text(f"set {name} = 0"))
+    try:
+        yield
+    finally:
+        for name in limits if not connection.invalidated else ():
+            connection.execute(text(f"reset {name}"))
 
 
 def impatient(url: URL) -> URL:

@@ -7,14 +7,15 @@ asked for again, so that a long writer delays the migration and never the other 
 import logging
 import time
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 
-from sqlalchemy import text
+from sqlalchemy import TextClause, event, text
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from calc_analytics.database import adopt
-from calc_analytics.database.engine import sqlstate, trouble_in_words
+from calc_analytics.database import log_index
+from calc_analytics.database.engine import settings_sql, sqlstate, transaction, trouble_in_words, without_limits
 from calc_analytics.errors import CalcAnalyticsError
 
 # The newest revision in migrations/versions.
@@ -56,23 +57,42 @@ def upgrade(engine: Engine, prepare: Callable[[Connection], None], finish: Calla
         try:
             with_brief_locks(connection, lambda: _in_a_transaction(connection, prepare))
             with_brief_locks(connection, lambda: _run_revisions(connection, finish))
-            _build_index(connection)
+            build_log_index(engine)
         finally:
             connection.rollback()
             connection.execute(text("select pg_advisory_unlock(:key)"), {"key": ADVISORY_LOCK})
             connection.commit()
 
 
-def _in_a_transaction(connection: Connection, work: Callable[[Connection], None]) -> None:
+def _in_a_transaction(connection: Connection, work: Callable[[Connection], object]) -> None:
     with connection.begin():
         work(connection)
 
 
-def _build_index(connection: Connection) -> None:
-    """Again what revision 0002 did, if somebody dropped it since."""
-    connection.execution_options(isolation_level="AUTOCOMMIT")
-    adopt.create_log_index(connection)
-    adopt.create_summarize_function(connection)
+def build_log_index(engine: Engine) -> None:
+    """Builds what is missing of the log table's index, on each of its tables; writers are not blocked.
+
+    Twice if need be: a partition may be added meanwhile.
+    """
+    for _ in range(2):
+        with transaction(engine) as connection:
+            statements = [each for table in log_index.examine(connection) for each in table.statements]
+        for statement in statements:
+            _run(engine, text(statement.replace(":", r"\:")), " concurrently " in statement)
+    with transaction(engine) as connection:
+        log_index.create_summarize_function(connection)
+
+
+def _run(engine: Engine, statement: TextClause, is_concurrent: bool) -> None:
+    """What works CONCURRENTLY waits for open writers, without a limit; for all else writers would have to wait."""
+    with engine.connect() as connection:
+        if is_concurrent:
+            connection.execution_options(isolation_level="AUTOCOMMIT")
+            with without_limits(connection):
+                connection.execute(statement)
+        else:
+            execute = partial(Connection.execute, statement=statement)
+            with_brief_locks(connection, lambda: _in_a_transaction(connection, execute))
 
 
 def _take_turn(connection: Connection) -> None:
@@ -100,23 +120,27 @@ def _run_revisions(connection: Connection, finish: Callable[[Connection], None])
         raise UnknownRevision(f"{error}: the database was made by a newer version; install that one here") from error
 
 
-def with_brief_locks(connection: Connection, work: Callable[[], None]) -> None:
+def with_brief_locks(connection: Connection, work: Callable[[], object]) -> None:
     """Runs `work` until it gets its locks within the timeout; `TableBusy` after a minute, `NotOwner` at once."""
-    connection.execute(text(f"set lock_timeout = '{LOCK_TIMEOUT}'"))
-    connection.commit()
+    event.listen(connection, "begin", _limit_locks)
     try:
         for attempt in range(1, ATTEMPTS + 1):
             if _has_its_locks(connection, work, is_last=attempt == ATTEMPTS):
                 return
             time.sleep(0.2)
     finally:
+        event.remove(connection, "begin", _limit_locks)
         if not connection.invalidated:
             connection.rollback()
-            connection.execute(text("reset lock_timeout"))
-            connection.commit()
 
 
-def _has_its_locks(connection: Connection, work: Callable[[], None], is_last: bool) -> bool:
+def _limit_locks(connection: Connection) -> None:
+    """At the beginning of each transaction of a migration: it waits briefly for locks, and works without a limit."""
+    limits = {"lock_timeout": LOCK_TIMEOUT, "statement_timeout": "0", "enable_seqscan": "on"}
+    connection.exec_driver_sql(settings_sql(connection.engine, connection.info, **limits))
+
+
+def _has_its_locks(connection: Connection, work: Callable[[], object], is_last: bool) -> bool:
     """Runs `work`; False if somebody held a lock for too long, which is `TableBusy` the last time."""
     try:
         work()

@@ -28,7 +28,8 @@ from calc_analytics.database import dagster_tables
 from calc_analytics.database.engine import dagster_url, ensure_database
 
 # A server that vanished without a word is an error after half a minute, not after hours.
-PATIENCE = {
+CONNECTION = {
+    "client_encoding": "utf8",  # whatever the database's: Dagster stores text of any kind
     "connect_timeout": "10",
     "keepalives_idle": "10",
     "keepalives_interval": "5",
@@ -90,7 +91,7 @@ class CalcAnalyticsStorage(DagsterPostgresStorage):
         url = dagster_url(Settings.from_environment())
         ensure_database(url)
         require_room(url)
-        given = {**PATIENCE, **_named_after_process(), **url.query}
+        given = {**CONNECTION, **_named_after_process(), **url.query}
         url = with_driver(url, "psycopg2").update_query_dict({**given, "plugin": PLUGIN})
         return cls(url.render_as_string(hide_password=False), inst_data=inst_data)
 

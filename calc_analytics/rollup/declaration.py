@@ -17,6 +17,8 @@ from sqlalchemy.types import TypeEngine
 from calc_analytics.errors import CalcAnalyticsError
 
 _DIALECT = postgresql.dialect(paramstyle="named")  # no doubled percent signs
+# What statements compute beside the log's columns has names that begin so.
+COMPUTED = "rollup_"
 _GREATEST: dict[type[TypeEngine[Any]], int] = {
     SmallInteger: 2**15 - 1,
     Integer: 2**31 - 1,
@@ -293,6 +295,8 @@ class Log:
         for rollup in self.rollups:
             if unknown := {*rollup.reads, self.event_time} - set(self.table.columns.keys()):
                 raise ValueError(f"{rollup.name}: the log {self.name} has no column {', '.join(sorted(unknown))}")
+        if taken := [each.name for each in self.table.columns if each.name.startswith(COMPUTED)]:
+            raise ValueError(f"{self.name}: names such as {taken[0]}, which begin with {COMPUTED}, are not usable")
         if twice := [name for name in dict.fromkeys(self.names) if self.names.count(name) > 1]:
             raise ValueError(f"{', '.join(twice)} is declared twice")
 
@@ -310,6 +314,11 @@ class Log:
     def names(self) -> list[str]:
         """The rollups' names."""
         return [rollup.name for rollup in self.rollups]
+
+    @cached_property
+    def keys(self) -> set[str]:
+        """The columns that are keys of some rollup as they are, and so must not be null."""
+        return set().union(*(rollup.key_columns_of_log for rollup in self.rollups))
 
     @cached_property
     def reads(self) -> list[str]:

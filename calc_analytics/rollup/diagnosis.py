@@ -7,13 +7,14 @@ Nothing is changed. Read from PostgreSQL's catalogs, so that a role that may do 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from sqlalchemy import text
 from sqlalchemy.engine import Engine
 
-from calc_analytics.database import adopt
+from calc_analytics.database import adopt, log_index
 from calc_analytics.database.engine import quoted, transaction
+from calc_analytics.database.log_index import TableIndex
+from calc_analytics.database.log_tree import TREE
 from calc_analytics.rollup import ledger
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Log
@@ -42,23 +43,14 @@ class Role:
 
 
 @dataclass(frozen=True)
-class LogIndex:
-    """Of the log table or one of its partitions: whether its index is 'there', 'invalid' or 'missing', and what mends
-    that, statement by statement, outside any transaction."""
-
-    table: str
-    state: str
-    sql: list[str]
-
-
-@dataclass(frozen=True)
 class LogTable:
-    """The log table or one of its partitions: `xact_id`'s default, and what may write past it."""
+    """The log table, a partition or an inheriting table: `xact_id`'s default, and what may write past it."""
 
     name: str
     default: str | None
     has_column: bool
     foreign: bool
+    detach: str
     triggers_setting_it: list[str]
     insert_rules: list[str]
     subscriptions: int
@@ -136,16 +128,14 @@ def role(db: Database) -> Role:
     return Role(row.role, row.superuser, grants, row.may_prune, row.sees_others)
 
 
-def log_indexes(db: Database) -> list[LogIndex]:
-    """The index that a refresh needs: of the table, or of each of its partitions and of the table over them."""
+def log_indexes(db: Database) -> list[TableIndex]:
+    """The index that a refresh needs: of the table, or of each of its partitions and of the tables over them."""
     with transaction(db.engine) as connection:
-        rows = connection.execute(text(_INDEXES), {"source": db.log.name, "index": adopt.INDEX}).all()
-    leaves = [row.name for row in rows if not row.partitioned]
-    return [LogIndex(row.table, row.state, _index_sql(row, leaves)) for row in rows]
+        return log_index.examine(connection)
 
 
 def log_tables(db: Database) -> list[LogTable]:
-    """The log table and its partitions, and what each does with `xact_id`."""
+    """The log table, its partitions and inheriting tables, and what each does with `xact_id`."""
     with transaction(db.engine) as connection:
         rows = connection.execute(text(_TABLES), {"source": db.log.name}).mappings()
         return [LogTable(**row) for row in rows]
@@ -168,6 +158,12 @@ def rows_bypassing(db: Database) -> Bypassing:
     with transaction(db.engine) as connection:
         row = connection.execute(text(statement)).one()
     return Bypassing(row.without_id, row.from_the_future)
+
+
+def read_only_settings(engine: Engine) -> list[str]:
+    """The statements that undo what makes transactions of this role read-only here; none on a standby."""
+    with transaction(engine) as connection:
+        return list(connection.execute(text(_READ_ONLY_SETTINGS)).scalars())
 
 
 def clock(engine: Engine) -> datetime:
@@ -200,20 +196,17 @@ def connections(engine: Engine) -> Connections:
     return Connections(row.allowed, row.used)
 
 
-def _index_sql(row: Any, leaves: Sequence[str]) -> list[str]:
-    """The statements that make the missing or invalid index; nothing if it is there.
-
-    PostgreSQL builds none concurrently on a partitioned table itself: its is made of its partitions'.
-    """
-    if row.state == "there":
-        return []
-    if row.partitioned:
-        attached = [f"alter index {row.name} attach partition {leaf}" for leaf in leaves]
-        return [adopt.index_sql(row.name, f"only {row.table}", concurrently=""), *attached]
-    dropped = [f"drop index concurrently if exists {row.name}"] if row.state == "invalid" else []
-    return [*dropped, adopt.index_sql(row.name.split(".")[-1], row.table)]
-
-
+_READ_ONLY_SETTINGS = """
+    select format('alter %s reset default_transaction_read_only', case
+               when d.setrole = 0 then format('database %I', current_database())
+               when d.setdatabase = 0 then format('role %I', current_user)
+               else format('role %I in database %I', current_user, current_database()) end)
+    from pg_db_role_setting d cross join unnest(d.setconfig) as setting
+    where not pg_is_in_recovery() and starts_with(setting, 'default_transaction_read_only=')
+      and d.setdatabase in (0, (select oid from pg_database where datname = current_database()))
+      and d.setrole in (0, (select oid from pg_roles where rolname = current_user))
+    order by d.setrole, d.setdatabase
+"""
 _PROOF_AGES = """
     select s.refreshed_at, s.audited_at, d.*,
            (select at from rollup_journal where log = s.log order by id limit 1) as noted_since
@@ -241,36 +234,10 @@ _LACKING = """
     select wanted from unnest(cast(:rights as text[])) as wanted
     where not has_table_privilege(to_regclass(:name), wanted)
 """
-_TREE = """
-    tree as (
-        select c.oid, c.relkind, c.relispartition, cast(cast(c.oid as regclass) as text) as name,
-               cast(cast(c.relnamespace as regnamespace) as text) as schema, c.relname
-        from pg_class c
-        where c.oid = to_regclass(:source) or c.oid in (select relid from pg_partition_tree(to_regclass(:source)))
-    )
-"""
-_INDEXES = f"""
-    with {_TREE},
-    -- Indexes that begin as ours: xact_id, then the hour of created_at.
-    fitting as (
-        select i.indrelid, bool_or(i.indisvalid) as valid
-        from pg_index i join pg_class c on c.oid = i.indexrelid join pg_am a on a.oid = c.relam
-        where a.amname = 'brin' and pg_get_indexdef(i.indexrelid, 1, true) = 'xact_id'
-          and pg_get_indexdef(i.indexrelid, 2, true) like '%date_bin(%'
-        group by i.indrelid
-    )
-    select t.name as table, t.relkind = 'p' as partitioned,
-           case when t.oid = to_regclass(:source) then :index
-                else quote_ident(t.schema) || '.' || quote_ident(t.relname || '_rollup_idx') end as name,
-           case when f.valid then 'there' when f.valid is not null then 'invalid' else 'missing' end as state
-    from tree t left join fitting f on f.indrelid = t.oid
-    where t.relkind = 'r' or t.oid = to_regclass(:source)
-    order by t.relkind desc, t.name
-"""
 # Triggers: bit 1 of tgtype is for each row, 2 before, 4 on insert, 16 on update.
 _TABLES = f"""
-    with {_TREE}
-    select t.name, t.relkind = 'f' as foreign, a.attname is not null as has_column,
+    with {TREE}
+    select t.name, t.relkind = 'f' as foreign, t.detach, a.attname is not null as has_column,
            pg_get_expr(d.adbin, d.adrelid) as default,
            array(select cast(g.tgname as text) from pg_trigger g join pg_proc p on p.oid = g.tgfoid
                  where g.tgrelid = t.oid and not g.tgisinternal and g.tgenabled <> 'D'

@@ -129,7 +129,7 @@ def top_keys(db: Database, rollup: Rollup, days: Sequence[date], limit: int = 10
     statement = f"""
         select date, {rollup.key_columns}, {", ".join(rollup.measure_names)}
         from (
-            select *, row_number() over (partition by date order by {order}) as place
+            select {rollup.columns}, row_number() over (partition by date order by {order}) as place
             from {rollup.name} where date = any(:days)
         ) placed
         where place <= :limit order by date, place

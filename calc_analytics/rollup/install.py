@@ -7,12 +7,12 @@ from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
 from calc_analytics.config import shown
-from calc_analytics.database import adopt, grants, migrate
-from calc_analytics.database.adopt import UnfitTable
-from calc_analytics.database.engine import WHOLE_DAYS, quoted, transaction, trouble_in_words
+from calc_analytics.database import adopt, grants, log_tree, migrate
+from calc_analytics.database.engine import quoted, transaction, trouble_in_words
+from calc_analytics.database.log_columns import UnfitTable
 from calc_analytics.database.tables import STATE_TABLES, calculation_stats_daily, metadata
 from calc_analytics.errors import CalcAnalyticsError
-from calc_analytics.rollup import journal, ledger, predecessor, widen
+from calc_analytics.rollup import journal, ledger, predecessor, unseen, widen
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Log
 from calc_analytics.rollup.live_view import create_live_view, without_logs
@@ -47,21 +47,20 @@ def install(db: Database, start_date: date | None = None) -> None:
 
     migrate.upgrade(db.engine, prepare, finish)
     if is_repaired:
-        _record_unseen_days(db)
-
-
-def _record_unseen_days(db: Database) -> None:
-    with transaction(db.engine) as connection:
-        connection.execute(WHOLE_DAYS)
-        ledger.record_unseen_days(connection, db)
+        unseen.record_days(db)
 
 
 def _require_fit(connection: Connection, log: Log) -> None:
     """Raises `NotOwner` or `UnfitTable` before anything is changed."""
-    names = [*log.names, *(each.live_view for each in log.rollups)]
-    migrate.require_ownership(connection, [log.name, *names, *(table.name for table in STATE_TABLES)])
-    keys = {key for rollup in log.rollups for key in rollup.key_columns_of_log}
-    adopt.check_existing(connection, keys, [rollup.target for rollup in log.rollups])
+    names = [*log.names, *(each.live_view for each in log.rollups), *(table.name for table in STATE_TABLES)]
+    migrate.require_ownership(connection, [*log_tree.paths(connection, log.name), *names])
+    require_fit_tables(connection, log)
+
+
+def require_fit_tables(connection: Connection, log: Log) -> None:
+    """Raises `UnfitTable` unless the tables that exist can be counted exactly."""
+    reads = [log.table.columns[name] for name in log.reads]
+    adopt.check_existing(connection, log.keys, reads, [rollup.target for rollup in log.rollups])
     _require_wide_keys(connection, log)
 
 
@@ -125,7 +124,7 @@ def is_installed(db: Database, with_these_rollups: bool = True) -> bool:
 
     Without `with_these_rollups` the database may keep other rollups than `db` asks for.
     """
-    with trouble_in_words(db.engine.url), db.engine.connect() as connection:
+    with transaction(db.engine) as connection:
         if not migrate.is_at_head(connection) or not ledger.exists(connection, db.log):
             return False
         kept = ledger.kept_rollups(connection, db.log)
@@ -141,7 +140,7 @@ def _has_tables(connection: Connection, rollups: Sequence[str]) -> bool:
 
 def require_usable(db: Database) -> None:
     """Raises what every refresh would raise: `ClusterChanged`, `TimezoneChanged`, `RollupsChanged`, or `ReadOnly`."""
-    with trouble_in_words(db.engine.url), db.engine.connect() as connection:
+    with transaction(db.engine) as connection:
         ledger.read(connection, db)
     if server(db.engine).read_only:
         raise ReadOnly(f"{shown(db.engine.url)} is read-only (a standby?): use the primary's address")
@@ -156,9 +155,9 @@ def rebase(db: Database) -> None:
     """
     with trouble_in_words(db.engine.url), db.engine.connect() as connection:
         migrate.with_brief_locks(connection, lambda: _rebase(connection, db))
-    with trouble_in_words(db.engine.url), db.engine.connect() as connection:
-        adopt.create_log_index(connection.execution_options(isolation_level="AUTOCOMMIT"))
-    _record_unseen_days(db)
+    with trouble_in_words(db.engine.url):
+        migrate.build_log_index(db.engine)
+    unseen.record_days(db)
 
 
 def _rebase(connection: Connection, db: Database) -> None:

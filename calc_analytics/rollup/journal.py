@@ -68,7 +68,7 @@ def refreshed_cte(log: Log, sample: int | None) -> str:
         select coalesce(jsonb_object_agg(bucket, rows), '{{}}') as histogram
         from (
             select {bucket} as bucket, count(*) * {sample} as rows
-            from parts_0 cross join lateral unnest(sample) as instant
+            from parts_0 cross join lateral unnest(rollup_sample) as instant
             where date in (select date from taken) group by 1
         ) sampled
     )"""
@@ -84,7 +84,7 @@ def refreshed_cte(log: Log, sample: int | None) -> str:
         select {quote_literal(log.name)}, date_trunc('minute', clock_timestamp()), 'refresh', {BY}, true, t.rows,
                extract(epoch from clock_timestamp() - transaction_timestamp()), t.days,
                coalesce(ages.histogram, '{{}}'),
-               (select extract(epoch from clock_timestamp() - min(oldest)) from parts_0
+               (select extract(epoch from clock_timestamp() - min(rollup_oldest)) from parts_0
                 where date in (select date from taken))
         from (select sum(rows) as rows, jsonb_object_agg(date, rows) as days from taken) t, ages
         where t.rows > 0

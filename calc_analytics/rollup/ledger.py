@@ -30,7 +30,6 @@ from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import KEYS_HASH, Log, Rollup, quote_literal
 from calc_analytics.rollup.reports import DayProof
 from calc_analytics.rollup.snapshot import SAME_CLUSTER, Snapshot
-from calc_analytics.rollup.windows import has_a_day, local_date
 
 # Days that have statistics for which the equations hold; the last two are not added to.
 COUNTED = ("built", "stale", "frozen")
@@ -215,23 +214,27 @@ def start_afresh(connection: Connection, log: Log, timezone: str) -> None:
         connection.execute(statement, parameters)
 
 
-def record_unseen_days(connection: Connection, db: Database) -> None:
-    """Days with log rows without transaction ids that are not on record wait for a rebuild. Cost: a scan of the log.
-
-    After a rebase these may be rows that nobody counted before it.
-    """
-    day = local_date(db.log.event_time, quote_literal(db.timezone))
-    statement = f"""
+def record_pending(connection: Connection, log: Log, days: Sequence[date]) -> None:
+    """Those of these days that are not on record wait for a rebuild, in every rollup."""
+    statement = """
         insert into rollup_days (rollup, date, status)
         select rollup, date, 'pending'
-        from (select distinct {day} as date from {db.log.name} where xact_id is null) seen
-        cross join unnest(cast(:rollups as text[])) as r (rollup)
-        where {has_a_day("date")}
+        from unnest(cast(:rollups as text[])) as r (rollup) cross join unnest(cast(:days as date[])) as d (date)
         on conflict (rollup, date) do nothing
     """
-    connection.execute(text(statement), {"rollups": db.log.names})
+    connection.execute(text(statement), {"rollups": log.names, "days": list(days)})
 
 
+def days_on_record(connection: Connection, log: Log) -> set[date]:
+    """The days that are on record for every rollup."""
+    parameters = {"rollups": log.names, "number": len(log.names)}
+    return set(connection.execute(text(ON_RECORD), parameters).scalars())
+
+
+# The days on record for every rollup; parameters :rollups, and their :number.
+ON_RECORD = """
+    select date from rollup_days where rollup = any(cast(:rollups as text[])) group by date having count(*) = :number
+"""
 _CREATE = text(
     """
     insert into rollup_state (log, timezone, system_identifier, snapshot, relation, written_by, rollups)

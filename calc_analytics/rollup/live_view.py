@@ -56,15 +56,15 @@ def live_view_sql(log: Log, rollup: Rollup, types: Mapping[str, str], log_types:
     return f"""
     with {STORED.format(log=log.name)},
     uncounted as materialized (
-        select {rollup.key_selects}, date, {rollup.measure_selects}
+        select {rollup.key_selects}, rollup_date as date, {rollup.measure_selects}
         from (
-            select {columns}, {day} as date from {log.name} l
+            select {columns}, {day} as rollup_date from {log.name} l
             where xact_id >= {STORED_XMAX} and xact_id < (select xmax + 4611686018427387904 from stored)
             union all
-            select {columns}, {day} as date from {log.name} l where xact_id = any({STORED_ENDED})
+            select {columns}, {day} as rollup_date from {log.name} l where xact_id = any({STORED_ENDED})
         ) l
-        where {has_a_day("date")}
-        group by {rollup.group_by}, date
+        where {has_a_day("rollup_date")}
+        group by {rollup.group_by}, rollup_date
     ),
     -- A day that was never built counts only if all of its rows are uncounted: a new day, not a partial old one.
     complete as materialized (

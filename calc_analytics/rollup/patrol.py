@@ -1,7 +1,8 @@
 """Patrol: proves every day again in turn, and audits the statistics, in the background and within a small budget.
 
-Audits today and yesterday every minute and all days every hour; in between compares the day whose proof is oldest with
-the log. A comparison costs as much as its day has rows, so the pause after one is a hundred times as long.
+Audits today and yesterday every minute and all days every hour; searches for days that are not on record every hour,
+and when a partition was attached; in between compares the day whose proof is oldest with the log. A comparison costs
+as much as its day has rows, so the pause after one is a hundred times as long.
 """
 
 import threading
@@ -13,7 +14,7 @@ from sqlalchemy import text
 
 from calc_analytics.database.engine import persistently, transaction
 from calc_analytics.days import today_and_yesterday
-from calc_analytics.rollup import ledger
+from calc_analytics.rollup import ledger, unseen
 from calc_analytics.rollup.audit import audit
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.verify import verify
@@ -39,6 +40,7 @@ class Patrol:
         self.db, self.stopping, self.observe_error = db, stopping, observe_error
         self._audit_at = self._verify_at = 0.0
         self._failed: set[date] = set()
+        self._unseen = unseen.Search()
         self._turn = 0
         self._thread: threading.Thread | None = None
 
@@ -58,6 +60,7 @@ class Patrol:
         if time.monotonic() >= self._audit_at and not self.stopping.is_set():
             self._audit_at = time.monotonic() + AUDIT_RECENT_SECONDS
             self._attempt("audit", self._audit)
+            self._attempt("search", self._search)
         if time.monotonic() >= self._verify_at and not self.stopping.is_set():
             started = time.monotonic()
             self._attempt("verify", self._verify)
@@ -72,6 +75,10 @@ class Patrol:
 
     def _audit(self) -> None:
         audit(self.db, None if _is_audit_due(self.db) else today_and_yesterday(self.db.timezone))
+
+    def _search(self) -> None:
+        if persistently(lambda: self._unseen.days(self.db)):
+            persistently(lambda: unseen.record_days(self.db))
 
     def _verify(self) -> None:
         """Every other turn a day that differed comes first, so that it does not keep the others waiting."""

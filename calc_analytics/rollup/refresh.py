@@ -9,6 +9,7 @@ twice and nothing waits for a slow writer; a crash undoes statistics and state t
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import date
 from functools import lru_cache, partial
 from typing import Any, TypeVar
 
@@ -81,8 +82,8 @@ def _report(db: Database, rows: list[dict[str, Any]], seconds: float) -> Refresh
 
 
 def _day_count(rollup: Rollup, row: dict[str, Any]) -> DayCount:
-    measures = {name: int(row["totals"][name]) for name in rollup.measure_names}
-    return DayCount(rollup.name, row["date"], measures[rollup.count], measures, row["keys"], row["status"])
+    measures, day = {name: int(row["totals"][name]) for name in rollup.measure_names}, date.fromisoformat(row["date"])
+    return DayCount(rollup.name, day, measures[rollup.count], measures, row["keys"], row["status"])
 
 
 def isolate_overflow(db: Database, work: Callable[[], T], found: list[Misfit] | None = None) -> T:
@@ -121,10 +122,10 @@ def counts_between(db: Database, rollup: Rollup) -> str:
     """SQL: the measures of the rows between two snapshots, by keys and day; parameters of `between`."""
     day = local_date(db.log.event_time, quote_literal(db.timezone))
     return f"""
-        select {rollup.key_selects}, date, {rollup.measure_selects}
-        from (select *, {day} as date from {rows_between(db.log, ", ".join(db.log.reads))} l) l
-        where {has_a_day("date")}
-        group by {rollup.group_by}, date
+        select {rollup.key_selects}, rollup_date as date, {rollup.measure_selects}
+        from (select *, {day} as rollup_date from {rows_between(db.log, ", ".join(db.log.reads))} l) l
+        where {has_a_day("rollup_date")}
+        group by {rollup.group_by}, rollup_date
     """
 
 
@@ -211,11 +212,12 @@ def _refresh_sql(db: Database, step_rows: int | None, sampled: bool) -> str:
         ledger.moved_cte(log, "upto"),
         journal.refreshed_cte(log, AGE_SAMPLE if sampled else None),
     ]
+    # Days as text: they are read after the transaction, when the session has its own date style again.
     return f"""
     with {", ".join(parts)}
     select {ledger.STATE_COLUMNS}, (select cast(snapshot as text) from upto) as upto,
            coalesce((select upto.xmax < now.xmax from upto, now), false) as more,
-           j.rollup, j.date, j.status, a.keys, a.totals
+           j.rollup, cast(j.date as text) as date, j.status, a.keys, a.totals
     from rollup_state s left join (judged j join amounts a using (rollup, date)) on true
     where s.log = {quote_literal(log.name)}
     order by j.date
@@ -283,14 +285,16 @@ def _today(db: Database) -> str:
 def _new_rows(db: Database) -> str:
     """CTEs: the new rows, with their day. Several rollups read them from memory.
 
+    What is computed has names that no column of the log may have (`declaration.COMPUTED`).
+
     A single rollup aggregates the two sources (`returned`: rows of transactions that were still open in S1) by
     themselves and adds up the few groups, which is cheaper than to append the rows.
     """
     log, time_ = db.log, db.log.event_time
     columns = ", ".join(dict.fromkeys([log.id_column, *log.reads]))
     day = f"""case when {time_} >= (select first from today) and {time_} < (select next from today)
-            then (select day from today) else {local_date(time_, quote_literal(db.timezone))} end as date"""
-    selected = f"{columns}, {log.id_column} & {AGE_SAMPLE - 1} = 0 as is_sampled, {day}"
+            then (select day from today) else {local_date(time_, quote_literal(db.timezone))} end as rollup_date"""
+    selected = f"{columns}, {log.id_column} & {AGE_SAMPLE - 1} = 0 as rollup_sampled, {day}"
     written, ended = _newly_written(selected, log), _newly_ended(selected, log)
     if len(log.rollups) == 1:
         return f"new as not materialized ({written}), returned as not materialized ({ended})"
@@ -304,12 +308,12 @@ def _diff(rollup: Rollup, n: int, log: Log, sampled: bool) -> str:
     """
     time_, ages = log.event_time, ""
     if n == 0:
-        sample = f"array_agg({time_}) filter (where is_sampled)" if sampled else "cast(null as timestamptz[])"
-        ages = f", {sample} as sample, min({time_}) as oldest"
+        sample = f"array_agg({time_}) filter (where rollup_sampled)" if sampled else "cast(null as timestamptz[])"
+        ages = f", {sample} as rollup_sample, min({time_}) as rollup_oldest"
     sources = ("new", "returned") if len(log.rollups) == 1 else ("new",)
     each = " union all ".join(
-        f"select {rollup.key_selects}, date, {rollup.measure_selects}{ages} from {source} "
-        f"group by {rollup.group_by}, date"
+        f"select {rollup.key_selects}, rollup_date as date, {rollup.measure_selects}{ages} from {source} "
+        f"group by {rollup.group_by}, rollup_date"
         for source in sources
     )
     parts = f"parts_{n} as materialized (select * from ({each} offset 0) every_date where {has_a_day('date')})"

@@ -12,6 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import Engine
 
 from calc_analytics.database.engine import transaction
+from calc_analytics.database.log_tree import TREE
 from calc_analytics.rollup import ledger
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.snapshot import Snapshot, between, rows_between
@@ -275,12 +276,10 @@ _DAYS = f"""
 """
 # A transaction has an id from its first write on. Of other roles' transactions the age is hidden from those without
 # pg_read_all_stats. A prepared one belongs to no process; of its locks, one is on its own id.
-_WRITERS = """
-    with logs as (
-        select to_regclass(:source) as relid union select relid from pg_partition_tree(to_regclass(:source))
-    ),
+_WRITERS = f"""
+    with {TREE},
     writing as (
-        select l.pid, l.virtualtransaction from pg_locks l join logs on l.relation = logs.relid
+        select l.pid, l.virtualtransaction from pg_locks l join tree on l.relation = tree.oid
         where l.mode = 'RowExclusiveLock' and l.granted
           and l.database = (select oid from pg_database where datname = current_database())
     )

@@ -191,7 +191,7 @@ def verify_sql(db: Database, rollup: Rollup, span: Window) -> str:
         where {of_day(db.log.event_time, span)} and {STORED_VISIBLE}
         group by {rollup.group_by}
     ),
-    from_stats as (select * from {rollup.name} where date = :day),
+    from_stats as (select {rollup.columns} from {rollup.name} where date = :day),
     both_sides as materialized (
         select {rollup.key_columns}, {rollup.each_measure("l.{name} as logs_{name}, s.{name} as stored_{name}")},
                {differs} as differs{"".join(f", l.{s.name}" for s in rollup.suspects)}

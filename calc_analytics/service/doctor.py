@@ -15,9 +15,9 @@ from typing import Any
 
 from calc_analytics import days
 from calc_analytics.config import shown
-from calc_analytics.database import adopt
 from calc_analytics.database.embedded import data_folder, writable
 from calc_analytics.database.engine import transaction
+from calc_analytics.database.log_columns import UnfitTable
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.plurals import number
 from calc_analytics.rollup import diagnosis, install, ledger, overflow, status, widen
@@ -115,7 +115,10 @@ def _database(sources: Sources) -> Findings:
     server, place = status.server(sources.engine()), shown(sources.url())
     fact = f"PostgreSQL {server.version} at {place}"
     major = server.version_number // 10_000
-    if server.read_only:
+    if server.read_only and (resets := diagnosis.read_only_settings(sources.engine())):
+        why = "nothing can be counted there"
+        yield _wrong(f"{fact} is read-only by default_transaction_read_only", why, ";\n".join(resets) + ";")
+    elif server.read_only:
         yield _wrong(f"{fact} is read-only (a standby?)", "nothing can be counted there", USE_THE_PRIMARY)
     elif major < OLDEST:
         why = f"the project relies on what PostgreSQL {OLDEST} brought"
@@ -135,9 +138,13 @@ def _database(sources: Sources) -> Findings:
 
 def _tables(sources: Sources) -> Findings:
     db = sources.database()
-    with transaction(db.engine) as connection:
-        keys = {key for rollup in db.log.rollups for key in rollup.key_columns_of_log}
-        adopt.check_existing(connection, keys, [rollup.target for rollup in db.log.rollups])
+    try:
+        with transaction(db.engine) as connection:
+            install.require_fit_tables(connection, db.log)
+    except UnfitTable as error:
+        why = "its rows cannot be counted exactly, and 'migrate' refuses it"
+        yield _wrong(str(error), why, f"{error.statement};" if error.statement else "alter it as it says")
+        return
     if install.is_installed(db):
         yield _ok("tables, views and migrations are there")
     else:
@@ -210,13 +217,20 @@ def _permissions(sources: Sources) -> Findings:
 
 def _indexes(sources: Sources) -> Findings:
     found = diagnosis.log_indexes(sources.database())
+    wanted = "index on (xact_id, hour of created_at)"
     for index in found:
-        if index.state != "there":
-            fact = f"the index of {index.table} on (xact_id, hour of created_at) is {index.state}"
+        command = ";\n".join(index.statements) + ";"
+        if index.state == "left over":
+            fact = f"{index.table} has its {wanted} more than once: one is left over from a build that was interrupted"
+            yield _note(fact, "each insert pays for it", command)
+        elif index.state == "not attached":
+            fact = f"the {wanted} of {index.table} is not that of all its partitions"
+            yield _note(fact, "new partitions get one of their own, and old ones may have two", command)
+        elif index.state != "there":
             why = "every refresh reads the whole table to find the new rows"
-            yield _wrong(fact, why, ";\n".join(index.sql) + ";")
+            yield _wrong(f"the index of {index.table} on (xact_id, hour of created_at) is {index.state}", why, command)
     if all(index.state == "there" for index in found):
-        yield _ok(f"the index on (xact_id, hour of created_at) is there, on {number(len(found), 'table')}")
+        yield _ok(f"the {wanted} is there, on {number(len(found), 'table')}")
 
 
 def _xact_id(sources: Sources) -> Findings:
@@ -236,7 +250,7 @@ def _of_table(table: diagnosis.LogTable) -> Findings:
         yield _wrong(f"{name} has no column xact_id", uncounted, "calc-analytics migrate")
         return
     if table.foreign:
-        yield _wrong(f"{name} is a foreign table", "its transactions are another cluster's", f"detach {name}")
+        yield _wrong(f"{name} is a foreign table", "its transactions are another cluster's", f"{table.detach};")
     if not table.default_in_place:
         default = f"is {table.default}" if table.default else "is missing"
         yield _wrong(f"the default of {name}.xact_id {default}", uncounted, "calc-analytics migrate")

@@ -5,7 +5,7 @@ The same report answers `GET /health/rollup`, the gauges of `/metrics` and the h
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime, timezone
+from datetime import date, datetime, timezone
 from functools import partial
 from typing import Any
 
@@ -209,6 +209,10 @@ def _proofs(sources: Sources) -> Verdict:
         )
     if verdict := _set_aside(db):
         return verdict
+    if waiting := _waiting_days(sources):
+        verb = "waits" if len(waiting) == 1 else "wait"
+        said = f"{number(len(waiting), 'day')} with log rows {verb} for a rebuild: {first_of(list(map(str, waiting)))}"
+        return Verdict(False, f"{said}; no statistic has all of their rows", "calc-analytics rollup")
     built = max((days.by_status.get("built", 0) for days in status.days(db).values()), default=0)
     return Verdict(True, f"no day differs; {number(built, 'day')} built in {number(len(db.log.rollups), 'rollup')}")
 
@@ -222,6 +226,12 @@ def _set_aside(db: Database) -> Verdict | None:
     said = f"{number(len(days), 'day')} set aside, because a value does not fit its column: {named}"
     why = "".join(f"; {misfit}" for misfit in overflow.known(db)[:1])
     return Verdict(False, said + why, f"calc-analytics verify --day {next(iter(days))}", public=said, code="overflow")
+
+
+def _waiting_days(sources: Sources) -> list[date]:
+    """Days that were never counted whole: those on record, and those that nobody has recorded yet."""
+    db = sources.database()
+    return sorted({*ledger.waiting_days(db), *sources.search.days(db)})
 
 
 def _audit(sources: Sources) -> Verdict:

@@ -7,6 +7,7 @@ down.
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from sqlalchemy.engine import URL, Engine
@@ -15,9 +16,12 @@ from calc_analytics import rollups
 from calc_analytics.config import Settings
 from calc_analytics.database.engine import database_url, engine_for, impatient
 from calc_analytics.rollup.database import Database
+from calc_analytics.rollup.unseen import Search
 from calc_analytics.service.daemons import HeartbeatIds
 
 STATEMENT_SECONDS = 10.0
+# A probe has three seconds. Where a search for days that are not on record takes longer, the patrol finds them.
+SEARCH_LIMIT_SECONDS = 1.0
 
 
 @dataclass
@@ -25,6 +29,7 @@ class Sources:
     """The settings, and what they lead to. May be shared by threads."""
 
     settings: Settings
+    search: Search = field(default_factory=partial(Search, SEARCH_LIMIT_SECONDS))
     _engines: dict[tuple[URL, str], Engine] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _dagster_lock: threading.Lock = field(default_factory=threading.Lock)

@@ -29,6 +29,7 @@ from calc_analytics.service.doctor import Finding, Ports, examine
 from calc_analytics.service.probes import Prober
 from calc_analytics.service.sources import Sources
 from calc_analytics.supervisor import free_port
+from calc_analytics_tests.conftest import ROLE
 from calc_analytics_tests.logs import row, utc, write
 
 PATIENT = 60.0
@@ -142,6 +143,21 @@ def test_notes_say_what_a_role_could_do_with_more(examined, owner, database, mai
     finally:
         execute(owner, f'drop owned by "{role}"')
         maintenance(f'drop role "{role}"')
+
+
+@pytest.mark.parametrize("place", ["database", "role in database"])
+def test_a_role_or_database_that_is_set_to_read_only_is_found(examined, owner, place: str):
+    name = owner.url.database
+    target = f'database "{name}"' if place == "database" else f'role {ROLE} in database "{name}"'
+    execute(owner, f"alter {target} set default_transaction_read_only = on")
+    found = examined()
+    (wrong,) = level(found, "wrong", "database")
+    assert "is read-only by default_transaction_read_only" in wrong.fact
+    assert wrong.command == f"alter {target.replace(chr(34), '')} reset default_transaction_read_only;"
+    with engine_for(owner.url).connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("set default_transaction_read_only = off")
+        connection.exec_driver_sql(wrong.command)
+    assert level(examined(), "wrong", "database") == []
 
 
 def test_a_missing_index_is_found_with_the_statement_that_builds_it(examined, owner):

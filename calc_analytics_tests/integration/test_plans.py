@@ -13,8 +13,8 @@ from sqlalchemy import text
 from sqlalchemy.engine import Connection, Engine
 
 from calc_analytics.database.adopt import PAGES_PER_RANGE
-from calc_analytics.database.engine import settings_sql
-from calc_analytics.rollup import ledger
+from calc_analytics.database.engine import settings_sql, transaction
+from calc_analytics.rollup import ledger, unseen
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.index import summarize
 from calc_analytics.rollup.rebuild import count_sql, rebuild
@@ -229,3 +229,31 @@ def test_rebuild_and_verify_read_their_day_only(busy: Database, sql: Callable[..
     given = {**span.parameters(), **span.parameters("_0"), "rollup": name, **now.bind("sa")}
     used = {key: given[key] for key in text(statement).compile().params}
     assert ROWS_PER_DAY <= rows_read(as_the_project(busy, statement, used)) <= ROWS_PER_DAY + 2 * RANGE
+
+
+def of_search(db: Database) -> Plan:
+    """Explains the search for days that are not on record."""
+    with db.engine.connect() as connection:
+        connection.exec_driver_sql(settings_sql(db.engine, connection.info))
+        parameters = {"rollups": db.log.names, "number": len(db.log.names)}
+        return explain(connection, unseen.search_sql(db), parameters)
+
+
+def test_a_search_for_days_that_are_not_on_record_reads_a_range_or_two_for_each_gap(busy: Database):
+    """Before the first day and after the last."""
+    refresh(busy)
+    summarize(busy)
+    assert rows_read(of_search(busy)) <= 2 * 2 * RANGE
+
+
+def test_a_search_reads_a_range_or_two_for_each_day_that_it_finds(busy: Database):
+    refresh(busy)
+    with busy.engine.begin() as connection:
+        for day in ("2026-02-20", "2026-02-24"):
+            statement = FILL.replace("created_at)", "created_at, xact_id)").replace("'2 seconds'", "'2 seconds', null")
+            connection.execute(text(statement), {"day": f"{day} 00:00+00", "rows": 2 * ROWS_PER_DAY})
+    summarize(busy)
+    with transaction(busy.engine) as connection:
+        assert len(unseen.find_days(connection, busy)) == 4
+    found, gaps = 4, 4
+    assert rows_read(of_search(busy)) <= (found + gaps) * 2 * RANGE

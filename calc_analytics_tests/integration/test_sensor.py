@@ -138,6 +138,18 @@ def test_a_batch_is_counted_in_place_and_told_of_once_per_day(location, instance
     assert len(result.asset_events) == 2 * len(LOG.names) + 1, "checks are evaluated in runs"
 
 
+def test_days_that_are_not_on_record_are_found_and_their_rebuild_is_requested(location, instance, db, connect):
+    rebuild(db, [OLD])
+    write(connect(), [row(utc(2026, 3, 5, 12))] * 3)
+    execute(db, "update calculation_logs set xact_id = null")
+    first = tick(location, instance)
+    sensors._patrol(RollupDatabase().db).wait(30)
+    second = tick(location, instance, first.cursor)
+    requests = [*first.run_requests, *second.run_requests]
+    assert [days_of(request) for request in requests] == [[date(2026, 3, 5)]]
+    assert sorted(names(requests[0])) == sorted(LOG.names)
+
+
 def test_under_steady_load_events_report_today_every_two_minutes(location, instance, db, connect):
     rebuild(db, [today()])
     write(connect(), [row(now())] * 3)
