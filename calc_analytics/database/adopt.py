@@ -182,8 +182,16 @@ def create_log_index(connection: Connection) -> None:
     """
     limit = connection.execute(text("show lock_timeout")).scalar_one()
     connection.execute(text("set lock_timeout = 0"))
+    _free_index_name(connection)
     _create_indexes(connection)
     connection.execute(text("select set_config('lock_timeout', :limit, false)"), {"limit": limit})
+
+
+def _free_index_name(connection: Connection) -> None:
+    """The index of a log table that another one replaced gets the name that a partition's index has."""
+    name = connection.execute(text(_OTHERS_INDEX), {"index": INDEX, "table": LOGS}).scalar()
+    if name is not None:
+        connection.execute(text(f"alter index {INDEX} rename to {name}"))
 
 
 def _create_indexes(connection: Connection) -> None:
@@ -259,6 +267,10 @@ _SUMMARIZE = """
             select relid from pg_partition_tree(cast('{schema}.{index}' as regclass)) where isleaf
         ) indexes
     $$
+"""
+_OTHERS_INDEX = """
+    select quote_ident(c.relname || '_rollup_idx') from pg_index i join pg_class c on c.oid = i.indrelid
+    where i.indexrelid = to_regclass(:index) and i.indrelid <> to_regclass(:table)
 """
 _INDEX_VALID = "select i.indisvalid from pg_index i where i.indexrelid = to_regclass(:name)"
 

@@ -14,11 +14,11 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from calc_analytics.database import adopt
-from calc_analytics.database.engine import sqlstate, trouble_in_words
+from calc_analytics.database.engine import is_row_security, sqlstate, trouble_in_words
 from calc_analytics.errors import CalcAnalyticsError
 
 # The newest revision in migrations/versions.
-HEAD = "0004_needs_calc_analytics_0.2"
+HEAD = "0005_log_relation"
 ADVISORY_LOCK = 7_244_100_501
 # Shorter than deadlock_timeout (one second): who waits for us is never the one that is aborted.
 LOCK_TIMEOUT = "800ms"
@@ -122,7 +122,7 @@ def _has_its_locks(connection: Connection, work: Callable[[], None], is_last: bo
         work()
     except DBAPIError as error:
         connection.rollback()
-        if sqlstate(error) == "42501":
+        if sqlstate(error) == "42501" and not is_row_security(error):
             raise _not_owner(str(error.orig).strip().splitlines()[0]) from error
         if sqlstate(error) not in ("55P03", "40P01"):
             raise

@@ -7,14 +7,17 @@ upper one: of a range with two unknown ends the planner expects few rows and tak
 from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
-from calc_analytics.rollup.declaration import Log, Rollup, type_to_sql
-from calc_analytics.rollup.snapshot import STORED, STORED_ENDED, STORED_VISIBLE, STORED_XMAX
+from calc_analytics.rollup.declaration import Log, Rollup, quote_literal, type_to_sql
+from calc_analytics.rollup.row_security import hides_from_view_sql
+from calc_analytics.rollup.snapshot import STORED_ENDED, STORED_VISIBLE, STORED_XMAX, stored_cte
 from calc_analytics.rollup.windows import day_begin, has_a_day, local_date, midnight, within
 
 
 def create_live_view(connection: Connection, log: Log, rollup: Rollup) -> None:
     """Creates or replaces the view; readers of it are not disturbed."""
-    connection.execute(text(f"create or replace view {rollup.live_view} as {live_view_sql(log, rollup)}"))
+    schemas = connection.execute(_SCHEMAS, {"log": log.name, "view": rollup.live_view}).one()
+    statement = live_view_sql(log, rollup, *schemas)
+    connection.execute(text(f"create or replace view {rollup.live_view} as {statement}"))
 
 
 def without_logs(connection: Connection, rollup: Rollup) -> None:
@@ -23,11 +26,31 @@ def without_logs(connection: Connection, rollup: Rollup) -> None:
     connection.execute(text(statement))
 
 
-def live_view_sql(log: Log, rollup: Rollup) -> str:
+def _refusals(log: Log, rollup: Rollup, log_schema: str, view_schema: str) -> dict[str, str]:
+    """What the view raises instead of wrong numbers, and when.
+
+    A view reads the table that it was created on, whatever that is called now.
+    """
+    tables = [log.name, rollup.name, "rollup_state", "rollup_days"]
+    is_in_place = f"""(
+            select relname = {quote_literal(log.name)}
+                   and relnamespace = cast({quote_literal(log_schema)} as regnamespace)
+            from pg_class where oid = cast({quote_literal(log.name)} as regclass)
+        )"""
+    return {
+        "row-level security hides rows from this view, see calc-analytics doctor":
+            hides_from_view_sql(tables, rollup.live_view, view_schema),
+        "the log table was renamed or replaced, run calc-analytics migrate, then calc-analytics rebase":
+            f"{is_in_place} is not true",
+    }  # fmt: skip
+
+
+def live_view_sql(log: Log, rollup: Rollup, log_schema: str, view_schema: str) -> str:
     """The view's query, from the same measures and the same definition of `date` as everything else.
 
     It names only the log columns that the rollup needs, so that the others may be altered or dropped.
     """
+    refusals = _refusals(log, rollup, log_schema, view_schema)
     zone, time_ = "(select timezone from stored)", f"l.{log.event_time}"
     columns = ", ".join(sorted({*rollup.reads, log.event_time}))
     day = local_date(time_, zone)
@@ -39,7 +62,7 @@ def live_view_sql(log: Log, rollup: Rollup) -> str:
         **{each.name: f"cast(sum({each.name}) as {each.type}) as {each.name}" for each in rollup.measures},
     }
     return f"""
-    with {STORED.format(log=log.name)},
+    with {stored_cte(log, f"cast({quote_literal(log.name)} as regclass)", refusals)},
     uncounted as materialized (
         select {rollup.key_selects}, date, {rollup.measure_selects}
         from (
@@ -67,5 +90,18 @@ def live_view_sql(log: Log, rollup: Rollup) -> str:
         union all
         select {rollup.columns} from uncounted join complete using (date)
     ) both_parts
+    -- Reads the stored snapshot, and so raises what there is to raise, even if the log has no rows.
+    where (select xmax from stored) is not null
     group by {keys}, date
     """
+
+
+# Of the log table, and of the view: the one that there is, or the one where it will be created.
+_SCHEMAS = text(
+    """
+    select cast(cast(c.relnamespace as regnamespace) as text),
+           coalesce((select cast(cast(v.relnamespace as regnamespace) as text)
+                     from pg_class v where v.oid = to_regclass(:view)), quote_ident(current_schema()))
+    from pg_class c where c.oid = to_regclass(:log)
+    """
+)
