@@ -61,7 +61,7 @@ def _require_fit(connection: Connection, log: Log) -> None:
     """Raises `NotOwner`, `RowsHidden` or `UnfitTable` before anything is changed."""
     tables = [log.name, *log.names, *(table.name for table in STATE_TABLES)]
     migrate.require_ownership(connection, [*tables, *(each.live_view for each in log.rollups)])
-    row_security.require_exempt(connection, tables)
+    row_security.require_exempt(connection, [*tables, "calc_analytics_version"])
     _require_log(connection, log)
     keys = {key for rollup in log.rollups for key in rollup.key_columns_of_log}
     adopt.check_existing(connection, keys, [rollup.target for rollup in log.rollups])
