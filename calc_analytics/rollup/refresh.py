@@ -140,34 +140,37 @@ def counts_between(db: Database, rollup: Rollup) -> str:
     """
 
 
-def look_for_rows(db: Database, connection: Connection, quiet: Snapshot | None) -> tuple[bool, Snapshot]:
+def look_for_rows(
+    db: Database, connection: Connection, quiet: Snapshot | None, thorough: bool = True
+) -> tuple[bool, Snapshot]:
     """Whether a row has been committed since the stored snapshot, and the snapshot of this look.
 
     An index probe, without a lock. `connection` (in autocommit) tells first, more cheaply, whether anybody wrote
     anything since `quiet`, the snapshot of a look that found nothing or of a refresh (None: unknown). Raises as
-    `refresh`.
+    `refresh`; `ForeignRows` only if `thorough`.
     """
     now = Snapshot.now(connection)
     if quiet is not None and now.xmax == quiet.xmax and set(quiet.xip) <= set(now.xip):
         return False, quiet
-    found = _run(db, [probe_sql(db)])[0]
+    found = _run(db, [probe_sql(db, thorough)])[0]
     if found["has_foreign_rows"]:
         raise foreign_rows(db.log)
     return bool(found["is_uncounted"]), now
 
 
-def probe_sql(db: Database) -> str:
-    """Whether there is a row that is visible now and not in the stored snapshot; if not, whether there are foreign
-    ones. With the state's columns."""
-    return _probe_sql(_without_engine(db))
+def probe_sql(db: Database, thorough: bool = True) -> str:
+    """Whether there is a row that is visible now and not in the stored snapshot; if not, and it is to be `thorough`,
+    whether there are foreign ones. With the state's columns."""
+    return _probe_sql(_without_engine(db), thorough)
 
 
 @lru_cache(maxsize=16)
-def _probe_sql(db: Database) -> str:
+def _probe_sql(db: Database, thorough: bool) -> str:
+    has_foreign_rows = f"exists ({foreign_rows_sql(db.log)})" if thorough else "false"
     return f"""
     with {_snapshots(db, None)}
     select {ledger.state_columns(db.log)}, is_uncounted,
-           case when is_uncounted then false else exists ({foreign_rows_sql(db.log)}) end as has_foreign_rows
+           case when is_uncounted then false else {has_foreign_rows} end as has_foreign_rows
     from rollup_state s
     cross join lateral (select exists ({_between("xact_id", db.log)}) as is_uncounted offset 0) looked
     where s.log = {quote_literal(db.log.name)}
