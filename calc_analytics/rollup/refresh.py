@@ -217,7 +217,7 @@ def _without_engine(db: Database) -> Database:
 @lru_cache(maxsize=32)
 def _refresh_sql(db: Database, step_rows: int | None, sampled: bool) -> str:
     log, rollups = db.log, db.log.rollups
-    # Where a backlog is looked for; a refresh right after another one has nothing to spare for it.
+    # Only where a backlog is looked for: it reads the table's tail once more.
     has_foreign_rows = "false" if step_rows is None else f"exists ({foreign_rows_sql(log)})"
     parts = [
         _snapshots(db, step_rows),

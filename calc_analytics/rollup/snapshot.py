@@ -25,10 +25,10 @@ _NOW, _COUNTED = _XMAX.format("pg_current_snapshot()"), _XMAX.format("s.snapshot
 _AGE = f"mod({_NOW} - cast(cast(s.xmin as text) as bigint) + 4294967296, 4294967296)"
 
 # The ids in the state row `s` are this cluster's. A physical copy keeps the system identifier; pg_upgrade gives a new
-# one, but keeps transaction ids, oids, and each row's xmin: a row that says of itself where it was written is at home.
-# A dump and logical replication keep none of them, and a copy of a cluster has the identifier too. So a row that was
-# brought here is accepted only if this cluster was further than the stored snapshot when that happened: else ids that
-# were counted there are given out here once more. No snapshot of this cluster lies ahead of the current one.
+# one, but keeps transaction ids, oids, and each row's xmin: if they are as the row says, it was written here. A dump
+# and logical replication keep none of them, and a copy of a cluster has the identifier too. So a row that was brought
+# here is accepted only if this cluster's ids were beyond the stored snapshot when it was written: else new rows get
+# ids that the snapshot calls counted. No snapshot of this cluster lies ahead of the current one.
 SAME_CLUSTER = f"""(
         {_COUNTED} <= {_NOW} and (
             (cast(s.tableoid as bigint) = s.relation
