@@ -27,7 +27,8 @@ from calc_analytics.database.embedded import data_folder, writable
 from calc_analytics.database.engine import dagster_url, database_url, ensure_database
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.plurals import number
-from calc_analytics.rollup import install, ledger, retention
+from calc_analytics.rollup import install, ledger, retention, status
+from calc_analytics.rollup.database import Database
 from calc_analytics.supervisor import Supervisor, claim
 from calc_analytics.terminal import print_report
 
@@ -109,10 +110,23 @@ def migrate() -> None:
     zone = ledger.stored_timezone(db)
     click.echo(f"ready: {shown(db.engine.url)}, days in {zone}")
     click.echo(f"rollups: {', '.join(db.log.names)}")
-    if waiting := ledger.waiting_days(db):
+    if _is_to_be_rebased(db):
+        click.echo(f"{db.log.name} is not what was counted: run 'calc-analytics rebase', then 'calc-analytics rollup'")
+    elif waiting := ledger.waiting_days(db):
         click.echo(f"{_wait(waiting)}: run 'calc-analytics rollup'")
     if zone != settings.timezone:
         click.echo(f"ROLLUP_TIMEZONE is {settings.timezone}: set it to {zone}, or run 'calc-analytics rebase'")
+
+
+def _is_to_be_rebased(db: Database) -> bool:
+    """Whether the log is another table, or another cluster's, than was counted."""
+    try:
+        status.refreshed(db)
+    except (ledger.ClusterChanged, ledger.LogReplaced):
+        return True
+    except CalcAnalyticsError:
+        return False
+    return False
 
 
 def _wait(waiting: Sequence[date]) -> str:
@@ -153,7 +167,7 @@ def prune(keep_days: int, yes: bool, as_json: bool) -> None:
 @main.command()
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def rebase(yes: bool) -> None:
-    """Start counting afresh after a restore into another cluster, or for a new ROLLUP_TIMEZONE.
+    """Start counting afresh after a restore into another cluster, in another log table, or for a new ROLLUP_TIMEZONE.
 
     Statistics stay until each day is rebuilt; `rollup` without options then rebuilds them. Logs are not touched,
     except that their transaction ids are forgotten (in an instant: the column is dropped and added).

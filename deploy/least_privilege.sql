@@ -35,5 +35,8 @@ grant execute on function calculation_logs_summarize() to rollup_writer;
 -- Only if this role is to run `calc-analytics prune` or `calc-analytics erase`, which delete raw logs:
 -- grant delete on calculation_logs to rollup_writer;
 
+-- Only if row-level security is enabled on one of these tables, and a policy would hide rows from this role (a superuser's):
+-- alter role rollup_writer bypassrls;
+
 -- Only if `calc-analytics status` and the metrics are to show how old other roles' open transactions are:
 -- grant pg_read_all_stats to rollup_writer;

@@ -80,6 +80,8 @@ _UNPREPARED = ("26000", "42P05", "0A000")
 # For the rest of a transaction: a day may well be most of the table; and back.
 WHOLE_DAYS = text("set local enable_seqscan = on")
 NEW_ROWS = text("set local enable_seqscan = off")
+# For a transaction without LOCAL_SETTINGS: an error where a policy would hide rows.
+ALL_ROWS = text("set local row_security = off")
 
 
 T = TypeVar("T")
@@ -375,6 +377,12 @@ def sqlstate(error: DBAPIError | psycopg.Error) -> str | None:
     return getattr(_driver_error(error), "sqlstate", None)
 
 
+def is_row_security(error: DBAPIError | psycopg.Error) -> bool:
+    """Whether PostgreSQL refused because a policy would hide rows; its text may be in any language."""
+    said = _driver_error(error)
+    return isinstance(said, psycopg.Error) and said.diag.source_function == "check_enable_rls"
+
+
 def _driver_error(error: DBAPIError | psycopg.Error) -> BaseException | None:
     return error.orig if isinstance(error, DBAPIError) else error
 
@@ -384,6 +392,12 @@ def _in_words(error: DBAPIError | psycopg.Error, url: URL) -> str:
     said = str(original).strip().splitlines()[0] if str(original).strip() else type(original).__name__
     said = without_secrets(said, url)
     match sqlstate(error):
+        case "42501" if is_row_security(error):
+            return (
+                f"{said}: rows would be hidden from the role '{url.username}' in {place}, and the numbers be wrong. "
+                f"Exempt it with 'alter role {quoted(url.username or '')} bypassrls', or, if it owns the table, with "
+                "'alter table … no force row level security'"
+            )
         case "42501":
             return f"{said}: grant it to the role '{url.username}', or use another role in {place}"
         case "42P01" | "42703":

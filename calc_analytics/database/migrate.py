@@ -15,11 +15,18 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from calc_analytics.database import log_index
-from calc_analytics.database.engine import settings_sql, sqlstate, transaction, trouble_in_words, without_limits
+from calc_analytics.database.engine import (
+    is_row_security,
+    settings_sql,
+    sqlstate,
+    transaction,
+    trouble_in_words,
+    without_limits,
+)
 from calc_analytics.errors import CalcAnalyticsError
 
 # The newest revision in migrations/versions.
-HEAD = "0004_needs_calc_analytics_0.2"
+HEAD = "0005_log_relation"
 ADVISORY_LOCK = 7_244_100_501
 # Shorter than deadlock_timeout (one second): who waits for us is never the one that is aborted.
 LOCK_TIMEOUT = "800ms"
@@ -146,7 +153,7 @@ def _has_its_locks(connection: Connection, work: Callable[[], object], is_last: 
         work()
     except DBAPIError as error:
         connection.rollback()
-        if sqlstate(error) == "42501":
+        if sqlstate(error) == "42501" and not is_row_security(error):
             raise _not_owner(str(error.orig).strip().splitlines()[0]) from error
         if sqlstate(error) not in ("55P03", "40P01"):
             raise

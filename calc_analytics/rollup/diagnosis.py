@@ -15,9 +15,10 @@ from calc_analytics.database import adopt, log_index
 from calc_analytics.database.engine import quoted, transaction
 from calc_analytics.database.log_index import TableIndex
 from calc_analytics.database.log_tree import TREE
-from calc_analytics.rollup import ledger
+from calc_analytics.rollup import ledger, row_security
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Log
+from calc_analytics.rollup.foreign import foreign_rows_sql, require_none
 
 # What counting, rebuilding and proving need, on which table or view.
 ON_STATE = {
@@ -128,6 +129,19 @@ def role(db: Database) -> Role:
     return Role(row.role, row.superuser, grants, row.may_prune, row.sees_others)
 
 
+def hidden(db: Database) -> list[row_security.Hidden]:
+    """The tables whose policies would hide rows from the connected role, or from a live view's owner."""
+    tables, views = needed_rights(db.log), [rollup.live_view for rollup in db.log.rollups]
+    with transaction(db.engine) as connection:
+        return row_security.hidden(connection, [name for name in tables if name not in views], views)
+
+
+def require_own_rows(db: Database) -> None:
+    """Raises `ForeignRows` if there are log rows with ids of another cluster."""
+    with transaction(db.engine) as connection:
+        require_none(connection, db.log)
+
+
 def log_indexes(db: Database) -> list[TableIndex]:
     """The index that a refresh needs: of the table, or of each of its partitions and of the tables over them."""
     with transaction(db.engine) as connection:
@@ -151,9 +165,7 @@ def rows_bypassing(db: Database) -> Bypassing:
                       and {time} >= clock_timestamp() - interval '1 hour' and {time} < clock_timestamp()
                       and xact_id is null limit {BYPASS_LIMIT}) as without) as without_id,
                (select count(*) from (
-                    select from {db.log.name}
-                    where xact_id >= cast(cast(pg_snapshot_xmax(pg_current_snapshot()) as text) as bigint)
-                    limit {BYPASS_LIMIT}) as ahead) as from_the_future
+                    {foreign_rows_sql(db.log)} limit {BYPASS_LIMIT}) as ahead) as from_the_future
     """
     with transaction(db.engine) as connection:
         row = connection.execute(text(statement)).one()

@@ -27,6 +27,8 @@ BUSY_SHARE = 0.05
 BACKLOG_SECONDS = 10.0
 # Ages of rows are noted this often.
 SAMPLE_SECONDS = 1.0
+# Rows of another cluster are looked for this often.
+THOROUGH_SECONDS = 5.0
 
 
 @dataclass
@@ -70,7 +72,7 @@ class Follower:
         self._index = IndexKeeper(db)
         self._lock = threading.Lock()
         self._until = 0.0
-        self._sampled_at = float("-inf")
+        self._sampled_at = self._thorough_at = float("-inf")
         self._thread: threading.Thread | None = None
         self._report = FollowReport()
         self._error: Exception | None = None
@@ -118,13 +120,16 @@ class Follower:
                 return
 
     def _refresh_when_new(self) -> None:
-        engine, quiet, next_at = self.db.engine, None, 0.0
+        engine, quiet, thorough, next_at = self.db.engine, None, None, 0.0
         began_at, counted_at = time.monotonic(), float("-inf")
         with trouble_in_words(engine.url), engine.connect() as connection:
             probe = connection.execution_options(isolation_level="AUTOCOMMIT")
             while not self._is_over():
                 started = time.monotonic()
-                is_new, quiet = look_for_rows(self.db, probe, quiet)
+                is_thorough = self._is_thorough(started)
+                is_new, quiet = look_for_rows(self.db, probe, thorough if is_thorough else quiet, is_thorough)
+                if is_thorough and not is_new:
+                    thorough = quiet
                 if is_new:
                     report = refresh(
                         self.db,
@@ -138,6 +143,13 @@ class Follower:
                 is_idle = time.monotonic() - max(counted_at, began_at) > QUIET_SECONDS
                 poll = QUIET_POLL_SECONDS if is_idle else self._poll_seconds
                 self.stopping.wait(max(next_at - time.monotonic(), poll))
+
+    def _is_thorough(self, now: float) -> bool:
+        """Whether this look also finds rows of another cluster: one in some seconds does, since it reads twice."""
+        if now - self._thorough_at < THOROUGH_SECONDS:
+            return False
+        self._thorough_at = now
+        return True
 
     def _is_sampled(self, now: float) -> bool:
         """Whether this refresh notes the ages of its rows: one in a second does, which is enough for a minute."""

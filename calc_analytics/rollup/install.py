@@ -8,11 +8,11 @@ from sqlalchemy.engine import Connection
 
 from calc_analytics.config import shown
 from calc_analytics.database import adopt, grants, log_tree, migrate
-from calc_analytics.database.engine import quoted, transaction, trouble_in_words
+from calc_analytics.database.engine import ALL_ROWS, quoted, transaction, trouble_in_words
 from calc_analytics.database.log_columns import UnfitTable
 from calc_analytics.database.tables import STATE_TABLES, calculation_stats_daily, metadata
 from calc_analytics.errors import CalcAnalyticsError
-from calc_analytics.rollup import journal, ledger, predecessor, unseen, widen
+from calc_analytics.rollup import journal, ledger, predecessor, row_security, unseen, widen
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Log
 from calc_analytics.rollup.live_view import create_live_view, without_logs
@@ -34,11 +34,13 @@ def install(db: Database, start_date: date | None = None) -> None:
     is_repaired = False
 
     def prepare(connection: Connection) -> None:
+        connection.execute(ALL_ROWS)
         _require_fit(connection, db.log)
         there.update(grants.existing(connection))
 
     def finish(connection: Connection) -> None:
         nonlocal is_repaired
+        connection.execute(ALL_ROWS)
         metadata.create_all(connection, checkfirst=True)
         adopt.require_tables(connection, [rollup.target for rollup in db.log.rollups])
         widen.fit(connection, db.log)
@@ -51,9 +53,12 @@ def install(db: Database, start_date: date | None = None) -> None:
 
 
 def _require_fit(connection: Connection, log: Log) -> None:
-    """Raises `NotOwner` or `UnfitTable` before anything is changed."""
-    names = [*log.names, *(each.live_view for each in log.rollups), *(table.name for table in STATE_TABLES)]
-    migrate.require_ownership(connection, [*log_tree.paths(connection, log.name), *names])
+    """Raises `NotOwner`, `RowsHidden` or `UnfitTable` before anything is changed."""
+    tables = [log.name, *log.names, *(table.name for table in STATE_TABLES)]
+    views = [each.live_view for each in log.rollups]
+    migrate.require_ownership(connection, [*log_tree.paths(connection, log.name), *tables, *views])
+    row_security.require_exempt(connection, [*tables, "calc_analytics_version"])
+    _require_log(connection, log)
     require_fit_tables(connection, log)
 
 
@@ -81,6 +86,21 @@ def _require_wide_keys(connection: Connection, log: Log) -> None:
 _IS_INTERRUPTED = """
     select to_regclass('calc_analytics_version') is not null and to_regclass('rollup_state') is not null
 """
+
+
+def _require_log(connection: Connection, log: Log) -> None:
+    """Raises `UnfitTable` where the log is no table, or was counted and is gone: an empty one would take its place."""
+    statement = """
+        select (select relkind not in ('r', 'p') from pg_class where oid = to_regclass(:log)) as is_other,
+               to_regclass(:log) is null and to_regclass('rollup_state') is not null as is_missing
+    """
+    found = connection.execute(text(statement), {"log": log.name}).one()
+    if found.is_other:
+        raise UnfitTable(f"{log.name} is not a table: rename it, and give its name to the table that the API writes to")
+    if found.is_missing and connection.execute(text("select exists (select from rollup_state)")).scalar():
+        raise UnfitTable(
+            f"there is no table {log.name} any more, but its rows were counted: rename it back, or create it"
+        )
 
 
 def _keep_state(connection: Connection, db: Database, start_date: date | None, there: set[str]) -> None:
@@ -139,7 +159,7 @@ def _has_tables(connection: Connection, rollups: Sequence[str]) -> bool:
 
 
 def require_usable(db: Database) -> None:
-    """Raises what every refresh would raise: `ClusterChanged`, `TimezoneChanged`, `RollupsChanged`, or `ReadOnly`."""
+    """Raises what every refresh would raise (see `ledger.require_usable`), or `ReadOnly`."""
     with transaction(db.engine) as connection:
         ledger.read(connection, db)
     if server(db.engine).read_only:
@@ -147,7 +167,8 @@ def require_usable(db: Database) -> None:
 
 
 def rebase(db: Database) -> None:
-    """Starts the counting afresh: after a restore into another cluster, or for another time zone.
+    """Starts the counting afresh: after a restore into another cluster, with another log table, or for another time
+    zone.
 
     Every row becomes "older than any snapshot" in an instant (`adopt.forget_xact_ids`), every built day becomes
     stale and keeps its statistics until it is rebuilt, and the state takes this cluster's snapshot. Writers wait
@@ -161,6 +182,8 @@ def rebase(db: Database) -> None:
 
 
 def _rebase(connection: Connection, db: Database) -> None:
+    connection.execute(ALL_ROWS)
+    _require_fit(connection, db.log)
     ledger.wait_for_turn(connection, db.log)
     for rollup in db.log.rollups:
         without_logs(connection, rollup)

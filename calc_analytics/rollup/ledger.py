@@ -29,7 +29,7 @@ from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import KEYS_HASH, Log, Rollup, quote_literal
 from calc_analytics.rollup.reports import DayProof
-from calc_analytics.rollup.snapshot import SAME_CLUSTER, Snapshot
+from calc_analytics.rollup.snapshot import SAME_CLUSTER, Snapshot, log_oid, same_log
 
 # Days that have statistics for which the equations hold; the last two are not added to.
 COUNTED = ("built", "stale", "frozen")
@@ -44,6 +44,10 @@ class NotInstalled(CalcAnalyticsError):
 
 class ClusterChanged(CalcAnalyticsError):
     """The database was restored into another cluster, whose transaction ids mean something else."""
+
+
+class LogReplaced(CalcAnalyticsError):
+    """The table that has the log's name is not the one whose rows were counted."""
 
 
 class TimezoneChanged(CalcAnalyticsError):
@@ -73,13 +77,20 @@ def exists(connection: Connection, log: Log) -> bool:
 
 
 def read(connection: Connection, db: Database) -> State:
-    """The state without a lock. Raises `NotInstalled`, `ClusterChanged`, `TimezoneChanged` or `RollupsChanged`."""
-    return _read(connection, db, "")
+    """The state without a lock. Raises what `require_usable` raises."""
+    row = connection.execute(text(_read_sql(db.log)), {"log": db.log.name}).mappings().one_or_none()
+    require_usable(db, row)
+    assert row is not None
+    return State(row["timezone"], Snapshot.parse(row["snapshot"]), tuple(row["rollups"]))
 
 
 def lock(connection: Connection, db: Database) -> State:
-    """The state, locked until the transaction ends: whoever else changes statistics waits here. Raises as `read`."""
-    return _read(connection, db, "for no key update of s")
+    """The state, locked until the transaction ends: whoever else changes statistics waits here. Raises as `read`.
+
+    It is read by a statement of its own: one that had waited would compare a newer row with its own, older snapshot.
+    """
+    connection.execute(text("select from rollup_state where log = :log for no key update"), {"log": db.log.name})
+    return read(connection, db)
 
 
 def lock_sql(log: Log) -> str:
@@ -92,13 +103,20 @@ def lock_sql(log: Log) -> str:
 
 
 def require_usable(db: Database, state: Any) -> None:
-    """Raises `NotInstalled`, `ClusterChanged`, `TimezoneChanged` or `RollupsChanged` unless the state row fits."""
+    """Raises unless the state row fits: `NotInstalled`, `ClusterChanged`, `LogReplaced`, `TimezoneChanged` or
+    `RollupsChanged`."""
     if state is None:
         raise NotInstalled(f"no state for {db.log.name}: run 'calc-analytics migrate' first")
     if not state["same_cluster"]:
         raise ClusterChanged(
             "this database was restored into another PostgreSQL cluster, so the stored snapshot says nothing about "
             "its rows: run 'calc-analytics rebase' to count afresh from here"
+        )
+    if not state["same_log"]:
+        raise LogReplaced(
+            f"{db.log.name} is not the table whose rows were counted: it was replaced or renamed. Rename it back, or "
+            "run 'calc-analytics migrate' to adopt the table of that name, then 'calc-analytics rebase' and "
+            "'calc-analytics rollup'"
         )
     if state["timezone"] != db.timezone:
         raise TimezoneChanged(
@@ -112,56 +130,63 @@ def require_usable(db: Database, state: Any) -> None:
         )
 
 
-def _read(connection: Connection, db: Database, locking: str) -> State:
-    row = connection.execute(text(f"{_READ} {locking}"), {"log": db.log.name}).mappings().one_or_none()
-    require_usable(db, row)
-    assert row is not None
-    return State(row["timezone"], Snapshot.parse(row["snapshot"]), tuple(row["rollups"]))
+def state_columns(log: Log) -> str:
+    """SQL: the columns of the state row `s` that `require_usable` needs."""
+    return f"""s.timezone, cast(s.snapshot as text) as snapshot, s.rollups, {SAME_CLUSTER} as same_cluster,
+           {same_log(log_oid(log))} as same_log"""
 
 
-STATE_COLUMNS = f"s.timezone, cast(s.snapshot as text) as snapshot, s.rollups, {SAME_CLUSTER} as same_cluster"
-_READ = f"select {STATE_COLUMNS} from rollup_state s where s.log = :log"
+def _read_sql(log: Log) -> str:
+    return f"select {state_columns(log)} from rollup_state s where s.log = :log"
 
 
 def is_usable_sql(db: Database) -> str:
     """SQL: the state row `s` is one that `require_usable` accepts."""
     names = ", ".join(quote_literal(name) for name in db.log.names)
     same_rollups = f"s.rollups @> array[{names}] and s.rollups <@ array[{names}]"
-    return f"{SAME_CLUSTER} and s.timezone = {quote_literal(db.timezone)} and {same_rollups}"
+    is_same = f"{SAME_CLUSTER} and {same_log(log_oid(db.log))}"
+    return f"{is_same} and s.timezone = {quote_literal(db.timezone)} and {same_rollups}"
 
 
 def moved_cte(log: Log, source: str) -> str:
     """CTE: moves the state row to the snapshot in `source.snapshot`, if that has a row."""
     return f"""moved as (
         update rollup_state s set snapshot = {source}.snapshot, refreshed_at = clock_timestamp(),
-               relation = cast(s.tableoid as bigint), written_by = txid_current()
+               relation = cast(s.tableoid as bigint), written_by = txid_current(),
+               log_relation = cast({log_oid(log)} as bigint)
         from {source} where s.log = {quote_literal(log.name)}
     )"""
 
 
 def note_cluster(connection: Connection, log: Log) -> None:
     """Writes down which cluster this is; after pg_upgrade it has another identifier, and the state row is its own."""
-    connection.execute(text(f"update rollup_state set {_HERE} where log = :log"), {"log": log.name})
+    connection.execute(text(f"update rollup_state set {_here(log)} where log = :log"), {"log": log.name})
 
 
-# Where the row was written, for SAME_CLUSTER.
-_HERE = """
+def _here(log: Log) -> str:
+    """SQL: where the row was written, for `SAME_CLUSTER`, and for `same_log`."""
+    return f"""
     system_identifier = (select system_identifier from pg_control_system()),
-    relation = cast(tableoid as bigint), written_by = txid_current()
+    relation = cast(tableoid as bigint), written_by = txid_current(), log_relation = cast({log_oid(log)} as bigint)
 """
 
 
-# The same for a change that leaves the snapshot alone; a row of another cluster stays one.
-_STILL_HERE = f"""
+def _still_here(log: Log) -> str:
+    """SQL: the same for a change that leaves the snapshot alone: a row of another cluster, or of another log table,
+    stays one."""
+    return f"""
+    system_identifier = case when {SAME_CLUSTER} then s.system_identifier else 0 end,
     relation = case when {SAME_CLUSTER} then cast(s.tableoid as bigint) else s.relation end,
-    written_by = case when {SAME_CLUSTER} then txid_current() else s.written_by end
+    written_by = case when {SAME_CLUSTER} then txid_current() else s.written_by end,
+    log_relation = case when {SAME_CLUSTER} and s.relation <> cast(s.tableoid as bigint)
+                        then cast({log_oid(log)} as bigint) else s.log_relation end
 """
 
 
 def create_if_missing(connection: Connection, log: Log, timezone: str) -> bool:
     """The state a log starts with: nothing built, counting from this moment's snapshot. Whether it was missing."""
     parameters = {"log": log.name, "timezone": timezone, "rollups": log.names}
-    return connection.execute(_CREATE, parameters).rowcount > 0
+    return connection.execute(text(_CREATE.format(log=log_oid(log))), parameters).rowcount > 0
 
 
 def wait_for_turn(connection: Connection, log: Log) -> None:
@@ -196,7 +221,7 @@ def keep_rollups(connection: Connection, log: Log) -> tuple[list[str], list[str]
     for name in on:
         connection.execute(_PENDING_AS_OTHERS, {"rollup": name, "others": kept})
     if on or off:
-        statement = f"update rollup_state s set rollups = cast(:names as text[]), {_STILL_HERE} where log = :log"
+        statement = f"update rollup_state s set rollups = cast(:names as text[]), {_still_here(log)} where log = :log"
         connection.execute(text(statement), {"log": log.name, "names": log.names})
     return on, off
 
@@ -210,7 +235,7 @@ def start_afresh(connection: Connection, log: Log, timezone: str) -> None:
     """Takes this cluster's snapshot and marks every built or frozen day stale; its statistics stay until rebuilt."""
     create_if_missing(connection, log, timezone)
     parameters = {"log": log.name, "rollups": log.names, "timezone": timezone, "first": FIRST, "last": LAST}
-    for statement in (_NEIGHBOURS, _STALE, _AFRESH):
+    for statement in (_NEIGHBOURS, _STALE, text(_AFRESH.format(here=_here(log)))):
         connection.execute(statement, parameters)
 
 
@@ -235,15 +260,14 @@ def days_on_record(connection: Connection, log: Log) -> set[date]:
 ON_RECORD = """
     select date from rollup_days where rollup = any(cast(:rollups as text[])) group by date having count(*) = :number
 """
-_CREATE = text(
-    """
-    insert into rollup_state (log, timezone, system_identifier, snapshot, relation, written_by, rollups)
+_CREATE = """
+    insert into rollup_state (log, timezone, system_identifier, snapshot, relation, written_by, log_relation, rollups)
     select :log, :timezone, system_identifier, pg_current_snapshot(),
-           cast(cast('rollup_state' as regclass) as bigint), txid_current(), cast(:rollups as text[])
+           cast(cast('rollup_state' as regclass) as bigint), txid_current(), cast({log} as bigint),
+           cast(:rollups as text[])
     from pg_control_system()
     on conflict (log) do nothing
-    """
-)
+"""
 _SWITCHED = text(
     """
     update rollup_days set status = case when counted is null then 'pending' else 'stale' end
@@ -274,9 +298,7 @@ _STALE = text(
     where rollup = any(cast(:rollups as text[])) and status in ('built', 'frozen')
     """
 )
-_AFRESH = text(
-    f"update rollup_state set timezone = :timezone, snapshot = pg_current_snapshot(), {_HERE} where log = :log"
-)
+_AFRESH = "update rollup_state set timezone = :timezone, snapshot = pg_current_snapshot(), {here} where log = :log"
 
 
 # -- The days: what a refresh does with them --------------------------------------------------------------------------
@@ -591,7 +613,7 @@ def audit_differences(connection: Connection, rollup: Rollup, days: Sequence[dat
 
 def record_audit_of_all(connection: Connection, log: Log) -> None:
     """Records when all days were audited."""
-    statement = f"update rollup_state s set audited_at = clock_timestamp(), {_STILL_HERE} where log = :log"
+    statement = f"update rollup_state s set audited_at = clock_timestamp(), {_still_here(log)} where log = :log"
     connection.execute(text(statement), {"log": log.name})
 
 

@@ -6,12 +6,14 @@ upper one: of a range with two unknown ends the planner expects few rows and tak
 
 from collections.abc import Mapping
 
+from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
 from calc_analytics.database.views import replace_view
-from calc_analytics.rollup.declaration import Log, Rollup, type_to_sql
+from calc_analytics.rollup.declaration import Log, Rollup, quote_literal, type_to_sql
 from calc_analytics.rollup.overflow import BITS, column_types
-from calc_analytics.rollup.snapshot import STORED, STORED_ENDED, STORED_VISIBLE, STORED_XMAX
+from calc_analytics.rollup.row_security import hides_from_view_sql
+from calc_analytics.rollup.snapshot import STORED_ENDED, STORED_VISIBLE, STORED_XMAX, stored_cte
 from calc_analytics.rollup.windows import day_begin, has_a_day, local_date, midnight, within
 
 
@@ -21,8 +23,10 @@ def create_live_view(connection: Connection, log: Log, rollup: Rollup) -> None:
 
 
 def query(connection: Connection, log: Log, rollup: Rollup) -> str:
-    """The view's query, for the columns that the log and the rollup's table have now."""
-    return live_view_sql(log, rollup, column_types(connection, rollup.name), column_types(connection, log.name))
+    """The view's query, for the tables as they are now."""
+    schemas = connection.execute(_SCHEMAS, {"log": log.name, "view": rollup.live_view}).one()
+    types, log_types = (column_types(connection, name) for name in (rollup.name, log.name))
+    return live_view_sql(log, rollup, types, log_types, *schemas)
 
 
 def without_logs(connection: Connection, rollup: Rollup) -> None:
@@ -30,7 +34,28 @@ def without_logs(connection: Connection, rollup: Rollup) -> None:
     replace_view(connection, rollup.live_view, f"select {rollup.table_columns} from {rollup.name}")
 
 
-def live_view_sql(log: Log, rollup: Rollup, types: Mapping[str, str], log_types: Mapping[str, str]) -> str:
+def _refusals(log: Log, rollup: Rollup, log_schema: str, view_schema: str) -> dict[str, str]:
+    """What the view raises instead of wrong numbers, and when.
+
+    A view reads the table that it was created on, whatever that is called now.
+    """
+    tables = [log.name, rollup.name, "rollup_state", "rollup_days"]
+    is_in_place = f"""(
+            select relname = {quote_literal(log.name)}
+                   and relnamespace = cast({quote_literal(log_schema)} as regnamespace)
+            from pg_class where oid = cast({quote_literal(log.name)} as regclass)
+        )"""
+    return {
+        "row-level security hides rows from this view, see calc-analytics doctor":
+            hides_from_view_sql(tables, rollup.live_view, view_schema),
+        "the log table was renamed or replaced, run calc-analytics migrate, then calc-analytics rebase":
+            f"{is_in_place} is not true",
+    }  # fmt: skip
+
+
+def live_view_sql(
+    log: Log, rollup: Rollup, types: Mapping[str, str], log_types: Mapping[str, str], log_schema: str, view_schema: str
+) -> str:
     """The view's query, from the same measures and the same definition of `date` as everything else.
 
     Its columns have the `types` that the target's have now. It names only the log columns that the rollup needs, so
@@ -43,6 +68,7 @@ def live_view_sql(log: Log, rollup: Rollup, types: Mapping[str, str], log_types:
         if name in types and any(BITS[log_types[each]] > BITS[types[name]] for each in sources if each in log_types)
     ]
     days = f"group by date having {' and '.join(narrow)}" if narrow else "group by date"
+    refusals = _refusals(log, rollup, log_schema, view_schema)
     zone, time_ = "(select timezone from stored)", f"l.{log.event_time}"
     columns = ", ".join(sorted({*rollup.reads, log.event_time}))
     day = local_date(time_, zone)
@@ -54,7 +80,7 @@ def live_view_sql(log: Log, rollup: Rollup, types: Mapping[str, str], log_types:
         **{name: f"cast(sum({name}) as {types[name]}) as {name}" for name in rollup.measure_names},
     }
     return f"""
-    with {STORED.format(log=log.name)},
+    with {stored_cte(log, f"cast({quote_literal(log.name)} as regclass)", refusals)},
     uncounted as materialized (
         select {rollup.key_selects}, rollup_date as date, {rollup.measure_selects}
         from (
@@ -82,5 +108,18 @@ def live_view_sql(log: Log, rollup: Rollup, types: Mapping[str, str], log_types:
         union all
         select {rollup.columns} from uncounted join complete using (date)
     ) both_parts
+    -- Reads the stored snapshot, and so raises what there is to raise, even if the log has no rows.
+    where (select xmax from stored) is not null
     group by {keys}, date
     """
+
+
+# Of the log table, and of the view: the one that there is, or the one where it will be created.
+_SCHEMAS = text(
+    """
+    select cast(cast(c.relnamespace as regnamespace) as text),
+           coalesce((select cast(cast(v.relnamespace as regnamespace) as text)
+                     from pg_class v where v.oid = to_regclass(:view)), quote_ident(current_schema()))
+    from pg_class c where c.oid = to_regclass(:log)
+    """
+)

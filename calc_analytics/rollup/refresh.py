@@ -7,7 +7,7 @@ twice and nothing waits for a slow writer; a crash undoes statistics and state t
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import date
 from functools import lru_cache, partial
@@ -19,6 +19,7 @@ from calc_analytics.database.engine import DatabaseTrouble, persistently, run_in
 from calc_analytics.rollup import journal, ledger, overflow
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Log, Rollup, quote_literal
+from calc_analytics.rollup.foreign import foreign_rows, foreign_rows_sql
 from calc_analytics.rollup.overflow import Misfit
 from calc_analytics.rollup.reports import DayCount, RefreshReport
 from calc_analytics.rollup.snapshot import Snapshot, between, rows_between
@@ -26,6 +27,7 @@ from calc_analytics.rollup.windows import day_begin, has_a_day, local_date, midn
 
 T = TypeVar("T")
 NUMBER_OUT_OF_RANGE = "22003"
+UNFIT_LOG = ("42501", "42703", "42P01")
 # A backlog is counted in steps of about this many rows, each its own transaction.
 STEP_ROWS = 500_000
 # Of the rows counted, one in so many is looked at for its age.
@@ -47,7 +49,7 @@ def refresh(
     `progress` gets each step's report. `sampled`: whether the ages of rows are noted in the journal, which costs a few
     per cent. Transient errors are retried. A day with a value that does not fit its column is
     set aside (status 'overflow') and does not keep the others from being counted. Raises what `ledger.require_usable`
-    raises, or `DatabaseTrouble`.
+    raises, `DatabaseTrouble`, or, after all others are counted, `ForeignRows`.
     """
     total = None
     while True:
@@ -57,11 +59,26 @@ def refresh(
         progress(report)
         total = report if total is None else total + report
         if not rows[0]["more"]:
-            return total
+            break
+    if rows[0]["has_foreign_rows"]:
+        raise foreign_rows(db.log)
+    return total
 
 
 def _refresh_in_one_trip(db: Database, step_rows: int | None, sampled: bool) -> list[dict[str, Any]]:
-    rows = run_in_one_trip(db.engine, [ledger.lock_sql(db.log), refresh_sql(db, step_rows, sampled)])
+    return _run(db, [ledger.lock_sql(db.log), refresh_sql(db, step_rows, sampled)])
+
+
+def _run(db: Database, statements: Sequence[str]) -> list[dict[str, Any]]:
+    """The last statement's rows, which have the state's columns; raises what `ledger.require_usable` raises."""
+    try:
+        rows = run_in_one_trip(db.engine, statements)
+    except DatabaseTrouble as trouble:
+        # A table that lacks a column or a right may be another one than was counted.
+        if trouble.sqlstate in UNFIT_LOG:
+            with transaction(db.engine) as connection:
+                ledger.read(connection, db)
+        raise
     ledger.require_usable(db, rows[0] if rows else None)
     return rows
 
@@ -129,31 +146,40 @@ def counts_between(db: Database, rollup: Rollup) -> str:
     """
 
 
-def look_for_rows(db: Database, connection: Connection, quiet: Snapshot | None) -> tuple[bool, Snapshot]:
+def look_for_rows(
+    db: Database, connection: Connection, quiet: Snapshot | None, thorough: bool = True
+) -> tuple[bool, Snapshot]:
     """Whether a row has been committed since the stored snapshot, and the snapshot of this look.
 
     An index probe, without a lock. `connection` (in autocommit) tells first, more cheaply, whether anybody wrote
-    anything since `quiet`, the snapshot of a look that found nothing or of a refresh (None: unknown).
+    anything since `quiet`, the snapshot of a look that found nothing or of a refresh (None: unknown). Raises as
+    `refresh`; `ForeignRows` only if `thorough`.
     """
     now = Snapshot.now(connection)
     if quiet is not None and now.xmax == quiet.xmax and set(quiet.xip) <= set(now.xip):
         return False, quiet
-    rows = run_in_one_trip(db.engine, [probe_sql(db)])
-    ledger.require_usable(db, rows[0] if rows else None)
-    return bool(rows[0]["is_uncounted"]), now
+    found = _run(db, [probe_sql(db, thorough)])[0]
+    if found["has_foreign_rows"]:
+        raise foreign_rows(db.log)
+    return bool(found["is_uncounted"]), now
 
 
-def probe_sql(db: Database) -> str:
-    """Whether there is a row that is visible now and not in the stored snapshot, with the state's columns."""
-    return _probe_sql(_without_engine(db))
+def probe_sql(db: Database, thorough: bool = True) -> str:
+    """Whether there is a row that is visible now and not in the stored snapshot; if not, and it is to be `thorough`,
+    whether there are foreign ones. With the state's columns."""
+    return _probe_sql(_without_engine(db), thorough)
 
 
 @lru_cache(maxsize=16)
-def _probe_sql(db: Database) -> str:
+def _probe_sql(db: Database, thorough: bool) -> str:
+    has_foreign_rows = f"exists ({foreign_rows_sql(db.log)})" if thorough else "false"
     return f"""
     with {_snapshots(db, None)}
-    select {ledger.STATE_COLUMNS}, exists ({_between("xact_id", db.log)}) as is_uncounted
-    from rollup_state s where s.log = {quote_literal(db.log.name)}
+    select {ledger.state_columns(db.log)}, is_uncounted,
+           case when is_uncounted then false else {has_foreign_rows} end as has_foreign_rows
+    from rollup_state s
+    cross join lateral (select exists ({_between("xact_id", db.log)}) as is_uncounted offset 0) looked
+    where s.log = {quote_literal(db.log.name)}
     """
 
 
@@ -197,6 +223,8 @@ def _without_engine(db: Database) -> Database:
 @lru_cache(maxsize=32)
 def _refresh_sql(db: Database, step_rows: int | None, sampled: bool) -> str:
     log, rollups = db.log, db.log.rollups
+    # Only where a backlog is looked for: it reads the table's tail once more.
+    has_foreign_rows = "false" if step_rows is None else f"exists ({foreign_rows_sql(log)})"
     parts = [
         _snapshots(db, step_rows),
         _today(db),
@@ -215,8 +243,9 @@ def _refresh_sql(db: Database, step_rows: int | None, sampled: bool) -> str:
     # Days as text: they are read after the transaction, when the session has its own date style again.
     return f"""
     with {", ".join(parts)}
-    select {ledger.STATE_COLUMNS}, (select cast(snapshot as text) from upto) as upto,
+    select {ledger.state_columns(log)}, (select cast(snapshot as text) from upto) as upto,
            coalesce((select upto.xmax < now.xmax from upto, now), false) as more,
+           {has_foreign_rows} as has_foreign_rows,
            j.rollup, cast(j.date as text) as date, j.status, a.keys, a.totals
     from rollup_state s left join (judged j join amounts a using (rollup, date)) on true
     where s.log = {quote_literal(log.name)}

@@ -15,9 +15,9 @@ from sqlalchemy import text
 from calc_analytics.database.engine import WHOLE_DAYS, persistently, transaction
 from calc_analytics.rollup import journal, ledger
 from calc_analytics.rollup.database import Database
-from calc_analytics.rollup.declaration import KEYS_HASH
+from calc_analytics.rollup.declaration import KEYS_HASH, quote_literal
 from calc_analytics.rollup.reports import PruneReport
-from calc_analytics.rollup.snapshot import visible
+from calc_analytics.rollup.snapshot import log_oid, same_log, visible
 from calc_analytics.rollup.verify import verify
 from calc_analytics.rollup.windows import Window, of_day, windows
 
@@ -44,6 +44,7 @@ def prunable(db: Database, before: date) -> dict[date, int]:
     names = db.log.names
     parameters = {"rollups": names, "number": len(names), "first": names[0], "before": before}
     with transaction(db.engine) as connection:
+        ledger.read(connection, db)
         return {row.date: int(row.rows) for row in connection.execute(text(statement), parameters)}
 
 
@@ -149,6 +150,7 @@ def _delete_sql(db: Database, is_of_day: str) -> str:
     with gone as (
         delete from {db.log.name}
         where id = any(:ids) and {is_of_day} and {visible("s1")}
+          and (select {same_log(log_oid(db.log))} from rollup_state s where s.log = {quote_literal(db.log.name)})
           and (select count(*) from rollup_days where rollup = any(cast(:rollups as text[])) and date = :day
                and status = 'built' and checksum is not null
                and coalesce(difference, 0) = 0 and coalesce(audit_difference, 0) = 0) = :number

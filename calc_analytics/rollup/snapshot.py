@@ -6,41 +6,86 @@ Information Functions". They are plain comparisons with constants, which an inde
 cost next to nothing per row; the equivalent `pg_visible_in_snapshot` would be called for every row.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
-from calc_analytics.rollup.declaration import Log
+from calc_analytics.rollup.declaration import Log, quote_literal
 
 # The row had committed when the snapshot was taken; without an `xact_id` it is older than any. The first comparison
 # settles nearly every row, the list is searched for the newest only.
 VISIBLE = "(xact_id < {xmin} or (xact_id < {xmax} and xact_id <> all({xip}))) is not false"
 
-# The state row `s` is this cluster's own. A physical copy keeps the system identifier; pg_upgrade gives a new one, but
-# keeps transaction ids, oids, and each row's xmin. A dump and restore keeps none of them: its ids mean nothing here.
-SAME_CLUSTER = """(
-        (cast(s.tableoid as bigint) = s.relation
-            and cast(cast(s.xmin as text) as bigint) = mod(s.written_by, 4294967296))
-        or s.system_identifier = (select system_identifier from pg_control_system())
+_XMAX = "cast(cast(pg_snapshot_xmax({}) as text) as bigint)"
+_NOW, _COUNTED = _XMAX.format("pg_current_snapshot()"), _XMAX.format("s.snapshot")
+# How many transactions ago the state row `s` was written here. Its xmin has 32 bits.
+_AGE = f"mod({_NOW} - cast(cast(s.xmin as text) as bigint) + 4294967296, 4294967296)"
+
+# The ids in the state row `s` are this cluster's. A physical copy keeps the system identifier; pg_upgrade gives a new
+# one, but keeps transaction ids, oids, and each row's xmin: if they are as the row says, it was written here. A dump
+# and logical replication keep none of them, and a copy of a cluster has the identifier too. So a row that was brought
+# here is accepted only if this cluster's ids were beyond the stored snapshot when it was written: else new rows get
+# ids that the snapshot calls counted. No snapshot of this cluster lies ahead of the current one.
+SAME_CLUSTER = f"""(
+        {_COUNTED} <= {_NOW} and (
+            (cast(s.tableoid as bigint) = s.relation
+                and cast(cast(s.xmin as text) as bigint) = mod(s.written_by, 4294967296))
+            or (s.system_identifier = (select system_identifier from pg_control_system())
+                and {_AGE} <= {_NOW} - {_COUNTED})
+        )
     )"""
 
-# The stored snapshot inside a statement that must read it at its own instant: `stored` has timezone, xmin, xmax, xip,
-# and those of xip that have ended since. In another cluster, reading it is an error whose text says what to do.
-STORED = f"""stored as materialized (
+
+def same_log(oid: str) -> str:
+    """SQL: the log table with that oid is the one whose rows the state row `s` counted.
+
+    A dump that was restored into the same cluster has new oids, the state table's own too, until the first refresh.
+    """
+    return f"(s.log_relation = cast({oid} as bigint) or s.relation <> cast(s.tableoid as bigint))"
+
+
+def log_oid(log: Log) -> str:
+    """SQL: the oid of the table that has the log's name while the statement runs; null if there is none."""
+    return f"cast(to_regclass({quote_literal(log.name)}) as oid)"
+
+
+def stored_cte(log: Log, oid: str | None = None, refusals: Mapping[str, str] | None = None) -> str:
+    """CTE: the stored snapshot for a statement that must read it at its own instant.
+
+    `stored` has timezone, xmin, xmax, xip, and those of xip that have ended since. Where counting must not go on,
+    reading it is an error whose text says what to do. `oid` is the log table's (default: of the table with its name);
+    `refusals` are further messages, each with the condition under which it is raised.
+    """
+    cases = {
+        **(refusals or {}),
+        "no state, run calc-analytics migrate": "s.log is null",
+        "restored into another cluster, run calc-analytics rebase": f"{SAME_CLUSTER} is not true",
+        "the log table was replaced, run calc-analytics migrate, then calc-analytics rebase":
+            f"{same_log(oid or log_oid(log))} is not true",
+    }  # fmt: skip
+    # With the log's name the cast is not a constant, which would raise when the statement is planned.
+    whens = "".join(
+        f"""
+                when {condition} then cast({quote_literal(message + ": ")} || coalesce(s.log, l.name) as pg_snapshot)"""
+        for message, condition in cases.items()
+    )
+    return f"""stored as materialized (
         select timezone, cast(cast(pg_snapshot_xmin(snapshot) as text) as bigint) as xmin,
                cast(cast(pg_snapshot_xmax(snapshot) as text) as bigint) as xmax,
                array(select cast(cast(xid as text) as bigint) from pg_snapshot_xip(snapshot) as xid) as xip,
                array(select cast(cast(xid as text) as bigint) from pg_snapshot_xip(snapshot) as xid
                      where pg_visible_in_snapshot(xid, pg_current_snapshot())) as ended
         from (
-            select timezone, case when {SAME_CLUSTER} then snapshot
-                else cast('restored into another cluster, run calc-analytics rebase: ' || log as pg_snapshot)
-                end as snapshot
-            from rollup_state s where log = '{{log}}'
+            select s.timezone, case{whens}
+                else s.snapshot end as snapshot
+            from (values ({quote_literal(log.name)})) l (name) left join rollup_state s on s.log = l.name
         ) state
     )"""
+
+
 STORED_XMAX = "(select xmax from stored)"
 STORED_ENDED = "cast((select ended from stored) as bigint[])"
 STORED_VISIBLE = VISIBLE.format(

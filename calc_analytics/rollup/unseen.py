@@ -20,7 +20,7 @@ from calc_analytics.days import FIRST, LAST
 from calc_analytics.rollup import ledger
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import quote_literal
-from calc_analytics.rollup.snapshot import STORED, STORED_VISIBLE
+from calc_analytics.rollup.snapshot import STORED_VISIBLE, stored_cte
 from calc_analytics.rollup.windows import day_begin, local_date, midnight
 
 # A search is due after an hour, or later where it would take more than this share of the time.
@@ -103,7 +103,7 @@ def search_sql(db: Database) -> str:
             limit 1
         )"""
     return f"""
-    with recursive {STORED.format(log=db.log.name)},
+    with recursive {stored_cte(db.log)},
     edges as (
         select date, lead(date) over (order by date) as next
         from ({ledger.ON_RECORD} union all select date '{FIRST}' - 1 union all select date '{LAST}' + 1) known

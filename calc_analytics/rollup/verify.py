@@ -20,10 +20,11 @@ from calc_analytics.rollup import journal, ledger, overflow
 from calc_analytics.rollup.audit import GREATEST
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import KEYS_HASH, Rollup
+from calc_analytics.rollup.diagnosis import require_own_rows
 from calc_analytics.rollup.judge import Decision
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.reports import DayProof, VerifyReport
-from calc_analytics.rollup.snapshot import STORED, STORED_VISIBLE
+from calc_analytics.rollup.snapshot import STORED_VISIBLE, stored_cte
 from calc_analytics.rollup.status import server
 from calc_analytics.rollup.windows import Window, of_day, windows
 
@@ -44,11 +45,13 @@ def verify(
 
     A day that was never built and has log rows is reported as such, not compared. `with_checksum`: days of any age that
     are proven get the checksum that `prune` needs. Deletions that `LOGS_KEPT_DAYS` announced are noted first.
-    Transient errors are retried. Raises as `ledger.read`, or `DatabaseTrouble`.
+    Transient errors are retried. Raises as `ledger.read`, `DatabaseTrouble`, or, after all days were compared,
+    `ForeignRows`.
     """
     started = time.perf_counter()
     chosen = db.log.only(rollups).rollups
     proofs = [proof for day in sorted(set(days)) for proof in _verify_day(db, chosen, day, with_checksum, progress)]
+    persistently(partial(require_own_rows, db))
     return VerifyReport([p for p in proofs if p.status or p.log_rows or p.stored_rows], time.perf_counter() - started)
 
 
@@ -183,7 +186,7 @@ def verify_sql(db: Database, rollup: Rollup, span: Window) -> str:
     suspects = "".join(f", coalesce(sum(l.{s.name}), 0) as {s.name}" for s in rollup.suspects)
     key = ", ".join(f"'{name}', {name}" for name in rollup.keys)
     return f"""
-    with {STORED.format(log=db.log.name)},
+    with {stored_cte(db.log)},
     -- The day's rows that are visible in the stored snapshot.
     from_logs as (
         select {rollup.key_selects}, {rollup.measure_selects}{rollup.suspect_selects}

@@ -21,6 +21,7 @@ from calc_analytics.database.log_columns import UnfitTable
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.plurals import number
 from calc_analytics.rollup import diagnosis, install, ledger, overflow, status, widen
+from calc_analytics.rollup.foreign import adopt_sql
 from calc_analytics.rollups import LOG, chosen_log
 from calc_analytics.service.health import STOP_ONE, TWO_DAEMONS, schedule_seconds
 from calc_analytics.service.probes import Answer, Prober
@@ -42,6 +43,7 @@ UNANSWERED = {
 UNFIT_COMMANDS: dict[type[Exception], str] = {
     ledger.NotInstalled: "calc-analytics migrate",
     ledger.ClusterChanged: "calc-analytics rebase",
+    ledger.LogReplaced: "calc-analytics migrate && calc-analytics rebase && calc-analytics rollup",
     ledger.TimezoneChanged: "set ROLLUP_TIMEZONE back, or calc-analytics rebase",
     ledger.RollupsChanged: "set ROLLUPS back, or calc-analytics migrate",
 }
@@ -202,6 +204,9 @@ def _permissions(sources: Sources) -> Findings:
         yield _wrong(f"the role '{role.name}' lacks rights", why, ";\n".join(role.missing) + ";")
     else:
         yield _ok(f"the role '{role.name}' may do all that counting needs")
+    for each in diagnosis.hidden(db):
+        why = "nothing is counted, and live views raise an error: what is counted under a policy is wrong"
+        yield _wrong(f"row-level security hides rows of {each.table} from the role '{each.role}'", why, f"{each.sql};")
     if role.superuser and not sources.settings.embedded:
         why = "the project needs no superuser; a mistake of one reaches everything"
         yield _note(f"'{role.name}' is a superuser", why, "set DATABASE_URL to an ordinary role")
@@ -271,7 +276,9 @@ def _rows(sources: Sources) -> Findings:
     rebase = "find the writer that names xact_id; then calc-analytics rebase && calc-analytics rollup"
     if rows.from_the_future:
         fact = f"{number(rows.from_the_future, 'log row')} or more have an xact_id that no transaction has had yet"
-        yield _wrong(fact, "they were written by another cluster, or by hand, and are not counted", rebase)
+        yield _wrong(
+            fact, "they were written by another cluster, or by hand, and are not counted", adopt_sql(LOG) + ";"
+        )
     if rows.without_id:
         fact = f"{number(rows.without_id, 'log row')} of the last hour have no xact_id"
         why = "normal within an hour after 'migrate'; else a writer sets it to null, and its rows are missed"

@@ -175,6 +175,11 @@ def _tables(sources: Sources) -> Verdict:
 def _state(sources: Sources) -> Verdict:
     db = sources.database()
     status.refreshed(db)
+    for each in diagnosis.hidden(db):
+        return Verdict(
+            False, f"row-level security hides rows of {each.table} from the role '{each.role}'", f"{each.sql};"
+        )
+    diagnosis.require_own_rows(db)
     kept = number(len(db.log.rollups), "rollup")
     return Verdict(True, f"the stored snapshot is this cluster's; {kept}, days in {db.timezone}")
 

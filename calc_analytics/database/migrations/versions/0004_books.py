@@ -11,6 +11,8 @@ to stop; the revision's name tells its `migrate`.
 from alembic import op
 from sqlalchemy import text
 
+from calc_analytics.database.migrations.cluster import STILL_HERE
+
 revision = "0004_needs_calc_analytics_0.2"
 down_revision = "0003"
 
@@ -28,6 +30,7 @@ def upgrade() -> None:
     connection = op.get_bind()
     if not connection.execute(text(_HAS_OLD_SHAPE)).scalar():
         return
+    connection.execute(text("set local row_security = off"))
     # Its rows are found by index, one day after the other, before anybody has to wait.
     connection.execute(text("set local enable_seqscan = off"))
     connection.execute(text(_PREDECESSORS_DAYS))
@@ -73,16 +76,7 @@ STATEMENTS = (
     "alter table rollup_state rename column rollup to log",
     "alter table rollup_state add column rollups text[]",
     "alter table rollup_state add column audited_at timestamptz",
-    # The row stays this cluster's own, if it is: its transaction is noted as in every other change of it.
-    """
-    update rollup_state s set rollups = array[log], log = 'calculation_logs',
-        written_by = case when (cast(s.tableoid as bigint) = s.relation
-                                and cast(cast(s.xmin as text) as bigint) = mod(s.written_by, 4294967296))
-                               or s.system_identifier = (select system_identifier from pg_control_system())
-                          then txid_current() else s.written_by end,
-        relation = case when s.system_identifier = (select system_identifier from pg_control_system())
-                        then cast(s.tableoid as bigint) else s.relation end
-    """,
+    f"update rollup_state s set rollups = array[log], log = 'calculation_logs', {STILL_HERE}",
     "alter table rollup_state alter column rollups set not null",
     """
     create or replace function rollup(rollup_state) returns text language plpgsql as $$
