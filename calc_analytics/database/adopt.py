@@ -12,6 +12,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.engine.reflection import Inspector
 from sqlalchemy.types import TypeEngine
 
+from calc_analytics.database.engine import without_limits
 from calc_analytics.database.tables import (
     PROJECT_TARGETS,
     STATE_TABLES,
@@ -180,10 +181,8 @@ def create_log_index(connection: Connection) -> None:
     a day: hours rather than instants, else every single row would move a range's bound and be logged for it.
     Building waits for open writers without blocking any, so here the wait has no limit.
     """
-    limit = connection.execute(text("show lock_timeout")).scalar_one()
-    connection.execute(text("set lock_timeout = 0"))
-    _create_indexes(connection)
-    connection.execute(text("select set_config('lock_timeout', :limit, false)"), {"limit": limit})
+    with without_limits(connection):
+        _create_indexes(connection)
 
 
 def _create_indexes(connection: Connection) -> None:

@@ -6,8 +6,9 @@ PgBouncer hands to somebody else, and nothing is asked for in the start-up packe
 """
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import psycopg
@@ -19,8 +20,10 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnectionLeft
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
 
-from calc_analytics.config import DAGSTER_DATABASE, Settings, shown, without_secrets
+from calc_analytics.addresses import beside, completed, shown, without_secrets
+from calc_analytics.config import DAGSTER_DATABASE, Settings
 from calc_analytics.database import embedded
+from calc_analytics.database.connecting import connect, connect_seconds
 from calc_analytics.errors import CalcAnalyticsError
 
 # SQLSTATE classes and codes after which the same transaction may well succeed: connection trouble, rolled back by the
@@ -50,6 +53,11 @@ _REFUSALS = (
     "no pg_hba.conf entry",
     "permission denied",
     "no password supplied",
+    "received invalid response to",
+    "expected authentication request",
+    "unsupported startup parameter",
+    "no such database",
+    "no such user",
 )
 
 # What each transaction sets for itself, whatever the role's or the database's defaults are. New rows must be found by
@@ -76,6 +84,9 @@ WHOLE_DAYS = text("set local enable_seqscan = on")
 NEW_ROWS = text("set local enable_seqscan = off")
 
 
+# How long a pooler may take to notice that a database was created.
+POOLER_SECONDS = 30.0
+
 T = TypeVar("T")
 # Pauses of about 0.1, 0.2, 0.4 and 0.8 seconds: a lost connection, a deadlock or a restart is over by then. What takes
 # longer is an error, which Dagster's own policies try again.
@@ -89,6 +100,10 @@ class DatabaseTrouble(CalcAnalyticsError):
     def __init__(self, message: str, transient: bool, sqlstate: str | None = None) -> None:
         super().__init__(message)
         self.transient, self.sqlstate = transient, sqlstate
+
+
+class NoAnswer(DatabaseTrouble):
+    """Nothing answered in time. That may pass, but who waits for a command is not made to wait again and again."""
 
 
 class NoDatabase(CalcAnalyticsError):
@@ -106,8 +121,12 @@ def database_url(settings: Settings) -> URL:
 
 
 def dagster_url(settings: Settings) -> URL:
-    """DAGSTER_POSTGRES_URL, or the database `dagster` beside DATABASE_URL; psycopg 3 form."""
-    return settings.dagster_postgres_url or database_url(settings).set(database=DAGSTER_DATABASE)
+    """DAGSTER_POSTGRES_URL, or the database `dagster` beside DATABASE_URL; psycopg 3 form.
+
+    PGOPTIONS is for the logs' database: an option that is empty turns it off.
+    """
+    url = settings.dagster_postgres_url or beside(database_url(settings), DAGSTER_DATABASE)
+    return url.update_query_dict({"options": "", **url.query})
 
 
 def create_engine(settings: Settings, application_name: str = "calc_analytics") -> Engine:
@@ -133,10 +152,11 @@ def engine_for(url: URL, application_name: str = "calc_analytics", statement_sec
         connect_args={
             "prepare_threshold": None,
             "application_name": application_name,
-            "connect_timeout": url.query.get("connect_timeout", 10),
+            "connect_timeout": connect_seconds(url),
         },
         execution_options={"local_settings": settings},
     )
+    event.listen(engine, "do_connect", connect)
     event.listen(engine, "connect", _look_at_server)
     return engine
 
@@ -165,6 +185,25 @@ def settings_sql(engine: Engine, info: Any) -> str:
     return "select " + ", ".join(f"set_config('{name}', '{value}', true)" for name, value in settings.items())
 
 
+@contextmanager
+def without_limits(connection: Connection) -> Iterator[None]:
+    """Lifts the role's limits on waiting for what cannot be in a transaction, as CREATE INDEX CONCURRENTLY.
+
+    That needs settings of the session. Behind a pooler, which hands the session to others, they stay as they are.
+    """
+    if not connection.info.get("is_direct"):
+        yield
+        return
+    limits = ("lock_timeout", "statement_timeout")
+    for name in limits:
+        connection.execute(text(f"set {name} = 0"))
+    try:
+        yield
+    finally:
+        for name in limits if not connection.invalidated else ():
+            connection.execute(text(f"reset {name}"))
+
+
 def impatient(url: URL) -> URL:
     """The URL for a process that would rather get an error than wait for a connection or a dead peer."""
     limits = {
@@ -190,13 +229,24 @@ def ensure_database(url: URL) -> None:
                 except DBAPIError as error:
                     if sqlstate(error) == "42501":
                         raise NoDatabase(
-                            f"database '{url.database}' does not exist and the role '{url.username}' may not create "
-                            "it: let an administrator create it"
+                            f"database '{url.database}' does not exist and the role '{completed(url).username}' "
+                            "may not create it: let an administrator create it"
                         ) from error
                     if sqlstate(error) not in ("42P04", "23505"):  # somebody else was quicker
                         raise
+            _await_pooler(url)
     finally:
         maintenance.dispose()
+
+
+def _await_pooler(url: URL) -> None:
+    """A pooler that has found no such database looks again after a while (PgBouncer: 15 seconds)."""
+    deadline = time.monotonic() + POOLER_SECONDS
+    while time.monotonic() < deadline:
+        with suppress(OperationalError):
+            if _exists(url):
+                return
+        time.sleep(0.2)
 
 
 def _exists(url: URL) -> bool:
@@ -286,12 +336,16 @@ def persistently(work: Callable[[], T]) -> T:
     `work` must be one transaction that may be repeated: that a commit got lost with its connection is never known.
     """
     again = Retrying(
-        retry=retry_if_exception(lambda error: isinstance(error, CalcAnalyticsError) and error.transient),
+        retry=retry_if_exception(_is_worth_repeating),
         stop=stop_after_attempt(ATTEMPTS),
         wait=wait_exponential(multiplier=FIRST_PAUSE_SECONDS) + wait_random(0, FIRST_PAUSE_SECONDS),
         reraise=True,
     )
     return again(work)
+
+
+def _is_worth_repeating(error: BaseException) -> bool:
+    return isinstance(error, CalcAnalyticsError) and error.transient and not isinstance(error, NoAnswer)
 
 
 @contextmanager
@@ -300,7 +354,8 @@ def trouble_in_words(url: URL) -> Iterator[None]:
     try:
         yield
     except (DBAPIError, psycopg.Error) as error:
-        raise DatabaseTrouble(_in_words(error, url), is_transient(error), sqlstate(error)) from error
+        kind = NoAnswer if isinstance(_driver_error(error), psycopg.errors.ConnectionTimeout) else DatabaseTrouble
+        raise kind(_in_words(error, url), is_transient(error), sqlstate(error)) from error
     except NoConnectionLeft as error:
         raise DatabaseTrouble(f"all of this process's connections to {shown(url)} are in use", True) from error
 
@@ -329,14 +384,31 @@ def _in_words(error: DBAPIError | psycopg.Error, url: URL) -> str:
     said = without_secrets(said, url)
     match sqlstate(error):
         case "42501":
-            return f"{said}: grant it to the role '{url.username}', or use another role in {place}"
+            return f"{said}: grant it to the role '{completed(url).username}', or use another role in {place}"
         case "42P01" | "42703":
             return f"{said}: run 'calc-analytics migrate' against {place}"
+        case "3F000":
+            return f"{said}: no schema of the role's search_path exists in {place}; 'calc-analytics doctor' says more"
         case "25006":
             return f"{said}: {place} is read-only (a standby?); use the primary's address"
         case None if "does not exist" in said and "database" in said:
             return (
                 f"{said}: run 'calc-analytics migrate' to create it, or correct DATABASE_URL (or DAGSTER_POSTGRES_URL)"
+            )
+        case None if isinstance(original, psycopg.errors.ConnectionTimeout):
+            return (
+                f"no answer from {place}: {said}; "
+                "is it PostgreSQL's port, and DATABASE_URL (or DAGSTER_POSTGRES_URL) right?"
+            )
+        case None if "unsupported startup parameter" in said:
+            return (
+                f"{said} at {place}: a pooler such as PgBouncer accepts none; leave 'options' out of the URL and unset "
+                "PGOPTIONS, and use 'alter role … set …' instead"
+            )
+        case None if "no such database" in said:
+            return (
+                f"{said}: the pooler at {place} does not serve it; add it there, or set DATABASE_URL (or "
+                "DAGSTER_POSTGRES_URL) to the server's own address"
             )
         case None if isinstance(original, psycopg.OperationalError):
             return (

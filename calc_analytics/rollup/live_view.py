@@ -11,16 +11,31 @@ from calc_analytics.rollup.declaration import Log, Rollup, type_to_sql
 from calc_analytics.rollup.snapshot import STORED, STORED_ENDED, STORED_VISIBLE, STORED_XMAX
 from calc_analytics.rollup.windows import day_begin, has_a_day, local_date, midnight, within
 
+_PLACE = text(
+    """
+    select quote_ident(n.nspname) || '.' || quote_ident(:view)
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace
+    where c.oid = coalesce(to_regclass(quote_ident(:view)), to_regclass(quote_ident(:target)))
+    """
+)
+
 
 def create_live_view(connection: Connection, log: Log, rollup: Rollup) -> None:
     """Creates or replaces the view; readers of it are not disturbed."""
-    connection.execute(text(f"create or replace view {rollup.live_view} as {live_view_sql(log, rollup)}"))
+    view = _place(connection, rollup)
+    connection.execute(text(f"create or replace view {view} as {live_view_sql(log, rollup)}"))
+
+
+def _place(connection: Connection, rollup: Rollup) -> str:
+    """The view's name with its schema: where it is, or will be beside its table, whichever schema is first."""
+    names = {"view": rollup.live_view, "target": rollup.name}
+    return str(connection.execute(_PLACE, names).scalar_one())
 
 
 def without_logs(connection: Connection, rollup: Rollup) -> None:
     """For a moment the view is the stored statistics alone, so that `xact_id` can be dropped; its grants stay."""
-    statement = f"create or replace view {rollup.live_view} as select {rollup.table_columns} from {rollup.name}"
-    connection.execute(text(statement))
+    view = _place(connection, rollup)
+    connection.execute(text(f"create or replace view {view} as select {rollup.table_columns} from {rollup.name}"))
 
 
 def live_view_sql(log: Log, rollup: Rollup) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from calc_analytics import days
 from calc_analytics.config import shown
-from calc_analytics.database import adopt
+from calc_analytics.database import adopt, schemas
 from calc_analytics.database.engine import transaction
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.plurals import number
@@ -132,9 +132,31 @@ def _database(sources: Sources) -> Findings:
         yield _ok(fact)
 
 
+def _schemas(sources: Sources) -> Findings:
+    """Where the tables are that the role's search_path finds, and those that it does not find."""
+    db = sources.database()
+    with transaction(db.engine) as connection:
+        found = schemas.look(connection, install.table_names(db.log), db.log.name)
+    for each in found.hidden:
+        why = "'migrate' would have to create a second, empty one, and what is in this one is not counted"
+        yield _wrong(each.fact, why, each.statement)
+    if found.copies:
+        fact = f"{db.log.name} is also in the schema {', '.join(found.copies)}"
+        why = "rows written there are not counted here: the search_path decides which one is"
+        yield _note(fact, why)
+    if not found.hidden and found.creates_in is None:
+        fact = f"the search_path ({found.path}) names no schema that exists and that the role may use"
+        why = "no table is found, and none can be created"
+        yield _wrong(fact, why, f'alter role "{found.role}" set search_path = public  -- or the schema of the tables')
+    elif not found.hidden:
+        yield _ok(f"the search_path finds the tables in {found.where}")
+
+
 def _tables(sources: Sources) -> Findings:
     db = sources.database()
     with transaction(db.engine) as connection:
+        if schemas.hidden(connection, install.table_names(db.log)):
+            return
         keys = {key for rollup in db.log.rollups for key in rollup.key_columns_of_log}
         adopt.check_existing(connection, keys, [rollup.target for rollup in db.log.rollups])
     if install.is_installed(db):
@@ -347,6 +369,7 @@ def _answers(port: int, path: str, key: str) -> bool:
 EXAMINATIONS: dict[str, Callable[[Sources], Findings]] = {
     "database": _database,
     "settings": _settings,
+    "schemas": _schemas,
     "tables": _tables,
     "state": _state,
     "permissions": _permissions,
