@@ -104,10 +104,13 @@ def migrate() -> None:
     its search_path.
     """
     settings = Settings.from_environment()
-    db = make_ready(settings, always=True, report=_say_place)
+    places: list[Place] = []
+    db = make_ready(settings, always=True, report=places.append)
     zone = ledger.stored_timezone(db)
     click.echo(f"ready: {shown(db.engine.url)}, days in {zone}")
     click.echo(f"rollups: {', '.join(db.log.names)}")
+    for place in places:
+        _say_place(place)
     if waiting := ledger.waiting_days(db):
         click.echo(f"{_wait(waiting)}: run 'calc-analytics rollup'")
     if zone != settings.timezone:
@@ -115,7 +118,7 @@ def migrate() -> None:
 
 
 def _say_place(place: Place) -> None:
-    click.echo(place.line)
+    click.echo(f"  {place.line}")
 
 
 def _wait(waiting: Sequence[date]) -> str:
