@@ -33,6 +33,7 @@ pool_mode = transaction
 default_pool_size = {size}
 logfile = {folder}/log
 query_wait_timeout = 20
+{more}
 """
 # What PgBouncer itself keeps for each client, and sets again for the next one.
 FOLLOWED = {"application_name", "client_encoding", "DateStyle", "TimeZone", "standard_conforming_strings"}
@@ -82,12 +83,14 @@ def _plain(url: URL) -> str:
 
 
 @contextmanager
-def pgbouncer(server: URL, roles: Sequence[str], size: int = 3, databases: str = "") -> Iterator[Pool]:
-    """PgBouncer in front of the server, for these roles; `databases` are lines of its configuration."""
+def pgbouncer(server: URL, roles: Sequence[str], size: int = 3, databases: str = "", more: str = "") -> Iterator[Pool]:
+    """PgBouncer in front of the server, for these roles; `databases` and `more` are lines of its configuration."""
     program_path, folder, port = program(), Path(tempfile.mkdtemp(prefix="ca-")), free_port()
     user = _user(folder)
     (folder / "users").write_text("".join(f'"{role}" ""\n' for role in roles))
-    settings = CONFIGURATION.format(databases=databases or f"* = {target(server)}", port=port, folder=folder, size=size)
+    settings = CONFIGURATION.format(
+        databases=databases or f"* = {target(server)}", port=port, folder=folder, size=size, more=more
+    )
     (folder / "ini").write_text(settings)
     process = subprocess.Popen([program_path, str(folder / "ini")], user=user, stderr=subprocess.DEVNULL)
     try:

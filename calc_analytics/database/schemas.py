@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.engine import URL, Connection
 
+from calc_analytics.addresses import libpq_defaults
 from calc_analytics.database.engine import engine_for, quoted, transaction
 from calc_analytics.database.tables import calculation_logs
 from calc_analytics.errors import CalcAnalyticsError
@@ -23,6 +24,10 @@ class HiddenTable(CalcAnalyticsError):
 
 class NoSchema(CalcAnalyticsError):
     """No schema that the role's search_path names exists, or may be used; nothing was changed."""
+
+
+class PathIgnored(CalcAnalyticsError):
+    """The search_path that the URL or PGOPTIONS asks for is not the one that counts; nothing was changed."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class Hidden:
 class Look:
     """What the role finds: tables by schema, those that it does not find, and other schemas with a log table.
 
-    New tables are created in `creates_in`; None: nowhere.
+    New tables are created in `creates_in`; None: nowhere. `ignores` is a path that was asked for, and does not count.
     """
 
     role: str
@@ -67,6 +72,7 @@ class Look:
     places: dict[str, str]
     hidden: list[Hidden]
     copies: list[str]
+    ignores: str | None
 
     @property
     def where(self) -> str:
@@ -79,7 +85,8 @@ def look(connection: Connection, names: Sequence[str], log: str) -> Look:
     row, found = connection.execute(_CURRENT).one(), places(connection, names)
     copies = connection.execute(_SCHEMAS, {"log": log}).scalars().all()
     others = [schema for schema in copies if log in found and schema != found[log]]
-    return Look(row.role, row.path, row.schema, found, hidden(connection, names), others)
+    ignored = _ignored_path(connection, row.path)
+    return Look(row.role, row.path, row.schema, found, hidden(connection, names), others, ignored)
 
 
 def places(connection: Connection, names: Sequence[str]) -> dict[str, str]:
@@ -98,15 +105,33 @@ def hidden(connection: Connection, names: Collection[str]) -> list[Hidden]:
 
 
 def require_visible(connection: Connection, names: Collection[str]) -> None:
-    """Raises `HiddenTable` if one would be created a second time, `NoSchema` if none could be created at all."""
+    """Raises `PathIgnored` if another search_path counts than is asked for, `HiddenTable` if a table would be created a
+    second time, `NoSchema` if none could be created at all."""
+    row = connection.execute(_CURRENT).one()
+    asked = _ignored_path(connection, row.path)
+    if asked is not None:
+        raise PathIgnored(
+            f"the search_path is {row.path}, and not {asked}, as the URL or PGOPTIONS asks: a pooler ignores start-up "
+            f"options; alter role {quoted(row.role)} set search_path = {asked}; nothing was changed"
+        )
     for found in hidden(connection, names):
         raise HiddenTable(f"{found.fact}: {found.statement}; nothing was changed")
-    row = connection.execute(_CURRENT).one()
     if row.schema is None:
         raise NoSchema(
             f"the search_path ({row.path}) names no schema that exists and that the role '{row.role}' may use: "
             "create the schema, grant usage on it, or correct the search_path; nothing was changed"
         )
+
+
+def _ignored_path(connection: Connection, path: str) -> str | None:
+    """The search_path that the URL's options ask for (or PGOPTIONS where it has none), if it is another one."""
+    options = connection.engine.url.query.get("options", libpq_defaults().get("options", ""))
+    found = re.findall(r'(?:-c\s*|--)search_path=((?:"[^"]*"|[^\s,"]|,\s*)+)', str(options).replace("\\ ", " "))
+    return _plain(found[-1]) if found and _plain(found[-1]) != _plain(path) else None
+
+
+def _plain(path: str) -> str:
+    return re.sub(r",\s+", ",", path).strip()
 
 
 def ensure_schema(url: URL) -> None:

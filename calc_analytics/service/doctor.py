@@ -144,6 +144,10 @@ def _schemas(sources: Sources) -> Findings:
         fact = f"{db.log.name} is also in the schema {', '.join(found.copies)}"
         why = "rows written there are not counted here: the search_path decides which one is"
         yield _note(fact, why)
+    if found.ignores is not None:
+        fact = f"the search_path is {found.path}, and not {found.ignores}, as the URL or PGOPTIONS asks"
+        why = "a pooler ignores start-up options: other tables are found than you mean"
+        yield _wrong(fact, why, f'alter role "{found.role}" set search_path = {found.ignores}')
     if not found.hidden and found.creates_in is None:
         fact = f"the search_path ({found.path}) names no schema that exists and that the role may use"
         why = "no table is found, and none can be created"
