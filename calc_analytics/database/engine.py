@@ -58,6 +58,7 @@ _REFUSALS = (
     "unsupported startup parameter",
     "no such database",
     "no such user",
+    "definition of service",
 )
 
 # What each transaction sets for itself, whatever the role's or the database's defaults are. New rows must be found by

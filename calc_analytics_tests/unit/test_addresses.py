@@ -1,7 +1,10 @@
 """URLs of databases: what is read, what is refused without a word of the password, and what Dagster's gets."""
 
+from pathlib import Path
+
 import pytest
 
+from calc_analytics import config
 from calc_analytics.addresses import beside
 from calc_analytics.config import InvalidSetting, Settings, shown
 from calc_analytics.database.engine import dagster_url
@@ -99,3 +102,16 @@ def test_dagsters_url_keeps_what_routes_a_connection():
 def test_a_url_of_dagsters_own_keeps_its_options():
     settings = Settings.from_environment({"DAGSTER_POSTGRES_URL": "postgresql://h/d?options=-csearch_path%3Druns"})
     assert dagster_url(settings).query["options"] == "-csearch_path=runs"
+
+
+def test_libpqs_variables_count_in_dotenv_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / ".env").write_text("DATABASE_URL=postgresql://\nPGDATABASE=calc\nPGHOST=db.example\nPGUSER=me\n")
+    monkeypatch.setattr(config, "project_root", lambda: tmp_path)
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    monkeypatch.setenv("PGUSER", "you")
+    for name in ("PGHOST", "PGDATABASE"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    found = Settings.from_environment().database_url
+    assert found is not None
+    assert shown(found) == "postgresql://you@db.example/calc"
