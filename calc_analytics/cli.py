@@ -25,6 +25,7 @@ from calc_analytics.config import Settings, shown
 from calc_analytics.database.dagster_tables import require_room
 from calc_analytics.database.embedded import data_folder, writable
 from calc_analytics.database.engine import dagster_url, database_url, ensure_database
+from calc_analytics.database.schemas import Place
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.plurals import number
 from calc_analytics.rollup import install, ledger, retention, status
@@ -100,16 +101,20 @@ def main() -> None:
 
 @main.command()
 def migrate() -> None:
-    """Create the tables, or adopt the API's; keep the rollups that ROLLUPS names.
+    """Create the tables, or adopt the API's; keep the rollups that ROLLUPS names. Prints what became of each table.
 
     Safe to repeat and safe while the API writes: every row of every table stays, writers are not blocked. Old
-    databases get city_id renamed to locality_id. The role must own calculation_logs.
+    databases get city_id renamed to locality_id. The role must own calculation_logs. Tables are found, and created, by
+    its search_path.
     """
     settings = Settings.from_environment()
-    db = make_ready(settings, always=True)
+    places: list[Place] = []
+    db = make_ready(settings, always=True, report=places.append)
     zone = ledger.stored_timezone(db)
     click.echo(f"ready: {shown(db.engine.url)}, days in {zone}")
     click.echo(f"rollups: {', '.join(db.log.names)}")
+    for place in places:
+        _say_place(place)
     if _is_to_be_rebased(db):
         click.echo(f"{db.log.name} is not what was counted: run 'calc-analytics rebase', then 'calc-analytics rollup'")
     elif waiting := ledger.waiting_days(db):
@@ -127,6 +132,10 @@ def _is_to_be_rebased(db: Database) -> bool:
     except CalcAnalyticsError:
         return False
     return False
+
+
+def _say_place(place: Place) -> None:
+    click.echo(f"  {place.line}")
 
 
 def _wait(waiting: Sequence[date]) -> str:
@@ -308,7 +317,7 @@ def _prepare(settings: Settings, stop: threading.Event) -> None:
     of the embedded server, half of which would be left running."""
     database_url(settings)
     with _ending_at_once(stop):
-        install.require_usable(make_ready(settings))
+        install.require_usable(make_ready(settings, report=None if settings.embedded else _say_place))
         ensure_database(dagster_url(settings))
         require_room(dagster_url(settings))
 

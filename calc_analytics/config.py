@@ -1,8 +1,7 @@
 """Settings: the only reader of the environment.
 
 `Settings.from_environment()` reads, checks and freezes every variable once. An error names the variable, the
-value and the accepted form. URLs are normalised here, in one place: the project's own to psycopg 3, Dagster's
-to psycopg2 (the only driver dagster-postgres works with).
+value and the accepted form. `addresses` reads the URLs.
 """
 
 import os
@@ -13,12 +12,16 @@ from datetime import date
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import quote, quote_plus, urlsplit
+from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 from dotenv.parser import Binding, parse_stream
 
 from calc_analytics import days
+from calc_analytics.addresses import read_url
+from calc_analytics.addresses import shown as shown
+from calc_analytics.addresses import with_driver as with_driver
+from calc_analytics.addresses import without_secrets as without_secrets
 from calc_analytics.errors import CalcAnalyticsError
 
 if TYPE_CHECKING:
@@ -50,30 +53,6 @@ def _variable(name: str) -> str | None:
     return os.environ.get(name) or _dotenv().get(name)
 
 
-def with_driver(url: "str | URL", driver: str) -> "URL":
-    """The same PostgreSQL URL with SQLAlchemy's driver set: 'psycopg' (3) or 'psycopg2'."""
-    from sqlalchemy.engine import make_url
-
-    return make_url(url).set(drivername=f"postgresql+{driver}")
-
-
-def shown(url: "URL") -> str:
-    """The URL for people, in psql's form, without the password; of its options only where the server is."""
-    place = {name: value for name, value in url.query.items() if name in ("host", "port")}
-    plain = url.set(drivername="postgresql", query=place)
-    return plain.render_as_string(hide_password=True).replace("%2F", "/")
-
-
-def without_secrets(said: str, url: "URL") -> str:
-    """The text with stars for each password of the URL, in every form in which a URL may hold it."""
-    for secret in (url.password, url.query.get("password"), url.query.get("sslpassword")):
-        if secret and secret != url.username:
-            # SQLAlchemy writes spaces and plus signs as they are; others do not.
-            for form in (str(secret), quote(str(secret), ""), quote(str(secret), " +"), quote_plus(str(secret))):
-                said = said.replace(form, "***")
-    return said
-
-
 @dataclass(frozen=True)
 class Settings:
     """Everything that can be configured, typed and checked. Times in seconds unless the name says hours."""
@@ -96,10 +75,12 @@ class Settings:
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Settings":
         """Reads the process environment and, below it, the project's `.env`; raises `InvalidSetting`."""
         values = {**_dotenv(), **os.environ} if environment is None else dict(environment)
+        if environment is None:
+            _hand_to_libpq()
         timezone = _read(values, "ROLLUP_TIMEZONE", _timezone, "UTC")
         return cls(
-            database_url=_read(values, "DATABASE_URL", _postgres_url, None),
-            dagster_postgres_url=_read(values, "DAGSTER_POSTGRES_URL", _postgres_url, None),
+            database_url=_read(values, "DATABASE_URL", read_url, None),
+            dagster_postgres_url=_read(values, "DAGSTER_POSTGRES_URL", read_url, None),
             timezone=timezone,
             start_date=_read(values, "ROLLUP_START_DATE", _start_date(timezone), date(2025, 1, 1)),
             cron=_read(values, "ROLLUP_CRON", _cron, None)
@@ -148,6 +129,13 @@ def _line_number(binding: Binding) -> int:
     return int(binding.original.line) + blank.replace("\r\n", "\n").count("\n")
 
 
+def _hand_to_libpq() -> None:
+    """PGHOST, PGOPTIONS and the like in `.env` count for every command, as Dagster's own commands load it too."""
+    for name, value in _dotenv().items():
+        if name.startswith("PG"):
+            os.environ.setdefault(name, value)
+
+
 def _read(values: Mapping[str, str], name: str, cast: Callable[[str], T], default: T) -> T:
     """One variable, cast; unset or blank means the default. The cast's ValueError is the accepted form."""
     text = values.get(name, "").strip()
@@ -158,25 +146,6 @@ def _read(values: Mapping[str, str], name: str, cast: Callable[[str], T], defaul
     except ValueError as error:
         shown = "" if name.endswith(("_URL", "_TOKEN")) else f": '{text}'"
         raise InvalidSetting(f"{name}{shown} is not usable: {error}") from None
-
-
-def _postgres_url(text: str) -> "URL":
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import ArgumentError
-
-    try:
-        url = make_url(text)
-    except (ArgumentError, ValueError):
-        raise ValueError("the accepted form is postgresql://user:password@host:5432/database") from None
-    if url.get_backend_name() not in ("postgresql", "postgres"):
-        raise ValueError(
-            f"it names {url.drivername}; the accepted form is postgresql://user:password@host:5432/database"
-        )
-    if not url.database:
-        raise ValueError("it names no database; the accepted form is postgresql://user:password@host:5432/database")
-    if {"@", "/"} & set(url.database) or "@" in (url.host or ""):
-        raise ValueError("write @, / and : in the password percent-encoded, as %40, %2F and %3A")
-    return with_driver(url, "psycopg")
 
 
 def _webhook_url(text: str) -> str:

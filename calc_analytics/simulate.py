@@ -19,6 +19,7 @@ import psycopg
 from sqlalchemy.engine import URL
 
 from calc_analytics import days
+from calc_analytics.database.connecting import connect_seconds
 from calc_analytics.database.engine import trouble_in_words
 
 COLUMNS = "publisher_id, locality_id, date_calculated, cache_hit, response_time_ms, zman_count, source, created_at"
@@ -233,7 +234,9 @@ class _Rows:
 def _connect(url: URL) -> psycopg.Connection:
     # Not as one string: SQLAlchemy and libpq differ in which characters of a password they want percent-encoded.
     _, arguments = url.get_dialect()().create_connect_args(url)
-    return psycopg.connect(**{"connect_timeout": 10, **arguments, "application_name": "calc_analytics simulate"})
+    return psycopg.connect(
+        **{**arguments, "connect_timeout": connect_seconds(url), "application_name": "calc_analytics simulate"}
+    )
 
 
 def _copy(connection: psycopg.Connection, lines: list[str]) -> None:

@@ -4,12 +4,21 @@
 --     psql -d DATABASE -f deploy/least_privilege.sql
 --     psql -d DATABASE -c '\password rollup_writer'
 
-do $$ begin
+do $$
+declare name text;
+begin
     if not exists (select from pg_roles where rolname = 'rollup_writer') then
         create role rollup_writer login;
     end if;
     execute format('grant connect, temporary on database %I to rollup_writer', current_database());
-    execute format('grant usage on schema %I to rollup_writer', current_schema());
+    -- It finds the tables where you find them: wherever your search_path says.
+    foreach name in array current_schemas(false) loop
+        execute format('grant usage on schema %I to rollup_writer', name);
+    end loop;
+    if current_setting('search_path') <> '"$user", public' then
+        execute format('alter role rollup_writer in database %I set search_path = %s', current_database(),
+                       (select string_agg(quote_ident(s), ', ') from unnest(current_schemas(false)) s));
+    end if;
 end $$;
 
 -- The API's log table: read only.

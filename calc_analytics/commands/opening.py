@@ -1,7 +1,10 @@
 """How commands open the database: with the rollups that the settings choose."""
 
+from collections.abc import Callable
+
 from calc_analytics.config import Settings
 from calc_analytics.database.engine import create_engine, ensure_database
+from calc_analytics.database.schemas import Place
 from calc_analytics.rollup import install
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollups import database
@@ -20,13 +23,15 @@ def open_database(settings: Settings) -> Database:
     return db
 
 
-def make_ready(settings: Settings, always: bool = False) -> Database:
+def make_ready(settings: Settings, always: bool = False, report: Callable[[Place], object] | None = None) -> Database:
     """The database with everything in it, and with the rollups of the settings.
 
-    What is there already needs no right to create it, unless `always`.
+    What is there already needs no right to create it, unless `always`. `report` gets each table that was looked after.
     """
     db = database(create_engine(settings), settings)
     ensure_database(db.engine.url)
     if always or not install.is_installed(db):
-        install.install(db, settings.start_date)
+        for place in install.install(db, settings.start_date):
+            if report is not None:
+                report(place)
     return db

@@ -6,8 +6,9 @@ PgBouncer hands to somebody else, and nothing is asked for in the start-up packe
 """
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import psycopg
@@ -20,8 +21,10 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnectionLeft
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
 
-from calc_analytics.config import DAGSTER_DATABASE, Settings, shown, without_secrets
+from calc_analytics.addresses import beside, completed, shown, without_secrets
+from calc_analytics.config import DAGSTER_DATABASE, Settings
 from calc_analytics.database import embedded
+from calc_analytics.database.connecting import connect, connect_seconds
 from calc_analytics.errors import CalcAnalyticsError
 
 # SQLSTATE classes and codes after which the same transaction may well succeed: connection trouble, rolled back by the
@@ -51,6 +54,12 @@ _REFUSALS = (
     "no pg_hba.conf entry",
     "permission denied",
     "no password supplied",
+    "received invalid response to",
+    "expected authentication request",
+    "unsupported startup parameter",
+    "no such database",
+    "no such user",
+    "definition of service",
 )
 
 # What each transaction sets for itself, whatever the role's or the database's defaults are. New rows must be found by
@@ -84,6 +93,9 @@ NEW_ROWS = text("set local enable_seqscan = off")
 ALL_ROWS = text("set local row_security = off")
 
 
+# How long a pooler may take to notice that a database was created.
+POOLER_SECONDS = 30.0
+
 T = TypeVar("T")
 # Pauses of about 0.1, 0.2, 0.4 and 0.8 seconds: a lost connection, a deadlock or a restart is over by then. What takes
 # longer is an error, which Dagster's own policies try again.
@@ -107,6 +119,10 @@ class DatabaseTrouble(CalcAnalyticsError):
         self.transient, self.sqlstate = transient, sqlstate
 
 
+class NoAnswer(DatabaseTrouble):
+    """Nothing answered in time. That may pass, but who waits for a command is not made to wait again and again."""
+
+
 class NoDatabase(CalcAnalyticsError):
     """A database that is needed is missing, and the role may not create one."""
 
@@ -122,8 +138,12 @@ def database_url(settings: Settings) -> URL:
 
 
 def dagster_url(settings: Settings) -> URL:
-    """DAGSTER_POSTGRES_URL, or the database `dagster` beside DATABASE_URL; psycopg 3 form."""
-    return settings.dagster_postgres_url or database_url(settings).set(database=DAGSTER_DATABASE)
+    """DAGSTER_POSTGRES_URL, or the database `dagster` beside DATABASE_URL; psycopg 3 form.
+
+    PGOPTIONS is for the logs' database: an option that is empty turns it off.
+    """
+    url = settings.dagster_postgres_url or beside(database_url(settings), DAGSTER_DATABASE)
+    return url.update_query_dict({"options": "", **url.query})
 
 
 def create_engine(settings: Settings, application_name: str = "calc_analytics") -> Engine:
@@ -150,11 +170,12 @@ def engine_for(url: URL, application_name: str = "calc_analytics", statement_sec
             "prepare_threshold": None,
             "client_encoding": "utf8",
             "application_name": application_name,
-            "connect_timeout": url.query.get("connect_timeout", 10),
+            "connect_timeout": connect_seconds(url),
         },
         execution_options={"local_settings": settings},
     )
     event.listen(engine, "connect", _ask_for_bytes, insert=True)
+    event.listen(engine, "do_connect", connect)
     event.listen(engine, "connect", _look_at_server)
     event.listen(engine, "before_cursor_execute", _encode, retval=True)
     return engine
@@ -248,13 +269,24 @@ def ensure_database(url: URL) -> None:
                 except DBAPIError as error:
                     if sqlstate(error) == "42501":
                         raise NoDatabase(
-                            f"database '{url.database}' does not exist and the role '{url.username}' may not create "
-                            "it: let an administrator create it"
+                            f"database '{url.database}' does not exist and the role '{completed(url).username}' "
+                            "may not create it: let an administrator create it"
                         ) from error
                     if sqlstate(error) not in ("42P04", "23505"):  # somebody else was quicker
                         raise
+            _await_pooler(url)
     finally:
         maintenance.dispose()
+
+
+def _await_pooler(url: URL) -> None:
+    """A pooler that has found no such database looks again after a while (PgBouncer: 15 seconds)."""
+    deadline = time.monotonic() + POOLER_SECONDS
+    while time.monotonic() < deadline:
+        with suppress(OperationalError):
+            if _exists(url):
+                return
+        time.sleep(0.2)
 
 
 def _exists(url: URL) -> bool:
@@ -344,12 +376,16 @@ def persistently(work: Callable[[], T]) -> T:
     `work` must be one transaction that may be repeated: that a commit got lost with its connection is never known.
     """
     again = Retrying(
-        retry=retry_if_exception(lambda error: isinstance(error, CalcAnalyticsError) and error.transient),
+        retry=retry_if_exception(_is_worth_repeating),
         stop=stop_after_attempt(ATTEMPTS),
         wait=wait_exponential(multiplier=FIRST_PAUSE_SECONDS) + wait_random(0, FIRST_PAUSE_SECONDS),
         reraise=True,
     )
     return again(work)
+
+
+def _is_worth_repeating(error: BaseException) -> bool:
+    return isinstance(error, CalcAnalyticsError) and error.transient and not isinstance(error, NoAnswer)
 
 
 @contextmanager
@@ -358,7 +394,8 @@ def trouble_in_words(url: URL) -> Iterator[None]:
     try:
         yield
     except (DBAPIError, psycopg.Error) as error:
-        raise DatabaseTrouble(_in_words(error, url), is_transient(error), sqlstate(error)) from error
+        kind = NoAnswer if isinstance(_driver_error(error), psycopg.errors.ConnectionTimeout) else DatabaseTrouble
+        raise kind(_in_words(error, url), is_transient(error), sqlstate(error)) from error
     except NoConnectionLeft as error:
         raise DatabaseTrouble(f"all of this process's connections to {shown(url)} are in use", True) from error
 
@@ -399,14 +436,31 @@ def _in_words(error: DBAPIError | psycopg.Error, url: URL) -> str:
                 "'alter table … no force row level security'"
             )
         case "42501":
-            return f"{said}: grant it to the role '{url.username}', or use another role in {place}"
+            return f"{said}: grant it to the role '{completed(url).username}', or use another role in {place}"
         case "42P01" | "42703":
             return f"{said}: run 'calc-analytics migrate' against {place}"
+        case "3F000":
+            return f"{said}: no schema of the role's search_path exists in {place}; 'calc-analytics doctor' says more"
         case "25006":
             return f"{said}: {place} is read-only (a standby?); use the primary's address"
         case None if "does not exist" in said and "database" in said:
             return (
                 f"{said}: run 'calc-analytics migrate' to create it, or correct DATABASE_URL (or DAGSTER_POSTGRES_URL)"
+            )
+        case None if isinstance(original, psycopg.errors.ConnectionTimeout):
+            return (
+                f"no answer from {place}: {said}; "
+                "is it PostgreSQL's port, and DATABASE_URL (or DAGSTER_POSTGRES_URL) right?"
+            )
+        case None if "unsupported startup parameter" in said:
+            return (
+                f"{said} at {place}: a pooler such as PgBouncer accepts none; leave 'options' out of the URL and unset "
+                "PGOPTIONS, and use 'alter role … set …' instead"
+            )
+        case None if "no such database" in said:
+            return (
+                f"{said}: the pooler at {place} does not serve it; add it there, or set DATABASE_URL (or "
+                "DAGSTER_POSTGRES_URL) to the server's own address"
             )
         case None if isinstance(original, psycopg.OperationalError):
             return (

@@ -1,12 +1,14 @@
 """Runs the migrations: one at a time, safe to repeat, safe while the API writes.
 
-A session-level advisory lock keeps two `migrate` apart. Locks on tables are asked for with a short timeout and
-asked for again, so that a long writer delays the migration and never the other writers.
+A lock keeps two `migrate` apart. It belongs to a transaction on a connection of its own, so it ends with the process,
+and a pooler leaves it to nobody else. Locks on tables are asked for with a short timeout and asked for again, so that a
+long writer delays the migration and never the other writers. All settings are local to their transactions.
 """
 
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -31,6 +33,8 @@ ADVISORY_LOCK = 7_244_100_501
 # Shorter than deadlock_timeout (one second): who waits for us is never the one that is aborted.
 LOCK_TIMEOUT = "800ms"
 ATTEMPTS = 60
+# How long another migration is waited for.
+TURN_SECONDS = 60.0
 
 
 class NotOwner(CalcAnalyticsError):
@@ -39,6 +43,10 @@ class NotOwner(CalcAnalyticsError):
 
 class TableBusy(CalcAnalyticsError):
     """The log table stayed locked by others for a minute of short attempts; nothing was changed."""
+
+
+class MigrationUnderWay(CalcAnalyticsError):
+    """Another process migrates the database and was not done within a minute; nothing was changed by this one."""
 
 
 class UnknownRevision(CalcAnalyticsError):
@@ -59,16 +67,11 @@ def upgrade(engine: Engine, prepare: Callable[[Connection], None], finish: Calla
     nobody sees the new tables without what it adds. One at a time: the others wait their turn. Raises
     `CalcAnalyticsError` subclasses; a revision that fails changed nothing.
     """
-    with trouble_in_words(engine.url), engine.connect() as connection:
-        _take_turn(connection)
-        try:
+    with trouble_in_words(engine.url), turn(engine):
+        with engine.connect() as connection:
             with_brief_locks(connection, lambda: _in_a_transaction(connection, prepare))
             with_brief_locks(connection, lambda: _run_revisions(connection, finish))
-            build_log_index(engine)
-        finally:
-            connection.rollback()
-            connection.execute(text("select pg_advisory_unlock(:key)"), {"key": ADVISORY_LOCK})
-            connection.commit()
+        build_log_index(engine)
 
 
 def _in_a_transaction(connection: Connection, work: Callable[[Connection], object]) -> None:
@@ -102,13 +105,30 @@ def _run(engine: Engine, statement: TextClause, is_concurrent: bool) -> None:
             with_brief_locks(connection, lambda: _in_a_transaction(connection, execute))
 
 
-def _take_turn(connection: Connection) -> None:
-    """Waits for the lock by asking again: a session that waits inside PostgreSQL holds a snapshot, for which the
-    first one's CREATE INDEX CONCURRENTLY would wait in turn."""
-    while not connection.execute(text("select pg_try_advisory_lock(:key)"), {"key": ADVISORY_LOCK}).scalar():
-        connection.commit()
-        time.sleep(0.1)
-    connection.commit()
+@contextmanager
+def turn(engine: Engine) -> Iterator[None]:
+    """Keeps other migrations of the database out; raises `MigrationUnderWay` after a minute.
+
+    The lock is asked for again and again: a session that waits inside PostgreSQL holds a snapshot, for which the first
+    one's CREATE INDEX CONCURRENTLY would wait in turn. A transaction that has the lock and does nothing holds none.
+    """
+    deadline = time.monotonic() + TURN_SECONDS
+    with engine.connect() as connection:
+        while not _has_turn(connection):
+            connection.rollback()
+            if time.monotonic() > deadline:
+                raise MigrationUnderWay(
+                    f"another 'calc-analytics migrate' of this database was not done within {TURN_SECONDS:.0f} s: "
+                    "run the command again when it is; nothing was changed"
+                )
+            time.sleep(0.1)
+        yield
+
+
+def _has_turn(connection: Connection) -> bool:
+    """Without parameters: a statement that has some keeps its snapshot until the next one."""
+    connection.execute(_NO_TIMEOUTS)
+    return bool(connection.exec_driver_sql(f"select pg_try_advisory_xact_lock({ADVISORY_LOCK})").scalar())
 
 
 def _run_revisions(connection: Connection, finish: Callable[[Connection], None]) -> None:
@@ -181,6 +201,13 @@ def _not_owner(said: str) -> NotOwner:
     )
 
 
+# What would end a transaction that only waits; PostgreSQL knows the last one from version 17 on.
+_NO_TIMEOUTS = text(
+    """
+    select set_config(name, '0', true) from pg_settings
+    where name in ('idle_in_transaction_session_timeout', 'transaction_timeout')
+    """
+)
 _NOT_OWNED = text(
     """
     select relname, current_user as role from pg_class

@@ -26,11 +26,12 @@ from sqlalchemy.pool import QueuePool
 from calc_analytics.config import Settings, with_driver
 from calc_analytics.database import dagster_tables
 from calc_analytics.database.engine import dagster_url, ensure_database
+from calc_analytics.database.schemas import ensure_schema
 
 # A server that vanished without a word is an error after half a minute, not after hours.
 CONNECTION = {
     "client_encoding": "utf8",  # whatever the database's: Dagster stores text of any kind
-    "connect_timeout": "10",
+    "connect_timeout": "5",
     "keepalives_idle": "10",
     "keepalives_interval": "5",
     "keepalives_count": "3",
@@ -55,7 +56,9 @@ class SmallPool(CreateEnginePlugin):
     def __init__(self, url: URL, kwargs: dict[str, Any]) -> None:
         """Called by SQLAlchemy with the arguments of `create_engine`, which it may change."""
         super().__init__(url, kwargs)
-        kwargs.update(POOL, poolclass=QueuePool)
+        # No start-up options, unless the URL itself has some: PGOPTIONS is for the logs' database.
+        options = {"options": url.query.get("options", "")}
+        kwargs.update(POOL, poolclass=QueuePool, connect_args={**kwargs.get("connect_args", {}), **options})
 
     def update_url(self, url: URL) -> URL:
         """Required; SQLAlchemy has removed the plugin's name already."""
@@ -90,10 +93,23 @@ class CalcAnalyticsStorage(DagsterPostgresStorage):
         """Called by Dagster when an instance is loaded; creates the database if it is missing."""
         url = dagster_url(Settings.from_environment())
         ensure_database(url)
+        _ensure_schema(url)
         require_room(url)
         given = {**CONNECTION, **_named_after_process(), **url.query}
         url = with_driver(url, "psycopg2").update_query_dict({**given, "plugin": PLUGIN})
-        return cls(url.render_as_string(hide_password=False), inst_data=inst_data)
+        storage = cls(url.render_as_string(hide_password=False), inst_data=inst_data)
+        for each in (storage.run_storage, storage.event_log_storage, storage.schedule_storage):
+            vars(each)["optimize_for_webserver"] = _keep_pool
+        return storage
+
+
+# Once per process, in whose life the role's search_path does not change.
+_ensure_schema = lru_cache(maxsize=4)(ensure_schema)
+
+
+def _keep_pool(**limits: int) -> None:
+    """For the webserver Dagster would make other pools and set a statement_timeout for each session, which a pooler
+    hands to others; the pools are those of every process, and a role may have a statement_timeout of its own."""
 
 
 def _named_after_process() -> dict[str, str]:

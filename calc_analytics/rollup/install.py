@@ -1,16 +1,17 @@
 """Install: migrations, then what is built from the declarations (state, live views, grants). Safe to repeat."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 
 from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
 from calc_analytics.config import shown
-from calc_analytics.database import adopt, grants, log_tree, migrate
+from calc_analytics.database import adopt, grants, log_tree, migrate, schemas
 from calc_analytics.database.engine import ALL_ROWS, quoted, transaction, trouble_in_words
 from calc_analytics.database.log_columns import UnfitTable
-from calc_analytics.database.tables import STATE_TABLES, calculation_stats_daily, metadata
+from calc_analytics.database.schemas import Place
+from calc_analytics.database.tables import STATE_TABLES, VERSION_TABLE, calculation_stats_daily, metadata
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.rollup import journal, ledger, predecessor, row_security, unseen, widen
 from calc_analytics.rollup.database import Database
@@ -23,8 +24,10 @@ class ReadOnly(CalcAnalyticsError):
     """Nothing can be counted there: a standby, or a role or database that is set to read only."""
 
 
-def install(db: Database, start_date: date | None = None) -> None:
+def install(db: Database, start_date: date | None = None) -> list[Place]:
     """Makes an empty or an API's database ready, and repairs one that somebody changed since; every row stays.
+
+    Returns each table with its schema, and whether it was created or adopted.
 
     The log's rollups are those that are kept from now on: one that is new has its days rebuilt. Records of empty days
     before `start_date` or after today are removed. Raises `UnfitTable` for what it would have to guess.
@@ -32,11 +35,15 @@ def install(db: Database, start_date: date | None = None) -> None:
 
     there: set[str] = set()
     is_repaired = False
+    tables = table_names(db.log)
+    before, found = dict[str, str](), list[Place]()
 
     def prepare(connection: Connection) -> None:
         connection.execute(ALL_ROWS)
+        schemas.require_visible(connection, tables)
         _require_fit(connection, db.log)
         there.update(grants.existing(connection))
+        before.update(schemas.places(connection, [*tables, VERSION_TABLE]))
 
     def finish(connection: Connection) -> None:
         nonlocal is_repaired
@@ -46,10 +53,23 @@ def install(db: Database, start_date: date | None = None) -> None:
         widen.fit(connection, db.log)
         is_repaired = _repair_log_table(connection, db)
         _keep_state(connection, db, start_date, there)
+        found[:] = _places(before, schemas.places(connection, tables))
 
     migrate.upgrade(db.engine, prepare, finish)
     if is_repaired:
         unseen.record_days(db)
+    return found
+
+
+def table_names(log: Log) -> list[str]:
+    """The log, its rollups, and what holds their state."""
+    return [log.name, *log.names, *(table.name for table in STATE_TABLES)]
+
+
+def _places(before: Mapping[str, str], after: Mapping[str, str]) -> list[Place]:
+    """What became of each table: what was there before the first migration is adopted."""
+    kept = "unchanged" if VERSION_TABLE in before else "adopted"
+    return [Place(name, schema, kept if name in before else "created") for name, schema in after.items()]
 
 
 def _require_fit(connection: Connection, log: Log) -> None:
@@ -174,9 +194,9 @@ def rebase(db: Database) -> None:
     stale and keeps its statistics until it is rebuilt, and the state takes this cluster's snapshot. Writers wait
     for a moment only. One transaction, then the indexes are built again without blocking.
     """
-    with trouble_in_words(db.engine.url), db.engine.connect() as connection:
-        migrate.with_brief_locks(connection, lambda: _rebase(connection, db))
-    with trouble_in_words(db.engine.url):
+    with trouble_in_words(db.engine.url), migrate.turn(db.engine):
+        with db.engine.connect() as connection:
+            migrate.with_brief_locks(connection, lambda: _rebase(connection, db))
         migrate.build_log_index(db.engine)
     unseen.record_days(db)
 
@@ -186,7 +206,7 @@ def _rebase(connection: Connection, db: Database) -> None:
     _require_fit(connection, db.log)
     ledger.wait_for_turn(connection, db.log)
     for rollup in db.log.rollups:
-        without_logs(connection, rollup)
+        without_logs(connection, db.log, rollup)
     adopt.forget_xact_ids(connection)
     ledger.start_afresh(connection, db.log, db.timezone)
     for rollup in db.log.rollups:

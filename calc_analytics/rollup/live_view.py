@@ -16,22 +16,43 @@ from calc_analytics.rollup.row_security import hides_from_view_sql
 from calc_analytics.rollup.snapshot import STORED_ENDED, STORED_VISIBLE, STORED_XMAX, stored_cte
 from calc_analytics.rollup.windows import day_begin, has_a_day, local_date, midnight, within
 
+# The schemas of the log and of the view, which stands beside its table if there is none yet.
+_SCHEMAS = text(
+    """
+    select (select quote_ident(n.nspname) from pg_class c join pg_namespace n on n.oid = c.relnamespace
+            where c.oid = to_regclass(quote_ident(:log))) as of_log,
+           (select quote_ident(n.nspname) from pg_class c join pg_namespace n on n.oid = c.relnamespace
+            where c.oid = coalesce(to_regclass(quote_ident(:view)), to_regclass(quote_ident(:target)))) as of_view
+    """
+)
+
 
 def create_live_view(connection: Connection, log: Log, rollup: Rollup) -> None:
     """Creates the view, or replaces its query: it keeps its owner, its grants, its comments and its options."""
-    replace_view(connection, rollup.live_view, query(connection, log, rollup))
+    replace_view(connection, _place(connection, log, rollup), query(connection, log, rollup))
 
 
 def query(connection: Connection, log: Log, rollup: Rollup) -> str:
     """The view's query, for the tables as they are now."""
-    schemas = connection.execute(_SCHEMAS, {"log": log.name, "view": rollup.live_view}).one()
     types, log_types = (column_types(connection, name) for name in (rollup.name, log.name))
-    return live_view_sql(log, rollup, types, log_types, *schemas)
+    return live_view_sql(log, rollup, types, log_types, *_schemas(connection, log, rollup))
 
 
-def without_logs(connection: Connection, rollup: Rollup) -> None:
+def _place(connection: Connection, log: Log, rollup: Rollup) -> str:
+    """The view's name with its schema."""
+    return f"{_schemas(connection, log, rollup)[1]}.{rollup.live_view}"
+
+
+def _schemas(connection: Connection, log: Log, rollup: Rollup) -> tuple[str, str]:
+    """The schema of the log, and that of the view."""
+    names = {"log": log.name, "view": rollup.live_view, "target": rollup.name}
+    of_log, of_view = connection.execute(_SCHEMAS, names).one()
+    return str(of_log), str(of_view)
+
+
+def without_logs(connection: Connection, log: Log, rollup: Rollup) -> None:
     """For a moment the view is the stored statistics alone, so that `xact_id` can be dropped; its grants stay."""
-    replace_view(connection, rollup.live_view, f"select {rollup.table_columns} from {rollup.name}")
+    replace_view(connection, _place(connection, log, rollup), f"select {rollup.table_columns} from {rollup.name}")
 
 
 def _refusals(log: Log, rollup: Rollup, log_schema: str, view_schema: str) -> dict[str, str]:
@@ -112,14 +133,3 @@ def live_view_sql(
     where (select xmax from stored) is not null
     group by {keys}, date
     """
-
-
-# Of the log table, and of the view: the one that there is, or the one where it will be created.
-_SCHEMAS = text(
-    """
-    select cast(cast(c.relnamespace as regnamespace) as text),
-           coalesce((select cast(cast(v.relnamespace as regnamespace) as text)
-                     from pg_class v where v.oid = to_regclass(:view)), quote_ident(current_schema()))
-    from pg_class c where c.oid = to_regclass(:log)
-    """
-)

@@ -15,6 +15,7 @@ from typing import Any
 
 from calc_analytics import days
 from calc_analytics.config import shown
+from calc_analytics.database import schemas
 from calc_analytics.database.embedded import data_folder, writable
 from calc_analytics.database.engine import transaction
 from calc_analytics.database.log_columns import UnfitTable
@@ -138,10 +139,36 @@ def _database(sources: Sources) -> Findings:
         yield _ok(fact)
 
 
+def _schemas(sources: Sources) -> Findings:
+    """Where the tables are that the role's search_path finds, and those that it does not find."""
+    db = sources.database()
+    with transaction(db.engine) as connection:
+        found = schemas.look(connection, install.table_names(db.log), db.log.name)
+    for each in found.hidden:
+        why = "'migrate' would have to create a second, empty one, and what is in this one is not counted"
+        yield _wrong(each.fact, why, each.statement)
+    if found.copies:
+        fact = f"{db.log.name} is also in the schema {', '.join(found.copies)}"
+        why = "rows written there are not counted here: the search_path decides which one is"
+        yield _note(fact, why)
+    if found.ignores is not None:
+        fact = f"the search_path is {found.path}, and not {found.ignores}, as the URL or PGOPTIONS asks"
+        why = "a pooler ignores start-up options: other tables are found than you mean"
+        yield _wrong(fact, why, f'alter role "{found.role}" set search_path = {found.ignores}')
+    if not found.hidden and found.creates_in is None:
+        fact = f"the search_path ({found.path}) names no schema that exists and that the role may use"
+        why = "no table is found, and none can be created"
+        yield _wrong(fact, why, f'alter role "{found.role}" set search_path = public  -- or the schema of the tables')
+    elif not found.hidden:
+        yield _ok(f"the search_path finds the tables in {found.where}")
+
+
 def _tables(sources: Sources) -> Findings:
     db = sources.database()
     try:
         with transaction(db.engine) as connection:
+            if schemas.hidden(connection, install.table_names(db.log)):
+                return
             install.require_fit_tables(connection, db.log)
     except UnfitTable as error:
         why = "its rows cannot be counted exactly, and 'migrate' refuses it"
@@ -398,6 +425,7 @@ EXAMINATIONS: dict[str, Callable[[Sources], Findings]] = {
     "database": _database,
     "settings": _settings,
     "folder": _folder,
+    "schemas": _schemas,
     "tables": _tables,
     "columns": _columns,
     "state": _state,

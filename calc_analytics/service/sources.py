@@ -14,7 +14,7 @@ from sqlalchemy.engine import URL, Engine
 
 from calc_analytics import rollups
 from calc_analytics.config import Settings
-from calc_analytics.database.engine import database_url, engine_for, impatient
+from calc_analytics.database.engine import database_url, engine_for, impatient, trouble_in_words
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.unseen import Search
 from calc_analytics.service.daemons import HeartbeatIds
@@ -32,6 +32,8 @@ class Sources:
     search: Search = field(default_factory=partial(Search, SEARCH_LIMIT_SECONDS))
     _engines: dict[tuple[URL, str], Engine] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _has_answered: bool = False
+    _answer_lock: threading.Lock = field(default_factory=threading.Lock)
     _dagster_lock: threading.Lock = field(default_factory=threading.Lock)
     heartbeat_ids: HeartbeatIds = field(default_factory=HeartbeatIds)
 
@@ -46,7 +48,18 @@ class Sources:
         with self._lock:
             if key not in self._engines:
                 self._engines[key] = engine_for(impatient(key[0]), application_name, STATEMENT_SECONDS)
-            return self._engines[key]
+            engine = self._engines[key]
+        self._require_answer(engine)
+        return engine
+
+    def _require_answer(self, engine: Engine) -> None:
+        """Until the server has answered once, one question at a time connects: the others would wait for a place in the
+        pool, which connections that fail do not give back to them."""
+        with self._answer_lock:
+            if not self._has_answered:
+                with trouble_in_words(engine.url):
+                    engine.connect().close()
+                self._has_answered = True
 
     def database(self) -> Database:
         """The log and the rollups that are kept of it; `UnknownRollup` if ROLLUPS names one that is not declared."""

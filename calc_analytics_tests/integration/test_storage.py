@@ -81,7 +81,7 @@ def test_instances_made_for_a_tick_leave_no_connections_behind(stored_instance: 
     assert len(backends()) <= 2 * 3
 
 
-def test_the_webserver_has_its_own_pool_that_survives_as_well(stored_instance, backends, server: Engine):
+def test_the_webserver_keeps_the_pools_and_sets_nothing_for_its_sessions(stored_instance, backends, server: Engine):
     stored_instance.optimize_for_webserver(statement_timeout=15_000, pool_recycle=3600, max_overflow=20)
     use(stored_instance)
     with server.begin() as connection:
@@ -89,3 +89,5 @@ def test_the_webserver_has_its_own_pool_that_survives_as_well(stored_instance, b
             connection.execute(text("select pg_terminate_backend(:pid, 10000)"), {"pid": pid})
     use(stored_instance)
     assert len(backends()) == 3
+    with stored_instance.run_storage._engine.connect() as connection:
+        assert connection.exec_driver_sql("show statement_timeout").scalar() == "0"

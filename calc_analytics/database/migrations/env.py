@@ -5,8 +5,10 @@ All revisions and what finishes them are one transaction, except that 0002 commi
 
 from alembic import context
 
+from calc_analytics.database.tables import VERSION_TABLE
+
 connection = context.config.attributes["connection"]
-context.configure(connection=connection, version_table="calc_analytics_version")
+context.configure(connection=connection, version_table=VERSION_TABLE)
 with context.begin_transaction():
     context.run_migrations()
     context.config.attributes["finish"](connection)

@@ -1,0 +1,117 @@
+"""URLs of databases: what is read, what is refused without a word of the password, and what Dagster's gets."""
+
+from pathlib import Path
+
+import pytest
+
+from calc_analytics import config
+from calc_analytics.addresses import beside
+from calc_analytics.config import InvalidSetting, Settings, shown
+from calc_analytics.database.engine import dagster_url
+
+SECRETS = ("hunter", "zk7")
+# Passwords that are not percent-encoded, each of which a parser may take for a host, a database or an option.
+PASSWORDS = (
+    "hunter@zk7/w#rd?x",
+    "hunter@zk7",
+    "hunter@/zk7",
+    "hunter@x?zk7",
+    "hunter@x/zk7#",
+    "hunter@x?zk7=1&y=z",
+    "hunter/a?sslmode=zk7",
+    "@hunterzk7",
+    "hunterzk7@",
+    "hunter@[zk7",
+    "hunter@x:zk7",
+    "hunter@x/zk7?host=y",
+)
+
+
+def url_of(text: str, variable: str = "DATABASE_URL"):
+    settings = Settings.from_environment({variable: text})
+    return settings.database_url or settings.dagster_postgres_url
+
+
+@pytest.fixture(autouse=True)
+def _without_libpqs_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PGHOST", "PGPORT", "PGUSER", "PGDATABASE", "PGSERVICE", "PGOPTIONS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("variable", ["DATABASE_URL", "DAGSTER_POSTGRES_URL"])
+@pytest.mark.parametrize("password", PASSWORDS)
+def test_a_password_that_is_not_encoded_is_refused_and_no_part_of_it_is_shown(password: str, variable: str):
+    with pytest.raises(InvalidSetting) as refused:
+        url_of(f"postgresql://u:{password}@host/db", variable)
+    said = str(refused.value)
+    assert said.startswith(variable)
+    assert not [secret for secret in SECRETS if secret in said]
+
+
+@pytest.mark.parametrize("password", ["p%40%2F%3F%23%3A", "p/w", "p#w", "p?w", "p:w", "p%w"])
+def test_a_password_that_cannot_be_misread_is_taken(password: str):
+    url = url_of(f"postgresql://u:{password}@host/db")
+    assert (url.host, url.database) == ("host", "db")
+    assert shown(url) == "postgresql://u:***@host/db"
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("schema=analytics", "options=-csearch_path"),
+        ("currentSchema=analytics", "options=-csearch_path"),
+        ("pgbouncer=true", "has the option pgbouncer"),
+    ],
+)
+def test_an_option_that_libpq_does_not_know_is_refused_by_name(query: str, said: str):
+    with pytest.raises(InvalidSetting, match=said):
+        url_of(f"postgresql://u@host/db?{query}")
+
+
+def test_options_of_the_url_mean_what_they_mean_to_libpq():
+    url = url_of("postgresql://host/?dbname=calc&user=me&connect_timeout=3")
+    assert (url.database, url.username, dict(url.query)) == ("calc", "me", {"connect_timeout": "3"})
+
+
+def test_a_url_without_any_database_is_refused_unless_libpq_has_one(monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(InvalidSetting, match="names no database"):
+        url_of("postgresql://")
+    monkeypatch.setenv("PGDATABASE", "calc")
+    monkeypatch.setenv("PGHOST", "db.example")
+    monkeypatch.setenv("PGUSER", "me")
+    monkeypatch.setenv("PGPORT", "6432")
+    assert shown(url_of("postgresql://")) == "postgresql://me@db.example:6432/calc"
+
+
+def test_dagsters_url_gets_what_is_needed_to_connect_and_nothing_else():
+    given = url_of(
+        "postgresql://me:secret@host:6000/api?sslmode=require&options=-csearch_path%3Danalytics&application_name=x"
+        "&target_session_attrs=read-write&dbname=other"
+    )
+    url = beside(given, "dagster")
+    assert (url.host, url.port, url.username, url.password) == ("host", 6000, "me", "secret")
+    assert url.database == "dagster"
+    assert dict(url.query) == {"sslmode": "require", "target_session_attrs": "read-write", "options": ""}
+
+
+def test_dagsters_url_keeps_what_routes_a_connection():
+    given = url_of("postgresql://me@host/api?options=endpoint%3Dep-1")
+    assert beside(given, "dagster").query["options"] == "endpoint=ep-1"
+
+
+def test_a_url_of_dagsters_own_keeps_its_options():
+    settings = Settings.from_environment({"DAGSTER_POSTGRES_URL": "postgresql://h/d?options=-csearch_path%3Druns"})
+    assert dagster_url(settings).query["options"] == "-csearch_path=runs"
+
+
+def test_libpqs_variables_count_in_dotenv_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / ".env").write_text("DATABASE_URL=postgresql://\nPGDATABASE=calc\nPGHOST=db.example\nPGUSER=me\n")
+    monkeypatch.setattr(config, "project_root", lambda: tmp_path)
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    monkeypatch.setenv("PGUSER", "you")
+    for name in ("PGHOST", "PGDATABASE"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    found = Settings.from_environment().database_url
+    assert found is not None
+    assert shown(found) == "postgresql://you@db.example/calc"
