@@ -92,20 +92,20 @@ def require_fit_tables(connection: Connection, log: Log) -> None:
 def _require_wide_keys(connection: Connection, log: Log) -> None:
     """Raises `UnfitTable` if the API's table of statistics has a narrower key than the log; the project's own are
     widened, and so is that table if an interrupted `migrate` created it."""
-    if connection.execute(text(_IS_INTERRUPTED)).scalar() and not ledger.exists(connection, log):
-        return
-    for change in widen.narrow_keys(connection, log):
-        if change.table == calculation_stats_daily.name:
-            raise UnfitTable(
-                f"{change.table}.{change.column} is {change.before}, but {log.name} has {change.after}: run "
-                f"'calc-analytics widen {change.column}', which rewrites {change.table}"
-            )
+    narrow = [each for each in widen.narrow_keys(connection, log) if each.table == calculation_stats_daily.name]
+    if narrow and not _is_interrupted(connection):
+        change = narrow[0]
+        raise UnfitTable(
+            f"{change.table}.{change.column} is {change.before}, but {log.name} has {change.after}: run "
+            f"'calc-analytics widen {change.column}', which rewrites {change.table}"
+        )
 
 
-# The revisions have begun to run, which they do only if the tables there were are fit.
-_IS_INTERRUPTED = """
-    select to_regclass('calc_analytics_version') is not null and to_regclass('rollup_state') is not null
-"""
+def _is_interrupted(connection: Connection) -> bool:
+    """Whether a `migrate` has run its revisions, which it does only if the tables there were are fit, and not ended."""
+    if not connection.execute(text("select to_regclass('rollup_state')")).scalar():
+        return False
+    return not connection.execute(text("select exists (select from rollup_state)")).scalar()
 
 
 def _require_log(connection: Connection, log: Log) -> None:

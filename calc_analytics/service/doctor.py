@@ -212,6 +212,7 @@ def _settings(sources: Sources) -> Findings:
         yield _ok(f"{number(len(names), 'rollup')} of {len(LOG.names)} are kept: {', '.join(names)}")
     except CalcAnalyticsError as error:
         yield _wrong(str(error), "nothing is counted", f"set ROLLUPS to some of {','.join(LOG.names)}")
+    yield from _folder()
 
 
 def _state(sources: Sources) -> Findings:
@@ -390,13 +391,12 @@ def _ticks(kept: dict[str, int]) -> Findings:
         yield _ok(fact)
 
 
-def _folder(sources: Sources) -> Findings:
-    place = writable(data_folder())
-    if place == data_folder():
-        yield _ok(f"logs and run-time files are in {place}")
-    else:
+def _folder() -> Findings:
+    """Nothing, unless logs cannot be where they belong."""
+    folder, place = data_folder(), writable(data_folder())
+    if place != folder:
         why = f"logs and the output of runs go to {place}, which may be lost at a restart of the machine"
-        yield _note(f"{data_folder()} cannot be written to", why, f"make {data_folder().parent} writable")
+        yield _note(f"{folder} cannot be written to", why, f"make {folder.parent} writable")
 
 
 def _ports(ports: Ports) -> Findings:
