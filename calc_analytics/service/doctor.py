@@ -424,7 +424,6 @@ def _answers(port: int, path: str, key: str) -> bool:
 EXAMINATIONS: dict[str, Callable[[Sources], Findings]] = {
     "database": _database,
     "settings": _settings,
-    "folder": _folder,
     "schemas": _schemas,
     "tables": _tables,
     "columns": _columns,
