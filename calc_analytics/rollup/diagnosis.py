@@ -221,7 +221,9 @@ _READ_ONLY_SETTINGS = """
 """
 _PROOF_AGES = """
     select s.refreshed_at, s.audited_at, d.*,
-           (select at from rollup_journal where log = s.log order by id limit 1) as noted_since
+           coalesce((select at from rollup_journal where log = s.log order by id limit 1), (
+               select min(built_at) from rollup_days where rollup = any(cast(:rollups as text[]))
+           )) as noted_since
     from rollup_state s, (
         select min(coalesce(verified_at, built_at)) filter (where status = 'built') as oldest_proof_at,
                max(coalesce(audited_at, built_at)) filter (

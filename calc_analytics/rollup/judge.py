@@ -155,7 +155,7 @@ class _Judge:
         if self.decision is Decision.ALLOW_SHRINK:
             self._replace(day)
         elif day.entry is not None and self._waits_for_a_decision(day.entry):
-            self._leave(day, "differs", day.entry)
+            self._leave(day, "undecided" if day.entry.log_finding == "logs_missing" else "differs", day.entry)
         elif day.entry is not None and self._has_late_rows_to_lose(day, day.entry):
             self._leave(day, "late", day.entry)
         elif self._lacks_rows(day) or self._is_cut(day):
@@ -303,10 +303,9 @@ class _Judge:
 
     def _keep(self, day: _Day, counted: Totals, reason: str) -> None:
         """Notes what the log lacks as deleted. Statistics that are not what was counted stay a difference."""
-        deleted = {name: counted.get(name, 0) - day.log[name] for name in day.log}
-        if self._would_lose_rows(day, deleted):
+        if self._would_lose_rows(day):
             return
-        deleted |= self._keys_hash(day)
+        deleted = {name: counted.get(name, 0) - day.log[name] for name in day.log} | self._keys_hash(day)
         by = "logs_kept_days" if reason == "announced" else "keep"
         is_intact = all(day.stored[name] == counted.get(name, 0) for name in day.log)
         ledger.record_kept(self.connection, self.rollup, day.span.day, deleted, by, is_intact)
@@ -318,11 +317,10 @@ class _Judge:
         Either the log is the same, or a proof has reported the change: else the same command, given for a loss and
         repeated, would accept a change that nobody has seen.
         """
-        deleted = {name: day.stored[name] - day.log[name] for name in day.log}
         if day.entry is not None and not self._is_known(day, day.entry):
             self._leave(day, "unproven", day.entry)
-        elif not self._would_lose_rows(day, deleted):
-            deleted |= self._keys_hash(day)
+        elif not self._would_lose_rows(day):
+            deleted = {name: day.stored[name] - day.log[name] for name in day.log} | self._keys_hash(day)
             ledger.record_accepted(self.connection, self.rollup, day.span.day, dict(day.stored), deleted)
             self.judgement.kept.append(self._found(day, "keep", day.stored, deleted))
 
@@ -339,12 +337,14 @@ class _Judge:
         )
         return {KEYS_HASH: stored - log}
 
-    def _would_lose_rows(self, day: _Day, deleted: Totals) -> bool:
-        """Whether keeping the day would say that less was deleted than is known: its log has rows never counted."""
-        known = (day.entry.deleted if day.entry is not None else None) or {}
-        if day.entry is None or all(deleted[name] >= known.get(name, 0) for name in deleted):
+    def _would_lose_rows(self, day: _Day) -> bool:
+        """Whether the log has more rows than were counted and not deleted, which the statistics do not hold either."""
+        entry = day.entry
+        if entry is None or entry.deleted is None or self._are_alike(day, entry.deleted):
             return False
-        self._leave(day, "late", day.entry)
+        if self._rows(day.log) + self._rows(entry.deleted) <= self._rows(entry.counted):
+            return False
+        self._leave(day, "late", entry)
         return True
 
     def _found(self, day: _Day, reason: str, counted: Totals | None, deleted: Totals | None = None) -> Refused:

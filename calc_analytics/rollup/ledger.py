@@ -541,6 +541,9 @@ def checksum_sql(rollup: Rollup, day: str) -> str:
 # SQL: changes when the day is rebuilt, pruned or decided upon, and not when a refresh adds to it.
 VERSION = "concat_ws(' ', status, timezone, built_at, deleted, pruned_at, pruned_by)"
 
+# SQL: the log was found different, and the day is not added to: rows that came since could be as many as were missing.
+UNDECIDED = "coalesce(status <> 'built' and difference <> 0 and finding like 'logs!_%' escape '!', false)"
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -684,8 +687,7 @@ _VERIFIED = text(
                  and (:with_checksum or date < cast(clock_timestamp() at time zone :tz as date) - 1)
             then cast(:checksum as numeric) else checksum end
     where rollup = :rollup and date = :day and {VERSION} = :version
-      -- Rows that no refresh adds could be as many as those that were missing: only a decision settles it.
-      and not coalesce(status <> 'built' and difference <> 0 and finding like 'logs!_%' escape '!', false)
+      and not {UNDECIDED}
     """
 )
 _UNKNOWN_STATISTICS = text(

@@ -120,6 +120,7 @@ class Refused:
     - differs: log rows vanished, were added to the past, or were changed, and nobody announced it
     - pruned: log rows were deleted after they were counted; the books balance
     - frozen: the day was never counted whole here, and its log rows are gone
+    - undecided: its log was found different before, and what came since could hide that
     - late: it cannot be kept, because some of its log rows were never counted
     - unproven: it cannot be kept yet, because its statistics are not what was counted and no proof has reported that
     - overflow: `detail` names the column and the value that it cannot hold, `misfit` the same for programs
@@ -165,6 +166,12 @@ class Refused:
                 return (
                     f"{start}{logs} and {counted}, but some of these log rows were never counted. Its statistics "
                     "cannot be kept without losing those; recount what is left with --allow-shrink."
+                )
+            case "undecided" if self.log_rows + self.deleted_rows >= self.counted_rows:
+                return (
+                    f"{start}log rows were missing when it was last compared, and nobody has decided since. There are "
+                    f"{logs} now, {counted}: --keep keeps the statistics, unless rows came since; --allow-shrink "
+                    "recounts what is there."
                 )
             case "unproven":
                 return (

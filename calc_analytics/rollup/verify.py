@@ -122,6 +122,9 @@ def _proof(rollup: Rollup, day: date, row: RowMapping, timezone: str, seconds: f
         finding = _finding(
             status, changed, unbalanced, difference, logs[count] + rows_deleted - counted[count], is_pruned
         )
+    if row["is_undecided"] and not difference:
+        # Rows that no refresh adds could be as many as those that were missing: only a decision settles it.
+        difference, finding = int(row["known_difference"]), str(row["known_finding"])
     return DayProof(
         rollup=rollup.name,
         day=day,
@@ -209,6 +212,8 @@ def verify_sql(db: Database, rollup: Rollup, span: Window) -> str:
            (select counted from known) as counted, (select deleted from known) as deleted,
            (select checksum from known) as checksum,
            (select version from known) as version, (select difference from known) as known_difference,
+           (select finding from known) as known_finding,
+           (select {ledger.UNDECIDED} from known) as is_undecided,
            (select written_by from known) as written_by,
            current_setting('transaction_read_only') = 'on' as is_read_only,
            (select coalesce(sum({rollup.hash_of("t")}), 0) from from_stats t) as checksum_now,
