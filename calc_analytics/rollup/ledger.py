@@ -256,9 +256,11 @@ def days_on_record(connection: Connection, log: Log) -> set[date]:
     return set(connection.execute(text(ON_RECORD), parameters).scalars())
 
 
-# The days on record for every rollup; parameters :rollups, and their :number.
+# The days on record for every rollup, or built in one: a record that is missing beside that was lost, which an audit
+# reports (`record_lost_days`). Parameters :rollups, and their :number.
 ON_RECORD = """
-    select date from rollup_days where rollup = any(cast(:rollups as text[])) group by date having count(*) = :number
+    select date from rollup_days where rollup = any(cast(:rollups as text[]))
+    group by date having count(*) = :number or bool_or(status = 'built')
 """
 _CREATE = """
     insert into rollup_state (log, timezone, system_identifier, snapshot, relation, written_by, log_relation, rollups)
