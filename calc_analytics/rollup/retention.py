@@ -154,7 +154,7 @@ def _delete_sql(db: Database, is_of_day: str) -> str:
           and (select count(*) from rollup_days where rollup = any(cast(:rollups as text[])) and date = :day
                and status = 'built' and checksum is not null
                and coalesce(difference, 0) = 0 and coalesce(audit_difference, 0) = 0) = :number
-        returning *
+        returning {", ".join(db.log.reads)}
     ){totals}
     select count(*) from gone
     """

@@ -124,11 +124,11 @@ class Books:
         statement = f"""
             with gone as (
                 delete from {rollup.name} t where t.date = :day and {condition}
-                returning t.*, {rollup.hash_of("t")} as hash_of_row
+                returning {rollup.columns}, {rollup.hash_of("t")} as rollup_hash
             )
             select count(*) as rows, {rollup.each_measure("coalesce(sum({name}), 0) as {name}")},
                    coalesce(sum({rollup.keys_hash("{name}")}), 0) as keys_hash,
-                   coalesce(sum(hash_of_row), 0) as hash_of_rows
+                   coalesce(sum(rollup_hash), 0) as hash_of_rows
             from gone
         """
         row = self.connection.execute(text(statement), {"day": day, **parameters(self.keys)}).mappings().one()
@@ -145,6 +145,7 @@ def _take_out_sql(db: Database, keys: Keys, is_of_day: str, rollups: Sequence[Ro
     """Deletes log rows and lowers the statistics by their measures. One row: how many log rows; per rollup the totals
     that were taken out, and by how much the sum of its rows' hashes changed."""
     log, parts, results = db.log, list[str](), list[str]()
+    columns = ", ".join(sorted({log.event_time}.union(*(rollup.reads for rollup in rollups))))
     for n, rollup in enumerate(rollups):
         parts.append(_lowered(rollup, n))
         results.append(
@@ -154,7 +155,7 @@ def _take_out_sql(db: Database, keys: Keys, is_of_day: str, rollups: Sequence[Ro
     return f"""
     with gone as (
         delete from {log.name} where {log.id_column} = any(:ids) and {is_of_day} and {matches(keys)}
-        returning *, {visible("s1")} as is_counted
+        returning {columns}, {visible("s1")} as rollup_counted
     ){"".join(f", {part}" for part in parts)}
     select (select count(*) from gone) as rows{"".join(f", {result}" for result in results)}
     """
@@ -167,7 +168,7 @@ def _lowered(rollup: Rollup, n: int) -> str:
     same = " and ".join(f"t.{name} = p.{name}" for name in rollup.keys)
     return f"""
     part_{n} as (
-        select {rollup.key_selects}, {rollup.measure_selects} from gone where is_counted group by {rollup.group_by}
+        select {rollup.key_selects}, {rollup.measure_selects} from gone where rollup_counted group by {rollup.group_by}
     ),
     lowered_{n} as (
         update {rollup.name} t set {rollup.each_measure("{name} = t.{name} - p.{name}")}

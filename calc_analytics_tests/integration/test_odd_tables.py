@@ -31,6 +31,7 @@ from calc_analytics.rollup import diagnosis
 from calc_analytics.rollup.audit import audit
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Rollup
+from calc_analytics.rollup.erase import erase
 from calc_analytics.rollup.figures import log_figures, top_keys, violations
 from calc_analytics.rollup.index import summarize
 from calc_analytics.rollup.install import install, is_installed, rebase
@@ -98,6 +99,10 @@ def count_everything(db: Database, reader: Engine | None = None) -> None:
             violations(db, rollup, check, [DAY])
     assert prune(db, DAY.replace(day=2)).rows == 101
     assert verify(db, [DAY]).difference == 0
+    if all("publisher_id" in rollup.keys for rollup in db.log.rollups):
+        assert erase(db, {"publisher_id": 1}, even_if_writing=True).left == []
+        assert {key[0] for key in stored(there)} == {0, 2, 5}
+    assert verify(db, [DAY, DAY.replace(day=2)]).difference == 0
 
 
 def test_columns_of_any_other_name_change_nothing(db: Database):
