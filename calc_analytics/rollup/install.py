@@ -109,15 +109,10 @@ def _is_interrupted(connection: Connection) -> bool:
 
 
 def _require_log(connection: Connection, log: Log) -> None:
-    """Raises `UnfitTable` where the log is no table, or was counted and is gone: an empty one would take its place."""
-    statement = """
-        select (select relkind not in ('r', 'p') from pg_class where oid = to_regclass(:log)) as is_other,
-               to_regclass(:log) is null and to_regclass('rollup_state') is not null as is_missing
-    """
-    found = connection.execute(text(statement), {"log": log.name}).one()
-    if found.is_other:
-        raise UnfitTable(f"{log.name} is not a table: rename it, and give its name to the table that the API writes to")
-    if found.is_missing and connection.execute(text("select exists (select from rollup_state)")).scalar():
+    """Raises `UnfitTable` where the log was counted and is gone: an empty one would take its place."""
+    statement = "select to_regclass(:log) is null and to_regclass('rollup_state') is not null"
+    is_missing = connection.execute(text(statement), {"log": log.name}).scalar()
+    if is_missing and connection.execute(text("select exists (select from rollup_state)")).scalar():
         raise UnfitTable(
             f"there is no table {log.name} any more, but its rows were counted: rename it back, or create it"
         )
