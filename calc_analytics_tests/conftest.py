@@ -116,7 +116,8 @@ def least_privilege(role: str) -> str:
 def own_database(server_url: URL, maintenance: Callable[[str], None], template: str = "template1") -> Iterator[URL]:
     """A new database for one test, a clone of the template; gone afterwards."""
     name = f"calc_analytics_{os.getpid()}_{next(_numbers)}"
-    maintenance(f'create database "{name}" template "{template}"')
+    # With fsync off, copying files is several times as fast as writing them to the log.
+    maintenance(f'create database "{name}" template "{template}" strategy file_copy')
     yield server_url.set(database=name)
     maintenance(f'drop database if exists "{name}" with (force)')
 
