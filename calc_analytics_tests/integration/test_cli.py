@@ -702,7 +702,7 @@ def test_a_read_only_database_says_so(calc, db, maintenance):
     maintenance(f'alter database "{db.engine.url.database}" set default_transaction_read_only = on')
     assert "read-only" in refused(calc("refresh"))
     assert "but it is read-only" in calc("status").output
-    assert "is read-only (a standby?)" in calc("doctor").output
+    assert "is read-only by default_transaction_read_only" in calc("doctor").output
     assert calc("verify").exit_code == 0
 
 
