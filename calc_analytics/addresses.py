@@ -99,7 +99,7 @@ def completed(url: "URL") -> "URL":
     return url.set(username=url.username or known.get("user"), database=url.database or known.get("dbname"))
 
 
-def shown(url: "URL") -> str:
+def redact_url(url: "URL") -> str:
     """The URL for people, in psql's form, without the password; of its options only where the server is."""
     full = completed(url)
     place = {name: value for name, value in full.query.items() if name in ("host", "port", "service")}

@@ -21,7 +21,7 @@ from calc_analytics.commands import COMMANDS
 from calc_analytics.commands.counting import refresh_with_progress
 from calc_analytics.commands.opening import make_ready, open_database
 from calc_analytics.commands.options import SERVICE_PORT, UI_PORT, as_json, port_option
-from calc_analytics.config import Settings, shown
+from calc_analytics.config import Settings, redact_url
 from calc_analytics.database.dagster_tables import require_room
 from calc_analytics.database.embedded import data_folder, writable
 from calc_analytics.database.engine import dagster_url, database_url, ensure_database
@@ -111,7 +111,7 @@ def migrate() -> None:
     places: list[Place] = []
     db = make_ready(settings, always=True, report=places.append)
     zone = ledger.stored_timezone(db)
-    click.echo(f"ready: {shown(db.engine.url)}, days in {zone}")
+    click.echo(f"ready: {redact_url(db.engine.url)}, days in {zone}")
     click.echo(f"rollups: {', '.join(db.log.names)}")
     for place in places:
         _say_place(place)
@@ -297,10 +297,10 @@ def demo(ui_port: int, service_port: int, rate: float, history: int, seconds: fl
 def _running(settings: Settings, ui_port: int, service_port: int, stop: threading.Event) -> Iterator[Supervisor]:
     """A context in which everything runs; says where it is, and stops it all at the end."""
     _prepare(settings, stop)
-    click.echo(f"database  {shown(database_url(settings))}")
+    click.echo(f"database  {redact_url(database_url(settings))}")
     if (spare := writable(data_folder())) != data_folder():
         click.echo(f"logs      {spare}, since the project folder cannot be written to")
-    click.echo("starting Dagster, which takes some ten seconds")
+    click.echo("starting Dagster, which takes about ten seconds")
     supervisor = Supervisor(ui_port, service_port, stop)
     try:
         supervisor.start()

@@ -19,7 +19,7 @@ from dotenv.parser import Binding, parse_stream
 
 from calc_analytics import days
 from calc_analytics.addresses import read_url
-from calc_analytics.addresses import shown as shown
+from calc_analytics.addresses import redact_url as redact_url
 from calc_analytics.addresses import with_driver as with_driver
 from calc_analytics.addresses import without_secrets as without_secrets
 from calc_analytics.errors import CalcAnalyticsError

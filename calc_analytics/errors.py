@@ -6,7 +6,7 @@ Dagster run or tick fails with the same line. Anything else that reaches the use
 
 
 class CalcAnalyticsError(Exception):
-    """Something the user can mend; the message is one line: what, where, and what to do."""
+    """Something the user can fix; the message is one line: what, where, and what to do."""
 
     transient = False
     """Whether the same may succeed when it is tried again."""

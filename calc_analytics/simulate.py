@@ -20,7 +20,7 @@ from sqlalchemy.engine import URL
 
 from calc_analytics import days
 from calc_analytics.database.connecting import connect_seconds
-from calc_analytics.database.engine import trouble_in_words
+from calc_analytics.database.engine import translate_db_errors
 
 COLUMNS = "publisher_id, locality_id, date_calculated, cache_hit, response_time_ms, zman_count, source, created_at"
 # Calculations per hour of the day relative to the mean: people ask before dawn, at noon, and before sunset.
@@ -73,7 +73,7 @@ def simulate(
 ) -> SimulationReport:
     """Writes until `seconds` have passed, `rows` are written or `stop` is set, whichever is first.
 
-    `progress` gets the number of rows of each committed batch, from several threads. Raises `DatabaseTrouble` if a
+    `progress` gets the number of rows of each committed batch, from several threads. Raises `DatabaseError` if a
     writer's connection fails; batches committed before stay.
     """
     started, stop = time.monotonic(), stop or threading.Event()
@@ -124,7 +124,7 @@ class _Writer(threading.Thread):
     def run(self) -> None:
         """Writes batches; an error ends this writer and, through `stop`, the others."""
         try:
-            with trouble_in_words(self.url), _connect(self.url) as connection:
+            with translate_db_errors(self.url), _connect(self.url) as connection:
                 self._write_batches(connection)
         except Exception as error:
             self.error = error
@@ -166,10 +166,10 @@ def write_history(
 ) -> int:
     """Writes `rows_per_day` rows for each of these days of `timezone`, the part before `now` of today.
 
-    One transaction per 5,000 rows; returns the rows written. Raises `DatabaseTrouble`.
+    One transaction per 5,000 rows; returns the rows written. Raises `DatabaseError`.
     """
     make, written = _Rows(traffic, 0), 0
-    with trouble_in_words(url), _connect(url) as connection:
+    with translate_db_errors(url), _connect(url) as connection:
         for day in history:
             rows = make.day(day, rows_per_day, timezone, now or datetime.now(fixed_zone.utc))
             while batch := list(itertools.islice(rows, HISTORY_BATCH_ROWS)):

@@ -10,8 +10,8 @@ from pathlib import Path
 from sqlalchemy import text
 from sqlalchemy.engine import URL, Connection, Engine
 
-from calc_analytics.config import shown
-from calc_analytics.database.engine import engine_for, impatient, transaction
+from calc_analytics.config import redact_url
+from calc_analytics.database.engine import engine_for, transaction, with_timeouts
 from calc_analytics.errors import CalcAnalyticsError
 
 # Columns that each of these tables has had in every version of Dagster.
@@ -46,7 +46,7 @@ class SharedDatabase(CalcAnalyticsError):
 
 def require_room(url: URL) -> None:
     """Raises `SharedDatabase` if the database has a table that Dagster would take for its own."""
-    engine = engine_for(impatient(url), "calc_analytics")
+    engine = engine_for(with_timeouts(url), "calc_analytics")
     try:
         with transaction(engine) as connection:
             taken = _taken(connection)
@@ -54,8 +54,8 @@ def require_room(url: URL) -> None:
         engine.dispose()
     if taken:
         raise SharedDatabase(
-            f"{shown(url)} has {', '.join(taken)}, not of Dagster: set DAGSTER_POSTGRES_URL to a database of its own, "
-            "which is created if it is missing"
+            f"{redact_url(url)} has {', '.join(taken)}, not of Dagster: set DAGSTER_POSTGRES_URL to a database of its "
+            "own, which is created if it is missing"
         )
 
 

@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnectionLeft
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
 
-from calc_analytics.addresses import beside, completed, shown, without_secrets
+from calc_analytics.addresses import beside, completed, redact_url, without_secrets
 from calc_analytics.config import DAGSTER_DATABASE, Settings
 from calc_analytics.database import embedded
 from calc_analytics.database.connecting import connect, connect_seconds
@@ -111,15 +111,17 @@ class LenientText(Loader):
         return bytes(data).decode(errors="replace")
 
 
-class DatabaseTrouble(CalcAnalyticsError):
+class DatabaseError(CalcAnalyticsError):
     """PostgreSQL refused (`sqlstate` says why) or was not there. `transient` tells whether trying again can help."""
+
+    sqlstate: str | None = None
 
     def __init__(self, message: str, transient: bool, sqlstate: str | None = None) -> None:
         super().__init__(message)
         self.transient, self.sqlstate = transient, sqlstate
 
 
-class NoAnswer(DatabaseTrouble):
+class NoAnswer(DatabaseError):
     """Nothing answered in time. That may pass, but who waits for a command is not made to wait again and again."""
 
 
@@ -244,7 +246,7 @@ def without_limits(connection: Connection) -> Iterator[None]:
             connection.execute(text(f"reset {name}"))
 
 
-def impatient(url: URL) -> URL:
+def with_timeouts(url: URL) -> URL:
     """The URL for a process that would rather get an error than wait for a connection or a dead peer."""
     limits = {
         "connect_timeout": "3",
@@ -257,10 +259,10 @@ def impatient(url: URL) -> URL:
 
 
 def ensure_database(url: URL) -> None:
-    """Creates the URL's database if the server lacks it; raises `DatabaseTrouble` if it may not."""
+    """Creates the URL's database if the server lacks it; raises `DatabaseError` if it may not."""
     maintenance = engine_for(url.set(database="postgres"))
     try:
-        with trouble_in_words(url):
+        with translate_db_errors(url):
             if _exists(url):
                 return
             with maintenance.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
@@ -304,8 +306,8 @@ def _exists(url: URL) -> bool:
 
 @contextmanager
 def transaction(engine: Engine) -> Iterator[Connection]:
-    """One transaction: all of it or nothing. Database errors leave as `DatabaseTrouble`, in one line."""
-    with trouble_in_words(engine.url), _begun(engine) as connection:
+    """One transaction: all of it or nothing. Database errors leave as `DatabaseError`, in one line."""
+    with translate_db_errors(engine.url), _begun(engine) as connection:
         yield connection
         connection.commit()
 
@@ -330,7 +332,7 @@ def run_in_one_trip(engine: Engine, statements: Sequence[str]) -> list[dict[str,
     Returns the rows of the last one. Statements must have no parameters: they are prepared, where the server itself
     answers, and planned once per connection.
     """
-    with trouble_in_words(engine.url):
+    with translate_db_errors(engine.url):
         fairy = engine.raw_connection()
         try:
             connection: Any = fairy.driver_connection
@@ -370,10 +372,10 @@ def _pipeline(connection: psycopg.Connection, statements: Sequence[str], prepare
         connection.prepare_threshold = None
 
 
-def persistently(work: Callable[[], T]) -> T:
+def retry_transient(work: Callable[[], T]) -> T:
     """What `work` returns; after transient trouble it is called again, with exponential pauses and jitter.
 
-    `work` must be one transaction that may be repeated: that a commit got lost with its connection is never known.
+    A dropped connection leaves the commit's outcome unknown, so `work` must be one transaction that may be repeated.
     """
     again = Retrying(
         retry=retry_if_exception(_is_worth_repeating),
@@ -389,15 +391,15 @@ def _is_worth_repeating(error: BaseException) -> bool:
 
 
 @contextmanager
-def trouble_in_words(url: URL) -> Iterator[None]:
-    """Turns driver errors into `DatabaseTrouble` with one line that never holds the password."""
+def translate_db_errors(url: URL) -> Iterator[None]:
+    """Turns driver errors into `DatabaseError` with one line that never holds the password."""
     try:
         yield
     except (DBAPIError, psycopg.Error) as error:
-        kind = NoAnswer if isinstance(_driver_error(error), psycopg.errors.ConnectionTimeout) else DatabaseTrouble
-        raise kind(_in_words(error, url), is_transient(error), sqlstate(error)) from error
+        kind = NoAnswer if isinstance(_driver_error(error), psycopg.errors.ConnectionTimeout) else DatabaseError
+        raise kind(_describe(error, url), is_transient(error), sqlstate(error)) from error
     except NoConnectionLeft as error:
-        raise DatabaseTrouble(f"all of this process's connections to {shown(url)} are in use", True) from error
+        raise DatabaseError(f"all of this process's connections to {redact_url(url)} are in use", True) from error
 
 
 def is_transient(error: DBAPIError | psycopg.Error) -> bool:
@@ -424,8 +426,8 @@ def _driver_error(error: DBAPIError | psycopg.Error) -> BaseException | None:
     return error.orig if isinstance(error, DBAPIError) else error
 
 
-def _in_words(error: DBAPIError | psycopg.Error, url: URL) -> str:
-    place, original = shown(url), _driver_error(error)
+def _describe(error: DBAPIError | psycopg.Error, url: URL) -> str:
+    place, original = redact_url(url), _driver_error(error)
     said = str(original).strip().splitlines()[0] if str(original).strip() else type(original).__name__
     said = without_secrets(said, url)
     match sqlstate(error):

@@ -22,7 +22,7 @@ from calc_analytics.database.engine import (
     settings_sql,
     sqlstate,
     transaction,
-    trouble_in_words,
+    translate_db_errors,
     without_limits,
 )
 from calc_analytics.errors import CalcAnalyticsError
@@ -67,7 +67,7 @@ def upgrade(engine: Engine, prepare: Callable[[Connection], None], finish: Calla
     nobody sees the new tables without what it adds. One at a time: the others wait their turn. Raises
     `CalcAnalyticsError` subclasses; a revision that fails changed nothing.
     """
-    with trouble_in_words(engine.url), turn(engine):
+    with translate_db_errors(engine.url), turn(engine):
         with engine.connect() as connection:
             with_brief_locks(connection, lambda: _in_a_transaction(connection, prepare))
             with_brief_locks(connection, lambda: _run_revisions(connection, finish))

@@ -1,1 +1,1 @@
-"""Dagster's skin over the domain: each body opens the database, calls one domain function, reports. No SQL here."""
+"""The orchestration layer: each body opens the database, calls one domain function, reports. No SQL here."""

@@ -114,7 +114,7 @@ def _alerting(name: str, settings: Settings, read: Read) -> SensorDefinition:
     def alerting(context: SensorEvaluationContext) -> SensorResult:
         url = Settings.from_environment().alert_webhook_url
         if not url:
-            return SensorResult(skip_reason=SkipReason("ALERT_WEBHOOK_URL is not set: nobody is told"))
+            return SensorResult(skip_reason=SkipReason("ALERT_WEBHOOK_URL is not set: alerts are disabled"))
         memory = Memory.parse(context.cursor)
         for outcome in read(context, memory):
             memory.incidents.note(outcome)
@@ -126,8 +126,8 @@ def _alerting(name: str, settings: Settings, read: Read) -> SensorDefinition:
 
 _DESCRIPTIONS = {
     "run_failure_alerts": "Posts failed runs, and sensors and schedules whose ticks keep failing, and when they are "
-    "well again.",
-    "check_failure_alerts": "Posts failed checks and stale statistics, and when they are well again.",
+    "resolved.",
+    "check_failure_alerts": "Posts failed checks and stale statistics, and when they are resolved.",
 }
 
 

@@ -34,7 +34,7 @@ from calc_analytics.orchestration.metadata import (
 )
 from calc_analytics.orchestration.partitions import as_days
 from calc_analytics.orchestration.resources import RollupDatabase
-from calc_analytics.orchestration.retries import TRANSIENT_ERRORS, failing_in_one_line
+from calc_analytics.orchestration.retries import TRANSIENT_ERRORS, as_dagster_failure
 from calc_analytics.plurals import number
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def rollup_assets(log: "Log", partitions: PartitionsDefinition, freshness: Fresh
         """
         days, db = as_days(context.partition_keys), database.db
         chosen = [each for each in db.log.rollups if AssetKey(each.name) in context.selected_asset_keys]
-        with failing_in_one_line():
+        with as_dagster_failure():
             report = _rebuild(context, db, days, chosen, config.decision)
             for declared in chosen:
                 _attach(context, db, declared, len(days), report)
@@ -173,7 +173,7 @@ def _rebuild(
     from calc_analytics.rollup.rebuild import rebuild
 
     run = context.run.run_id
-    with telemetry.failures_noted("rebuild", db=db, run=run):
+    with telemetry.record_failures("rebuild", db=db, run=run):
         report = rebuild(
             db,
             days,

@@ -28,7 +28,7 @@ from calc_analytics.days import today_and_yesterday
 from calc_analytics.orchestration.evaluations import Target, targets
 from calc_analytics.orchestration.partitions import as_days
 from calc_analytics.orchestration.resources import RollupDatabase
-from calc_analytics.orchestration.retries import TRANSIENT_ERRORS, failing_in_one_line
+from calc_analytics.orchestration.retries import TRANSIENT_ERRORS, as_dagster_failure
 from calc_analytics.plurals import number
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def _check(run: OpExecutionContext, db: "Database") -> Iterator[AssetCheckResult
     evaluation is logged, and one that sums them up.
     """
     is_of_days = run.has_partition_key or run.has_partition_key_range
-    with failing_in_one_line():
+    with as_dagster_failure():
         days = as_days(run.partition_keys) if is_of_days else today_and_yesterday(db.timezone)
         found = evaluate(db, run.selected_asset_check_keys, days)
         if not run.has_partition_key:
@@ -170,7 +170,7 @@ def _compare(db: "Database", compared: "Sequence[Rollup]", days: Sequence[date])
     from calc_analytics.rollup.figures import rows_without_a_day
     from calc_analytics.rollup.verify import verify
 
-    with telemetry.failures_noted("verify", db=db):
+    with telemetry.record_failures("verify", db=db):
         report = verify(db, days, [declared.name for declared in compared])
     telemetry.verified(report)
     proofs = {(proof.rollup, proof.day): proof for proof in report.days}

@@ -1,4 +1,4 @@
-"""Dagster's code server, made fit for SIGTERM and for a database that goes away for a while.
+"""Dagster's code server, with graceful SIGTERM handling, and able to outlast a database that is away for a while.
 
 `calc-analytics up` starts it as `python -m calc_analytics.orchestration.code_server --port N`; the arguments are those
 of `dagster api grpc`. Told to stop, Dagster waits for calls and runs in flight however long they take: here a

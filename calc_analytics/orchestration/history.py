@@ -26,9 +26,9 @@ from dagster._core.storage.dagster_run import FINISHED_STATUSES
 from dagster_postgres.utils import DagsterPostgresException
 from sqlalchemy.exc import DBAPIError
 
-from calc_analytics.config import Settings, dagster_home, shown
+from calc_analytics.config import Settings, dagster_home, redact_url
 from calc_analytics.database import dagster_tables
-from calc_analytics.database.engine import DatabaseTrouble, engine_for, impatient, transaction
+from calc_analytics.database.engine import DatabaseError, engine_for, transaction, with_timeouts
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.orchestration import event_log
 from calc_analytics.orchestration.incidents import name_check
@@ -113,7 +113,7 @@ class LastCheck:
 @lru_cache(maxsize=1)
 def instance() -> DagsterInstance:
     """The instance of DAGSTER_HOME (the project folder's without it), kept for the life of the process."""
-    with _trouble_in_words():
+    with _translate_db_errors():
         return DagsterInstance.from_config(str(dagster_home()))
 
 
@@ -121,24 +121,24 @@ def require_answer(dagster: DagsterInstance) -> None:
     """Raises `DagsterTrouble` at once if the storage's server does not answer; dagster-postgres tries for 12 s."""
     url = getattr(dagster.run_storage, "postgres_url", None)
     if url is not None:
-        with _trouble_in_words(), transaction(_engine(url)) as connection:
+        with _translate_db_errors(), transaction(_engine(url)) as connection:
             connection.exec_driver_sql("select 1")
 
 
 def storage(dagster: DagsterInstance) -> str:
     """Where the instance keeps its record, without a password."""
     url = getattr(dagster.run_storage, "postgres_url", None)
-    return type(dagster.run_storage).__name__ if url is None else shown(without_plugin(url))
+    return type(dagster.run_storage).__name__ if url is None else redact_url(without_plugin(url))
 
 
 @lru_cache(maxsize=2)
 def _engine(url: str) -> "Engine":
-    return engine_for(impatient(without_plugin(url)), "calc_analytics service", statement_seconds=3)
+    return engine_for(with_timeouts(without_plugin(url)), "calc_analytics service", statement_seconds=3)
 
 
 def heartbeats(dagster: DagsterInstance) -> list[Heartbeat]:
     """Every daemon that this instance's configuration asks for."""
-    with _trouble_in_words():
+    with _translate_db_errors():
         found = dagster.get_daemon_heartbeats()
         return [
             Heartbeat(
@@ -155,7 +155,7 @@ def heartbeats(dagster: DagsterInstance) -> list[Heartbeat]:
 def daemons(dagster: DagsterInstance) -> list[str]:
     """The daemons that are connected to the storage now, each with its process id and its machine."""
     url = getattr(dagster.run_storage, "postgres_url", None)
-    with _trouble_in_words():
+    with _translate_db_errors():
         return [] if url is None else dagster_tables.sessions(_engine(url), DAEMON)
 
 
@@ -172,7 +172,7 @@ def schedule(dagster: DagsterInstance, name: str = SCHEDULE) -> Instigator | Non
 def last_run(dagster: DagsterInstance, schedule: str = SCHEDULE) -> LastRun | None:
     """The last run of the schedule that ended."""
     wanted = RunsFilter(tags={"dagster/schedule_name": schedule}, statuses=FINISHED_STATUSES)
-    with _trouble_in_words():
+    with _translate_db_errors():
         for record in dagster.get_run_records(wanted, limit=1):
             run: DagsterRun = record.dagster_run
             ended = _instant(record.end_time) if record.end_time else record.update_timestamp
@@ -191,21 +191,21 @@ def last_checks(dagster: DagsterInstance) -> list[LastCheck]:
         for rollup in rollups
         for name in rollup.check_names
     }
-    with _trouble_in_words():
+    with _translate_db_errors():
         results = event_log.last_results(dagster, list(names))
     return [_last_check(names[key], result) for key, result in results.items()]
 
 
 def tick_retention_days(dagster: DagsterInstance) -> dict[str, int]:
     """For how many days ticks of the sensor are kept, by how they ended; -1 is for ever."""
-    with _trouble_in_words():
+    with _translate_db_errors():
         kept = dagster.get_tick_retention_settings(InstigatorType.SENSOR)
     return {status.value.lower(): days for status, days in kept.items()}
 
 
 def _instigator(dagster: DagsterInstance, kind: InstigatorType, name: str) -> Instigator | None:
     """Of several that have the name (code locations come and go), the one that ticked last."""
-    with _trouble_in_words():
+    with _translate_db_errors():
         states = [s for s in dagster.all_instigator_state(instigator_type=kind) if s.instigator_name == name]
         found = [_with_ticks(dagster, state) for state in states]
     return max(found, key=lambda each: each.started_at or _instant(0), default=None)
@@ -247,10 +247,10 @@ def _instant(timestamp: float) -> datetime:
 
 
 @contextmanager
-def _trouble_in_words() -> Iterator[None]:
+def _translate_db_errors() -> Iterator[None]:
     try:
         yield
-    except DatabaseTrouble as error:
+    except DatabaseError as error:
         raise DagsterTrouble(f"Dagster's storage: {error}") from error
     except DBAPIError as error:
         said = str(error.orig).strip().splitlines() or [type(error.orig).__name__]

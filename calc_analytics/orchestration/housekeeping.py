@@ -29,7 +29,7 @@ from pydantic import Field
 from calc_analytics.config import Settings
 from calc_analytics.orchestration.assets import calculation_logs
 from calc_analytics.orchestration.resources import RollupDatabase
-from calc_analytics.orchestration.retries import failing_in_one_line
+from calc_analytics.orchestration.retries import as_dagster_failure
 from calc_analytics.rollups import LOG
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Pruned:
 
 @op(name="prune_event_log")
 def _prune_event_log(context: OpExecutionContext, config: HousekeepingConfig) -> None:
-    with failing_in_one_line():
+    with as_dagster_failure():
         own = context.run.remote_job_origin
         pruned = prune(
             context.instance, config.keep_events_days, config.keep_runs_days, own.location_name if own else None
@@ -78,7 +78,7 @@ def _prune_event_log(context: OpExecutionContext, config: HousekeepingConfig) ->
 def _compact_journal(context: OpExecutionContext, database: RollupDatabase) -> None:
     from calc_analytics.rollup import journal
 
-    with failing_in_one_line():
+    with as_dagster_failure():
         rows = journal.compact(database.db)
     context.log.info(f"summed up {rows:,} rows of the journal")
     context.add_output_metadata({"rows_summed_up": rows})

@@ -1,4 +1,4 @@
-"""What has failed, what was told of it, and what is well again. Knows neither Dagster nor where alerts go.
+"""What has failed, what was told of it, and what is resolved. Knows neither Dagster nor where alerts go.
 
 An incident opens with the first failure of a subject (and day), is told once, and closes when the same subject is well
 again, which is told too. Whatever is due stays due until `told` says that it was delivered. What is told of several
@@ -42,7 +42,7 @@ class Outcome:
 
 @dataclass
 class Incident:
-    """A subject that failed. `over_at` is set when it is well again and that is yet to be told."""
+    """A subject that failed. `over_at` is set when it is resolved and that is yet to be told."""
 
     subject: str
     days: Span | None
@@ -66,7 +66,7 @@ class Incident:
         if self.over_at is None:
             return f"failed: {name} (since {_clock(self.since)}): {self.detail}"
         told = "" if self.told else f", {self.detail}"
-        return f"well again: {name} (failed {_clock(self.since)}{told}; well since {_clock(self.over_at)})"
+        return f"resolved: {name} (failed {_clock(self.since)}{told}; ok since {_clock(self.over_at)})"
 
 
 class Incidents:

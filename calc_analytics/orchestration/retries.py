@@ -12,7 +12,7 @@ TRANSIENT_ERRORS = RetryPolicy(max_retries=4, delay=1, backoff=Backoff.EXPONENTI
 
 
 @contextmanager
-def failing_in_one_line() -> Iterator[None]:
+def as_dagster_failure() -> Iterator[None]:
     """Turns errors into a Dagster `Failure` with one line; only a transient one may be retried by the policy."""
     try:
         yield
@@ -24,4 +24,4 @@ def failing_in_one_line() -> Iterator[None]:
     except CalcAnalyticsError as error:
         raise Failure(description=str(error), allow_retries=error.transient) from None
     except Exception as error:
-        raise Failure(description=f"a bug: {type(error).__name__}: {error}", allow_retries=False) from error
+        raise Failure(description=f"internal error: {type(error).__name__}: {error}", allow_retries=False) from error

@@ -77,7 +77,7 @@ def new_log_batches_sensor(
         """One tick: audits and proofs that are due, the new rows, run requests and events."""
         before, db = Cursor.parse(context.cursor), database.db
         _patrol(db).walk()
-        with telemetry.failures_noted("refresh", db=db):
+        with telemetry.record_failures("refresh", db=db):
             followed = _follow(database, 0 if before is None else follow_seconds(interval_seconds), interval_seconds)
         rebuilds, cursor = request_rebuilds(db, before, partitions)
         differing = _differing(db)

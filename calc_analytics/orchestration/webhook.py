@@ -74,12 +74,12 @@ def _send(url: str, body: bytes) -> tuple[int | None, str]:
         refused.close()
         return refused.code, f"it answered with status {refused.code}"
     except error.URLError as failed:
-        return None, _in_words(failed.reason)
+        return None, _describe(failed.reason)
     except (OSError, HTTPException, ValueError) as failed:
-        return None, _in_words(failed)
+        return None, _describe(failed)
 
 
-def _in_words(reason: object) -> str:
+def _describe(reason: object) -> str:
     """What happened, from the system's own words only: the message of any other error may hold the URL."""
     if isinstance(reason, TimeoutError):
         return _SILENT

@@ -11,7 +11,7 @@ from datetime import date
 from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
-from calc_analytics.database.engine import WHOLE_DAYS, persistently, transaction
+from calc_analytics.database.engine import WHOLE_DAYS, retry_transient, transaction
 from calc_analytics.days import FIRST, LAST
 from calc_analytics.rollup import journal, ledger
 from calc_analytics.rollup.database import Database
@@ -27,7 +27,7 @@ def audit(db: Database, days: Sequence[date] | None = None) -> AuditReport:
 
     One transaction, without a lock. Transient errors are retried.
     """
-    return persistently(lambda: _audit(db, days))
+    return retry_transient(lambda: _audit(db, days))
 
 
 def _audit(db: Database, days: Sequence[date] | None) -> AuditReport:

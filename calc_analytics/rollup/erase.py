@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
-from calc_analytics.database.engine import WHOLE_DAYS, persistently, transaction
+from calc_analytics.database.engine import WHOLE_DAYS, retry_transient, transaction
 from calc_analytics.rollup import journal, ledger
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Rollup, quote_literal
@@ -61,7 +61,7 @@ def erase(
     `even_if_writing`, `StillWriting`; nothing was changed then. Transient errors are retried.
     """
     started = time.perf_counter()
-    held = persistently(partial(holdings, db, keys, also))
+    held = retry_transient(partial(holdings, db, keys, also))
     if not held.tables:
         raise NothingToErase(f"{in_words(keys)} has no log rows and no statistics: nothing was erased")
     if not even_if_writing:
@@ -70,7 +70,7 @@ def erase(
     for _ in range(PASSES):
         work.erase_days(held)
         open_writers = [] if even_if_writing else still_open(db)
-        held = persistently(partial(holdings, db, keys, also)).without([each.day for each in work.left])
+        held = retry_transient(partial(holdings, db, keys, also)).without([each.day for each in work.left])
         if not held.tables or not even_if_writing:
             break
     seconds = time.perf_counter() - started
@@ -106,7 +106,9 @@ class _Erasure:
         """Each of the days; those that cannot be erased are noted."""
         for day in held.days:
             try:
-                persistently(partial(self._erase_rows_without_a_day) if day is None else partial(self._erase_day, day))
+                retry_transient(
+                    partial(self._erase_rows_without_a_day) if day is None else partial(self._erase_day, day)
+                )
             except DayLeft as reason:
                 self.left.append(reason.day)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
 
-from calc_analytics.database.engine import persistently, trouble_in_words
+from calc_analytics.database.engine import retry_transient, translate_db_errors
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.index import IndexKeeper
 from calc_analytics.rollup.refresh import STEP_ROWS, look_for_rows, refresh
@@ -110,7 +110,7 @@ class Follower:
         while True:
             started = time.monotonic()
             try:
-                persistently(self._refresh_when_new)
+                retry_transient(self._refresh_when_new)
                 return
             except Exception as error:
                 if getattr(error, "transient", False) and time.monotonic() - started > QUIET_SECONDS:
@@ -122,7 +122,7 @@ class Follower:
     def _refresh_when_new(self) -> None:
         engine, quiet, thorough, next_at = self.db.engine, None, None, 0.0
         began_at, counted_at = time.monotonic(), float("-inf")
-        with trouble_in_words(engine.url), engine.connect() as connection:
+        with translate_db_errors(engine.url), engine.connect() as connection:
             probe = connection.execution_options(isolation_level="AUTOCOMMIT")
             while not self._is_over():
                 started = time.monotonic()

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from sqlalchemy import text
 
-from calc_analytics.database.engine import DatabaseTrouble, transaction
+from calc_analytics.database.engine import DatabaseError, transaction
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.rollup.database import Database
 
@@ -27,7 +27,7 @@ def summarize(db: Database) -> bool:
     try:
         with transaction(db.engine) as connection:
             connection.execute(text(f"select {db.log.name}_summarize()"))
-    except DatabaseTrouble as trouble:
+    except DatabaseError as trouble:
         if trouble.sqlstate in _HARMLESS:
             return False
         raise

@@ -1,14 +1,15 @@
 """Install: migrations, then what is built from the declarations (state, live views, grants). Safe to repeat."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import date
 
 from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
-from calc_analytics.config import shown
+from calc_analytics.config import redact_url
 from calc_analytics.database import adopt, grants, log_tree, migrate, schemas
-from calc_analytics.database.engine import ALL_ROWS, quoted, transaction, trouble_in_words
+from calc_analytics.database.engine import ALL_ROWS, quoted, transaction, translate_db_errors
 from calc_analytics.database.log_columns import UnfitTable
 from calc_analytics.database.schemas import Place
 from calc_analytics.database.tables import STATE_TABLES, VERSION_TABLE, calculation_stats_daily, metadata
@@ -57,7 +58,9 @@ def install(db: Database, start_date: date | None = None) -> list[Place]:
 
     migrate.upgrade(db.engine, prepare, finish)
     if is_repaired:
-        unseen.record_days(db)
+        # Another table than was counted waits for a rebase, which looks for its days.
+        with suppress(ledger.LogReplaced, ledger.ClusterChanged):
+            unseen.record_days(db)
     return found
 
 
@@ -178,7 +181,7 @@ def require_usable(db: Database) -> None:
     with transaction(db.engine) as connection:
         ledger.read(connection, db)
     if server(db.engine).read_only:
-        raise ReadOnly(f"{shown(db.engine.url)} is read-only (a standby?): use the primary's address")
+        raise ReadOnly(f"{redact_url(db.engine.url)} is read-only (a standby?): use the primary's address")
 
 
 def rebase(db: Database) -> None:
@@ -189,7 +192,7 @@ def rebase(db: Database) -> None:
     stale and keeps its statistics until it is rebuilt, and the state takes this cluster's snapshot. Writers wait
     for a moment only. One transaction, then the indexes are built again without blocking.
     """
-    with trouble_in_words(db.engine.url), migrate.turn(db.engine):
+    with translate_db_errors(db.engine.url), migrate.turn(db.engine):
         with db.engine.connect() as connection:
             migrate.with_brief_locks(connection, lambda: _rebase(connection, db))
         migrate.build_log_index(db.engine)

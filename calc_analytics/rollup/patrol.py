@@ -12,7 +12,7 @@ from datetime import date
 
 from sqlalchemy import text
 
-from calc_analytics.database.engine import persistently, transaction
+from calc_analytics.database.engine import retry_transient, transaction
 from calc_analytics.days import today_and_yesterday
 from calc_analytics.rollup import ledger, unseen
 from calc_analytics.rollup.audit import audit
@@ -77,13 +77,13 @@ class Patrol:
         audit(self.db, None if _is_audit_due(self.db) else today_and_yesterday(self.db.timezone))
 
     def _search(self) -> None:
-        if persistently(lambda: self._unseen.days(self.db)):
-            persistently(lambda: unseen.record_days(self.db))
+        if retry_transient(lambda: self._unseen.days(self.db)):
+            retry_transient(lambda: unseen.record_days(self.db))
 
     def _verify(self) -> None:
         """Every other turn a day that differed comes first, so that it does not keep the others waiting."""
         self._turn += 1
-        day = persistently(lambda: oldest_proof(self.db, self._turn % 2 == 0, self._failed))
+        day = retry_transient(lambda: oldest_proof(self.db, self._turn % 2 == 0, self._failed))
         if day is None:
             self._failed.clear()
             return

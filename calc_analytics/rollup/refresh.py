@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy.engine import Connection
 
-from calc_analytics.database.engine import DatabaseTrouble, persistently, run_in_one_trip, transaction
+from calc_analytics.database.engine import DatabaseError, retry_transient, run_in_one_trip, transaction
 from calc_analytics.rollup import journal, ledger, overflow
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Log, Rollup, quote_literal
@@ -49,7 +49,7 @@ def refresh(
     `progress` gets each step's report. `sampled`: whether the ages of rows are noted in the journal, which costs a few
     per cent. Transient errors are retried. A day with a value that does not fit its column is
     set aside (status 'overflow') and does not keep the others from being counted. Raises what `ledger.require_usable`
-    raises, `DatabaseTrouble`, or, after all others are counted, `ForeignRows`.
+    raises, `DatabaseError`, or, after all others are counted, `ForeignRows`.
     """
     total = None
     while True:
@@ -73,7 +73,7 @@ def _run(db: Database, statements: Sequence[str]) -> list[dict[str, Any]]:
     """The last statement's rows, which have the state's columns; raises what `ledger.require_usable` raises."""
     try:
         rows = run_in_one_trip(db.engine, statements)
-    except DatabaseTrouble as trouble:
+    except DatabaseError as trouble:
         # A table that lacks a column or a right may be another one than was counted.
         if trouble.sqlstate in UNFIT_LOG:
             with transaction(db.engine) as connection:
@@ -110,14 +110,14 @@ def isolate_overflow(db: Database, work: Callable[[], T], found: list[Misfit] | 
     """
     for _ in range(SET_ASIDE_AT_MOST):
         try:
-            return persistently(work)
-        except DatabaseTrouble as trouble:
+            return retry_transient(work)
+        except DatabaseError as trouble:
             misfits = _set_aside(db) if trouble.sqlstate == NUMBER_OUT_OF_RANGE else []
             if not misfits:
                 raise
             if found is not None:
                 found += misfits
-    return persistently(work)
+    return retry_transient(work)
 
 
 def _set_aside(db: Database) -> list[Misfit]:

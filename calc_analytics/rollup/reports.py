@@ -136,9 +136,9 @@ class Refused:
     misfit: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        return self._in_words(self.rollup)
+        return self._describe(self.rollup)
 
-    def _in_words(self, of: str) -> str:
+    def _describe(self, of: str) -> str:
         """What was found and what to do; `of` is the rollup's name, or what stands for several."""
         start = f"{self.day} of {of} was not rebuilt: "
         logs = number(self.log_rows, "log row")
@@ -200,9 +200,9 @@ def refusals(refused: Sequence[Refused]) -> list[str]:
     """A line for each refused day; rollups of which it says the same share one."""
     alike: dict[str, list[Refused]] = {}
     for each in refused:
-        alike.setdefault(each._in_words(""), []).append(each)
+        alike.setdefault(each._describe(""), []).append(each)
     return [
-        first._in_words(number(len(others) + 1, "rollup") if others else first.rollup)
+        first._describe(number(len(others) + 1, "rollup") if others else first.rollup)
         for first, *others in alike.values()
     ]
 

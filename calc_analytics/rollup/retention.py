@@ -12,7 +12,7 @@ from functools import partial
 
 from sqlalchemy import text
 
-from calc_analytics.database.engine import WHOLE_DAYS, persistently, transaction
+from calc_analytics.database.engine import WHOLE_DAYS, retry_transient, transaction
 from calc_analytics.rollup import journal, ledger
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import KEYS_HASH, quote_literal
@@ -78,10 +78,10 @@ def prune(
             deleted[span.day] = deleted.get(span.day, 0) + rows
             progress(rows)
 
-    days = persistently(partial(prunable, db, before))
-    for span in persistently(partial(_windows, db, list(days))):
-        persistently(partial(prune_day, span))
-    left = persistently(partial(not_built, db, before))
+    days = retry_transient(partial(prunable, db, before))
+    for span in retry_transient(partial(_windows, db, list(days))):
+        retry_transient(partial(prune_day, span))
+    left = retry_transient(partial(not_built, db, before))
     rows_by_day = {day: rows for day, rows in deleted.items() if rows}
     return PruneReport(rows_by_day, left, time.perf_counter() - started, sorted(set(different)))
 

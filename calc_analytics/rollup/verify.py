@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.engine import Connection, RowMapping
 
-from calc_analytics.database.engine import WHOLE_DAYS, persistently, transaction
+from calc_analytics.database.engine import WHOLE_DAYS, retry_transient, transaction
 from calc_analytics.days import today
 from calc_analytics.rollup import journal, ledger, overflow
 from calc_analytics.rollup.audit import GREATEST
@@ -45,13 +45,13 @@ def verify(
 
     A day that was never built and has log rows is reported as such, not compared. `with_checksum`: days of any age that
     are proven get the checksum that `prune` needs. Deletions that `LOGS_KEPT_DAYS` announced are noted first.
-    Transient errors are retried. Raises as `ledger.read`, `DatabaseTrouble`, or, after all days were compared,
+    Transient errors are retried. Raises as `ledger.read`, `DatabaseError`, or, after all days were compared,
     `ForeignRows`.
     """
     started = time.perf_counter()
     chosen = db.log.only(rollups).rollups
     proofs = [proof for day in sorted(set(days)) for proof in _verify_day(db, chosen, day, with_checksum, progress)]
-    persistently(partial(require_own_rows, db))
+    retry_transient(partial(require_own_rows, db))
     return VerifyReport([p for p in proofs if p.status or p.log_rows or p.stored_rows], time.perf_counter() - started)
 
 
@@ -60,10 +60,10 @@ def _verify_day(
 ) -> Iterator[DayProof]:
     may_be_announced = db.logs_kept_days is not None and day < today(db.timezone) - timedelta(days=db.logs_kept_days)
     for rollup in rollups:
-        proof = persistently(partial(_prove, db, rollup, day, with_checksum, may_be_announced))
+        proof = retry_transient(partial(_prove, db, rollup, day, with_checksum, may_be_announced))
         if proof.finding == "logs_missing" and may_be_announced and not server(db.engine).read_only:
             rebuild(db, [day], [rollup.name], decision=Decision.AUTOMATIC)
-            proof = persistently(partial(_prove, db, rollup, day, with_checksum, False))
+            proof = retry_transient(partial(_prove, db, rollup, day, with_checksum, False))
         progress(proof)
         yield proof
 

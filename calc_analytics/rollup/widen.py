@@ -12,7 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
 from calc_analytics.database import migrate, views
-from calc_analytics.database.engine import transaction, trouble_in_words
+from calc_analytics.database.engine import transaction, translate_db_errors
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.rollup import journal, ledger
 from calc_analytics.rollup.database import Database
@@ -60,7 +60,7 @@ def widen(db: Database, column: str, to: str) -> list[Change]:
         _widen(connection, db, done)
         connection.commit()
 
-    with trouble_in_words(db.engine.url), db.engine.connect() as connection:
+    with translate_db_errors(db.engine.url), db.engine.connect() as connection:
         migrate.require_ownership(
             connection, [db.log.name, *db.log.names, *(each.live_view for each in db.log.rollups)]
         )

@@ -7,7 +7,7 @@ the first sentence of its docstring, which holds no values.
 import re
 from dataclasses import dataclass
 
-from calc_analytics.database.engine import DatabaseTrouble
+from calc_analytics.database.engine import DatabaseError
 from calc_analytics.errors import CalcAnalyticsError
 
 DOCTOR, MIGRATE, REBASE = "calc-analytics doctor", "calc-analytics migrate", "calc-analytics rebase"
@@ -76,9 +76,9 @@ class Cause:
 
 def cause_of(error: BaseException) -> Cause:
     """What may be said of the error."""
-    if isinstance(error, DatabaseTrouble):
+    if isinstance(error, DatabaseError):
         return _of_database(error, DATABASE, "")
-    if type(error).__name__ == "DagsterTrouble" and isinstance(error.__cause__, DatabaseTrouble):
+    if type(error).__name__ == "DagsterTrouble" and isinstance(error.__cause__, DatabaseError):
         return _of_database(error.__cause__, DAGSTER, "dagster_")
     if not isinstance(error, CalcAnalyticsError):
         return Cause("internal_error", "internal error")
@@ -86,13 +86,13 @@ def cause_of(error: BaseException) -> Cause:
     return Cause(code, words, _COMMANDS.get(code, DOCTOR))
 
 
-def _of_database(trouble: DatabaseTrouble, place: str, prefix: str) -> Cause:
+def _of_database(trouble: DatabaseError, place: str, prefix: str) -> Cause:
     code = _code(trouble)
     command = DOCTOR if prefix else _COMMANDS.get(code, DOCTOR)
     return Cause(f"{prefix}{code}", _WORDS[code].format(place=place), command)
 
 
-def _code(trouble: DatabaseTrouble) -> str:
+def _code(trouble: DatabaseError) -> str:
     if trouble.sqlstate is not None:
         return next((code for state, code in _BY_STATE.items() if trouble.sqlstate.startswith(state)), "database_error")
     said = str(trouble)

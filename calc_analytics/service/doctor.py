@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from calc_analytics import days
-from calc_analytics.config import shown
+from calc_analytics.config import redact_url
 from calc_analytics.database import schemas
 from calc_analytics.database.embedded import data_folder, writable
 from calc_analytics.database.engine import transaction
@@ -115,7 +115,7 @@ def _unanswered(part: str, answer: Answer[Any]) -> Finding:
 
 
 def _database(sources: Sources) -> Findings:
-    server, place = status.server(sources.engine()), shown(sources.url())
+    server, place = status.server(sources.engine()), redact_url(sources.url())
     fact = f"PostgreSQL {server.version} at {place}"
     major = server.version_number // 10_000
     if server.read_only and (resets := diagnosis.read_only_settings(sources.engine())):

@@ -87,7 +87,7 @@ class Health:
 
     @property
     def running(self) -> bool:
-        """Whether rows are counted and days rebuilt without anybody's doing."""
+        """Whether rows are counted and days rebuilt automatically."""
         return all(finding.ok for finding in self.findings if finding.name in RUNNING)
 
     @property

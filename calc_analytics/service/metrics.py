@@ -53,11 +53,11 @@ class Collected(Collector):
         self.metrics = metrics
 
     def describe(self) -> list[Metric]:
-        """Asked at registration."""
+        """PendingAnswer at registration."""
         return self.metrics
 
     def collect(self) -> list[Metric]:
-        """Asked when they are written out."""
+        """PendingAnswer when they are written out."""
         return self.metrics
 
 

@@ -42,7 +42,7 @@ class Answer(Generic[T]):
 
 
 @dataclass
-class Asked:
+class PendingAnswer:
     """A question under way."""
 
     at: float
@@ -54,7 +54,7 @@ class Prober:
     """Asks; keeps what is under way by name."""
 
     deadline_seconds: float = DEADLINE_SECONDS
-    _under_way: dict[str, list[Asked]] = field(default_factory=dict)
+    _under_way: dict[str, list[PendingAnswer]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def ask(self, questions: Mapping[str, Question]) -> dict[str, Answer[Any]]:
@@ -63,17 +63,17 @@ class Prober:
         asked = {name: self._asked(name, question) for name, question in questions.items()}
         return {name: self._await(name, each, deadline) for name, each in asked.items()}
 
-    def _asked(self, name: str, question: Question) -> Asked:
+    def _asked(self, name: str, question: Question) -> PendingAnswer:
         with self._lock:
             under_way = [each for each in self._under_way.get(name, []) if not each.answer.done()]
             if under_way and not _may_ask_again(under_way):
                 return under_way[-1]
             at = time.monotonic()
-            asked = Asked(at, in_background(f"probe {name}", partial(_answer, question, at)))
+            asked = PendingAnswer(at, in_background(f"probe {name}", partial(_answer, question, at)))
             self._under_way[name] = [*under_way, asked]
             return asked
 
-    def _await(self, name: str, asked: Asked, deadline: float) -> Answer[Any]:
+    def _await(self, name: str, asked: PendingAnswer, deadline: float) -> Answer[Any]:
         try:
             return asked.answer.result(max(deadline - time.monotonic(), 0))
         except NotInTime:
@@ -81,7 +81,7 @@ class Prober:
             return Answer(None, said, waited, Cause(NO_ANSWER, said))
 
 
-def _may_ask_again(under_way: list[Asked]) -> bool:
+def _may_ask_again(under_way: list[PendingAnswer]) -> bool:
     return len(under_way) < HANGING_AT_MOST and time.monotonic() - under_way[-1].at >= GIVEN_UP_SECONDS
 
 

@@ -14,7 +14,7 @@ from sqlalchemy.engine import URL, Engine
 
 from calc_analytics import rollups
 from calc_analytics.config import Settings
-from calc_analytics.database.engine import database_url, engine_for, impatient, trouble_in_words
+from calc_analytics.database.engine import database_url, engine_for, translate_db_errors, with_timeouts
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.unseen import Search
 from calc_analytics.service.daemons import HeartbeatIds
@@ -43,11 +43,11 @@ class Sources:
             return database_url(self.settings)
 
     def engine(self, application_name: str = "calc_analytics service") -> Engine:
-        """The database server, for reading, by an impatient application of its own; one engine for each name."""
+        """The database server, for reading, with short timeouts; one engine for each application's name."""
         key = self.url(), application_name
         with self._lock:
             if key not in self._engines:
-                self._engines[key] = engine_for(impatient(key[0]), application_name, STATEMENT_SECONDS)
+                self._engines[key] = engine_for(with_timeouts(key[0]), application_name, STATEMENT_SECONDS)
             engine = self._engines[key]
         self._require_answer(engine)
         return engine
@@ -57,7 +57,7 @@ class Sources:
         pool, which connections that fail do not give back to them."""
         with self._answer_lock:
             if not self._has_answered:
-                with trouble_in_words(engine.url):
+                with translate_db_errors(engine.url):
                     engine.connect().close()
                 self._has_answered = True
 

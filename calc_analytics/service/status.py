@@ -6,7 +6,7 @@ from datetime import date, datetime, timezone
 from functools import partial
 from typing import Any
 
-from calc_analytics.config import shown
+from calc_analytics.config import redact_url
 from calc_analytics.rollup import status
 from calc_analytics.rollups import chosen_log
 from calc_analytics.service import health
@@ -132,7 +132,7 @@ def _sums(days: status.Days) -> dict[str, Any]:
 
 
 def _shown_url(sources: Sources) -> str:
-    return shown(sources.url())
+    return redact_url(sources.url())
 
 
 def _heartbeats(sources: Sources) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 from calc_analytics import rollups, telemetry
 from calc_analytics.config import Settings
-from calc_analytics.database.engine import database_url, engine_for, impatient
+from calc_analytics.database.engine import database_url, engine_for, with_timeouts
 from calc_analytics.days import today_and_yesterday
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.plurals import number
@@ -79,15 +79,15 @@ class Trigger:
             self._busy.release()
 
     def _refresh_and_rebuild(self, request_id: str) -> Triggered:
-        url = impatient(database_url(self.settings))
+        url = with_timeouts(database_url(self.settings))
         engine = engine_for(url, "calc_analytics trigger", STATEMENT_SECONDS)
         try:
             db, days = rollups.database(engine, self.settings), today_and_yesterday(self.settings.timezone)
-            with telemetry.failures_noted("refresh", db=db, request_id=request_id):
+            with telemetry.record_failures("refresh", db=db, request_id=request_id):
                 server(engine)  # a database that is away is reported at once; the refresh would try again and again
                 refreshed = refresh(db)
             telemetry.refreshed(refreshed, request_id=request_id)
-            with telemetry.failures_noted("rebuild", db=db, request_id=request_id):
+            with telemetry.record_failures("rebuild", db=db, request_id=request_id):
                 rebuilt = rebuild(db, days, decision=Decision.AUTOMATIC)
             telemetry.rebuilt(rebuilt, request_id=request_id)
             return Triggered(request_id, refreshed, rebuilt, len(db.log.rollups))

@@ -70,7 +70,7 @@ def failed(operation: str, error: Exception, db: "Database | None" = None, **fie
 
 
 @contextmanager
-def failures_noted(operation: str, db: "Database | None" = None, **fields: Any) -> Iterator[None]:
+def record_failures(operation: str, db: "Database | None" = None, **fields: Any) -> Iterator[None]:
     """Reports an error on its way to whoever handles it."""
     try:
         yield
@@ -81,9 +81,9 @@ def failures_noted(operation: str, db: "Database | None" = None, **fields: Any) 
 
 def _can_be_noted(error: Exception) -> bool:
     """Whether the database answers: without a code the connection was lost, or there was none."""
-    from calc_analytics.database.engine import DatabaseTrouble
+    from calc_analytics.database.engine import DatabaseError
 
-    if not isinstance(error, DatabaseTrouble):
+    if not isinstance(error, DatabaseError):
         return True
     return error.sqlstate is not None and not error.sqlstate.startswith(UNREACHABLE)
 

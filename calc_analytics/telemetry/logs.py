@@ -86,4 +86,4 @@ def in_one_line(error: BaseException) -> str:
     """What a user may be told of an error: the project's own say it themselves, of others only the kind."""
     if isinstance(error, CalcAnalyticsError):
         return str(error)
-    return f"a bug: {type(error).__name__}"
+    return f"internal error: {type(error).__name__}"

@@ -11,7 +11,7 @@ import psutil
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from calc_analytics.database.engine import DatabaseTrouble
+from calc_analytics.database.engine import DatabaseError
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.ledger import built_days, days_by_status
 from calc_analytics.rollup.verify import verify
@@ -53,7 +53,7 @@ class Proofs(threading.Thread):
         while not self.over.wait(0.3):
             try:
                 self._prove()
-            except (DatabaseTrouble, DBAPIError):
+            except (DatabaseError, DBAPIError):
                 self.unanswered += 1
             except Exception as error:
                 self.wrong.append(f"the proof failed: {error!r}")
@@ -88,7 +88,7 @@ def answered(question: Callable[[], Any]) -> Any:
     """The answer, or None while there is nobody who could give it."""
     try:
         return question()
-    except (OSError, DBAPIError, DatabaseTrouble, psutil.Error, LookupError, ValueError, AssertionError):
+    except (OSError, DBAPIError, DatabaseError, psutil.Error, LookupError, ValueError, AssertionError):
         return None
 
 

@@ -99,7 +99,7 @@ def test_a_failed_check_reaches_the_webhook_once_and_so_does_its_end(up: Up, rec
     told = len(receiver.taken)
     assert [request["path"] for request in receiver.requests] == [f"/services/{SECRET}"] * (told + 2)
     assert up.project.cli("rollup").returncode == 0
-    ends = [failure.replace("failed", "well again") for failure in failures]
+    ends = [failure.replace("failed", "resolved") for failure in failures]
     eventually(lambda: times_told(receiver, ends) == [1, 1], "the recovery of each check")
     assert times_told(receiver, failures) == [1, 1]
     logs = "".join(path.read_text() for path in (up.project.folder / ".calc_analytics" / "logs").glob("*.log"))

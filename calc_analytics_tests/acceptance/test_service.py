@@ -149,7 +149,7 @@ def test_doctor_finds_nothing_wrong_with_what_up_runs(up: Up):
     assert f"the HTTP service answers on port {up.service_port}" in said.stdout
 
 
-def test_a_sensor_that_is_turned_off_is_unhealthy_and_the_named_command_mends_it(up: Up):
+def test_a_sensor_that_is_turned_off_is_unhealthy_and_the_named_command_fixes_it(up: Up):
     environment = {"DAGSTER_HOME": str(up.project.folder)}
     assert up.project.run("dagster", "sensor", "stop", "new_log_batches", **environment).returncode == 0
     probe = eventually(

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 from sqlalchemy.engine import URL
 
-from calc_analytics.config import Settings, shown
+from calc_analytics.config import Settings, redact_url
 from calc_analytics.database.connecting import CONNECT_SECONDS
 from calc_analytics.database.engine import (
-    DatabaseTrouble,
+    DatabaseError,
     NoAnswer,
     create_engine,
     dagster_url,
-    persistently,
+    retry_transient,
     transaction,
 )
 from calc_analytics.service.probes import Prober
@@ -130,7 +130,7 @@ def test_the_wait_for_an_answer_is_not_repeated_and_may_be_set(monkeypatch: pyte
                 pass
 
         with pytest.raises(NoAnswer) as raised:
-            persistently(connect)
+            retry_transient(connect)
     assert raised.value.transient
     assert len(attempts) == 1
     assert time.monotonic() - attempts[0] < 4
@@ -157,8 +157,8 @@ def test_what_the_url_leaves_out_comes_from_libpqs_variables(url: URL, given: st
     settings = Settings.from_environment({"DATABASE_URL": given.format(database=url.database)})
     assert connected_to(create_engine(settings)) == (url.database, ROLE)
     assert settings.database_url is not None
-    assert ROLE in shown(settings.database_url)
-    assert str(url.database) in shown(settings.database_url)
+    assert ROLE in redact_url(settings.database_url)
+    assert str(url.database) in redact_url(settings.database_url)
 
 
 @pytest.mark.parametrize("place", ["variable", "option"])
@@ -178,7 +178,7 @@ def test_a_role_that_only_libpq_names_is_named_in_messages(url: URL, monkeypatch
     for name, value in variables(url).items():
         monkeypatch.setenv(name, value)
     engine = create_engine(Settings.from_environment({"DATABASE_URL": "postgresql://"}))
-    with pytest.raises(DatabaseTrouble) as raised, transaction(engine) as connection:
+    with pytest.raises(DatabaseError) as raised, transaction(engine) as connection:
         connection.exec_driver_sql("drop table calculation_logs")
     engine.dispose()
     assert "None" not in str(raised.value)

@@ -166,7 +166,7 @@ def test_a_failed_check_is_told_once_for_its_day_and_so_is_its_recovery(checks, 
     assert len(receiver.taken) == 1, "the other day passing says nothing of this one"
     evaluate(checks.instance, said(True))
     checks.tick()
-    assert "well again: check stats_match_logs of 2026-03-01" in receiver.taken[1]
+    assert "resolved: check stats_match_logs of 2026-03-01" in receiver.taken[1]
     assert len(receiver.taken) == 2
 
 
@@ -195,7 +195,7 @@ def test_a_check_that_several_rollups_have_is_told_with_its_rollup(checks, recei
     ]
     evaluate(checks.instance, said(True, name="cache_hits_within_total"))
     checks.tick()
-    assert "well again: check cache_hits_within_total of 2026-03-01" in receiver.taken[1]
+    assert "resolved: check cache_hits_within_total of 2026-03-01" in receiver.taken[1]
     assert "hourly" not in receiver.taken[1], "another rollup's check of that name"
 
 
@@ -227,7 +227,7 @@ def freshness(instance: DagsterInstance, rollup: str, state: FreshnessState) -> 
 
 
 def test_staleness_of_all_rollups_is_told_in_one_line_and_so_is_its_end(checks, receiver):
-    for state, word in ((FreshnessState.FAIL, "failed"), (FreshnessState.PASS, "well again")):
+    for state, word in ((FreshnessState.FAIL, "failed"), (FreshnessState.PASS, "resolved")):
         for rollup in LOG.names:
             freshness(checks.instance, rollup, state)
         freshness(checks.instance, "another_project", state)
@@ -258,7 +258,7 @@ def test_a_failed_run_is_told_once_until_one_succeeds(runs, logs, receiver):
     assert len(receiver.taken) == 1
     assert rebuild(runs, DAY, NEXT)
     runs.tick()
-    assert "well again: the rebuild of 2026-03-01" in receiver.taken[1]
+    assert "resolved: the rebuild of 2026-03-01" in receiver.taken[1]
 
 
 def test_a_rebuild_of_some_rollups_says_nothing_of_the_others_and_one_of_all_speaks_of_each(runs, logs, receiver):
@@ -272,11 +272,11 @@ def test_a_rebuild_of_some_rollups_says_nothing_of_the_others_and_one_of_all_spe
     execute(logs, "alter table calculation_logs rename column origin to source")
     assert rebuild(runs, DAY, rollups=[HOURS.name])
     runs.tick()
-    assert "well again: the rebuild of calculation_stats_hourly on 2026-03-01" in receiver.taken[1]
+    assert "resolved: the rebuild of calculation_stats_hourly on 2026-03-01" in receiver.taken[1]
     assert rebuild(runs, DAY)
     runs.tick()
-    assert "well again: the rebuild of 2026-03-01" in receiver.taken[2]
-    assert "well again: the rebuild of calculation_latency_daily on 2026-03-01" in receiver.taken[2]
+    assert "resolved: the rebuild of 2026-03-01" in receiver.taken[2]
+    assert "resolved: the rebuild of calculation_latency_daily on 2026-03-01" in receiver.taken[2]
 
 
 @pytest.mark.parametrize(("retries", "told"), [(0, True), (3, False)])
@@ -331,7 +331,7 @@ def test_while_the_webhook_fails_later_failures_join_and_a_recovery_is_told_with
         checks.tick()
     checks.tick()
     (told,) = receiver.taken
-    assert "well again: check stats_match_logs of 2026-03-01 (failed" in told
+    assert "resolved: check stats_match_logs of 2026-03-01 (failed" in told
     assert "failed: check stats_match_logs of 2026-03-02" in told
 
 
@@ -344,7 +344,7 @@ def test_more_than_a_page_of_events_is_told_over_several_ticks_in_order(checks, 
     for _ in range(6):
         checks.tick()
     assert ["failed: check stats_match_logs of 2026-03-01" in text for text in receiver.taken] == [True, False]
-    assert "well again: check stats_match_logs of 2026-03-01" in receiver.taken[1]
+    assert "resolved: check stats_match_logs of 2026-03-01" in receiver.taken[1]
 
 
 def test_an_event_that_appears_late_is_read_all_the_same(checks, receiver, monkeypatch):
@@ -378,7 +378,7 @@ def instigator(instance: DagsterInstance, name: str) -> InstigatorState:
 
 
 def tick_of(instance: DagsterInstance, state: InstigatorState, status: TickStatus, at: float, in_a_row: int) -> None:
-    cause = SerializableErrorInfo("calc_analytics.database.engine.DatabaseTrouble: cannot connect to x\n", [], None)
+    cause = SerializableErrorInfo("calc_analytics.database.engine.DatabaseError: cannot connect to x\n", [], None)
     error = SerializableErrorInfo("dagster._core.errors.SensorExecutionError: Error occurred", [], None, cause)
     data = TickData(
         state.instigator_origin_id, state.instigator_name, InstigatorType.SENSOR, status, at,
@@ -403,7 +403,7 @@ def test_a_sensor_whose_ticks_keep_failing_is_told(runs, receiver, monkeypatch):
     assert told.endswith("UTC): cannot connect to x")
     tick_of(runs.instance, state, TickStatus.SKIPPED, 5.0, 0)
     runs.tick()
-    assert "well again: the sensor new_log_batches" in receiver.taken[1]
+    assert "resolved: the sensor new_log_batches" in receiver.taken[1]
 
 
 def test_a_sensor_of_another_code_location_is_not_ours(runs, receiver, monkeypatch):

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from sqlalchemy import text
 
-from calc_analytics.database.engine import DatabaseTrouble
+from calc_analytics.database.engine import DatabaseError
 from calc_analytics.rollup import rebuild as rebuild_module
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.judge import Decision
@@ -251,12 +251,12 @@ def test_a_refresh_whose_connection_is_killed_leaves_statistics_and_state_as_the
     write(writer, [row(NOON)] * 3)
     before = _state(built)
     holder.execute("lock table calculation_latency_daily in share mode")
-    raised: list[DatabaseTrouble] = []
+    raised: list[DatabaseError] = []
 
     def refreshing() -> None:
         try:
             refresh(built)
-        except DatabaseTrouble as trouble:
+        except DatabaseError as trouble:
             raised.append(trouble)
 
     thread = threading.Thread(target=refreshing)

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy.engine import URL
 
 from calc_analytics.config import Settings
-from calc_analytics.database.engine import DatabaseTrouble
+from calc_analytics.database.engine import DatabaseError
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.orchestration import history
 from calc_analytics.service.disclosure import cause_of
@@ -197,7 +197,7 @@ def test_every_error_of_the_project_has_a_code_and_words():
             yield each
             yield from all_of(each)
 
-    for each in {*all_of(CalcAnalyticsError)} - {DatabaseTrouble}:
+    for each in {*all_of(CalcAnalyticsError)} - {DatabaseError}:
         cause = cause_of(each.__new__(each))
         assert cause.code.replace("_", "").isalpha()
         assert cause.words

@@ -1,4 +1,4 @@
-"""The doctor on a real database: each thing that can be wrong is found, and the command it names mends it."""
+"""The doctor on a real database: each thing that can be wrong is found, and the command it names fixes it."""
 
 import json
 import socket
@@ -72,7 +72,7 @@ def commands(found: list[Finding]) -> list[str]:
     return [line.rstrip(";") for finding in found for line in finding.command.splitlines()]
 
 
-def mended(owner: Engine, found: list[Finding], again: Examine, part: str) -> None:
+def repaired(owner: Engine, found: list[Finding], again: Examine, part: str) -> None:
     """Runs what the findings of that part name; afterwards nothing is wrong with it."""
     wrong = level(found, "wrong", part)
     assert wrong
@@ -90,7 +90,7 @@ def test_of_a_database_that_is_ready_nothing_is_wrong(examined: Examine):
     assert {finding.part for finding in found} == {*doctor.EXAMINATIONS, "ports"}
 
 
-def test_missing_rights_are_found_and_the_grants_mend_them(examined, owner, database, maintenance, monkeypatch):
+def test_missing_rights_are_found_and_the_grants_fix_them(examined, owner, database, maintenance, monkeypatch):
     role = f"doctor_{owner.url.database}"
     maintenance(f'create role "{role}" login')
     maintenance(f'revoke temporary on database "{owner.url.database}" from public')
@@ -165,14 +165,14 @@ def test_a_missing_index_is_found_with_the_statement_that_builds_it(examined, ow
     found = examined()
     (wrong,) = level(found, "wrong", "indexes")
     assert wrong.command.startswith("create index concurrently if not exists calculation_logs_rollup_idx")
-    mended(owner, found, examined, "indexes")
+    repaired(owner, found, examined, "indexes")
 
 
 def test_an_invalid_index_is_dropped_first(examined, owner):
     execute(owner, "update pg_index set indisvalid = false where indexrelid = 'calculation_logs_rollup_idx'::regclass")
     found = examined()
     assert "is invalid" in level(found, "wrong", "indexes")[0].fact
-    mended(owner, found, examined, "indexes")
+    repaired(owner, found, examined, "indexes")
 
 
 def partition(owner: Engine) -> None:
@@ -200,7 +200,7 @@ def test_of_partitions_each_needs_its_index(examined, owner):
         "logs_old",
         "calculation_logs",
     ]
-    mended(owner, found, examined, "indexes")
+    repaired(owner, found, examined, "indexes")
     with owner.begin() as connection:
         valid = "select indisvalid from pg_index where indexrelid = 'calculation_logs_rollup_idx'::regclass"
         assert connection.execute(text(valid)).scalar_one()
@@ -211,14 +211,14 @@ def test_a_partition_without_the_default_is_found(examined, owner):
     execute(owner, "alter table logs_new alter column xact_id drop default")
     found = examined()
     assert level(found, "wrong", "xact_id")[0].fact == "the default of logs_new.xact_id is missing"
-    mended(owner, found, examined, "xact_id")
+    repaired(owner, found, examined, "xact_id")
 
 
 def test_a_default_of_another_kind_is_found(examined, owner):
     execute(owner, "alter table calculation_logs alter column xact_id set default 0")
     found = examined()
     assert "is 0" in level(found, "wrong", "xact_id")[0].fact
-    mended(owner, found, examined, "xact_id")
+    repaired(owner, found, examined, "xact_id")
 
 
 def test_a_trigger_that_sets_xact_id_is_found_and_another_is_not(examined, owner):
@@ -231,14 +231,14 @@ def test_a_trigger_that_sets_xact_id_is_found_and_another_is_not(examined, owner
     found = examined()
     (wrong,) = level(found, "wrong", "xact_id")
     assert "the trigger sets_it" in wrong.fact
-    mended(owner, found, examined, "xact_id")
+    repaired(owner, found, examined, "xact_id")
 
 
 def test_a_rule_on_inserts_is_found(examined, owner):
     execute(owner, "create rule aside as on insert to calculation_logs do instead nothing")
     found = examined()
     assert "the rule aside" in level(found, "wrong", "xact_id")[0].fact
-    mended(owner, found, examined, "xact_id")
+    repaired(owner, found, examined, "xact_id")
 
 
 def test_a_table_filled_by_logical_replication_is_found(examined, owner):

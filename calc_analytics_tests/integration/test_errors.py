@@ -4,7 +4,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.engine import URL, make_url
 
-from calc_analytics.database.engine import DatabaseTrouble, engine_for, ensure_database, transaction
+from calc_analytics.database.engine import DatabaseError, engine_for, ensure_database, transaction
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollups import LOG
@@ -14,10 +14,10 @@ from calc_analytics.supervisor import free_port
 SECRET = "hunter2"
 
 
-def trouble(url: URL, statement: str = "select 1") -> DatabaseTrouble:
+def trouble(url: URL, statement: str = "select 1") -> DatabaseError:
     """What a user would be told."""
     engine = engine_for(url)
-    with pytest.raises(DatabaseTrouble) as raised, transaction(engine) as connection:
+    with pytest.raises(DatabaseError) as raised, transaction(engine) as connection:
         connection.execute(text(statement))
     engine.dispose()
     assert "\n" not in str(raised.value)
@@ -73,16 +73,16 @@ def test_a_role_without_the_right(url: URL, maintenance):
 
 def test_a_refresh_on_a_down_server_says_the_same():
     engine = engine_for(nobody_listens())
-    with pytest.raises(DatabaseTrouble, match="cannot connect"):
+    with pytest.raises(DatabaseError, match="cannot connect"):
         refresh(Database(engine, LOG, "UTC"))
 
 
 def test_made_up_traffic_on_a_down_server_says_the_same():
-    with pytest.raises(DatabaseTrouble, match="cannot connect") as raised:
+    with pytest.raises(DatabaseError, match="cannot connect") as raised:
         simulate(nobody_listens(), Traffic(rate=100, writers=2), rows=10)
     assert SECRET not in str(raised.value)
 
 
 def test_creating_a_database_on_a_down_server_says_the_same():
-    with pytest.raises(DatabaseTrouble, match="cannot connect"):
+    with pytest.raises(DatabaseError, match="cannot connect"):
         ensure_database(nobody_listens())

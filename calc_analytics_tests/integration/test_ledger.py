@@ -8,7 +8,7 @@ from datetime import date
 import pytest
 from sqlalchemy import text
 
-from calc_analytics.database.engine import DatabaseTrouble
+from calc_analytics.database.engine import DatabaseError
 from calc_analytics.days import days_between
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.rollup.audit import audit
@@ -92,7 +92,7 @@ def test_after_a_restore_into_another_cluster_rebase_counts_afresh(counted, conn
 
 def test_rebase_leaves_other_peoples_views_alone_and_says_so(counted):
     execute(counted, "create view theirs as select * from calculation_logs")
-    with pytest.raises(DatabaseTrouble, match="other objects depend on it"):
+    with pytest.raises(DatabaseError, match="other objects depend on it"):
         rebase(counted)
     assert_live(counted)
 

@@ -14,7 +14,7 @@ from sqlalchemy.engine import URL, Engine
 
 from calc_analytics.database import migrate
 from calc_analytics.database.adopt import UnfitTable
-from calc_analytics.database.engine import DatabaseTrouble, engine_for
+from calc_analytics.database.engine import DatabaseError, engine_for
 from calc_analytics.database.migrate import NotOwner, UnknownRevision
 from calc_analytics.rollup import install as installing
 from calc_analytics.rollup.database import Database
@@ -435,7 +435,7 @@ def test_an_index_or_function_that_somebody_dropped_is_built_again(api: Engine):
     "change",
     ["alter column xact_id drop default", "drop column xact_id cascade", "rename column locality_id to city_id"],
 )
-def test_rows_written_while_the_log_table_was_changed_are_counted_once_it_is_mended(api: Engine, change: str):
+def test_rows_written_while_the_log_table_was_changed_are_counted_once_it_is_repaired(api: Engine, change: str):
     install(database(api))
     rebuild(database(api), [DAY])
     with api.begin() as connection:
@@ -458,7 +458,7 @@ def test_rows_written_while_the_log_table_was_changed_are_counted_once_it_is_men
     assert verify(database(api), [DAY]).difference == 0
 
 
-def test_a_partition_that_lost_its_default_is_mended(empty: Engine):
+def test_a_partition_that_lost_its_default_is_repaired(empty: Engine):
     with empty.begin() as connection:
         for statement in PARTITIONED:
             connection.execute(text(statement))
@@ -526,11 +526,11 @@ def test_a_read_only_database_is_named_as_such(api: Engine):
     with api.begin() as connection:
         connection.execute(text(f'alter database "{api.url.database}" set default_transaction_read_only = on'))
     read_only = engine_for(api.url)
-    with pytest.raises(DatabaseTrouble, match="read-only"):
+    with pytest.raises(DatabaseError, match="read-only"):
         install(database(read_only))
     read_only.dispose()
 
 
 def test_without_migrations_a_refresh_says_what_to_run(api: Engine):
-    with pytest.raises(DatabaseTrouble, match="calc-analytics migrate"):
+    with pytest.raises(DatabaseError, match="calc-analytics migrate"):
         refresh(database(api))

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from calc_analytics.database.engine import DatabaseTrouble, engine_for, ensure_database
+from calc_analytics.database.engine import DatabaseError, engine_for, ensure_database
 from calc_analytics.rollup.audit import audit
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.install import install, rebase
@@ -208,7 +208,7 @@ def test_a_standby_may_be_read_and_goes_on_after_its_promotion(cluster, database
         copy = databases(standby)
         assert verify(copy, [PRUNED, DAY, NEXT]).difference == 0
         assert all_live(copy) == with_pruned(copy)
-        with pytest.raises(DatabaseTrouble, match="read-only") as refused:
+        with pytest.raises(DatabaseError, match="read-only") as refused:
             refresh(copy)
         assert not refused.value.transient
         standby.run("pg_ctl", "-D", str(standby.data), "-w", "promote")

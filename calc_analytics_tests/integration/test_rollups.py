@@ -15,7 +15,7 @@ from sqlalchemy.engine import Engine
 
 from calc_analytics import definitions
 from calc_analytics.database.adopt import UnfitTable
-from calc_analytics.database.engine import DatabaseTrouble, transaction
+from calc_analytics.database.engine import DatabaseError, transaction
 from calc_analytics.database.tables import calculation_logs
 from calc_analytics.rollup.audit import audit
 from calc_analytics.rollup.database import Database
@@ -268,7 +268,7 @@ def test_a_rollup_that_is_switched_off_and_on_again_fills_itself_while_writers_w
         wait_for_more()
         refresh(one)
         assert stored(owner, HOURS.name) == before
-        with pytest.raises(DatabaseTrouble, match="does not exist"), transaction(db.engine) as connection:
+        with pytest.raises(DatabaseError, match="does not exist"), transaction(db.engine) as connection:
             connection.execute(text(reading))
         install(Database(owner, LOG, "UTC"))
         with transaction(db.engine) as connection:

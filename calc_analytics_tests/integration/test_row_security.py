@@ -13,7 +13,7 @@ from sqlalchemy.engine import URL, Engine
 from sqlalchemy.exc import DBAPIError
 
 from calc_analytics.config import Settings
-from calc_analytics.database.engine import DatabaseTrouble, engine_for
+from calc_analytics.database.engine import DatabaseError, engine_for
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.orchestration import history
 from calc_analytics.rollup import status
@@ -94,7 +94,7 @@ def everything(db: Database) -> dict:
 def test_no_operation_counts_under_a_policy(counted: Database, operation: str):
     before = everything(counted)
     hide(counted)
-    with pytest.raises(DatabaseTrouble, match=HIDES) as refused:
+    with pytest.raises(DatabaseError, match=HIDES) as refused:
         OPERATIONS[operation](counted)
     assert not refused.value.transient
     assert f'alter role "{ROLE}" bypassrls' in str(refused.value)
@@ -114,7 +114,7 @@ def test_the_projects_own_tables_may_not_hide_rows_either(counted: Database, tab
     before = everything(counted)
     hide(counted, table, condition)
     for operation in (refresh, OPERATIONS["rebuild"], audit if table != LOG.name else refresh):
-        with pytest.raises(DatabaseTrouble, match=HIDES):
+        with pytest.raises(DatabaseError, match=HIDES):
             operation(counted)
     execute(counted, f"alter table {table} disable row level security")
     assert everything(counted) == before
@@ -138,7 +138,7 @@ def test_a_policy_of_a_partition_hides_nothing_from_who_reads_the_whole_table(em
     assert refresh(counting).rows == 50
     assert_exact(counting)
     hide(owner)
-    with pytest.raises(DatabaseTrouble, match=HIDES):
+    with pytest.raises(DatabaseError, match=HIDES):
         refresh(counting)
     reader.dispose()
     owner.dispose()
@@ -154,7 +154,7 @@ def test_a_policy_that_begins_while_the_follower_runs_stops_it_until_the_role_is
     assert counted_within(follower, 100)
     hide(db)
     write(writer, rows(500))
-    with pytest.raises(DatabaseTrouble, match=HIDES):
+    with pytest.raises(DatabaseError, match=HIDES):
         follower.follow(5, 1)
     patrol._verify_at = 0.0
     execute(db, "update rollup_days set verified_at = null")
@@ -184,7 +184,7 @@ def test_log_rows_that_others_delete_behind_a_policy_are_not_reported_as_deleted
     hide(counted)
     execute(counted, f"delete from {LOG.name} where publisher_id = 3")
     for operation in ("verify", "rebuild"):
-        with pytest.raises(DatabaseTrouble, match=HIDES):
+        with pytest.raises(DatabaseError, match=HIDES):
             OPERATIONS[operation](counted)
     with counted.engine.begin() as connection:
         assert connection.execute(text("select count(*) from rollup_days where difference <> 0")).scalar() == 0
@@ -244,7 +244,7 @@ def test_a_table_that_forces_its_policies_on_its_owner_is_refused_by_everything(
     assert_exact(owned)
     force(owned)
     for operation in ("refresh", "rebuild", "verify", "follow"):
-        with pytest.raises(DatabaseTrouble, match=HIDES) as refused:
+        with pytest.raises(DatabaseError, match=HIDES) as refused:
             OPERATIONS[operation](owned)
         assert "no force row level security" in str(refused.value)
     for operation in (lambda: install(owned), lambda: rebase(owned)):
@@ -302,7 +302,7 @@ def test_a_member_of_the_owner_is_exempt_unless_the_policies_are_forced(owned: D
         assert refresh(member).rows == 25
         assert_exact(member)
         force(owned)
-        with pytest.raises(DatabaseTrouble, match=HIDES):
+        with pytest.raises(DatabaseError, match=HIDES):
             verify(member, [DAY])
     finally:
         engine.dispose()

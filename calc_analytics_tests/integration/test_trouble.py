@@ -21,7 +21,7 @@ from dagster import AssetMaterialization
 from sqlalchemy import event, text
 from sqlalchemy.engine import Engine
 
-from calc_analytics.database.engine import ATTEMPTS, DatabaseTrouble, engine_for, ensure_database, transaction
+from calc_analytics.database.engine import ATTEMPTS, DatabaseError, engine_for, ensure_database, transaction
 from calc_analytics.days import days_between
 from calc_analytics.orchestration import sensors
 from calc_analytics.rollup.database import Database
@@ -117,7 +117,7 @@ def test_transient_errors_are_retried_until_they_have_passed(counted: Database, 
 @pytest.mark.parametrize("code", TRANSIENT, ids=TRANSIENT.values())
 def test_what_does_not_pass_in_time_is_an_error_that_may_be_retried(counted: Database, code: str):
     execute(counted, INJECTOR.format(failures=1000, code=code))
-    with pytest.raises(DatabaseTrouble, match=f"injected \\({code}\\)") as trouble:
+    with pytest.raises(DatabaseError, match=f"injected \\({code}\\)") as trouble:
         refresh(counted)
     assert trouble.value.transient
     assert "\n" not in str(trouble.value)
@@ -130,7 +130,7 @@ def test_what_does_not_pass_in_time_is_an_error_that_may_be_retried(counted: Dat
 @pytest.mark.parametrize("code", PERMANENT, ids=PERMANENT.values())
 def test_permanent_errors_are_raised_at_the_first_attempt(counted: Database, code: str, operation: str):
     execute(counted, INJECTOR.format(failures=1000, code=code))
-    with pytest.raises(DatabaseTrouble, match="injected") as trouble:
+    with pytest.raises(DatabaseError, match="injected") as trouble:
         OPERATIONS[operation](counted)
     assert not trouble.value.transient
     assert attempts(counted) == 1
@@ -145,7 +145,7 @@ def test_pauses_grow_and_are_never_the_same(counted: Database):
     def one() -> None:
         engine, times = engine_for(counted.engine.url), []
         event.listen(engine, "checkout", lambda *_: times.append(time.monotonic()))
-        with pytest.raises(DatabaseTrouble):
+        with pytest.raises(DatabaseError):
             refresh(replace(counted, engine=engine))
         engine.dispose()
         begun.append(times)
@@ -311,7 +311,7 @@ def test_a_timeout_set_for_the_role_does_not_end_what_waits_for_longer(connect, 
     assert_exact(counted)
 
 
-def test_a_role_that_is_impatient_and_serializable_still_counts_a_backlog(db: Database, owner: Engine, connect):
+def test_a_role_with_short_timeouts_and_serializable_still_counts_a_backlog(db: Database, owner: Engine, connect):
     """Far more rows than the role's own limit of time allows, and days that were never built."""
     alter_role(db, "statement_timeout", "50ms")
     alter_role(db, "default_transaction_isolation", "serializable")
@@ -329,7 +329,7 @@ def test_a_role_that_is_impatient_and_serializable_still_counts_a_backlog(db: Da
 def test_a_pool_without_a_free_connection_says_so(counted: Database):
     counted.engine.pool._timeout = 0.05
     held = [counted.engine.connect() for _ in range(5)]
-    with pytest.raises(DatabaseTrouble, match=r"connections to .+ are in use") as trouble:
+    with pytest.raises(DatabaseError, match=r"connections to .+ are in use") as trouble:
         refresh(counted)
     assert trouble.value.transient
     for connection in held:
@@ -341,7 +341,7 @@ def test_a_server_without_a_free_connection_says_so(counted: Database):
     execute(counted, f"alter role {ROLE} connection limit 0")
     counted.engine.dispose()
     try:
-        with pytest.raises(DatabaseTrouble, match="too many connections") as trouble:
+        with pytest.raises(DatabaseError, match="too many connections") as trouble:
             refresh(counted)
     finally:
         execute(counted, f"alter role {ROLE} connection limit -1")
@@ -353,7 +353,7 @@ def test_a_role_that_may_not_log_in_is_refused_immediately(counted: Database):
     execute(counted, f"alter role {ROLE} nologin")
     counted.engine.dispose()
     try:
-        with pytest.raises(DatabaseTrouble, match="not permitted to log in") as trouble:
+        with pytest.raises(DatabaseError, match="not permitted to log in") as trouble:
             refresh(counted)
     finally:
         execute(counted, f"alter role {ROLE} login")

@@ -6,7 +6,7 @@ import pytest
 
 from calc_analytics import config
 from calc_analytics.addresses import beside
-from calc_analytics.config import InvalidSetting, Settings, shown
+from calc_analytics.config import InvalidSetting, Settings, redact_url
 from calc_analytics.database.engine import dagster_url
 
 SECRETS = ("hunter", "zk7")
@@ -52,7 +52,7 @@ def test_a_password_that_is_not_encoded_is_refused_and_no_part_of_it_is_shown(pa
 def test_a_password_that_cannot_be_misread_is_taken(password: str):
     url = url_of(f"postgresql://u:{password}@host/db")
     assert (url.host, url.database) == ("host", "db")
-    assert shown(url) == "postgresql://u:***@host/db"
+    assert redact_url(url) == "postgresql://u:***@host/db"
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_a_url_without_any_database_is_refused_unless_libpq_has_one(monkeypatch:
     monkeypatch.setenv("PGHOST", "db.example")
     monkeypatch.setenv("PGUSER", "me")
     monkeypatch.setenv("PGPORT", "6432")
-    assert shown(url_of("postgresql://")) == "postgresql://me@db.example:6432/calc"
+    assert redact_url(url_of("postgresql://")) == "postgresql://me@db.example:6432/calc"
 
 
 def test_dagsters_url_gets_what_is_needed_to_connect_and_nothing_else():
@@ -114,4 +114,4 @@ def test_libpqs_variables_count_in_dotenv_as_well(tmp_path: Path, monkeypatch: p
         monkeypatch.delenv(name)
     found = Settings.from_environment().database_url
     assert found is not None
-    assert shown(found) == "postgresql://you@db.example/calc"
+    assert redact_url(found) == "postgresql://you@db.example/calc"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from calc_analytics import config, days
-from calc_analytics.config import InvalidSetting, Settings, shown, without_secrets
+from calc_analytics.config import InvalidSetting, Settings, redact_url, without_secrets
 from calc_analytics.rollups import LATENCY, LOG, STATS, chosen_log
 
 SECRET = "hunter2"
@@ -239,7 +239,7 @@ def test_every_way_to_write_postgresql_becomes_psycopg_3(scheme: str):
 def test_options_of_the_url_are_not_shown(option: str):
     url = settings(DATABASE_URL=f"postgresql://me@db.example/calc?{option}={SECRET}&host=/run/pg").database_url
     assert url is not None
-    assert shown(url) == "postgresql://me@db.example/calc?host=/run/pg"
+    assert redact_url(url) == "postgresql://me@db.example/calc?host=/run/pg"
 
 
 @pytest.mark.parametrize("form", ["p@/hunter2 +", "p%40%2Fhunter2%20%2B", "p%40%2Fhunter2 +", "p%40%2Fhunter2+%2B"])
@@ -258,4 +258,4 @@ def test_no_representation_holds_the_password():
     )
     assert SECRET not in repr(given)
     assert given.database_url is not None
-    assert shown(given.database_url) == "postgresql://me:***@db.example/calc"
+    assert redact_url(given.database_url) == "postgresql://me:***@db.example/calc"

@@ -1,4 +1,4 @@
-"""The house rules that a reader relies on: imports go one way, importing does nothing, and each module says why."""
+"""The rules of the architecture: imports go one way, importing does nothing, and each module says why."""
 
 import ast
 import re
@@ -75,7 +75,7 @@ def test_imports_go_one_way(path: Path):
 
 
 @pytest.mark.parametrize("path", MODULES, ids=ids)
-def test_only_the_skin_knows_dagster_and_only_config_reads_the_environment(path: Path):
+def test_only_the_orchestration_layer_knows_dagster_and_only_config_reads_the_environment(path: Path):
     names, source = imports(path), path.read_text()
     if part(path) not in ("orchestration", "definitions"):
         assert not [name for name in names if name.split(".")[0].startswith("dagster")]

@@ -51,7 +51,7 @@ def test_a_recovery_is_told_once_and_then_a_failure_is_news_again():
     book.note(well())
     book.note(well(at=NOON + 700))
     assert lines(book) == [
-        "well again: check x of 2026-03-01 (failed 2026-03-01 12:00 UTC; well since 2026-03-01 12:10 UTC)"
+        "resolved: check x of 2026-03-01 (failed 2026-03-01 12:00 UTC; ok since 2026-03-01 12:10 UTC)"
     ]
     book.note(well())
     assert lines(book) == []
@@ -69,7 +69,7 @@ def test_what_was_never_delivered_stays_due():
 
 def test_a_failure_that_passed_before_anybody_was_told_is_one_line_with_both_times():
     (line,) = lines(incidents(failed(), well()))
-    assert line.startswith("well again: check x of 2026-03-01 (failed 2026-03-01 12:00 UTC, differs by 5; well since")
+    assert line.startswith("resolved: check x of 2026-03-01 (failed 2026-03-01 12:00 UTC, differs by 5; ok since")
 
 
 def test_a_flap_between_two_deliveries_is_nothing_new():
@@ -136,7 +136,7 @@ def test_what_is_told_of_several_rollups_for_the_same_reason_is_one_line():
     book.told()
     for name in ("a", "c"):
         book.note(well(f"freshness of {name}", None))
-    assert message(book.due(), "me").startswith("me: well again: freshness of a, c (failed 2026-03-01 12:00 UTC; well")
+    assert message(book.due(), "me").startswith("me: resolved: freshness of a, c (failed 2026-03-01 12:00 UTC; ok")
     book.told()
     assert [incident.subject for incident in book.open] == ["freshness of b"]
 

@@ -33,7 +33,7 @@ def test_answers_and_trouble_come_back_by_name():
 
 def test_of_a_bug_only_the_kind_is_told(capsys):
     answers = Prober().ask({"bug": lambda: fail(ValueError("postgresql://me:hunter2@db"))})
-    assert answers["bug"].trouble == "a bug: ValueError"
+    assert answers["bug"].trouble == "internal error: ValueError"
 
 
 def test_a_question_that_hangs_delays_nobody_beyond_the_deadline(release):

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import create_engine
 
 from calc_analytics import telemetry
-from calc_analytics.database.engine import DatabaseTrouble
+from calc_analytics.database.engine import DatabaseError
 from calc_analytics.rollup import journal
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.ledger import RollupsChanged
@@ -144,14 +144,14 @@ def test_many_days_are_a_span(said):
 
 @pytest.mark.parametrize(("transient", "level"), [(True, "WARNING"), (False, "ERROR")])
 def test_trouble_is_one_line_and_goes_on_its_way(said, transient: bool, level: str):
-    with pytest.raises(DatabaseTrouble), telemetry.failures_noted("refresh", request_id="abc"):
-        raise DatabaseTrouble("cannot connect to 'x=1'", transient)
+    with pytest.raises(DatabaseError), telemetry.record_failures("refresh", request_id="abc"):
+        raise DatabaseError("cannot connect to 'x=1'", transient)
     assert f""" {level} refresh failed="cannot connect to 'x=1'" request_id=abc""" in said()
 
 
 def test_of_a_bug_only_the_kind_is_said(said):
     telemetry.failed("refresh", ValueError("postgresql://me:hunter2@db"))
-    assert 'failed="a bug: ValueError"' in (line := said())
+    assert 'failed="internal error: ValueError"' in (line := said())
     assert "hunter2" not in line
 
 
@@ -176,10 +176,10 @@ def db() -> Database:
 
 
 @pytest.mark.parametrize(
-    "error", [DatabaseTrouble("it is too late", False, "57014"), RollupsChanged("set ROLLUPS"), ValueError("hunter2")]
+    "error", [DatabaseError("it is too late", False, "57014"), RollupsChanged("set ROLLUPS"), ValueError("hunter2")]
 )
 def test_a_failure_is_noted_in_the_journal_with_little_patience(said, noted, db, error: Exception):
-    with pytest.raises(type(error)), telemetry.failures_noted("rebuild", db=db, run="abc"):
+    with pytest.raises(type(error)), telemetry.record_failures("rebuild", db=db, run="abc"):
         raise error
     ((where, operation, reason),) = noted
     assert (operation, reason) == ("rebuild", logs.in_one_line(error))
@@ -191,7 +191,7 @@ def test_a_failure_is_noted_in_the_journal_with_little_patience(said, noted, db,
 
 @pytest.mark.parametrize("sqlstate", [None, "08006", "57P01", "53300", "25006"])
 def test_where_the_database_is_away_no_failure_is_noted(noted, db, sqlstate: str | None):
-    telemetry.failed("refresh", DatabaseTrouble("the connection is lost", True, sqlstate), db=db)
+    telemetry.failed("refresh", DatabaseError("the connection is lost", True, sqlstate), db=db)
     assert noted == []
 
 
