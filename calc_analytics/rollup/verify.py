@@ -171,6 +171,8 @@ def _totals(value: dict[str, Any] | None, names: Sequence[str]) -> dict[str, int
 
 def _finding(status: str, changed: int, unbalanced: int, difference: int, surplus_rows: int, is_pruned: bool) -> str:
     """The one word for what differs; a log that is not what was counted weighs more than changed statistics."""
+    if status == "overflow":
+        return "overflow"
     if unbalanced:
         return "logs_changed" if surplus_rows == 0 else "logs_missing" if surplus_rows < 0 else "logs_added"
     if changed:
@@ -178,7 +180,7 @@ def _finding(status: str, changed: int, unbalanced: int, difference: int, surplu
     if difference:
         # The totals agree and keys do not: rows of the target or of the log were exchanged between keys.
         return "logs_changed" if is_pruned else "statistics_changed"
-    return {"built": "equal", "frozen": "frozen", "overflow": "overflow"}.get(status, "waiting")
+    return {"built": "equal", "frozen": "frozen"}.get(status, "waiting")
 
 
 def verify_sql(db: Database, rollup: Rollup, span: Window) -> str:

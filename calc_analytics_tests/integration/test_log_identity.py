@@ -26,6 +26,7 @@ from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.retention import prune
 from calc_analytics.rollup.verify import verify
+from calc_analytics.rollup.widen import widen
 from calc_analytics.rollups import LOG
 from calc_analytics.service.doctor import Ports, examine
 from calc_analytics.service.health import questions
@@ -152,6 +153,10 @@ def test_a_log_table_that_was_replaced_is_refused_until_it_is_adopted(
     if "copied" not in how:  # the old table is gone, and the views with it
         assert_views_refuse(counted)
     mine = Database(owner, LOG, "UTC")
+    if "other types" in how:
+        with pytest.raises(UnfitTable, match="run 'calc-analytics widen publisher_id'"):
+            install(mine)
+        widen(mine, "publisher_id", "bigint")
     install(mine)
     execute(owner, f'grant select, delete on {LOG.name} to "{ROLE}"')
     assert_refused(counted)
@@ -204,7 +209,7 @@ def test_a_view_in_the_logs_place_is_refused(counted: Database, owner: Engine):
     execute(owner, AWAY)
     execute(owner, "create view calculation_logs as select * from logs_before where publisher_id > 1")
     assert_refused(counted)
-    with pytest.raises(UnfitTable, match="is not a table"):
+    with pytest.raises(UnfitTable, match="is a view"):
         install(Database(owner, LOG, "UTC"))
 
 
