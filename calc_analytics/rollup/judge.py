@@ -38,9 +38,11 @@ class Decision(Enum):
 
 @dataclass
 class Judgement:
-    """The days to replace, with the rows stored for them; those left alone; those kept with the difference noted."""
+    """The days to replace or to add to, with the rows stored for them; those left alone; those kept with the difference
+    noted."""
 
     replace: dict[date, int] = field(default_factory=dict)
+    add: dict[date, int] = field(default_factory=dict)
     refused: list[Refused] = field(default_factory=list)
     kept: list[Refused] = field(default_factory=list)
 
@@ -254,6 +256,8 @@ class _Judge:
             self._judge_balanced(day, entry, was_deleted)
         elif is_behind or (self.decision is Decision.NONE and not is_lost and not was_deleted):
             self._replace(day)
+        elif self._has_only_late_rows(day, entry):
+            self.judgement.add[day.span.day] = self._rows(day.stored)
         elif is_lost and self._is_announced(day.span.day, missing):
             self._keep(day, counted, "announced")
         elif self.decision is Decision.KEEP and self._are_alike(day, deleted):
@@ -262,6 +266,16 @@ class _Judge:
             self._keep(day, counted, "keep")
         else:
             self._leave(day, "differs", entry)
+
+    def _has_only_late_rows(self, day: _Day, entry: ledger.Entry) -> bool:
+        """Whether all that was counted is deleted, and others counted what is there while this rollup was off."""
+        counted_before, deleted = entry.counted or {}, entry.deleted or {}
+        if entry.status != "stale" or any(deleted.get(name) != counted_before.get(name) for name in day.log):
+            return False
+        counted = self._rows(entry.counted) + self._rows(day.log)
+        return day.counted_by_others == counted and ledger.is_intact(
+            self.connection, self.rollup, day.span.day, dict(day.stored)
+        )
 
     def _are_alike(self, day: _Day, deleted: Totals) -> bool:
         """Whether a person corrected log and statistics alike: they agree with each other, and not with the ledger."""

@@ -435,6 +435,12 @@ def record_rebuilt(connection: Connection, rollup: Rollup, timezone: str, totals
         connection.execute(text(_REBUILT.format(hash=checksum_sql(rollup, ":day"))), parameters)
 
 
+def record_added(connection: Connection, rollup: Rollup, day: date, counted: Totals) -> None:
+    """Rows were added to the day, which is built again and has these totals now; what was deleted stays so."""
+    parameters = {"rollup": rollup.name, "day": day, "counted": _json(counted)}
+    connection.execute(text(_ADDED.format(hash=checksum_sql(rollup, ":day"))), parameters)
+
+
 def record_kept(
     connection: Connection, rollup: Rollup, day: date, deleted: dict[str, int], by: str, is_intact: bool
 ) -> None:
@@ -665,6 +671,11 @@ _REBUILT = f"""
     set status = excluded.status, timezone = excluded.timezone, method = excluded.method, built_at = excluded.built_at,
         built_by = excluded.built_by, refreshed_at = excluded.refreshed_at, counted = excluded.counted,
         deleted = excluded.deleted, checksum = excluded.checksum, pruned_at = null, pruned_by = null, {_PROVEN_AFRESH}
+"""
+_ADDED = f"""
+    update rollup_days set status = 'built', counted = cast(:counted as jsonb), checksum = {{hash}},
+        refreshed_at = clock_timestamp(), {_PROVEN_AFRESH}
+    where rollup = :rollup and date = :day
 """
 _KEPT = f"""
     update rollup_days set status = 'built', deleted = cast(:deleted as jsonb),

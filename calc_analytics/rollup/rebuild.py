@@ -91,7 +91,11 @@ def _settle(
     _replace(connection, rollup, list(judged.replace))
     rebuilt = _rebuilt(connection, rollup, judged.replace)
     ledger.record_rebuilt(connection, rollup, db.timezone, {day.day: day.measures for day in rebuilt})
-    return RebuildReport(rebuilt, [*judged.refused, *overflowed], judged.kept)
+    _add(connection, rollup, list(judged.add))
+    added = _rebuilt(connection, rollup, judged.add)
+    for day in added:
+        ledger.record_added(connection, rollup, day.day, day.measures)
+    return RebuildReport([*rebuilt, *added], [*judged.refused, *overflowed], judged.kept)
 
 
 def _count_unlocked(connection: Connection, db: Database, rollups: Sequence[Rollup], spans: list[Window]) -> Snapshot:
@@ -158,6 +162,20 @@ def _replace(connection: Connection, rollup: Rollup, days: list[date]) -> None:
     from {recount_table(rollup)} where date = any(:days) group by {rollup.key_columns}, date
     """
     connection.execute(text(statement), parameters)
+
+
+def _add(connection: Connection, rollup: Rollup, days: list[date]) -> None:
+    """Adds the recounted rows of these days to the stored ones."""
+    sums = rollup.each_measure("sum({name}) as {name}")
+    statement = f"""
+    insert into {rollup.name} ({rollup.columns})
+    select {rollup.key_columns}, date, {sums}
+    from {recount_table(rollup)} where date = any(:days) group by {rollup.key_columns}, date
+    on conflict ({rollup.key_columns}, date) do update
+    set {rollup.each_measure(f"{{name}} = {rollup.name}.{{name}} + excluded.{{name}}")}
+    """
+    if days:
+        connection.execute(text(statement), {"days": days})
 
 
 def _rebuilt(connection: Connection, rollup: Rollup, rows_before: Mapping[date, int]) -> list[DayCount]:

@@ -16,7 +16,7 @@ from calc_analytics.rollup.retention import prune
 from calc_analytics.rollup.status import different_days
 from calc_analytics.rollup.verify import verify
 from calc_analytics.rollups import LOCALITIES, LOG, STATS
-from calc_analytics_tests.logs import execute, random_rows, row, stored, utc, write
+from calc_analytics_tests.logs import disagreements, execute, random_rows, row, stored, utc, write
 
 PRUNED, OPEN = date(2026, 3, 1), date(2026, 3, 2)
 LATE = [row(utc(2026, 3, 1, 12))] * 7
@@ -66,6 +66,19 @@ def test_a_loss_found_in_a_rollup_that_is_off_now_keeps_others_from_being_built_
     done = rebuild(only_localities, [OPEN], decision=AUTOMATIC)
     assert [each.reason for each in done.refused] == ["frozen"]
     assert rows_of(counted, LOCALITIES.name, OPEN) == 100
+
+
+def test_late_rows_of_a_pruned_day_that_came_while_a_rollup_was_off_are_added(
+    counted: Database, owner: Engine, connect
+):
+    install(Database(owner, LOG.only([STATS.name]), "UTC"))
+    write(connect(), LATE)
+    refresh(Database(counted.engine, LOG.only([STATS.name]), "UTC"))
+    install(Database(owner, LOG, "UTC"))
+    rebuild(counted, [PRUNED, OPEN], decision=AUTOMATIC)
+    assert red(counted) == {}
+    assert {rows_of(counted, name, PRUNED) for name in LOG.names} == {107}
+    assert disagreements(counted) == []
 
 
 @pytest.mark.parametrize("day", [PRUNED, OPEN])
