@@ -11,14 +11,20 @@ begin
         create role rollup_writer login;
     end if;
     execute format('grant connect, temporary on database %I to rollup_writer', current_database());
-    -- It finds the tables where you find them: wherever your search_path says.
     foreach name in array current_schemas(false) loop
         execute format('grant usage on schema %I to rollup_writer', name);
     end loop;
+end $$;
+-- It finds the tables where you find them: wherever your search_path says. Needs CREATEROLE or an administrator.
+do $$
+declare statement text := format('alter role rollup_writer in database %I set search_path = %s', current_database(),
+                                 (select string_agg(quote_ident(s), ', ') from unnest(current_schemas(false)) s));
+begin
     if current_setting('search_path') <> '"$user", public' then
-        execute format('alter role rollup_writer in database %I set search_path = %s', current_database(),
-                       (select string_agg(quote_ident(s), ', ') from unnest(current_schemas(false)) s));
+        execute statement;
     end if;
+exception when insufficient_privilege then
+    raise warning 'rollup_writer does not find the tables yet; let an administrator run: %', statement;
 end $$;
 
 -- The API's log table: read only.

@@ -440,7 +440,7 @@ def _describe(error: DBAPIError | psycopg.Error, url: URL) -> str:
         case "42501":
             return f"{said}: grant it to the role '{completed(url).username}', or use another role in {place}"
         case "42P01" | "42703":
-            return f"{said}: run 'calc-analytics migrate' against {place}"
+            return f"{said}: run 'calc-analytics migrate' against {place}; or 'calc-analytics doctor', if it is there"
         case "3F000":
             return f"{said}: no schema of the role's search_path exists in {place}; 'calc-analytics doctor' says more"
         case "25006":

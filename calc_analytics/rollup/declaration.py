@@ -255,9 +255,10 @@ class Rollup:
         """SQL: each measure's value times a hash of the row's keys, to be summed up over rows; `value` is a pattern.
 
         It adds up like a measure: that of all rows is that of the log's and of the deleted ones together, whichever
-        rows come or go; and it changes when a value moves from one key to another.
+        rows come or go; and it changes when a value moves from one key to another. As `row_hash`, it does not change
+        when a column is widened.
         """
-        types = {each.name: type_to_sql(each.type) for each in self.target.columns}
+        types = {each.name: _widest(each.type) for each in self.target.columns}
         keys = ", ".join(f"cast({name} as {types[name]})" for name in self.keys)
         values = [f"cast({value.format(name=name)} as numeric)" for name in self.measure_names]
         weighted = " + ".join(f"{_WEIGHT**n} * {each}" for n, each in enumerate(values))

@@ -226,7 +226,7 @@ _PROOF_AGES = """
            )) as noted_since
     from rollup_state s, (
         select min(coalesce(verified_at, built_at)) filter (where status = 'built') as oldest_proof_at,
-               max(coalesce(audited_at, built_at)) filter (
+               max(audited_at) filter (
                    where counted is not null and date >= cast(clock_timestamp() at time zone :tz as date) - 1
                ) as recent_at,
                count(*) as days, coalesce(sum(verified_seconds) filter (where status = 'built'), 0) as round_seconds

@@ -234,7 +234,7 @@ class RebuildReport:
     @property
     def failed(self) -> list[Refused]:
         """Refused days that need somebody: a decision, a repair of the log, or a wider column."""
-        return [each for each in self.refused if each.reason in ("differs", "late", "overflow")]
+        return [each for each in self.refused if each.reason not in ("pruned", "frozen")]
 
     def __add__(self, other: "RebuildReport") -> "RebuildReport":
         return RebuildReport(

@@ -113,6 +113,11 @@ def _changes(connection: Connection, log: Log, column: str, to: str) -> list[Cha
         raise NoSuchColumn(f"'{column}' cannot be widened: the columns are {', '.join(sorted(known))}")
     wanted = _widest([to, types.get(column, to)]) or to
     found = list(_change(connection, log.name, column, wanted)) if column in log.reads else []
+    if found and connection.execute(_IN_PARTITION_KEY, {"log": log.name, "column": column}).scalar():
+        raise ColumnInUse(
+            f"{log.name} is partitioned by {column}, which PostgreSQL cannot alter then: copy its rows to a new table "
+            "with the wider type, give that the name, and run 'calc-analytics migrate', then 'calc-analytics rebase'"
+        )
     for rollup in log.rollups:
         keys = [key for key, sources in rollup.key_sources.items() if column in sources]
         for name in [*keys, *(name for name in rollup.measure_names if name == column)]:
@@ -178,3 +183,12 @@ _SIZE = """
     select coalesce(sum(pg_total_relation_size(relid)), 0)
     from (select relid from pg_partition_tree(to_regclass(:table)) union select to_regclass(:table)) tables
 """
+_IN_PARTITION_KEY = text(
+    """
+    select exists (
+        select from pg_partitioned_table p
+        join pg_attribute a on a.attrelid = p.partrelid and a.attnum = any(cast(p.partattrs as int2[]))
+        where p.partrelid in (select relid from pg_partition_tree(to_regclass(:log))) and a.attname = :column
+    )
+    """
+)

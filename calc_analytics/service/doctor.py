@@ -35,6 +35,8 @@ OLDEST, NEWEST = 15, 18
 SKEW_SECONDS = 5.0
 TICKS_KEPT_DAYS = 90
 FREE_CONNECTIONS = 20
+# The parts that look at the tables.
+OF_TABLES = ("tables", "columns", "state", "permissions", "indexes", "xact_id", "log rows")
 # Why the two that all others rest on matter, and what to do where they do not answer.
 UNANSWERED = {
     "database": ("without it nothing is counted", "start PostgreSQL, or correct DATABASE_URL"),
@@ -78,11 +80,16 @@ class Ports:
 
 
 def examine(sources: Sources, prober: Prober, ports: Ports) -> list[Finding]:
-    """Every part, examined at the same time, within the prober's deadline."""
+    """Every part, examined at the same time, within the prober's deadline. Where the tables are not found, what depends
+    on them is left out."""
     parts = {name: partial(_listed, examination, sources) for name, examination in EXAMINATIONS.items()}
     answers = prober.ask({**parts, "ports": lambda: list(_ports(ports))})
     found: list[Finding] = []
+    schemas_found = answers["schemas"].value or [] if "schemas" in answers else []
+    is_lost = any(each.level == WRONG for each in schemas_found)
     for name, answer in answers.items():
+        if is_lost and name in OF_TABLES:
+            continue
         listed = answer.value if answer.value is not None else [_unanswered(name, answer)]
         # Where the database is away, its error is reported once.
         found += [replace(each, part=name) for each in listed if each.level == OK or not _said(each, found)]

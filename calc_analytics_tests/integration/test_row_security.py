@@ -159,7 +159,8 @@ def test_a_policy_that_begins_while_the_follower_runs_stops_it_until_the_role_is
     patrol._verify_at = 0.0
     execute(db, "update rollup_days set verified_at = null")
     patrol.step()
-    assert [(operation, HIDES in str(error)) for operation, error in errors] == [("verify", True)]
+    assert {operation for operation, _ in errors} == {"search", "verify"}
+    assert all(HIDES in str(error) for _, error in errors)
     assert sum(values[0] for values in stored(db).values()) == 100
     assert status.different_days(db) == {}
     maintenance(f'alter role "{ROLE}" bypassrls')

@@ -14,6 +14,7 @@ from calc_analytics.config import InvalidSetting, project_root
 from calc_analytics.definitions import defs
 
 ARGUMENTS = {"prune": ["--older-than", "9", "--yes"], "rebase": ["--yes"], "widen": ["source", "--yes"]}
+ARGUMENTS["erase"] = ["--publisher", "1"]
 TOMORROW = str(date.today() + timedelta(days=2))
 WRONG = {"ROLLUP_CRON": "99 * * * *", "ROLLUP_START_DATE": TOMORROW, "ROLLUPS": "nothing", "LOG_LEVEL": "loud"}
 
