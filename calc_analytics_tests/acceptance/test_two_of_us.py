@@ -23,6 +23,16 @@ def test_a_second_up_or_demo_names_the_process_that_runs(up: Up):
         assert second.stderr.count("\n") == 1
 
 
+def end(dev: "subprocess.Popen[bytes]") -> None:
+    """`dagster dev` and its processes, however long they would take by themselves."""
+    os.killpg(dev.pid, signal.SIGTERM)
+    try:
+        dev.wait(60)
+    except subprocess.TimeoutExpired:
+        os.killpg(dev.pid, signal.SIGKILL)
+        dev.wait()
+
+
 def test_dagster_dev_beside_up_is_red_until_it_ends(up: Up):
     eventually(lambda: daemon_probe(up)["ok"], "the daemon's heartbeats")
     command = [sys.executable, "-m", "dagster", "dev", "--port", free_ports()[1]]
@@ -37,6 +47,5 @@ def test_dagster_dev_beside_up_is_red_until_it_ends(up: Up):
         said = up.project.cli("doctor").stdout
         assert "2 daemons run at once: dagster daemon " in " ".join(said.split())
     finally:
-        os.killpg(dev.pid, signal.SIGTERM)
-        dev.wait(30)
+        end(dev)
     eventually(lambda: daemon_probe(up)["ok"], "health without it", 240)

@@ -44,7 +44,7 @@ from calc_analytics_tests.integration.test_migrations import PARTITIONED
 from calc_analytics_tests.logs import COLUMNS, FORMS, Row, Statistics, copy_rows, disagreements, round_down, row, stored
 
 # The default is some 2,800 steps: Hypothesis ends an example after 80 steps at the latest.
-EXAMPLES, STEPS = int(os.environ.get("MODEL_EXAMPLES", "50")), 80
+EXAMPLES, STEPS = int(os.environ.get("MODEL_EXAMPLES", "30")), 80
 ZONE = "Asia/Jerusalem"
 # Clocks went forward on the first of these days (2026-03-27), and the next two are ordinary.
 DAYS = [date(2026, 3, 27), date(2026, 3, 28), date(2026, 3, 29)]
