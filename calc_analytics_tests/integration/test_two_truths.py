@@ -6,10 +6,12 @@ from datetime import date, timedelta
 import pytest
 from sqlalchemy.engine import Engine
 
+from calc_analytics.rollup import unseen
 from calc_analytics.rollup.audit import audit
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.install import install, rebase
 from calc_analytics.rollup.judge import Decision
+from calc_analytics.rollup.ledger import waiting_days
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.retention import prune
@@ -174,3 +176,28 @@ def test_a_day_whose_rows_were_pruned_as_another_zones_day_is_not_counted_again(
     done = rebuild(tokyo, [PRUNED, OPEN, OPEN + timedelta(days=1)], decision=AUTOMATIC)
     assert {(each.day, each.reason) for each in done.refused} == {(PRUNED, "frozen"), (OPEN, "frozen")}
     assert rows_of(counted, STATS.name, OPEN) == 100
+
+
+@pytest.mark.parametrize("lost", ["the rebase is interrupted", "the state is deleted"])
+def test_rows_of_a_new_day_that_nobody_counted_are_found(
+    counted: Database, owner: Engine, connect, monkeypatch: pytest.MonkeyPatch, lost: str
+):
+    mine = Database(owner, LOG, "UTC")
+    write(connect(), [row(utc(2026, 4, 1, 12))] * 50)
+    if lost == "the state is deleted":
+        execute(counted, "delete from rollup_state")
+        install(mine)
+    else:
+        monkeypatch.setattr(unseen, "record_days", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            rebase(mine)
+        monkeypatch.undo()
+    assert unseen.Search().days(counted) == [date(2026, 4, 1)]
+    unseen.record_days(counted)
+    rebuild(counted, waiting_days(counted), decision=AUTOMATIC)
+    assert rows_of(counted, STATS.name, date(2026, 4, 1)) == 50
+
+
+def interrupt(db: Database) -> None:
+    """Ctrl-C, or the end of the process."""
+    raise KeyboardInterrupt
