@@ -268,6 +268,12 @@ class Rollup:
         """SQL: the hash of the target's row with that alias."""
         return self.row_hash.format(**{name: f"{alias}.{name}" for name in self.column_names})
 
+    @cached_property
+    def or_add(self) -> str:
+        """SQL: the end of an INSERT into the target that adds to the rows whose keys are there."""
+        sums = self.each_measure(f"{{name}} = {self.name}.{{name}} + excluded.{{name}}")
+        return f"on conflict ({self.key_columns}, date) do update set {sums}"
+
     def each_measure(self, pattern: str, joined_by: str = ", ") -> str:
         """The pattern once per measure, with {name}, {aggregate} and {type} filled in."""
         return joined_by.join(pattern.format(name=m.name, aggregate=m.aggregate, type=m.type) for m in self.measures)

@@ -77,10 +77,10 @@ def _places(before: Mapping[str, str], after: Mapping[str, str]) -> list[Place]:
 
 def _require_fit(connection: Connection, log: Log) -> None:
     """Raises `NotOwner`, `RowsHidden` or `UnfitTable` before anything is changed."""
-    tables = [log.name, *log.names, *(table.name for table in STATE_TABLES)]
+    tables = table_names(log)
     views = [each.live_view for each in log.rollups]
     migrate.require_ownership(connection, [*log_tree.paths(connection, log.name), *tables, *views])
-    row_security.require_exempt(connection, [*tables, "calc_analytics_version"])
+    row_security.require_exempt(connection, [*tables, VERSION_TABLE])
     _require_log(connection, log)
     require_fit_tables(connection, log)
 

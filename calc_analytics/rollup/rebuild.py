@@ -91,7 +91,8 @@ def _settle(
     _replace(connection, rollup, list(judged.replace))
     rebuilt = _rebuilt(connection, rollup, judged.replace)
     ledger.record_rebuilt(connection, rollup, db.timezone, {day.day: day.measures for day in rebuilt})
-    _add(connection, rollup, list(judged.add))
+    if judged.add:
+        _insert(connection, rollup, list(judged.add), rollup.or_add)
     added = _rebuilt(connection, rollup, judged.add)
     for day in added:
         ledger.record_added(connection, rollup, day.day, day.measures)
@@ -151,31 +152,21 @@ def _overflowed(connection: Connection, rollup: Rollup) -> list[Refused]:
 
 def _replace(connection: Connection, rollup: Rollup, days: list[date]) -> None:
     """Puts the recounted days in the place of the stored ones; keys that vanished disappear."""
-    if not days:
-        return
-    parameters = {"days": days}
-    connection.execute(text(f"delete from {rollup.name} where date = any(:days)"), parameters)
-    sums = rollup.each_measure("sum({name}) as {name}")
-    statement = f"""
-    insert into {rollup.name} ({rollup.columns})
-    select {rollup.key_columns}, date, {sums}
-    from {recount_table(rollup)} where date = any(:days) group by {rollup.key_columns}, date
-    """
-    connection.execute(text(statement), parameters)
-
-
-def _add(connection: Connection, rollup: Rollup, days: list[date]) -> None:
-    """Adds the recounted rows of these days to the stored ones."""
-    sums = rollup.each_measure("sum({name}) as {name}")
-    statement = f"""
-    insert into {rollup.name} ({rollup.columns})
-    select {rollup.key_columns}, date, {sums}
-    from {recount_table(rollup)} where date = any(:days) group by {rollup.key_columns}, date
-    on conflict ({rollup.key_columns}, date) do update
-    set {rollup.each_measure(f"{{name}} = {rollup.name}.{{name}} + excluded.{{name}}")}
-    """
     if days:
-        connection.execute(text(statement), {"days": days})
+        connection.execute(text(f"delete from {rollup.name} where date = any(:days)"), {"days": days})
+        _insert(connection, rollup, days)
+
+
+def _insert(connection: Connection, rollup: Rollup, days: list[date], otherwise: str = "") -> None:
+    """Writes the recounted rows of these days; `otherwise` is what happens to keys that are there."""
+    sums = rollup.each_measure("sum({name}) as {name}")
+    statement = f"""
+    insert into {rollup.name} ({rollup.columns})
+    select {rollup.key_columns}, date, {sums}
+    from {recount_table(rollup)} where date = any(:days) group by {rollup.key_columns}, date
+    {otherwise}
+    """
+    connection.execute(text(statement), {"days": days})
 
 
 def _rebuilt(connection: Connection, rollup: Rollup, rows_before: Mapping[date, int]) -> list[DayCount]:

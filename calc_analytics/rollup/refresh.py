@@ -407,8 +407,7 @@ def _added(rollup: Rollup, n: int, is_large: bool) -> str:
         select {rollup.each_key("d.{name}")}, {rollup.each_measure("d.{name}")}
         from diff_{n} d join judged j on j.rollup = {quote_literal(target)} and j.date = d.date and j.status = 'built'
         {order}
-        on conflict ({rollup.key_columns}, date) do update
-        set {rollup.each_measure(f"{{name}} = {target}.{{name}} + excluded.{{name}}")}
+        {rollup.or_add}
     )"""
 
 
