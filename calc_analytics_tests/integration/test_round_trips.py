@@ -31,14 +31,11 @@ NOON = utc(2026, 3, 1, 12)
 
 
 class Wire:
-    """A way to the server that notes what is sent: requests by the client, and how often the server had to answer
-    before the client sent more."""
+    """A way to the server that notes what the client sends."""
 
     def __init__(self, server: str, folder: Path) -> None:
         self.server, self.folder = f"{server}/.s.PGSQL.5432", folder
         self.sent = b""
-        self.turns = 0
-        self._server_spoke = True
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(f"{folder}/.s.PGSQL.5432")
         self.listener.listen()
@@ -46,15 +43,27 @@ class Wire:
 
     def forget(self) -> None:
         """Begins to note afresh."""
-        self.sent, self.turns, self._server_spoke = b"", 0, True
+        self.sent = b""
+
+    @property
+    def turns(self) -> int:
+        """How often the client waited for the server: the messages Sync and Query, each of which asks for an answer.
+
+        Counted by message rather than by who spoke last: psycopg sends a Flush after its Sync, which may arrive before
+        or after the server's answer.
+        """
+        return sum(kind in b"SQ" for kind, _ in self._messages())
 
     def parsed(self) -> list[bytes]:
         """The statements that the client asked the server to parse, from the messages of type 'P' (Parse)."""
+        return [body for kind, body in self._messages() if kind in b"PQ"]
+
+    def _messages(self) -> list[tuple[bytes, bytes]]:
+        """Type and body of each message sent."""
         found, at = [], 0
         while at < len(self.sent):
-            kind, length = self.sent[at : at + 1], int.from_bytes(self.sent[at + 1 : at + 5], "big")
-            if kind in (b"P", b"Q"):
-                found.append(self.sent[at + 5 : at + 1 + length])
+            length = int.from_bytes(self.sent[at + 1 : at + 5], "big")
+            found.append((self.sent[at : at + 1], self.sent[at + 5 : at + 1 + length]))
             at += 1 + length
         return found
 
@@ -69,15 +78,12 @@ class Wire:
     def _requests(self, client: socket.socket, server: socket.socket) -> None:
         with client, server, suppress(OSError):
             while data := client.recv(65536):
-                self.turns += self._server_spoke
-                self._server_spoke = False
                 self.sent += data
                 server.sendall(data)
 
     def _answers(self, server: socket.socket, client: socket.socket) -> None:
         with client, server, suppress(OSError):
             while data := server.recv(65536):
-                self._server_spoke = True
                 client.sendall(data)
 
 
