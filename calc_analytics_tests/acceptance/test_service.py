@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from sqlalchemy.engine import URL
 
-from calc_analytics.supervisor import free_port
+from calc_analytics.processes.supervisor import free_port
 from calc_analytics_tests.acceptance.conftest import Project, Up, ask, eventually
 from calc_analytics_tests.logs import FORMS
 

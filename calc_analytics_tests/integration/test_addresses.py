@@ -23,9 +23,9 @@ from calc_analytics.database.engine import (
     retry_transient,
     transaction,
 )
-from calc_analytics.service.probes import Prober
-from calc_analytics.service.sources import Sources
-from calc_analytics.service.status import report
+from calc_analytics.operations.probes import Prober
+from calc_analytics.operations.sources import Sources
+from calc_analytics.operations.status import report
 from calc_analytics_tests.conftest import ROLE
 
 SECRET = "hunter2"

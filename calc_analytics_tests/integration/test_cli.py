@@ -12,15 +12,15 @@ from click.testing import CliRunner, Result
 from sqlalchemy import text
 from sqlalchemy.engine import URL, Connection
 
-from calc_analytics import cli, terminal
-from calc_analytics.cli import main
-from calc_analytics.commands import counting
-from calc_analytics.commands.opening import make_ready
+from calc_analytics.cli import counting, running, terminal
+from calc_analytics.cli import main as cli
+from calc_analytics.cli.main import main
+from calc_analytics.cli.opening import make_ready
 from calc_analytics.config import Settings
+from calc_analytics.processes.supervisor import free_port
 from calc_analytics.rollup import ledger, status
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollups import HOURS, LATENCY, LOG, STATS
-from calc_analytics.supervisor import free_port
 from calc_analytics_tests.acceptance.conftest import eventually
 from calc_analytics_tests.conftest import ROLE
 from calc_analytics_tests.logs import assert_exact, execute, oracle, oracles, row, stored, utc, write
@@ -589,7 +589,7 @@ def test_migrate_chooses_the_rollups_and_other_commands_refuse_another_choice(ca
 @pytest.mark.parametrize("command", ["refresh", "migrate", "history", "up"])
 def test_a_rollup_in_the_settings_that_does_not_exist_is_named(calc, monkeypatch, command: str):
     monkeypatch.setenv("ROLLUPS", f"{STATS.name},weekly")
-    monkeypatch.setattr(cli, "claim", lambda *ports: None)
+    monkeypatch.setattr(running, "claim", lambda *ports: None)
     said = refused(calc(command))
     assert said.startswith("error: ROLLUPS: ")
     assert "there is no rollup 'weekly'" in said
@@ -689,7 +689,7 @@ def free_ports() -> list[str]:
 def test_up_says_before_it_starts_what_every_tick_would_say(calc, db, maintenance, monkeypatch, setting, zone, said):
     maintenance(f'alter database "{db.engine.url.database}" set {setting}')
     monkeypatch.setenv("ROLLUP_TIMEZONE", zone)
-    monkeypatch.setattr(cli, "claim", lambda *ports: None)  # this process holds it since its first `up`
+    monkeypatch.setattr(running, "claim", lambda *ports: None)  # this process holds it since its first `up`
     assert said in refused(calc("up", *free_ports()))
 
 

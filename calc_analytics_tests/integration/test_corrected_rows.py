@@ -9,7 +9,7 @@ from datetime import date, datetime, timedelta, timezone
 import pytest
 from click.testing import CliRunner, Result
 
-from calc_analytics.cli import main
+from calc_analytics.cli.main import main
 from calc_analytics.rollup.audit import audit
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Rollup

@@ -15,10 +15,10 @@ from sqlalchemy.engine import URL
 from calc_analytics.config import Settings
 from calc_analytics.database.engine import DatabaseError
 from calc_analytics.errors import CalcAnalyticsError
+from calc_analytics.operations.disclosure import cause_of
+from calc_analytics.operations.probes import Prober
 from calc_analytics.orchestration import history
-from calc_analytics.service.disclosure import cause_of
-from calc_analytics.service.probes import Prober
-from calc_analytics.supervisor import free_port
+from calc_analytics.processes.supervisor import free_port
 from calc_analytics.telemetry import logs
 from calc_analytics_tests.clusters import Cluster
 from calc_analytics_tests.conftest import ROLE
@@ -181,7 +181,7 @@ def test_the_log_has_the_details_once(capsys: pytest.CaptureFixture[str]):
 def test_the_command_line_says_where(monkeypatch: pytest.MonkeyPatch):
     from click.testing import CliRunner
 
-    from calc_analytics.cli import main
+    from calc_analytics.cli.main import main
 
     port = free_port()
     monkeypatch.setenv("DATABASE_URL", f"postgresql://{USER}:{SECRET}@127.0.0.1:{port}/{DATABASE}")

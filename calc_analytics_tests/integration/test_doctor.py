@@ -13,22 +13,22 @@ from click.testing import CliRunner
 from sqlalchemy import text
 from sqlalchemy.engine import URL, Engine
 
-from calc_analytics.cli import main
+from calc_analytics.cli.main import main
 from calc_analytics.config import InvalidSetting, Settings
 from calc_analytics.database.engine import engine_for
+from calc_analytics.operations import doctor
+from calc_analytics.operations.doctor import Finding, Ports, examine
+from calc_analytics.operations.probes import Prober
+from calc_analytics.operations.sources import Sources
 from calc_analytics.orchestration import history
 from calc_analytics.orchestration.history import Instigator, LastRun
+from calc_analytics.processes.supervisor import free_port
 from calc_analytics.rollup import diagnosis
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.install import install
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.verify import verify
 from calc_analytics.rollups import LOG
-from calc_analytics.service import doctor
-from calc_analytics.service.doctor import Finding, Ports, examine
-from calc_analytics.service.probes import Prober
-from calc_analytics.service.sources import Sources
-from calc_analytics.supervisor import free_port
 from calc_analytics_tests.conftest import ROLE
 from calc_analytics_tests.logs import row, utc, write
 

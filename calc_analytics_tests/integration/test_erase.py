@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from sqlalchemy import Column, Date, Integer, MetaData, SmallInteger, Table, func, text
 from sqlalchemy.engine import URL, Engine
 
-from calc_analytics.cli import main
+from calc_analytics.cli.main import main
 from calc_analytics.database.engine import engine_for
 from calc_analytics.database.tables import calculation_logs
 from calc_analytics.rollup import quiet

@@ -5,11 +5,11 @@ from sqlalchemy import text
 from sqlalchemy.engine import URL, make_url
 
 from calc_analytics.database.engine import DatabaseError, engine_for, ensure_database, transaction
+from calc_analytics.processes.simulate import Traffic, simulate
+from calc_analytics.processes.supervisor import free_port
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollups import LOG
-from calc_analytics.simulate import Traffic, simulate
-from calc_analytics.supervisor import free_port
 
 SECRET = "hunter2"
 

@@ -26,14 +26,14 @@ from dagster._utils.error import SerializableErrorInfo
 from sqlalchemy import event
 
 from calc_analytics.config import Settings, project_root
+from calc_analytics.operations import health
+from calc_analytics.operations.probes import Prober
+from calc_analytics.operations.sources import Sources
 from calc_analytics.orchestration import history
 from calc_analytics.orchestration.history import DagsterTrouble, LastCheck
 from calc_analytics.orchestration.incidents import name_check
+from calc_analytics.processes.supervisor import free_port
 from calc_analytics.rollups import HOURS, LOG, STATS
-from calc_analytics.service import health
-from calc_analytics.service.probes import Prober
-from calc_analytics.service.sources import Sources
-from calc_analytics.supervisor import free_port
 from calc_analytics_tests.integration.test_alerts import DAY, NEXT, evaluate, said
 from calc_analytics_tests.logs import row, utc, write
 

@@ -28,11 +28,11 @@ from calc_analytics.database.engine import engine_for
 from calc_analytics.definitions import defs
 from calc_analytics.orchestration import event_log
 from calc_analytics.orchestration.housekeeping import Pruned, daily_housekeeping, prune
+from calc_analytics.processes.supervisor import free_port
 from calc_analytics.rollup import journal
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollups import LOG, STATS
-from calc_analytics.supervisor import free_port
 from calc_analytics_tests.integration.test_alerts import evaluate, said
 from calc_analytics_tests.logs import execute, row, utc, write
 

@@ -11,10 +11,15 @@ from sqlalchemy import text
 from sqlalchemy.engine import URL, Engine
 from sqlalchemy.exc import DBAPIError
 
-from calc_analytics.cli import main
+from calc_analytics.cli.main import main
 from calc_analytics.config import Settings
 from calc_analytics.database.adopt import UnfitTable
 from calc_analytics.database.engine import engine_for
+from calc_analytics.operations.doctor import Ports, examine
+from calc_analytics.operations.health import questions
+from calc_analytics.operations.probes import Prober
+from calc_analytics.operations.sources import Sources
+from calc_analytics.processes.supervisor import free_port
 from calc_analytics.rollup import diagnosis
 from calc_analytics.rollup.audit import audit
 from calc_analytics.rollup.database import Database
@@ -28,11 +33,6 @@ from calc_analytics.rollup.retention import prune
 from calc_analytics.rollup.verify import verify
 from calc_analytics.rollup.widen import widen
 from calc_analytics.rollups import LOG
-from calc_analytics.service.doctor import Ports, examine
-from calc_analytics.service.health import questions
-from calc_analytics.service.probes import Prober
-from calc_analytics.service.sources import Sources
-from calc_analytics.supervisor import free_port
 from calc_analytics_tests import version_0_1
 from calc_analytics_tests.conftest import ROLE
 from calc_analytics_tests.logs import FORMS, STATS, assert_exact, execute, live, oracles, row, stored, utc, write

@@ -22,7 +22,7 @@ from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.schema import CreateTable
 
 import calc_analytics
-from calc_analytics.cli import main
+from calc_analytics.cli.main import main
 from calc_analytics.database import adopt, log_index
 from calc_analytics.database.adopt import UnfitTable
 from calc_analytics.database.engine import engine_for, transaction

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from sqlalchemy import text
 from sqlalchemy.engine import URL
 
-from calc_analytics.cli import main
+from calc_analytics.cli.main import main
 from calc_analytics.database import log_index
 from calc_analytics.database.engine import engine_for, transaction
 from calc_analytics.orchestration import history

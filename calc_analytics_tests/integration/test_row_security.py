@@ -15,7 +15,12 @@ from sqlalchemy.exc import DBAPIError
 from calc_analytics.config import Settings
 from calc_analytics.database.engine import DatabaseError, engine_for
 from calc_analytics.errors import CalcAnalyticsError
+from calc_analytics.operations.doctor import Finding, Ports, examine
+from calc_analytics.operations.health import questions
+from calc_analytics.operations.probes import Prober
+from calc_analytics.operations.sources import Sources
 from calc_analytics.orchestration import history
+from calc_analytics.processes.supervisor import free_port
 from calc_analytics.rollup import status
 from calc_analytics.rollup.audit import audit
 from calc_analytics.rollup.database import Database
@@ -29,11 +34,6 @@ from calc_analytics.rollup.retention import prune
 from calc_analytics.rollup.row_security import RowsHidden
 from calc_analytics.rollup.verify import verify
 from calc_analytics.rollups import LOG
-from calc_analytics.service.doctor import Finding, Ports, examine
-from calc_analytics.service.health import questions
-from calc_analytics.service.probes import Prober
-from calc_analytics.service.sources import Sources
-from calc_analytics.supervisor import free_port
 from calc_analytics_tests.conftest import ROLE, least_privilege
 from calc_analytics_tests.logs import FORMS, assert_exact, copy_rows, execute, live, oracles, row, stored, utc, write
 

@@ -10,7 +10,7 @@ from dagster import DagsterInstance
 from sqlalchemy import text
 from sqlalchemy.engine import URL, Engine
 
-from calc_analytics.cli import main
+from calc_analytics.cli.main import main
 from calc_analytics.config import project_root
 from calc_analytics.database.engine import engine_for
 from calc_analytics.rollups import LOG

@@ -28,13 +28,13 @@ from calc_analytics.orchestration.cursor import Cursor, Unreported
 from calc_analytics.orchestration.partitions import daily_partitions
 from calc_analytics.orchestration.resources import RollupDatabase
 from calc_analytics.orchestration.sensors import new_log_batches_sensor
+from calc_analytics.processes.supervisor import free_port
 from calc_analytics.rollup import journal, ledger
 from calc_analytics.rollup.audit import audit
 from calc_analytics.rollup.follow import FollowReport
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.verify import verify
 from calc_analytics.rollups import LOG
-from calc_analytics.supervisor import free_port
 from calc_analytics_tests.logs import execute, oracle, row, stored, utc, write
 
 IDLE = Cursor().text()

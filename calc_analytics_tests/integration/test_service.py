@@ -26,7 +26,11 @@ from sqlalchemy.engine import URL, Engine
 
 from calc_analytics.config import Settings
 from calc_analytics.days import today_and_yesterday
+from calc_analytics.operations.health import PROBES
+from calc_analytics.operations.http import Service
+from calc_analytics.operations.probes import Prober
 from calc_analytics.orchestration import history
+from calc_analytics.processes.supervisor import free_port, is_listening
 from calc_analytics.rollup import journal
 from calc_analytics.rollup.audit import audit
 from calc_analytics.rollup.database import Database
@@ -36,10 +40,6 @@ from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.retention import prune
 from calc_analytics.rollup.verify import verify
 from calc_analytics.rollups import LOG
-from calc_analytics.service.health import PROBES
-from calc_analytics.service.http import Service
-from calc_analytics.service.probes import Prober
-from calc_analytics.supervisor import free_port, is_listening
 from calc_analytics.telemetry import logs
 from calc_analytics_tests.logs import copy_rows, oracle, row, stored, write
 
@@ -448,7 +448,7 @@ def test_a_bug_is_an_error_without_its_stack_trace_which_goes_to_the_log(setting
     def break_down(self: Service, accept: str) -> Any:
         raise RuntimeError(SECRET)
 
-    monkeypatch.setattr("calc_analytics.service.metrics.Exposition.text", break_down)
+    monkeypatch.setattr("calc_analytics.operations.metrics.Exposition.text", break_down)
     logging.getLogger("uvicorn.error").addHandler(logs.handler())
     with serving(settings) as served:
         status, answer = served.ask("/metrics")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from calc_analytics.cli import main
+from calc_analytics.cli.main import main
 from calc_analytics.config import InvalidSetting, project_root
 from calc_analytics.definitions import defs
 

@@ -7,7 +7,8 @@ from click.testing import CliRunner
 from sqlalchemy import inspect
 from sqlalchemy.engine import URL
 
-from calc_analytics import cli
+from calc_analytics.cli import running
+from calc_analytics.cli.main import main
 from calc_analytics.database.dagster_tables import SharedDatabase
 from calc_analytics.database.engine import engine_for
 from calc_analytics.orchestration import storage
@@ -59,8 +60,8 @@ def test_a_table_of_the_api_with_the_name_of_one_of_dagsters_is_refused(
     assert tables(empty_url) == before
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", empty_url.render_as_string(hide_password=False))
     monkeypatch.setenv("DATABASE_URL", empty_url.render_as_string(hide_password=False))
-    monkeypatch.setattr(cli, "claim", lambda *ports: None)
-    done = CliRunner().invoke(cli.main, ["up", "--ui-port", "39411", "--service-port", "39412"])
+    monkeypatch.setattr(running, "claim", lambda *ports: None)
+    done = CliRunner().invoke(main, ["up", "--ui-port", "39411", "--service-port", "39412"])
     assert done.exit_code == 1
     assert done.output.splitlines()[-1] == f"error: {said}"
 

@@ -8,13 +8,14 @@ import pytest
 from rich.console import Console
 from sqlalchemy import text
 
-from calc_analytics import demo, terminal
+from calc_analytics.cli import terminal
 from calc_analytics.config import Settings
+from calc_analytics.processes import demo
+from calc_analytics.processes.simulate import RHYTHM, Traffic, simulate, write_history
 from calc_analytics.rollup.figures import day_totals
 from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.status import different_days, recent_days
 from calc_analytics.rollups import LATENCY, STATS
-from calc_analytics.simulate import RHYTHM, Traffic, simulate, write_history
 
 SHAPE = """
     select count(*) as rows, count(distinct xact_id) as batches, max(batch) as largest, avg(hit) as hits,
@@ -81,9 +82,14 @@ def test_history_of_today_ends_now(engine, url):
     assert last is None or last <= now + timedelta(seconds=1)
 
 
+def write_demo_history(url: str, count: int) -> None:
+    settings = Settings(database_url=url)
+    demo.write_days(settings, demo.missing_history(settings, count), threading.Event(), lambda rows: None)
+
+
 def test_the_demo_counts_its_history_in_every_rollup_and_a_second_demo_adds_nothing(db, url):
     for _ in range(2):
-        demo.history(Settings(database_url=url), 2, threading.Event())
+        write_demo_history(url, 2)
     found = recent_days(db, 10)
     assert len(found) == 3 * len(db.log.rollups)
     assert {day.status for day in found} == {"built"}
@@ -92,17 +98,16 @@ def test_the_demo_counts_its_history_in_every_rollup_and_a_second_demo_adds_noth
 
 
 def test_the_demo_prints_live_totals_and_the_proof_of_all_rollups(db, url, capsys):
-    demo.history(Settings(database_url=url), 1, threading.Event())
-    watched: list[int] = []
-
-    def watch() -> None:
-        watched.append(refresh(db).rows)
-
-    demo.live(Settings(database_url=url), 200, 3.5, threading.Event(), watch)
+    write_demo_history(url, 1)
+    counted = 0
+    with terminal.live_table() as draw:
+        for frame in demo.live(Settings(database_url=url), 200, 3.5, threading.Event()):
+            counted += refresh(db).rows
+            draw(*frame)
     said = capsys.readouterr().out
     assert "calculations · " in said
     assert " rows written live · verify: difference 0 in 4 rollups at " in said
-    assert sum(watched) > 0
+    assert counted > 0
     assert different_days(db) == {}
 
 

@@ -13,12 +13,13 @@ from click.testing import CliRunner, Result
 from sqlalchemy import text
 from sqlalchemy.engine import Engine, make_url
 
-from calc_analytics.cli import main
-from calc_analytics.commands.status import worst_word
+from calc_analytics.cli.main import main
+from calc_analytics.cli.status import worst_word
 from calc_analytics.config import project_root, with_driver
 from calc_analytics.database import embedded
 from calc_analytics.database.engine import engine_for
 from calc_analytics.orchestration import history
+from calc_analytics.processes.supervisor import free_port
 from calc_analytics.rollup import status
 from calc_analytics.rollup.audit import audit
 from calc_analytics.rollup.database import Database
@@ -29,7 +30,6 @@ from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.retention import prune
 from calc_analytics.rollup.verify import verify
 from calc_analytics.rollups import HOURS, LOG, STATS
-from calc_analytics.supervisor import free_port
 from calc_analytics_tests.logs import copy_rows, row, utc, write
 
 DAY = date(2026, 3, 1)

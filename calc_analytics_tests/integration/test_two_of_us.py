@@ -14,9 +14,10 @@ from dagster import AssetKey, AssetMaterialization, DagsterInstance, Definitions
 from dagster._daemon.types import DaemonHeartbeat
 from sqlalchemy.engine import URL
 
-from calc_analytics.cli import main
+from calc_analytics.cli.main import main
 from calc_analytics.config import Settings
 from calc_analytics.database.engine import engine_for
+from calc_analytics.operations.daemons import HeartbeatIds
 from calc_analytics.orchestration import history, sensors, wiped
 from calc_analytics.orchestration.cursor import Cursor
 from calc_analytics.orchestration.history import Heartbeat
@@ -24,7 +25,6 @@ from calc_analytics.orchestration.resources import RollupDatabase
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollups import LOG
-from calc_analytics.service.daemons import HeartbeatIds
 from calc_analytics_tests.integration.test_service import Served, serving
 from calc_analytics_tests.logs import execute, row, write
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 from sqlalchemy import text
 from sqlalchemy.engine import URL, Engine
 
-from calc_analytics.cli import main
+from calc_analytics.cli.main import main
 from calc_analytics.database import views
 from calc_analytics.database.engine import engine_for
 from calc_analytics.rollup.database import Database

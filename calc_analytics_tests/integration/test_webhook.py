@@ -7,7 +7,7 @@ import pytest
 
 from calc_analytics.orchestration import webhook
 from calc_analytics.orchestration.webhook import AlertNotDelivered, place, post
-from calc_analytics.supervisor import free_port
+from calc_analytics.processes.supervisor import free_port
 from calc_analytics_tests.receiver import SECRET, receiving
 
 RUNS_ON = threading.Event()

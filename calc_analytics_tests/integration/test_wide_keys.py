@@ -11,7 +11,7 @@ from dagster import AssetCheckKey, AssetKey
 from sqlalchemy import text
 from sqlalchemy.engine import URL, Engine
 
-from calc_analytics.cli import main
+from calc_analytics.cli.main import main
 from calc_analytics.database.adopt import UnfitTable
 from calc_analytics.database.engine import engine_for
 from calc_analytics.rollup import journal, overflow, retention

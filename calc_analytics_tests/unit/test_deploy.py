@@ -11,11 +11,11 @@ import pytest
 import yaml
 
 from calc_analytics.config import project_root
+from calc_analytics.operations.health import PROBES, Verdict
+from calc_analytics.operations.metrics import metrics
+from calc_analytics.operations.probes import Answer
 from calc_analytics.rollup.journal import Freshness
 from calc_analytics.rollup.status import STATUSES, Days, Lag, Refreshed
-from calc_analytics.service.health import PROBES, Verdict
-from calc_analytics.service.metrics import metrics
-from calc_analytics.service.probes import Answer
 from calc_analytics_tests.logs import utc
 
 DEPLOY = project_root() / "deploy"

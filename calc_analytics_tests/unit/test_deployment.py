@@ -15,9 +15,9 @@ import pytest
 import yaml
 from dagster._core.workspace.load import location_origins_from_yaml_paths
 
-from calc_analytics.cli import main
+from calc_analytics.cli.main import main
 from calc_analytics.config import Settings, project_root
-from calc_analytics.supervisor import Supervisor
+from calc_analytics.processes.supervisor import Supervisor
 
 SETTINGS = set(re.findall(r'_read\(values, "([A-Z_]+)"', inspect.getsource(Settings.from_environment)))
 DEPLOY = project_root() / "deploy"

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import MetaData
 
 from calc_analytics import rollups
-from calc_analytics.cli import main
+from calc_analytics.cli.main import main
 from calc_analytics.config import Settings, project_root
 from calc_analytics.database import migrate, tables
 from calc_analytics_tests.unit.test_house import ALLOWED

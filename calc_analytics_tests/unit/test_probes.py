@@ -6,8 +6,8 @@ import time
 import pytest
 
 from calc_analytics.errors import CalcAnalyticsError
-from calc_analytics.service import probes
-from calc_analytics.service.probes import Prober
+from calc_analytics.operations import probes
+from calc_analytics.operations.probes import Prober
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ import pytest
 import yaml
 
 import calc_analytics
-from calc_analytics.cli import main
+from calc_analytics.cli.main import main
 from calc_analytics.config import project_root
 from calc_analytics.definitions import defs
+from calc_analytics.operations.health import PROBES
 from calc_analytics.orchestration.history import CHECKS
-from calc_analytics.service.health import PROBES
 
 RUNBOOK = (project_root() / "docs" / "runbook.md").read_text()
 TREES = [ast.parse(path.read_text()) for path in sorted(Path(calc_analytics.__file__).parent.rglob("*.py"))]

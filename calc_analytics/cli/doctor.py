@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from calc_analytics.commands.options import SERVICE_PORT, UI_PORT, port_option
+from calc_analytics.cli.options import SERVICE_PORT, UI_PORT, port_option
 from calc_analytics.config import Settings
 from calc_analytics.plurals import number
 
 if TYPE_CHECKING:
-    from calc_analytics.service.doctor import Finding
+    from calc_analytics.operations.doctor import Finding
 
 DEADLINE_SECONDS = 15.0
 MARKS = {"ok": ("ok", "green"), "note": ("--", "yellow"), "wrong": ("!!", "red")}
@@ -28,9 +28,9 @@ def doctor(ui_port: int, service_port: int, as_json: bool) -> None:
     retention, ports. Each finding: the fact, why it matters, what to type. Changes nothing. Exit code 1 if something is
     wrong.
     """
-    from calc_analytics.service.doctor import Ports, examine
-    from calc_analytics.service.probes import Prober
-    from calc_analytics.service.sources import Sources
+    from calc_analytics.operations.doctor import Ports, examine
+    from calc_analytics.operations.probes import Prober
+    from calc_analytics.operations.sources import Sources
 
     sources = Sources(Settings.from_environment())
     found = examine(sources, Prober(DEADLINE_SECONDS), Ports(ui_port, service_port))

@@ -10,13 +10,13 @@ from functools import partial
 from typing import Any
 
 from calc_analytics import __version__
+from calc_analytics.operations.disclosure import NO_ANSWER, Cause
+from calc_analytics.operations.probes import Answer, Prober, Question
+from calc_analytics.operations.sources import Sources
+from calc_analytics.operations.words import USE_THE_PRIMARY, ago, first_of, in_rollups, instant
 from calc_analytics.plurals import number
 from calc_analytics.rollup import diagnosis, install, ledger, overflow, status
 from calc_analytics.rollup.database import Database
-from calc_analytics.service.disclosure import NO_ANSWER, Cause
-from calc_analytics.service.probes import Answer, Prober, Question
-from calc_analytics.service.sources import Sources
-from calc_analytics.service.words import USE_THE_PRIMARY, ago, first_of, in_rollups, instant
 
 # Dagster's daemons write a heartbeat every 30 seconds; the scheduler sleeps from minute to minute. Two that are missing
 # tell of a death.

@@ -23,13 +23,13 @@ from starlette.routing import Route
 from calc_analytics import __version__
 from calc_analytics.config import Settings
 from calc_analytics.errors import CalcAnalyticsError
-from calc_analytics.service.disclosure import cause_of
-from calc_analytics.service.health import Health, health
-from calc_analytics.service.metrics import Exposition
-from calc_analytics.service.openapi import description
-from calc_analytics.service.probes import Prober, in_background
-from calc_analytics.service.sources import Sources
-from calc_analytics.service.trigger import AlreadyTriggered, Trigger
+from calc_analytics.operations.disclosure import cause_of
+from calc_analytics.operations.health import Health, health
+from calc_analytics.operations.metrics import Exposition
+from calc_analytics.operations.openapi import description
+from calc_analytics.operations.probes import Prober, in_background
+from calc_analytics.operations.sources import Sources
+from calc_analytics.operations.trigger import AlreadyTriggered, Trigger
 from calc_analytics.telemetry import logs
 
 FRESH = {"Cache-Control": "no-store"}

@@ -20,15 +20,15 @@ from calc_analytics.database.embedded import data_folder, writable
 from calc_analytics.database.engine import transaction
 from calc_analytics.database.log_columns import UnfitTable
 from calc_analytics.errors import CalcAnalyticsError
+from calc_analytics.operations.health import STOP_ONE, TWO_DAEMONS, schedule_seconds
+from calc_analytics.operations.probes import Answer, Prober
+from calc_analytics.operations.sources import Sources
+from calc_analytics.operations.words import USE_THE_PRIMARY, ago
 from calc_analytics.plurals import number
+from calc_analytics.processes.supervisor import HOST, is_listening
 from calc_analytics.rollup import diagnosis, install, ledger, overflow, status, widen
 from calc_analytics.rollup.foreign import adopt_sql
 from calc_analytics.rollups import LOG, chosen_log
-from calc_analytics.service.health import STOP_ONE, TWO_DAEMONS, schedule_seconds
-from calc_analytics.service.probes import Answer, Prober
-from calc_analytics.service.sources import Sources
-from calc_analytics.service.words import USE_THE_PRIMARY, ago
-from calc_analytics.supervisor import HOST, is_listening
 
 OK, NOTE, WRONG = "ok", "note", "wrong"
 OLDEST, NEWEST = 15, 18

@@ -9,15 +9,16 @@ from typing import Any
 
 import click
 
-from calc_analytics import days, terminal
-from calc_analytics.commands.opening import open_database
-from calc_analytics.commands.options import DAY, NAMES, as_json
+from calc_analytics import days
+from calc_analytics.cli import terminal
+from calc_analytics.cli.opening import open_database
+from calc_analytics.cli.options import DAY, NAMES, as_json
 from calc_analytics.config import Settings
+from calc_analytics.operations.words import ago
 from calc_analytics.plurals import number
 from calc_analytics.rollup import journal
 from calc_analytics.rollup.journal import JournalEntry
 from calc_analytics.rollups import LOG
-from calc_analytics.service.words import ago
 
 WIDTH = 100
 INDENT = " " * 21

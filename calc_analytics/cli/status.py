@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from calc_analytics.commands.options import only_rollups
+from calc_analytics.cli.options import only_rollups
 from calc_analytics.config import Settings
 
 if TYPE_CHECKING:
+    from calc_analytics.operations.health import Finding
+    from calc_analytics.operations.status import Status
     from calc_analytics.rollup.status import Days, DayStatus, Writer
-    from calc_analytics.service.health import Finding
-    from calc_analytics.service.status import Status
 
 DEADLINE_SECONDS = 10.0
 WATCH_SECONDS = 2.0
@@ -36,9 +36,9 @@ def status(shown_days: int, names: tuple[str, ...], watch: bool, as_json: bool) 
     Per day how it was built and proven and which rollup differs, the lag in rows and seconds, the last refresh, rebuild
     and proof, Dagster's heartbeats. Reports what is down and goes on with the rest. Exit code 1 unless all is well.
     """
-    from calc_analytics.service.probes import Prober
-    from calc_analytics.service.sources import Sources
-    from calc_analytics.service.status import report
+    from calc_analytics.operations.probes import Prober
+    from calc_analytics.operations.sources import Sources
+    from calc_analytics.operations.status import report
 
     sources, prober = Sources(Settings.from_environment()), Prober(DEADLINE_SECONDS)
     found = report(sources, prober, shown_days, names)
@@ -93,9 +93,9 @@ def _wrong(wrong: "list[Finding]") -> Iterator[str]:
 
 
 def _counting(found: "Status") -> Iterator[str]:
+    from calc_analytics.operations.words import ago
     from calc_analytics.plurals import number
     from calc_analytics.rollup.status import LAG_ROWS_LIMIT
-    from calc_analytics.service.words import ago
 
     if found.lag is None or found.refreshed is None or found.days is None:
         said = {finding.compared for finding in found.health.wrong}
@@ -129,7 +129,7 @@ def _sums(days: "Mapping[str, Days]") -> Iterator[str]:
 
 def _days(recent: "list[DayStatus]", found: "Status") -> Iterator[str]:
     """One line per day, newest first; a second one names the rollups to which its word applies, if not to all."""
-    from calc_analytics.service.words import in_rollups
+    from calc_analytics.operations.words import in_rollups
 
     yield click.style(
         f"  {'day':<12}{'status':<10}{'rows':>12}{'statistics':>12}   {'counted':<13}{'built':<23}proven", dim=True
@@ -166,7 +166,7 @@ def _day_line(word: str, rollups: "list[DayStatus]", found: "Status") -> str:
 
 
 def _writers(writers: "list[Writer]", found: "Status") -> Iterator[str]:
-    from calc_analytics.service.words import ago
+    from calc_analytics.operations.words import ago
 
     if not writers:
         yield "  no open transaction has written anything"
@@ -185,7 +185,7 @@ def _writers(writers: "list[Writer]", found: "Status") -> Iterator[str]:
 
 def _when(at: datetime | None, found: "Status") -> str:
     """'12 s ago', by the server's clock where it is known."""
-    from calc_analytics.service.words import ago
+    from calc_analytics.operations.words import ago
 
     now = found.refreshed.now if found.refreshed else found.at
     return "never" if at is None else f"{ago(max((now - at).total_seconds(), 0.0))} ago"

@@ -5,7 +5,7 @@ import logging
 import uvicorn
 
 from calc_analytics.config import Settings
-from calc_analytics.service.http import Service
+from calc_analytics.operations.http import Service
 from calc_analytics.telemetry import logs
 
 # A trigger that still runs gets that long; `up` waits a little longer before it kills.

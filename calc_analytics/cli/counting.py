@@ -7,9 +7,11 @@ from datetime import date
 
 import click
 
-from calc_analytics import days, terminal
-from calc_analytics.commands.opening import open_database
-from calc_analytics.commands.options import as_json, from_day, only_rollups, single_days, to_day
+from calc_analytics import days
+from calc_analytics.cli import terminal
+from calc_analytics.cli.opening import open_database
+from calc_analytics.cli.options import as_json, from_day, only_rollups, single_days, to_day
+from calc_analytics.cli.terminal import print_report
 from calc_analytics.config import Settings
 from calc_analytics.rollup import ledger, status, unseen
 from calc_analytics.rollup.audit import audit
@@ -20,7 +22,6 @@ from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh as refresh_once
 from calc_analytics.rollup.reports import RebuildReport, RefreshReport, VerifyReport, refusals
 from calc_analytics.rollup.verify import verify as verify_days
-from calc_analytics.terminal import print_report
 
 
 @click.command()

@@ -2,20 +2,21 @@
 
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date, timedelta
-from typing import Any
+from typing import NamedTuple
 
-from calc_analytics import days, terminal
+from calc_analytics import days
 from calc_analytics.config import Settings
 from calc_analytics.database.engine import create_engine, database_url
+from calc_analytics.plurals import number
+from calc_analytics.processes.simulate import SimulationReport, Traffic, simulate, write_history
 from calc_analytics.rollup.database import Database
+from calc_analytics.rollup.declaration import Rollup
 from calc_analytics.rollup.figures import day_totals
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.verify import verify
 from calc_analytics.rollups import database
-from calc_analytics.simulate import SimulationReport, Traffic, simulate, write_history
 
 SHOWN_DAYS = 5
 ROWS_PER_DAY = 5_000
@@ -23,28 +24,45 @@ REDRAW_SECONDS = 1.0
 VERIFY_EVERY_SECONDS = 5.0
 
 
-def history(settings: Settings, count: int, stop: threading.Event) -> None:
-    """Writes the days before today, each counted at once; a second demo finds them and goes on."""
+class Frame(NamedTuple):
+    """One picture of the demo: totals by day of `rollup`, and a line about writer and proof."""
+
+    rollup: Rollup
+    totals: dict[date, dict[str, int]]
+    caption: str
+
+
+def missing_history(settings: Settings, count: int) -> list[date]:
+    """The days of the `count` before today that have no statistics yet."""
     db, today = database(create_engine(settings), settings), days.today(settings.timezone)
     past = days.days_between(today - timedelta(days=count), today)
     there = day_totals(db, db.log.rollups[0], past)
-    missing = [day for day in past if day not in there]
+    return [day for day in past if day not in there]
+
+
+def write_days(
+    settings: Settings, missing: Sequence[date], stop: threading.Event, progress: Callable[[int], object]
+) -> None:
+    """Writes `ROWS_PER_DAY` log rows for each day and counts them. `progress` gets the rows of each batch."""
+    db = database(create_engine(settings), settings)
     traffic = Traffic(rate=1, writers=1)
-    with terminal.bar("writing history", len(missing) * ROWS_PER_DAY) as advance:
-        for day in missing:
-            if stop.is_set():
-                return
-            write_history(database_url(settings), [day], ROWS_PER_DAY, traffic, settings.timezone, progress=advance)
-            rebuild(db, [day])
+    for day in missing:
+        if stop.is_set():
+            return
+        write_history(database_url(settings), [day], ROWS_PER_DAY, traffic, settings.timezone, progress=progress)
+        rebuild(db, [day])
 
 
-def live(settings: Settings, rate: float, seconds: float | None, stop: threading.Event, watch: Any) -> None:
-    """Writes batches in the background and redraws the table until `seconds` have passed or `stop` is set."""
+def live(settings: Settings, rate: float, seconds: float | None, stop: threading.Event) -> Iterator[Frame]:
+    """Writes batches in the background; a frame every second until `seconds` have passed or `stop` is set.
+
+    Raises the writer's error.
+    """
     finished = threading.Event()
     writer = _Writer(settings, rate, finished)
     writer.start()
     try:
-        _draw(settings, writer, seconds, stop, watch)
+        yield from _frames(settings, writer, seconds, stop)
     finally:
         finished.set()
         writer.join()
@@ -72,24 +90,15 @@ class _Writer(threading.Thread):
         self.rows += rows
 
 
-def _draw(settings: Settings, writer: _Writer, seconds: float | None, stop: threading.Event, watch: Any) -> None:
-    from rich.console import Console
-    from rich.live import Live
-
-    console, db = Console(), database(create_engine(settings), settings)
+def _frames(settings: Settings, writer: _Writer, seconds: float | None, stop: threading.Event) -> Iterator[Frame]:
+    db = database(create_engine(settings), settings)
     shown, proof = db.log.rollups[0], _Proof(db)
     deadline = time.monotonic() + seconds if seconds else None
-    with Live(console=console, auto_refresh=False) if console.is_terminal else nullcontext() as screen:
-        while not stop.wait(REDRAW_SECONDS) and (deadline is None or time.monotonic() < deadline):
-            if writer.error:
-                raise writer.error
-            watch()
-            totals = day_totals(db, shown, _shown_days(db))
-            caption = f"{terminal.number(writer.rows, 'row')} written live · {proof.text()}"
-            if screen:
-                screen.update(terminal.totals_table(shown, totals, caption), refresh=True)
-            else:
-                terminal.say(terminal.totals_line(shown, totals, caption))
+    while not stop.wait(REDRAW_SECONDS) and (deadline is None or time.monotonic() < deadline):
+        if writer.error:
+            raise writer.error
+        caption = f"{number(writer.rows, 'row')} written live · {proof.text()}"
+        yield Frame(shown, day_totals(db, shown, _shown_days(db)), caption)
 
 
 class _Proof:
@@ -103,7 +112,7 @@ class _Proof:
         if time.monotonic() - self.at > VERIFY_EVERY_SECONDS:
             report = verify(self.db, _shown_days(self.db))
             self.at = time.monotonic()
-            where = f"in {terminal.number(len(self.db.log.rollups), 'rollup')} at {time.strftime('%H:%M:%S')}"
+            where = f"in {number(len(self.db.log.rollups), 'rollup')} at {time.strftime('%H:%M:%S')}"
             self.said = f"verify: difference {report.difference:,} {where}"
         return self.said
 

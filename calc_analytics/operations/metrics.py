@@ -17,12 +17,12 @@ from prometheus_client.metrics_core import InfoMetricFamily
 from prometheus_client.registry import Collector
 
 from calc_analytics import __version__
+from calc_analytics.operations import health
+from calc_analytics.operations.probes import Answer, Prober, Question
+from calc_analytics.operations.sources import Sources
+from calc_analytics.operations.status import figures
 from calc_analytics.rollup import journal, status
 from calc_analytics.rollup.database import Database
-from calc_analytics.service import health
-from calc_analytics.service.probes import Answer, Prober, Question
-from calc_analytics.service.sources import Sources
-from calc_analytics.service.status import figures
 
 PREFIX = "calc_analytics"
 TIMED = ("refresh", "rebuild", "verify", "audit")

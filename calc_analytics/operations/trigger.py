@@ -10,13 +10,13 @@ from calc_analytics.config import Settings
 from calc_analytics.database.engine import database_url, engine_for, with_timeouts
 from calc_analytics.days import today_and_yesterday
 from calc_analytics.errors import CalcAnalyticsError
+from calc_analytics.operations.words import in_rollups
 from calc_analytics.plurals import number
 from calc_analytics.rollup.judge import Decision
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.reports import RebuildReport, RefreshReport, Refused
 from calc_analytics.rollup.status import server
-from calc_analytics.service.words import in_rollups
 
 # A rebuild of two busy days takes a minute at most; an answer is wanted in any case.
 STATEMENT_SECONDS = 120.0

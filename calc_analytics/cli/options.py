@@ -1,5 +1,6 @@
 """Options that several commands have."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -33,3 +34,20 @@ def single_days(purpose: str) -> Callable[[Any], Any]:
 def port_option(name: str, default: int, help_text: str) -> Callable[[Any], Any]:
     """An option that takes a port's number."""
     return click.option(name, default=default, show_default=True, type=click.IntRange(1, 65535), help=help_text)
+
+
+ui_port_option = port_option("--ui-port", UI_PORT, "Port of the Dagster UI on 127.0.0.1.")
+service_port_option = port_option(
+    "--service-port", SERVICE_PORT, "Port of the HTTP service (health, metrics, trigger) on 127.0.0.1."
+)
+
+
+class Finite(click.FloatRange):
+    """A number that is one: `nan` and `inf` are not."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number, or a usage error."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number

@@ -15,9 +15,9 @@ from sqlalchemy.engine import URL, Engine
 from calc_analytics import rollups
 from calc_analytics.config import Settings
 from calc_analytics.database.engine import database_url, engine_for, translate_db_errors, with_timeouts
+from calc_analytics.operations.daemons import HeartbeatIds
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.unseen import Search
-from calc_analytics.service.daemons import HeartbeatIds
 
 STATEMENT_SECONDS = 10.0
 # A probe has three seconds. Where a search for days that are not on record takes longer, the patrol finds them.

@@ -196,6 +196,20 @@ def _grouped(items: Sequence[T], key: Callable[[T], Any]) -> dict[Any, list[T]]:
     return found
 
 
+@contextmanager
+def live_table() -> Iterator[Callable[[Rollup, dict[date, dict[str, int]], str], None]]:
+    """A function that shows totals by day: a table that is redrawn, or, without a terminal, a line each time."""
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console()
+    if not console.is_terminal:
+        yield lambda rollup, totals, caption: say(totals_line(rollup, totals, caption))
+        return
+    with Live(console=console, auto_refresh=False) as screen:
+        yield lambda rollup, totals, caption: screen.update(totals_table(rollup, totals, caption), refresh=True)
+
+
 def totals_table(rollup: Rollup, totals: dict[date, dict[str, int]], caption: str) -> Any:
     """A rich table of a rollup's measures per day, newest first; fits 80 columns."""
     from rich import box

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from calc_analytics.errors import CalcAnalyticsError
-from calc_analytics.service.disclosure import NO_ANSWER, Cause, cause_of
+from calc_analytics.operations.disclosure import NO_ANSWER, Cause, cause_of
 from calc_analytics.telemetry import logs
 
 T = TypeVar("T")

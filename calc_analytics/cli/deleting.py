@@ -1,23 +1,57 @@
-"""`calc-analytics erase`: removes one publisher from the log and from every table of statistics."""
+"""The commands that delete: `prune` (old log rows, statistics stay) and `erase` (one publisher, everywhere)."""
 
 import json
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 
 import click
 
-from calc_analytics import terminal
-from calc_analytics.commands.opening import open_database
-from calc_analytics.commands.options import as_json
+from calc_analytics import days
+from calc_analytics.cli import terminal
+from calc_analytics.cli.counting import refresh_with_progress
+from calc_analytics.cli.opening import open_database
+from calc_analytics.cli.options import as_json
+from calc_analytics.cli.terminal import print_report
 from calc_analytics.config import Settings
 from calc_analytics.plurals import number
+from calc_analytics.rollup import retention
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Rollup
 from calc_analytics.rollup.erase import erase as erase_keys
 from calc_analytics.rollup.erase import would_be_left
 from calc_analytics.rollup.erasure import EraseReport, Holdings, Keys, NothingToErase, day_name, holdings, in_words
 from calc_analytics.rollups import LOG
-from calc_analytics.terminal import print_report
+
+
+@click.command()
+@click.option(
+    "--older-than",
+    "keep_days",
+    metavar="DAYS",
+    required=True,
+    type=click.IntRange(0, 100_000),
+    help="Keep the logs of today and of so many days before it.",
+)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@as_json
+def prune(keep_days: int, yes: bool, as_json: bool) -> None:
+    """Delete old raw logs whose days are counted in every rollup, and only those. Their statistics stay.
+
+    In small batches, beside writers; may be stopped and repeated. Days that were never built, or that differ from their
+    logs, keep their logs. Of a pruned day late rows still add to its statistics, `verify` compares its totals and a
+    checksum, and `rollup` refuses to lower it. The role needs the right to delete from calculation_logs.
+    """
+    settings = Settings.from_environment()
+    db, before = open_database(settings), days.today(settings.timezone) - timedelta(days=keep_days)
+    refresh_with_progress(db)
+    there = retention.prunable(db, before)
+    rows, of_days = number(sum(there.values()), "counted log row"), number(len(there), "day")
+    if there and not yes:
+        click.confirm(f"Delete {rows} of {of_days} before {before} for good?", abort=True)
+    with terminal.bar("deleting log rows", sum(there.values())) as advance:
+        report = retention.prune(db, before, progress=advance)
+    print_report(report, as_json, terminal.show_prune)
 
 
 @click.command()

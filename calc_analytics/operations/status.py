@@ -7,12 +7,12 @@ from functools import partial
 from typing import Any
 
 from calc_analytics.config import redact_url
+from calc_analytics.operations import health
+from calc_analytics.operations.probes import Answer, Prober, Question
+from calc_analytics.operations.sources import Sources
+from calc_analytics.operations.words import instant
 from calc_analytics.rollup import status
 from calc_analytics.rollups import chosen_log
-from calc_analytics.service import health
-from calc_analytics.service.probes import Answer, Prober, Question
-from calc_analytics.service.sources import Sources
-from calc_analytics.service.words import instant
 
 Answers = Mapping[str, Answer[Any]]
 

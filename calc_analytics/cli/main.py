@@ -1,0 +1,94 @@
+"""The command group: errors in one line, and the list of the commands.
+
+Errors a user can fix are one line on standard error and exit code 1; wrong usage is exit code 2. A report with
+`--json` is one JSON object on standard output.
+"""
+
+import signal
+import sys
+import traceback
+from typing import Any
+
+import click
+
+from calc_analytics import __version__
+from calc_analytics.cli.counting import refresh, rollup, verify
+from calc_analytics.cli.deleting import erase, prune
+from calc_analytics.cli.doctor import doctor
+from calc_analytics.cli.history import history
+from calc_analytics.cli.running import demo, serve, simulate, up
+from calc_analytics.cli.schema import migrate, rebase, widen
+from calc_analytics.cli.status import status
+from calc_analytics.database.embedded import data_folder, writable
+from calc_analytics.errors import CalcAnalyticsError
+
+COMMANDS = (
+    up,
+    demo,
+    simulate,
+    serve,
+    migrate,
+    rebase,
+    widen,
+    refresh,
+    rollup,
+    verify,
+    prune,
+    erase,
+    history,
+    status,
+    doctor,
+)
+
+
+class OneLineErrors(click.Group):
+    """Turns the project's errors into one line and exit code 1; Ctrl-C into exit code 130."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the subcommand."""
+        try:
+            return super().invoke(ctx)
+        except CalcAnalyticsError as error:
+            click.echo(f"error: {error}", err=True)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            sys.exit(130)
+        except (click.exceptions.Exit, click.Abort, click.ClickException):
+            raise
+        except Exception as error:
+            click.echo(f"error: internal error: {type(error).__name__}: {error} ({_note(error)})", err=True)
+            sys.exit(1)
+
+
+def _note(error: Exception) -> str:
+    """Writes the stack trace of an internal error to a file; returns where."""
+    log = writable(data_folder()) / "logs" / "cli.log"
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "a") as file:
+            file.writelines(traceback.format_exception(error))
+    except OSError as refused:
+        return f"details could not be written to {log}: {refused.strerror}"
+    return f"details in {log}"
+
+
+@click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def main() -> None:
+    """Daily statistics of calculation_logs that equal the log, exactly, and prove it.
+
+    \b
+    Try it:          calc-analytics demo
+    Your database:   export DATABASE_URL=postgresql://user:password@host/database
+                     calc-analytics migrate && calc-analytics up
+    Build history:   calc-analytics rollup --from 2026-01-01
+    Prove it:        calc-analytics verify
+    What changed:    calc-analytics history
+
+    Without DATABASE_URL an embedded PostgreSQL is used; its data is in .calc_analytics/ of the project folder.
+    """
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+
+
+for command in COMMANDS:
+    main.add_command(command)

@@ -1,0 +1,112 @@
+"""The commands that change tables: `migrate`, `rebase`, `widen`."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import date
+
+import click
+
+from calc_analytics.cli.opening import make_ready, open_database
+from calc_analytics.config import Settings, redact_url
+from calc_analytics.database.schemas import Place
+from calc_analytics.errors import CalcAnalyticsError
+from calc_analytics.plurals import number
+from calc_analytics.rollup import install, ledger, status
+from calc_analytics.rollup import widen as widening
+from calc_analytics.rollup.database import Database
+from calc_analytics.rollups import LOG
+
+
+@click.command()
+def migrate() -> None:
+    """Create the tables, or adopt the API's; keep the rollups that ROLLUPS names. Prints what became of each table.
+
+    Safe to repeat and safe while the API writes: every row of every table stays, writers are not blocked. Old
+    databases get city_id renamed to locality_id. The role must own calculation_logs. Tables are found, and created, by
+    its search_path.
+    """
+    settings = Settings.from_environment()
+    places: list[Place] = []
+    db = make_ready(settings, always=True, report=places.append)
+    zone = ledger.stored_timezone(db)
+    click.echo(f"ready: {redact_url(db.engine.url)}, days in {zone}")
+    click.echo(f"rollups: {', '.join(db.log.names)}")
+    for place in places:
+        print_place(place)
+    if _is_to_be_rebased(db):
+        click.echo(f"{db.log.name} is not what was counted: run 'calc-analytics rebase', then 'calc-analytics rollup'")
+    elif waiting := ledger.waiting_days(db):
+        click.echo(f"{_wait(waiting)}: run 'calc-analytics rollup'")
+    if zone != settings.timezone:
+        click.echo(f"ROLLUP_TIMEZONE is {settings.timezone}: set it to {zone}, or run 'calc-analytics rebase'")
+
+
+def _is_to_be_rebased(db: Database) -> bool:
+    """Whether the log is another table, or another cluster's, than was counted."""
+    try:
+        status.refreshed(db)
+    except (ledger.ClusterChanged, ledger.LogReplaced):
+        return True
+    except CalcAnalyticsError:
+        return False
+    return False
+
+
+def print_place(place: Place) -> None:
+    """Prints what became of one table."""
+    click.echo(f"  {place.line}")
+
+
+def _wait(waiting: Sequence[date]) -> str:
+    """'1 day waits', '2 days wait'."""
+    return f"{number(len(waiting), 'day')} {'waits' if len(waiting) == 1 else 'wait'} for a rebuild"
+
+
+@click.command()
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def rebase(yes: bool) -> None:
+    """Start counting afresh after a restore into another cluster, in another log table, or for a new ROLLUP_TIMEZONE.
+
+    Statistics stay until each day is rebuilt; `rollup` without options then rebuilds them. Logs are not touched,
+    except that their transaction ids are forgotten (in an instant: the column is dropped and added).
+    """
+    settings = Settings.from_environment()
+    if not yes:
+        click.confirm("Mark every built day for a rebuild?", abort=True)
+    db = open_database(settings)
+    install.rebase(db)
+    click.echo(f"{_wait(ledger.waiting_days(db))}: run 'calc-analytics rollup'")
+
+
+@click.command()
+@click.argument("column")
+@click.option(
+    "--to",
+    "to",
+    type=click.Choice(["integer", "bigint"]),
+    default="bigint",
+    show_default=True,
+    help="The type that the column gets, unless it is wider already.",
+)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def widen(column: str, to: str, yes: bool) -> None:
+    """Give COLUMN a wider type in the log table and in every table of statistics that holds its values.
+
+    For example response_time_ms, publisher_id, or total_calculations. In one transaction the live views are dropped and
+    created again, with their owner, grants and comments. PostgreSQL rewrites the tables, and keeps readers and writers
+    out as long as that takes. Days that were set aside are then rebuilt. The role must own the tables.
+    """
+    db = replace(open_database(Settings.from_environment()), log=LOG)
+    changes = widening.plan(db, column, to)
+    if not changes:
+        click.echo(f"nothing to do: {column} is {to}, or wider, everywhere")
+        return
+    for change in changes:
+        size = f"{change.bytes / 1024**2:,.1f} MB"
+        click.echo(f"{change.describe()} (rewrites {size}; readers and writers of {change.table} wait meanwhile)")
+    if not yes:
+        click.confirm("Widen now?", abort=True)
+    done = widening.widen(db, column, to)
+    click.echo(f"{number(len(done), 'column')} widened; live views keep their grants")
+    if waiting := widening.waiting_days(db):
+        click.echo(f"{number(len(waiting), 'day')} to be rebuilt: run 'calc-analytics rollup'")
