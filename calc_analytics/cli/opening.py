@@ -3,7 +3,8 @@
 from collections.abc import Callable
 
 from calc_analytics.config import Settings
-from calc_analytics.database.engine import create_engine, ensure_database
+from calc_analytics.database.create import ensure_database
+from calc_analytics.database.engine import create_engine
 from calc_analytics.database.schemas import Place
 from calc_analytics.rollup import install
 from calc_analytics.rollup.database import Database

@@ -14,9 +14,10 @@ from calc_analytics.cli.options import SERVICE_PORT, Finite, as_json, port_optio
 from calc_analytics.cli.schema import print_place
 from calc_analytics.cli.terminal import print_report
 from calc_analytics.config import Settings, redact_url
+from calc_analytics.database.create import ensure_database
 from calc_analytics.database.dagster_tables import require_room
 from calc_analytics.database.embedded import data_folder, writable
-from calc_analytics.database.engine import dagster_url, database_url, ensure_database
+from calc_analytics.database.engine import dagster_url, database_url
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.plurals import number
 from calc_analytics.processes.supervisor import Supervisor, claim

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
-from calc_analytics.database.engine import quoted
+from calc_analytics.database.sql import quote_identifier
 
 
 def existing(connection: Connection) -> set[str]:
@@ -61,7 +61,7 @@ def _roles_that(connection: Connection, table: str, privilege: str) -> list[str]
 
 
 def _role(name: str | None) -> str:
-    return "public" if name is None else quoted(name)
+    return "public" if name is None else quote_identifier(name)
 
 
 _GRANTS = """

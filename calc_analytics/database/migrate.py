@@ -17,14 +17,8 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from calc_analytics.database import log_index
-from calc_analytics.database.engine import (
-    is_row_security,
-    settings_sql,
-    sqlstate,
-    transaction,
-    translate_db_errors,
-    without_limits,
-)
+from calc_analytics.database.engine import settings_sql, transaction
+from calc_analytics.database.errors import first_line, is_row_security, sqlstate, translate_db_errors
 from calc_analytics.errors import CalcAnalyticsError
 
 # The newest revision in migrations/versions.
@@ -98,11 +92,30 @@ def _run(engine: Engine, statement: TextClause, is_concurrent: bool) -> None:
     with engine.connect() as connection:
         if is_concurrent:
             connection.execution_options(isolation_level="AUTOCOMMIT")
-            with without_limits(connection):
+            with _without_limits(connection):
                 connection.execute(statement)
         else:
             execute = partial(Connection.execute, statement=statement)
             with_brief_locks(connection, lambda: _in_a_transaction(connection, execute))
+
+
+@contextmanager
+def _without_limits(connection: Connection) -> Iterator[None]:
+    """Lifts the role's limits on waiting, for what cannot run in a transaction, as CREATE INDEX CONCURRENTLY.
+
+    That needs settings of the session. Behind a pooler, which hands the session to others, they stay as they are.
+    """
+    if not connection.info.get("is_direct"):
+        yield
+        return
+    limits = ("lock_timeout", "statement_timeout")
+    for name in limits:
+        connection.execute(text(f"set {name} = 0"))
+    try:
+        yield
+    finally:
+        for name in limits if not connection.invalidated else ():
+            connection.execute(text(f"reset {name}"))
 
 
 @contextmanager
@@ -174,7 +187,7 @@ def _has_its_locks(connection: Connection, work: Callable[[], object], is_last: 
     except DBAPIError as error:
         connection.rollback()
         if sqlstate(error) == "42501" and not is_row_security(error):
-            raise _not_owner(str(error.orig).strip().splitlines()[0]) from error
+            raise _not_owner(first_line(error)) from error
         if sqlstate(error) not in ("55P03", "40P01"):
             raise
         if is_last:
@@ -194,9 +207,9 @@ def require_ownership(connection: Connection, names: Collection[str]) -> None:
         raise _not_owner(f"the role '{foreign[0].role}' does not own {tables}")
 
 
-def _not_owner(said: str) -> NotOwner:
+def _not_owner(reason: str) -> NotOwner:
     return NotOwner(
-        f"{said}: run this command once with DATABASE_URL naming the role that owns the API's tables; "
+        f"{reason}: run this command once with DATABASE_URL naming the role that owns the API's tables; "
         "nothing was changed"
     )
 

@@ -13,7 +13,8 @@ from sqlalchemy import text
 from sqlalchemy.engine import URL, Connection
 
 from calc_analytics.addresses import libpq_defaults
-from calc_analytics.database.engine import engine_for, quoted, transaction
+from calc_analytics.database.engine import engine_for, transaction
+from calc_analytics.database.sql import quote_identifier
 from calc_analytics.database.tables import calculation_logs
 from calc_analytics.errors import CalcAnalyticsError
 
@@ -112,7 +113,7 @@ def require_visible(connection: Connection, names: Collection[str]) -> None:
     if asked is not None:
         raise PathIgnored(
             f"the search_path is {row.path}, and not {asked}, as the URL or PGOPTIONS asks: a pooler ignores start-up "
-            f"options; alter role {quoted(row.role)} set search_path = {asked}; nothing was changed"
+            f"options; alter role {quote_identifier(row.role)} set search_path = {asked}; nothing was changed"
         )
     for found in hidden(connection, names):
         raise HiddenTable(f"{found.fact}: {found.statement}; nothing was changed")
@@ -148,7 +149,7 @@ def ensure_schema(url: URL) -> None:
 
 
 def _statement(row: Any) -> str:
-    schema, role = quoted(row.schema), quoted(row.role)
+    schema, role = quote_identifier(row.schema), quote_identifier(row.role)
     if not row.may_use:
         return f"grant usage on schema {schema} to {role}"
     rest = row.path if row.is_set else "public"

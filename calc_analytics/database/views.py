@@ -12,7 +12,8 @@ from sqlalchemy import text
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
-from calc_analytics.database.engine import quoted, sqlstate
+from calc_analytics.database.errors import sqlstate
+from calc_analytics.database.sql import quote_identifier
 from calc_analytics.errors import CalcAnalyticsError
 
 # The columns would change: invalid_table_definition.
@@ -88,7 +89,7 @@ def create_view(connection: Connection, name: str, query: str, had: Attributes |
         if column in columns:
             connection.execute(text(statement.replace(":", "\\:")))
     if not connection.execute(text("select current_user = :owner"), {"owner": had.owner}).scalar():
-        connection.execute(text(f"alter view {name} owner to {quoted(had.owner)}"))
+        connection.execute(text(f"alter view {name} owner to {quote_identifier(had.owner)}"))
 
 
 def dependents(connection: Connection, name: str, column: str | None = None) -> list[str]:
@@ -106,7 +107,7 @@ def _grants(connection: Connection, name: str) -> list[tuple[str, str]]:
 
 
 def _grant(row: Any, name: str) -> str:
-    columns = f" ({quoted(row.of_column)})" if row.of_column else ""
+    columns = f" ({quote_identifier(row.of_column)})" if row.of_column else ""
     option = " with grant option" if row.is_grantable else ""
     return f"grant {row.privilege}{columns} on {name} to {row.grantee}{option}"
 

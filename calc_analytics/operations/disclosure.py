@@ -7,7 +7,7 @@ the first sentence of its docstring, which holds no values.
 import re
 from dataclasses import dataclass
 
-from calc_analytics.database.engine import DatabaseError
+from calc_analytics.database.errors import DatabaseError
 from calc_analytics.errors import CalcAnalyticsError
 
 DOCTOR, MIGRATE, REBASE = "calc-analytics doctor", "calc-analytics migrate", "calc-analytics rebase"

@@ -14,7 +14,8 @@ from sqlalchemy.engine import URL, Engine
 
 from calc_analytics import rollups
 from calc_analytics.config import Settings
-from calc_analytics.database.engine import database_url, engine_for, translate_db_errors, with_timeouts
+from calc_analytics.database.engine import database_url, engine_for, with_timeouts
+from calc_analytics.database.errors import translate_db_errors
 from calc_analytics.operations.daemons import HeartbeatIds
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.unseen import Search

@@ -67,14 +67,14 @@ def report_days(
 
 def _remember(db: "Database", followed: "FollowReport", cursor: Cursor) -> Cursor:
     """The cursor with what the tick's refreshes added, and with the days built on the command line since the last."""
-    from calc_analytics.rollup.figures import built_by_others
+    from calc_analytics.rollup.ledger import days_built_by_others
 
     unreported = dict(cursor.unreported)
     for day, rows in followed.rows_by_day.items():
         before = unreported.get(str(day), Unreported())
         unreported[str(day)] = Unreported(before.rows + rows, before.seconds + followed.seconds)
     since = cursor.built_elsewhere_until
-    others = built_by_others(db, datetime.fromisoformat(since) if since else None, BUILT_ELSEWHERE_PER_TICK)
+    others = days_built_by_others(db, datetime.fromisoformat(since) if since else None, BUILT_ELSEWHERE_PER_TICK)
     built = {key: list(names) for key, names in cursor.built_elsewhere.items()}
     for day, name, _ in others:
         built[str(day)] = sorted({*built.get(str(day), []), name})

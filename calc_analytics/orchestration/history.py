@@ -28,7 +28,8 @@ from sqlalchemy.exc import DBAPIError
 
 from calc_analytics.config import Settings, dagster_home, redact_url
 from calc_analytics.database import dagster_tables
-from calc_analytics.database.engine import DatabaseError, engine_for, transaction, with_timeouts
+from calc_analytics.database.engine import engine_for, transaction, with_timeouts
+from calc_analytics.database.errors import DatabaseError
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.orchestration import event_log
 from calc_analytics.orchestration.incidents import name_check

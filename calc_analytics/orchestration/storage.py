@@ -25,7 +25,8 @@ from sqlalchemy.pool import QueuePool
 
 from calc_analytics.config import Settings, with_driver
 from calc_analytics.database import dagster_tables
-from calc_analytics.database.engine import dagster_url, ensure_database
+from calc_analytics.database.create import ensure_database
+from calc_analytics.database.engine import dagster_url
 from calc_analytics.database.schemas import ensure_schema
 
 # A server that vanished without a word is an error after half a minute, not after hours.

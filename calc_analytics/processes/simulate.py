@@ -20,7 +20,7 @@ from sqlalchemy.engine import URL
 
 from calc_analytics import days
 from calc_analytics.database.connecting import connect_seconds
-from calc_analytics.database.engine import translate_db_errors
+from calc_analytics.database.errors import translate_db_errors
 
 COLUMNS = "publisher_id, locality_id, date_calculated, cache_hit, response_time_ms, zman_count, source, created_at"
 # Calculations per hour of the day relative to the mean: people ask before dawn, at noon, and before sunset.

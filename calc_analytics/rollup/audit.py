@@ -11,7 +11,8 @@ from datetime import date
 from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
-from calc_analytics.database.engine import WHOLE_DAYS, retry_transient, transaction
+from calc_analytics.database.engine import WHOLE_DAYS, transaction
+from calc_analytics.database.retries import retry_transient
 from calc_analytics.days import FIRST, LAST
 from calc_analytics.rollup import journal, ledger
 from calc_analytics.rollup.database import Database
@@ -71,19 +72,13 @@ def audit_sql(rollup: Rollup, days: Sequence[date] | None) -> str:
     chosen = "" if days is None else f"where t.date = any(cast(:days as date[])) {_beyond(days)}"
     # Infinity and the years beyond a client's calendar are found on the last days that it can hold.
     day = f"greatest(least(t.date, date '{LAST}'), date '{FIRST}')"
-    also = "" if days is None else "and date = any(cast(:days as date[]))"
     sums = rollup.each_measure("sum(t.{name}) as {name}")
     differences = " + ".join(
         f"abs(coalesce(s.{name}, 0) - coalesce(cast(k.counted ->> '{name}' as numeric), 0))"
         for name in rollup.measure_names
     )
     return f"""
-    with known as materialized (
-        select date, status, counted, checksum, coalesce(method = 'unrecorded', false) as is_lost,
-               counted is null and method is distinct from 'predecessor' as is_uncounted,
-               checksum is not null and (status = 'frozen' or coalesce(deleted, '{{}}') <> '{{}}') as is_hashed
-        from rollup_days where rollup = :rollup {also}
-    ),
+    with {ledger.audited_cte(days)},
     stored as (
         select {day} as date, {sums}, sum(case when h.date is not null then {rollup.hash_of("t")} end) as checksum
         from {rollup.name} t left join (select date from known where is_hashed) h on h.date = t.date

@@ -50,11 +50,6 @@ def _widest(type_: TypeEngine[Any]) -> str:
     return "BIGINT" if isinstance(type_, Integer) else type_to_sql(type_)
 
 
-def quote_literal(value: str) -> str:
-    """The text as an SQL literal."""
-    return "'" + value.replace("'", "''") + "'"
-
-
 def _bare(element: Any, **_: Any) -> Any:
     return column(element.name, element.type) if isinstance(element, Column) else None
 

@@ -12,9 +12,10 @@ from sqlalchemy import text
 from sqlalchemy.engine import Engine
 
 from calc_analytics.database import adopt, log_index
-from calc_analytics.database.engine import quoted, transaction
+from calc_analytics.database.engine import transaction
 from calc_analytics.database.log_index import TableIndex
 from calc_analytics.database.log_tree import TREE
+from calc_analytics.database.sql import quote_identifier
 from calc_analytics.rollup import ledger, row_security
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Log
@@ -115,7 +116,7 @@ def role(db: Database) -> Role:
     """What the connected role may do. Rights that come by membership count."""
     with transaction(db.engine) as connection:
         row = connection.execute(text(_ROLE), {"source": db.log.name, "sequence": JOURNAL_SEQUENCE}).one()
-        name, grants = quoted(row.role), []
+        name, grants = quote_identifier(row.role), []
         for table, rights in needed_rights(db.log).items():
             lacking = connection.execute(text(_LACKING), {"name": table, "rights": list(rights)}).scalars().all()
             if lacking:
@@ -123,7 +124,7 @@ def role(db: Database) -> Role:
     if not row.may_use_sequence:
         grants.append(f"grant usage on sequence {JOURNAL_SEQUENCE} to {name}")
     if not row.may_create_temporary:
-        grants.append(f"grant temporary on database {quoted(row.database)} to {name}")
+        grants.append(f"grant temporary on database {quote_identifier(row.database)} to {name}")
     if not row.may_read_control:
         grants.append(f"grant execute on function pg_control_system() to {name}")
     return Role(row.role, row.superuser, grants, row.may_prune, row.sees_others)

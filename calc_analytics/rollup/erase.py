@@ -16,10 +16,12 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
-from calc_analytics.database.engine import WHOLE_DAYS, retry_transient, transaction
+from calc_analytics.database.engine import WHOLE_DAYS, transaction
+from calc_analytics.database.retries import retry_transient
+from calc_analytics.database.sql import quote_literal
 from calc_analytics.rollup import journal, ledger
 from calc_analytics.rollup.database import Database
-from calc_analytics.rollup.declaration import Rollup, quote_literal
+from calc_analytics.rollup.declaration import Rollup
 from calc_analytics.rollup.erasure import (
     EraseReport,
     Holdings,

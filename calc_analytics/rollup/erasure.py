@@ -12,12 +12,13 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
-from calc_analytics.database.engine import WHOLE_DAYS, quoted, transaction
+from calc_analytics.database.engine import WHOLE_DAYS, transaction
+from calc_analytics.database.sql import quote_identifier, quote_literal
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.plurals import number
 from calc_analytics.rollup import ledger
 from calc_analytics.rollup.database import Database
-from calc_analytics.rollup.declaration import Log, Rollup, quote_literal
+from calc_analytics.rollup.declaration import Log, Rollup
 from calc_analytics.rollup.windows import has_a_day, local_date
 
 Keys = Mapping[str, int]
@@ -209,7 +210,7 @@ def _exists(connection: Connection, name: str) -> bool:
 
 
 def _has_rows(connection: Connection, name: str) -> bool:
-    return bool(connection.execute(text(f"select exists (select from {quoted(name)})")).scalar())
+    return bool(connection.execute(text(f"select exists (select from {quote_identifier(name)})")).scalar())
 
 
 def _rows_of_log(connection: Connection, db: Database, keys: Keys) -> RowsByDay:

@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import date, datetime
+from datetime import date
 from typing import Any
 
 from sqlalchemy import text
 
 from calc_analytics.database.engine import WHOLE_DAYS, transaction
+from calc_analytics.database.sql import quote_literal
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.rollup.database import Database
-from calc_analytics.rollup.declaration import Check, Rollup, quote_literal, to_sql
+from calc_analytics.rollup.declaration import Check, Rollup, to_sql
 from calc_analytics.rollup.status import lag
 from calc_analytics.rollup.totals import totals_by_day
 from calc_analytics.rollup.windows import has_a_day, has_no_day, local_date, of_day, windows
@@ -104,23 +105,6 @@ def day_totals(db: Database, rollup: Rollup, days: Sequence[date]) -> dict[date,
     with transaction(db.engine) as connection:
         found = totals_by_day(connection, rollup, days)
     return {day: {"keys": keys, **measures} for day, (keys, measures) in found.items()}
-
-
-def built_by_others(db: Database, since: datetime | None, limit: int) -> list[tuple[date, str, datetime]]:
-    """The first days built after `since` by another application than this engine's: day, rollup, when; oldest first.
-
-    Days are built under the state's lock, so no build that commits later has an earlier time.
-    """
-    statement = """
-        select date, rollup, built_at from rollup_days
-        where rollup = any(cast(:rollups as text[])) and status = 'built'
-          and built_by <> current_setting('application_name')
-          and (cast(:since as timestamptz) is null or built_at > :since)
-        order by built_at, date limit :limit
-    """
-    with transaction(db.engine) as connection:
-        rows = connection.execute(text(statement), {"rollups": db.log.names, "since": since, "limit": limit})
-        return [(row.date, row.rollup, row.built_at) for row in rows]
 
 
 def top_keys(db: Database, rollup: Rollup, days: Sequence[date], limit: int = 10) -> list[dict[str, Any]]:

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
 
-from calc_analytics.database.engine import retry_transient, translate_db_errors
+from calc_analytics.database.errors import translate_db_errors
+from calc_analytics.database.retries import retry_transient
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.index import IndexKeeper
 from calc_analytics.rollup.refresh import STEP_ROWS, look_for_rows, refresh

@@ -8,7 +8,8 @@ from contextlib import suppress
 
 from sqlalchemy import text
 
-from calc_analytics.database.engine import DatabaseError, transaction
+from calc_analytics.database.engine import transaction
+from calc_analytics.database.errors import DatabaseError
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.rollup.database import Database
 

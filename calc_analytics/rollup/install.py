@@ -9,9 +9,11 @@ from sqlalchemy.engine import Connection
 
 from calc_analytics.config import redact_url
 from calc_analytics.database import adopt, grants, log_tree, migrate, schemas
-from calc_analytics.database.engine import ALL_ROWS, quoted, transaction, translate_db_errors
+from calc_analytics.database.engine import ALL_ROWS, transaction
+from calc_analytics.database.errors import translate_db_errors
 from calc_analytics.database.log_columns import UnfitTable
 from calc_analytics.database.schemas import Place
+from calc_analytics.database.sql import quote_identifier
 from calc_analytics.database.tables import STATE_TABLES, VERSION_TABLE, calculation_stats_daily, metadata
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.rollup import journal, ledger, predecessor, row_security, unseen, widen
@@ -106,16 +108,13 @@ def _require_wide_keys(connection: Connection, log: Log) -> None:
 
 def _is_interrupted(connection: Connection) -> bool:
     """Whether a `migrate` has run its revisions, which it does only if the tables there were are fit, and not ended."""
-    if not connection.execute(text("select to_regclass('rollup_state')")).scalar():
-        return False
-    return not connection.execute(text("select exists (select from rollup_state)")).scalar()
+    return ledger.has_any(connection) is False
 
 
 def _require_log(connection: Connection, log: Log) -> None:
     """Raises `UnfitTable` where the log was counted and is gone: an empty one would take its place."""
-    statement = "select to_regclass(:log) is null and to_regclass('rollup_state') is not null"
-    is_missing = connection.execute(text(statement), {"log": log.name}).scalar()
-    if is_missing and connection.execute(text("select exists (select from rollup_state)")).scalar():
+    is_missing = connection.execute(text("select to_regclass(:log) is null"), {"log": log.name}).scalar()
+    if is_missing and ledger.has_any(connection):
         raise UnfitTable(
             f"there is no table {log.name} any more, but its rows were counted: rename it back, or create it"
         )
@@ -137,7 +136,7 @@ def _keep_state(connection: Connection, db: Database, start_date: date | None, t
     known = there - grants.without_grants(connection, new)
     grants.extend(connection, known, [*before, *db.log.names], db.log.names)
     for name in switched_off:
-        connection.execute(text(f"drop view if exists {quoted(name + '_live')}"))
+        connection.execute(text(f"drop view if exists {quote_identifier(name + '_live')}"))
     if switched_on or switched_off:
         changes = [*(f"+{name}" for name in switched_on), *(f"-{name}" for name in switched_off)]
         journal.note(connection, db.log, "rollups", detail=" ".join(changes))
@@ -151,7 +150,7 @@ def _repair_log_table(connection: Connection, db: Database) -> bool:
     adopt.rename_city_id(connection)
     if adopt.gives_xact_ids(connection):
         return False
-    ledger.wait_for_turn(connection, db.log)
+    ledger.lock_unchecked(connection, db.log)
     ledger.mark_stale(connection, db.log)
     adopt.add_xact_id(connection)
     return ledger.exists(connection, db.log)
@@ -202,7 +201,7 @@ def rebase(db: Database) -> None:
 def _rebase(connection: Connection, db: Database) -> None:
     connection.execute(ALL_ROWS)
     _require_fit(connection, db.log)
-    ledger.wait_for_turn(connection, db.log)
+    ledger.lock_unchecked(connection, db.log)
     for rollup in db.log.rollups:
         without_logs(connection, db.log, rollup)
     adopt.forget_xact_ids(connection)

@@ -14,9 +14,9 @@ from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
 from calc_analytics.database.engine import transaction
+from calc_analytics.database.sql import quote_literal, sum_json
 from calc_analytics.rollup.database import Database
-from calc_analytics.rollup.declaration import Log, quote_literal
-from calc_analytics.rollup.ledger import sum_json
+from calc_analytics.rollup.declaration import Log
 
 # Ages are noted in buckets, this many to a doubling: within 9 % of the truth.
 BUCKETS_PER_DOUBLING = 8

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
+from calc_analytics.database.sql import quote_literal
 from calc_analytics.database.views import replace_view
-from calc_analytics.rollup.declaration import Log, Rollup, quote_literal, type_to_sql
+from calc_analytics.rollup.declaration import Log, Rollup, type_to_sql
 from calc_analytics.rollup.overflow import BITS, column_types
 from calc_analytics.rollup.row_security import hides_from_view_sql
 from calc_analytics.rollup.snapshot import STORED_ENDED, STORED_VISIBLE, STORED_XMAX, stored_cte

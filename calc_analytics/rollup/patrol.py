@@ -10,9 +10,8 @@ import time
 from collections.abc import Callable, Collection
 from datetime import date
 
-from sqlalchemy import text
-
-from calc_analytics.database.engine import retry_transient, transaction
+from calc_analytics.database.engine import transaction
+from calc_analytics.database.retries import retry_transient
 from calc_analytics.days import today_and_yesterday
 from calc_analytics.rollup import ledger, unseen
 from calc_analytics.rollup.audit import audit
@@ -99,38 +98,11 @@ def oldest_proof(db: Database, different_first: bool = False, without: Collectio
     """
     with transaction(db.engine) as connection:
         ledger.read(connection, db)
-        parameters = {
-            "rollups": db.log.names,
-            "seconds": PROOF_SECONDS,
-            "again": AUDIT_RECENT_SECONDS,
-            "different": different_first,
-            "without": list(without),
-        }
-        day: date | None = connection.execute(_OLDEST, parameters).scalar()
-    return day
+        again_seconds = AUDIT_RECENT_SECONDS if different_first else None
+        return ledger.oldest_proof(connection, db.log, PROOF_SECONDS, again_seconds, without)
 
 
 def _is_audit_due(db: Database) -> bool:
     """Whether no process has audited all days within the last hour."""
-    parameters = {"log": db.log.name, "seconds": AUDIT_ALL_SECONDS}
     with transaction(db.engine) as connection:
-        return bool(connection.execute(_AUDIT_DUE, parameters).scalar())
-
-
-_OLDEST = text(
-    """
-    select date from rollup_days
-    where rollup = any(cast(:rollups as text[])) and counted is not null
-      and (status = 'built' or (status = 'frozen' and deleted is not null))
-      and (verified_at is null or verified_at < clock_timestamp() - make_interval(secs => :seconds)
-           or (:different and difference <> 0 and verified_at < clock_timestamp() - make_interval(secs => :again)))
-      and date <> all(cast(:without as date[]))
-    order by :different and coalesce(difference, 0) <> 0 desc, verified_at nulls first, date desc limit 1
-    """
-)
-_AUDIT_DUE = text(
-    """
-    select coalesce(audited_at < clock_timestamp() - make_interval(secs => :seconds), true)
-    from rollup_state where log = :log
-    """
-)
+        return ledger.is_audit_due(connection, db.log, AUDIT_ALL_SECONDS)

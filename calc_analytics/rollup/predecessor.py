@@ -10,9 +10,9 @@ from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
 from calc_analytics.database.engine import WHOLE_DAYS
+from calc_analytics.database.sql import quote_literal
 from calc_analytics.rollup import ledger
 from calc_analytics.rollup.database import Database
-from calc_analytics.rollup.declaration import quote_literal
 from calc_analytics.rollup.totals import totals_by_day
 from calc_analytics.rollup.windows import has_a_day, local_date
 

@@ -15,10 +15,14 @@ from typing import Any, TypeVar
 
 from sqlalchemy.engine import Connection
 
-from calc_analytics.database.engine import DatabaseError, retry_transient, run_in_one_trip, transaction
+from calc_analytics.database.engine import transaction
+from calc_analytics.database.errors import DatabaseError
+from calc_analytics.database.pipeline import run_in_one_trip
+from calc_analytics.database.retries import retry_transient
+from calc_analytics.database.sql import quote_literal
 from calc_analytics.rollup import journal, ledger, overflow
 from calc_analytics.rollup.database import Database
-from calc_analytics.rollup.declaration import Log, Rollup, quote_literal
+from calc_analytics.rollup.declaration import Log, Rollup
 from calc_analytics.rollup.foreign import foreign_rows, foreign_rows_sql
 from calc_analytics.rollup.overflow import Misfit
 from calc_analytics.rollup.reports import DayCount, RefreshReport

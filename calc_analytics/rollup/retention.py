@@ -12,12 +12,13 @@ from functools import partial
 
 from sqlalchemy import text
 
-from calc_analytics.database.engine import WHOLE_DAYS, retry_transient, transaction
+from calc_analytics.database.engine import WHOLE_DAYS, transaction
+from calc_analytics.database.retries import retry_transient
 from calc_analytics.rollup import journal, ledger
 from calc_analytics.rollup.database import Database
-from calc_analytics.rollup.declaration import KEYS_HASH, quote_literal
+from calc_analytics.rollup.declaration import KEYS_HASH
 from calc_analytics.rollup.reports import PruneReport
-from calc_analytics.rollup.snapshot import log_oid, same_log, visible
+from calc_analytics.rollup.snapshot import visible
 from calc_analytics.rollup.verify import verify
 from calc_analytics.rollup.windows import Window, of_day, windows
 
@@ -29,23 +30,9 @@ CHECKSUM_ATTEMPTS = 5
 
 def prunable(db: Database, before: date) -> dict[date, int]:
     """Days before that one, built in every rollup, whose counted log rows are there, and how many. Reads the ledger."""
-    count = db.log.rollups[0].count
-    statement = f"""
-        select date, cast(sum(rows) filter (where rollup = :first) as bigint) as rows
-        from (
-            select rollup, date, status, cast(coalesce(counted ->> '{count}', '0') as numeric)
-                   - cast(coalesce(deleted ->> '{count}', '0') as numeric) as rows
-            from rollup_days where rollup = any(cast(:rollups as text[])) and date < :before
-        ) d
-        group by date
-        having count(*) filter (where status = 'built') = :number and sum(rows) filter (where rollup = :first) > 0
-        order by date
-    """
-    names = db.log.names
-    parameters = {"rollups": names, "number": len(names), "first": names[0], "before": before}
     with transaction(db.engine) as connection:
         ledger.read(connection, db)
-        return {row.date: int(row.rows) for row in connection.execute(text(statement), parameters)}
+        return ledger.prunable_days(connection, db.log, before)
 
 
 def not_built(db: Database, before: date) -> list[date]:
@@ -150,10 +137,7 @@ def _delete_sql(db: Database, is_of_day: str) -> str:
     with gone as (
         delete from {db.log.name}
         where id = any(:ids) and {is_of_day} and {visible("s1")}
-          and (select {same_log(log_oid(db.log))} from rollup_state s where s.log = {quote_literal(db.log.name)})
-          and (select count(*) from rollup_days where rollup = any(cast(:rollups as text[])) and date = :day
-               and status = 'built' and checksum is not null
-               and coalesce(difference, 0) = 0 and coalesce(audit_difference, 0) = 0) = :number
+          and {ledger.is_prunable_sql(db.log)}
         returning {", ".join(db.log.reads)}
     ){totals}
     select count(*) from gone

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
-from calc_analytics.database.engine import quoted
+from calc_analytics.database.sql import quote_identifier, quote_literal
 from calc_analytics.errors import CalcAnalyticsError
-from calc_analytics.rollup.declaration import quote_literal
 
 # The policies of the table `c` do not apply to the role `r`, as PostgreSQL's check_enable_rls() decides.
 _IS_EXEMPT = """(r.rolsuper or r.rolbypassrls
@@ -40,7 +39,7 @@ class Hidden:
         """The statement that exempts the role."""
         if self.is_owner:
             return f"alter table {self.table} no force row level security"
-        return f"alter role {quoted(self.role)} bypassrls"
+        return f"alter role {quote_identifier(self.role)} bypassrls"
 
 
 def hidden(connection: Connection, tables: Sequence[str], views: Sequence[str] = ()) -> list[Hidden]:

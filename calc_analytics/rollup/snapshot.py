@@ -13,7 +13,8 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
-from calc_analytics.rollup.declaration import Log, quote_literal
+from calc_analytics.database.sql import quote_literal
+from calc_analytics.rollup.declaration import Log
 
 # The row had committed when the snapshot was taken; without an `xact_id` it is older than any. The first comparison
 # settles nearly every row, the list is searched for the newest only.

@@ -15,11 +15,12 @@ from sqlalchemy.exc import DBAPIError
 
 from calc_analytics.database import log_tree
 from calc_analytics.database.adopt import hour
-from calc_analytics.database.engine import sqlstate, transaction
+from calc_analytics.database.engine import transaction
+from calc_analytics.database.errors import sqlstate
+from calc_analytics.database.sql import quote_literal
 from calc_analytics.days import FIRST, LAST
 from calc_analytics.rollup import ledger
 from calc_analytics.rollup.database import Database
-from calc_analytics.rollup.declaration import quote_literal
 from calc_analytics.rollup.snapshot import STORED_VISIBLE, stored_cte
 from calc_analytics.rollup.windows import day_begin, local_date, midnight
 

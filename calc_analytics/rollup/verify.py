@@ -14,7 +14,8 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.engine import Connection, RowMapping
 
-from calc_analytics.database.engine import WHOLE_DAYS, retry_transient, transaction
+from calc_analytics.database.engine import WHOLE_DAYS, transaction
+from calc_analytics.database.retries import retry_transient
 from calc_analytics.days import today
 from calc_analytics.rollup import journal, ledger, overflow
 from calc_analytics.rollup.audit import GREATEST
@@ -205,11 +206,7 @@ def verify_sql(db: Database, rollup: Rollup, span: Window) -> str:
                {differs} as differs{"".join(f", l.{s.name}" for s in rollup.suspects)}
         from from_logs l full join from_stats s using ({rollup.key_columns})
     ),
-    known as (
-        select *, {ledger.VERSION} as version, cast(xmin as text) as written_by,
-               exists (select from jsonb_each_text(deleted) where cast(value as numeric) <> 0) as is_pruned
-        from rollup_days where rollup = :rollup and date = :day
-    )
+    {ledger.KNOWN_CTE}
     select (select status from known) as status, (select timezone from known) as timezone,
            (select counted from known) as counted, (select deleted from known) as deleted,
            (select checksum from known) as checksum,

@@ -12,7 +12,8 @@ from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
 from calc_analytics.database import migrate, views
-from calc_analytics.database.engine import transaction, translate_db_errors
+from calc_analytics.database.engine import transaction
+from calc_analytics.database.errors import translate_db_errors
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.rollup import journal, ledger
 from calc_analytics.rollup.database import Database
@@ -143,7 +144,7 @@ def _with_size(connection: Connection, change: Change) -> Change:
 def _widen(connection: Connection, db: Database, changes: Sequence[Change]) -> None:
     is_installed = _is_installed(connection)
     if is_installed:
-        ledger.wait_for_turn(connection, db.log)
+        ledger.lock_unchecked(connection, db.log)
     connection.execute(text("set local statement_timeout = 0"))
     _alter(connection, db.log, changes)
     if is_installed and changes:

@@ -81,7 +81,7 @@ def record_failures(operation: str, db: "Database | None" = None, **fields: Any)
 
 def _can_be_noted(error: Exception) -> bool:
     """Whether the database answers: without a code the connection was lost, or there was none."""
-    from calc_analytics.database.engine import DatabaseError
+    from calc_analytics.database.errors import DatabaseError
 
     if not isinstance(error, DatabaseError):
         return True

@@ -11,7 +11,7 @@ import psutil
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from calc_analytics.database.engine import DatabaseError
+from calc_analytics.database.errors import DatabaseError
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.ledger import built_days, days_by_status
 from calc_analytics.rollup.verify import verify

@@ -15,14 +15,9 @@ from sqlalchemy.engine import URL
 
 from calc_analytics.config import Settings, redact_url
 from calc_analytics.database.connecting import CONNECT_SECONDS
-from calc_analytics.database.engine import (
-    DatabaseError,
-    NoAnswer,
-    create_engine,
-    dagster_url,
-    retry_transient,
-    transaction,
-)
+from calc_analytics.database.engine import create_engine, dagster_url, transaction
+from calc_analytics.database.errors import DatabaseError, NoAnswer
+from calc_analytics.database.retries import retry_transient
 from calc_analytics.operations.probes import Prober
 from calc_analytics.operations.sources import Sources
 from calc_analytics.operations.status import report

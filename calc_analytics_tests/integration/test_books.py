@@ -14,7 +14,8 @@ from sqlalchemy import text
 from sqlalchemy.engine import URL, Engine
 from sqlalchemy.exc import OperationalError
 
-from calc_analytics.database.engine import engine_for, sqlstate
+from calc_analytics.database.engine import engine_for
+from calc_analytics.database.errors import sqlstate
 from calc_analytics.rollup import ledger
 from calc_analytics.rollup import retention as retention_module
 from calc_analytics.rollup.audit import audit

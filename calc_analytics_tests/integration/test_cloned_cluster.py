@@ -15,7 +15,8 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from calc_analytics.database.engine import engine_for, ensure_database
+from calc_analytics.database.create import ensure_database
+from calc_analytics.database.engine import engine_for
 from calc_analytics.rollup.audit import audit
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.follow import Follower

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from sqlalchemy import text
 
-from calc_analytics.database.engine import DatabaseError
+from calc_analytics.database.errors import DatabaseError
 from calc_analytics.rollup import rebuild as rebuild_module
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.judge import Decision

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy.engine import URL
 
 from calc_analytics.config import Settings
-from calc_analytics.database.engine import DatabaseError
+from calc_analytics.database.errors import DatabaseError
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.operations.disclosure import cause_of
 from calc_analytics.operations.probes import Prober

@@ -4,7 +4,9 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.engine import URL, make_url
 
-from calc_analytics.database.engine import DatabaseError, engine_for, ensure_database, transaction
+from calc_analytics.database.create import ensure_database
+from calc_analytics.database.engine import engine_for, transaction
+from calc_analytics.database.errors import DatabaseError
 from calc_analytics.processes.simulate import Traffic, simulate
 from calc_analytics.processes.supervisor import free_port
 from calc_analytics.rollup.database import Database

@@ -8,7 +8,7 @@ from datetime import date
 import pytest
 from sqlalchemy import text
 
-from calc_analytics.database.engine import DatabaseError
+from calc_analytics.database.errors import DatabaseError
 from calc_analytics.days import days_between
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.rollup.audit import audit

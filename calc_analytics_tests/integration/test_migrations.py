@@ -14,7 +14,8 @@ from sqlalchemy.engine import URL, Engine
 
 from calc_analytics.database import migrate
 from calc_analytics.database.adopt import UnfitTable
-from calc_analytics.database.engine import DatabaseError, engine_for
+from calc_analytics.database.engine import engine_for
+from calc_analytics.database.errors import DatabaseError
 from calc_analytics.database.migrate import NotOwner, UnknownRevision
 from calc_analytics.rollup import install as installing
 from calc_analytics.rollup.database import Database

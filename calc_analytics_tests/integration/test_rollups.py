@@ -15,7 +15,8 @@ from sqlalchemy.engine import Engine
 
 from calc_analytics import definitions
 from calc_analytics.database.adopt import UnfitTable
-from calc_analytics.database.engine import DatabaseError, transaction
+from calc_analytics.database.engine import transaction
+from calc_analytics.database.errors import DatabaseError
 from calc_analytics.database.tables import calculation_logs
 from calc_analytics.rollup.audit import audit
 from calc_analytics.rollup.database import Database

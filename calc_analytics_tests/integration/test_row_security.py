@@ -13,7 +13,8 @@ from sqlalchemy.engine import URL, Engine
 from sqlalchemy.exc import DBAPIError
 
 from calc_analytics.config import Settings
-from calc_analytics.database.engine import DatabaseError, engine_for
+from calc_analytics.database.engine import engine_for
+from calc_analytics.database.errors import DatabaseError
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.operations.doctor import Finding, Ports, examine
 from calc_analytics.operations.health import questions

@@ -96,3 +96,13 @@ print([name for name in heavy if name in sys.modules])
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=ids)
+def test_only_the_ledger_writes_the_state_and_the_days(path: Path):
+    """Migrations, which are not in MODULES, may."""
+    if path.parent != ROOT / "rollup" / "ledger":
+        writes = (
+            r"\b(insert\s+into|update|delete\s+from|merge\s+into|truncate(\s+table)?)\s+(only\s+)?rollup_(state|days)\b"
+        )
+        assert not re.search(writes, path.read_text(), re.IGNORECASE)

@@ -71,7 +71,7 @@ def messages() -> Iterator[str]:
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") in {*error_classes(), BASE} and node.args:
                 yield template(node.args[0])
-            if isinstance(node, ast.FunctionDef) and node.name in ("_describe", "__str__"):
+            if isinstance(node, ast.FunctionDef) and (node.name == "__str__" or node.name.startswith("_describe")):
                 yield from returned(node)
 
 

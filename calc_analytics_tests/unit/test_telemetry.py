@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import create_engine
 
 from calc_analytics import telemetry
-from calc_analytics.database.engine import DatabaseError
+from calc_analytics.database.errors import DatabaseError
 from calc_analytics.rollup import journal
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.ledger import RollupsChanged
