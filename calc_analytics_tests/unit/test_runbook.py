@@ -19,6 +19,8 @@ from calc_analytics.orchestration.history import CHECKS
 RUNBOOK = (project_root() / "docs" / "runbook.md").read_text()
 TREES = [ast.parse(path.read_text()) for path in sorted(Path(calc_analytics.__file__).parent.rglob("*.py"))]
 BASE = "CalcAnalyticsError"
+# The functions that return messages.
+MESSAGE_FUNCTIONS = ("__str__", "_describe", "_describe_connection", "_describe_row_security", "_describe_refusal")
 
 
 @lru_cache
@@ -71,7 +73,7 @@ def messages() -> Iterator[str]:
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") in {*error_classes(), BASE} and node.args:
                 yield template(node.args[0])
-            if isinstance(node, ast.FunctionDef) and (node.name == "__str__" or node.name.startswith("_describe")):
+            if isinstance(node, ast.FunctionDef) and node.name in MESSAGE_FUNCTIONS:
                 yield from returned(node)
 
 
