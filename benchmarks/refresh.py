@@ -22,8 +22,8 @@ from benchmarks.common import (
     seconds,
     show,
 )
+from calc_analytics.database.log_index import summarize
 from calc_analytics.rollup.database import Database
-from calc_analytics.rollup.index import summarize
 from calc_analytics.rollup.install import install
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
@@ -57,7 +57,7 @@ def main() -> None:
             fill(db.engine, DAY, size, first=there)
             there = size
             refresh(db)
-            summarize(db)
+            summarize(db.engine)
             execute(db.engine, "vacuum analyze calculation_logs")
             rows += measure(db, size)
     columns = ("rows today", "new rows", "", "median", "against the floor", "per target row")
@@ -104,7 +104,7 @@ def by_hand(db: Database, writer: psycopg.Connection, batch: int) -> float:
     took = seconds(lambda: typed(writer, last[0] if last else 0))
     refresh(db)
     if batch >= BATCHES[0]:
-        summarize(db)
+        summarize(db.engine)
     return took
 
 
@@ -129,7 +129,7 @@ def refreshed(db: Database, writer: psycopg.Connection, batch: int) -> tuple[flo
         assert report.rows == batch
         keys = sum(day.keys for day in report.counted)
         if batch >= BATCHES[0]:
-            summarize(db)
+            summarize(db.engine)
         return took
 
     return median_seconds(one, ROUNDS), keys

@@ -18,9 +18,17 @@ from calc_analytics.plurals import number
 from calc_analytics.rollup import retention
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Rollup
-from calc_analytics.rollup.erase import erase as erase_keys
-from calc_analytics.rollup.erase import would_be_left
-from calc_analytics.rollup.erasure import EraseReport, Holdings, Keys, NothingToErase, day_name, holdings, in_words
+from calc_analytics.rollup.erasure import (
+    EraseReport,
+    Holdings,
+    Keys,
+    NothingToErase,
+    day_name,
+    describe_keys,
+    holdings,
+    would_be_left,
+)
+from calc_analytics.rollup.erasure import erase as erase_keys
 from calc_analytics.rollups import LOG
 
 
@@ -98,14 +106,14 @@ def erase(publisher: int, dry_run: bool, even_if_writing: bool, yes: bool, as_js
 def _confirm(held: Holdings) -> None:
     if held.tables:
         rows = ", ".join(f"{held.rows(name):,} of {name}" for name in held.tables)
-        click.confirm(f"Erase {in_words(held.keys)} for good: {rows}?", abort=True)
+        click.confirm(f"Erase {describe_keys(held.keys)} for good: {rows}?", abort=True)
 
 
 def _show_plan(db: Database, keys: Keys, also: list[Rollup], as_json: bool) -> None:
     """What would be erased, and the days that would be left. Exit code 1 if there is nothing."""
     held = holdings(db, keys, also)
     if not held.tables:
-        raise NothingToErase(f"{in_words(keys)} has no log rows and no statistics: nothing was erased")
+        raise NothingToErase(f"{describe_keys(keys)} has no log rows and no statistics: nothing was erased")
     left = would_be_left(db, keys, held.days)
     if as_json:
         problems = [str(each) for each in left]
@@ -123,7 +131,7 @@ def _plan(held: Holdings) -> Iterator[str]:
         logs = held.tables.get(log, {}).get(day, 0)
         stored = sum(held.tables[name].get(day, 0) for name in others)
         yield f"  {day_name(day):<12}{number(logs, 'log row')}, {number(stored, 'row')} of statistics"
-    yield f"{in_words(held.keys)}: {number(len(held.days), 'day')} would be erased; nothing was changed"
+    yield f"{describe_keys(held.keys)}: {number(len(held.days), 'day')} would be erased; nothing was changed"
 
 
 def show_erased(report: EraseReport) -> None:
@@ -132,4 +140,4 @@ def show_erased(report: EraseReport) -> None:
         logs, stored = tables.get(LOG.name, 0), sum(rows for name, rows in tables.items() if name != LOG.name)
         click.echo(f"  {day:<12}{number(logs, 'log row')}, {number(stored, 'row')} of statistics erased")
     rows, days = number(report.rows(LOG.name), "log row"), number(len(report.erased), "day")
-    click.echo(f"{in_words(report.keys)}: {rows} and the statistics of {days} erased in {report.seconds:.2f} s")
+    click.echo(f"{describe_keys(report.keys)}: {rows} and the statistics of {days} erased in {report.seconds:.2f} s")

@@ -15,6 +15,7 @@ from sqlalchemy.types import TypeEngine
 from calc_analytics.database import log_tree
 from calc_analytics.database.log_columns import LOGS, UnfitTable, check_log
 from calc_analytics.database.log_tree import TREE
+from calc_analytics.database.relations import column_names
 from calc_analytics.database.tables import (
     PROJECT_TARGETS,
     STATE_TABLES,
@@ -57,7 +58,7 @@ def require_tables(connection: Connection, targets: Sequence[Table]) -> None:
 
 
 def _check_names(connection: Connection, table: Table) -> None:
-    found = _columns(connection, table.name)
+    found = column_names(connection, table.name)
     if table.name == LOGS and "city_id" in found:
         found.add("locality_id")
     missing = [column.name for column in table.columns if column.name not in found]
@@ -122,7 +123,7 @@ def create_date_index(connection: Connection, target: str) -> None:
 
 def rename_city_id(connection: Connection) -> None:
     """Old databases call `locality_id` `city_id`."""
-    if "city_id" in _columns(connection):
+    if "city_id" in column_names(connection, LOGS):
         connection.execute(text(f"alter table {LOGS} rename column city_id to locality_id"))
 
 
@@ -132,7 +133,7 @@ def add_xact_id(connection: Connection) -> None:
     ALTER TABLE waits for every open writer, so a row without `xact_id` was committed before any snapshot the
     rollup will ever take: "older than any snapshot" is exact.
     """
-    if "xact_id" not in _columns(connection):
+    if "xact_id" not in column_names(connection, LOGS):
         connection.execute(text(f"alter table {LOGS} add column xact_id bigint"))
     connection.execute(text(f"alter table {LOGS} alter column xact_id set default txid_current()"))
 
@@ -171,11 +172,3 @@ _ALL_GIVE_XACT_IDS = rf"""
     left join pg_attribute a on a.attrelid = tree.oid and a.attname = 'xact_id' and not a.attisdropped
     left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
 """
-
-
-def _columns(connection: Connection, table: str = LOGS) -> set[str]:
-    """The names of its columns, whatever their types."""
-    statement = (
-        "select attname from pg_attribute where attrelid = to_regclass(:table) and attnum > 0 and not attisdropped"
-    )
-    return set(connection.execute(text(statement), {"table": table}).scalars())

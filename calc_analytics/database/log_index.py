@@ -12,13 +12,18 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import text
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Engine
 
 from calc_analytics.database.adopt import LOGS, PAGES_PER_RANGE, hour
+from calc_analytics.database.engine import transaction
+from calc_analytics.database.errors import DatabaseError
 from calc_analytics.database.log_tree import TREE
 
 SUFFIX = "_rollup_idx"
 NAME_BYTES = 63
+# Summarizing fails and may wait: VACUUM holds the table; the function, the index, or the right to call it is missing
+# (a rebase drops the index for a moment: XX000); a standby.
+_HARMLESS = ("55P03", "42883", "42P01", "XX000", "42501", "25006")
 # How PostgreSQL shows the second column, with the settings of the project's transactions.
 _HOUR = "date_bin('01:00:00'::interval, created_at, '2000-01-01 00:00:00+00'::timestamp with time zone)"
 _quote = postgresql.dialect(paramstyle="named").identifier_preparer.quote
@@ -138,7 +143,7 @@ class _Plan:
 
 
 def create_summarize_function(connection: Connection) -> None:
-    """A function that whoever refreshes may call to bring the index up to the tables' ends (see `rollup/index.py`).
+    """A function by which a role without rights on the index may bring it up to the tables' ends (`summarize`).
 
     It runs with its owner's rights, since only a table's owner may do so, takes no argument, and gives up when VACUUM
     (which does the same at its end) holds a table.
@@ -146,6 +151,22 @@ def create_summarize_function(connection: Connection) -> None:
     schema = connection.execute(text(_SCHEMA), {"source": LOGS}).scalar_one()
     source = "'" + f"{schema}.{LOGS}".replace("'", "''") + "'"
     connection.execute(text(_SUMMARIZE.format(schema=schema, logs=LOGS, tree=TREE.replace(":source", source))))
+
+
+def summarize(engine: Engine) -> bool:
+    """Brings the index up to the tables' ends; False if that must wait. Blocks no writer.
+
+    A range that is not in the index is read by every refresh. PostgreSQL summarizes by itself (autosummarize, VACUUM),
+    but about once a minute, which is many rows under load. One attempt: a refresh is right without.
+    """
+    try:
+        with transaction(engine) as connection:
+            connection.execute(text(f"select {LOGS}_summarize()"))
+    except DatabaseError as error:
+        if error.sqlstate in _HARMLESS:
+            return False
+        raise
+    return True
 
 
 _TABLES = f"""

@@ -11,12 +11,12 @@ from datetime import datetime
 from sqlalchemy import text
 from sqlalchemy.engine import Engine
 
-from calc_analytics.database import adopt, log_index
+from calc_analytics.database import adopt, log_index, row_security
 from calc_analytics.database.engine import transaction
 from calc_analytics.database.log_index import TableIndex
 from calc_analytics.database.log_tree import TREE
 from calc_analytics.database.sql import quote_identifier
-from calc_analytics.rollup import ledger, row_security
+from calc_analytics.rollup import ledger
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Log
 from calc_analytics.rollup.foreign import foreign_rows_sql, require_none

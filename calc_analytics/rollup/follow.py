@@ -8,13 +8,15 @@ before the next tick asks again.
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
 
 from calc_analytics.database.errors import translate_db_errors
+from calc_analytics.database.log_index import summarize
 from calc_analytics.database.retries import retry_transient
+from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.rollup.database import Database
-from calc_analytics.rollup.index import IndexKeeper
 from calc_analytics.rollup.refresh import STEP_ROWS, look_for_rows, refresh
 from calc_analytics.rollup.reports import RefreshReport
 
@@ -30,6 +32,30 @@ BACKLOG_SECONDS = 10.0
 SAMPLE_SECONDS = 1.0
 # Rows of another cluster are looked for this often.
 THOROUGH_SECONDS = 5.0
+# The log's index is summarized after so many rows: about as many as one of its ranges holds.
+SUMMARIZE_ROWS = 5_000
+
+
+class IndexKeeper:
+    """Summarizes in a thread of its own, so that a refresh never waits for a VACUUM that holds the table."""
+
+    def __init__(self, db: Database) -> None:
+        self.db, self.rows = db, SUMMARIZE_ROWS
+        self._thread: threading.Thread | None = None
+
+    def counted(self, rows: int) -> None:
+        """Adds rows that were counted; begins to summarize when that is due and not under way."""
+        self.rows += rows
+        if self.rows >= SUMMARIZE_ROWS and (self._thread is None or not self._thread.is_alive()):
+            self._thread = threading.Thread(target=self._summarize, name="index-keeper", daemon=True)
+            self._thread.start()
+
+    def _summarize(self) -> None:
+        rows = self.rows
+        # The next refresh meets the same error, and reports it.
+        with suppress(CalcAnalyticsError):
+            if summarize(self.db.engine):
+                self.rows -= rows
 
 
 @dataclass

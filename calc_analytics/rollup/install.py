@@ -8,7 +8,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
 from calc_analytics.config import redact_url
-from calc_analytics.database import adopt, grants, log_tree, migrate, schemas
+from calc_analytics.database import adopt, grants, log_tree, migrate, relations, row_security, schemas
 from calc_analytics.database.engine import ALL_ROWS, transaction
 from calc_analytics.database.errors import translate_db_errors
 from calc_analytics.database.log_columns import UnfitTable
@@ -16,7 +16,7 @@ from calc_analytics.database.schemas import Place
 from calc_analytics.database.sql import quote_identifier
 from calc_analytics.database.tables import STATE_TABLES, VERSION_TABLE, calculation_stats_daily, metadata
 from calc_analytics.errors import CalcAnalyticsError
-from calc_analytics.rollup import journal, ledger, predecessor, row_security, unseen, widen
+from calc_analytics.rollup import journal, ledger, predecessor, unseen, widen
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Log
 from calc_analytics.rollup.live_view import create_live_view, without_logs
@@ -113,8 +113,7 @@ def _is_interrupted(connection: Connection) -> bool:
 
 def _require_log(connection: Connection, log: Log) -> None:
     """Raises `UnfitTable` where the log was counted and is gone: an empty one would take its place."""
-    is_missing = connection.execute(text("select to_regclass(:log) is null"), {"log": log.name}).scalar()
-    if is_missing and ledger.has_any(connection):
+    if not relations.exists(connection, log.name) and ledger.has_any(connection):
         raise UnfitTable(
             f"there is no table {log.name} any more, but its rows were counted: rename it back, or create it"
         )

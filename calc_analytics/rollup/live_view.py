@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
+from calc_analytics.database.relations import BITS, integer_types
+from calc_analytics.database.row_security import hides_from_view_sql
 from calc_analytics.database.sql import quote_literal
 from calc_analytics.database.views import replace_view
 from calc_analytics.rollup.declaration import Log, Rollup, type_to_sql
-from calc_analytics.rollup.overflow import BITS, column_types
-from calc_analytics.rollup.row_security import hides_from_view_sql
 from calc_analytics.rollup.snapshot import STORED_ENDED, STORED_VISIBLE, STORED_XMAX, stored_cte
 from calc_analytics.rollup.windows import day_begin, has_a_day, local_date, midnight, within
 
@@ -35,7 +35,7 @@ def create_live_view(connection: Connection, log: Log, rollup: Rollup) -> None:
 
 def query(connection: Connection, log: Log, rollup: Rollup) -> str:
     """The view's query, for the tables as they are now."""
-    types, log_types = (column_types(connection, name) for name in (rollup.name, log.name))
+    types, log_types = (integer_types(connection, name) for name in (rollup.name, log.name))
     return live_view_sql(log, rollup, types, log_types, *_schemas(connection, log, rollup))
 
 

@@ -13,12 +13,11 @@ from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
 from calc_analytics.database.engine import transaction
+from calc_analytics.database.relations import BITS, integer_types
 from calc_analytics.rollup import journal
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Rollup
 from calc_analytics.rollup.windows import Window, of_day
-
-BITS = {"smallint": 15, "integer": 31, "bigint": 63}
 
 
 @dataclass(frozen=True)
@@ -53,17 +52,12 @@ class Misfit:
         return {"column": self.column, "type": self.type, "value": self.value, "keys": _plain(self.keys)}
 
 
-def column_types(connection: Connection, table: str) -> dict[str, str]:
-    """The types of the table's integer columns: smallint, integer or bigint."""
-    return {row.name: row.type for row in connection.execute(text(_TYPES), {"table": table})}
-
-
 def misfits(
     connection: Connection, rollup: Rollup, rows: str, parameters: Mapping[str, Any], are_added: bool = False
 ) -> list[Misfit]:
     """One for each day of `rows`, a query of the rollup's keys, `date` and measures, that has a value that does not
     fit. `are_added`: they would be added to what the target holds."""
-    types = column_types(connection, rollup.name)
+    types = integer_types(connection, rollup.name)
     held = "cast(coalesce(t.{name}, 0) as numeric) + d.{name}" if are_added else "d.{name}"
     values = {name: f"d.{name}" for name in rollup.keys if name in types}
     values.update({name: held.format(name=name) for name in rollup.measure_names if name in types})
@@ -121,11 +115,6 @@ def _plain(keys: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value if isinstance(value, int) else str(value) for name, value in keys.items()}
 
 
-_TYPES = """
-    select attname as name, format_type(atttypid, null) as type from pg_attribute
-    where attrelid = to_regclass(:table) and attnum > 0 and not attisdropped and atttypid in (20, 21, 23)
-    order by attnum
-"""
 _KNOWN = """
     select d.rollup, d.date, (
         select jsonb_build_object('column', why -> 'column', 'type', why -> 'type', 'value', why -> 'value',

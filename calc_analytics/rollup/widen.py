@@ -5,21 +5,21 @@ rewrites each table, and keeps readers and writers out meanwhile. Days that were
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 
 from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
-from calc_analytics.database import migrate, views
+from calc_analytics.database import migrate, relations, views
 from calc_analytics.database.engine import transaction
 from calc_analytics.database.errors import translate_db_errors
+from calc_analytics.database.relations import BITS, integer_types
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.rollup import journal, ledger
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Log, Rollup
 from calc_analytics.rollup.live_view import query
-from calc_analytics.rollup.overflow import BITS, column_types
 
 
 class NoSuchColumn(CalcAnalyticsError):
@@ -77,7 +77,7 @@ def waiting_days(db: Database) -> list[date]:
 
 
 def _is_installed(connection: Connection) -> bool:
-    return bool(connection.execute(text("select to_regclass('rollup_journal') is not null")).scalar())
+    return relations.exists(connection, "rollup_journal")
 
 
 def narrow_keys(connection: Connection, log: Log) -> list[Change]:
@@ -101,12 +101,12 @@ def fit(connection: Connection, log: Log) -> list[Change]:
 
 def log_types(connection: Connection, log: Log) -> dict[str, str]:
     """The types of the log's integer columns; `city_id` is one that is about to be renamed."""
-    types = column_types(connection, log.name)
+    types = integer_types(connection, log.name)
     return {"locality_id" if name == "city_id" else name: type_ for name, type_ in types.items()}
 
 
 def _changes(connection: Connection, log: Log, column: str, to: str) -> list[Change]:
-    types = column_types(connection, log.name)
+    types = integer_types(connection, log.name)
     known = {name for name in log.reads if name in types} | {
         name for each in log.rollups for name in each.measure_names
     }
@@ -114,7 +114,7 @@ def _changes(connection: Connection, log: Log, column: str, to: str) -> list[Cha
         raise NoSuchColumn(f"'{column}' cannot be widened: the columns are {', '.join(sorted(known))}")
     wanted = _widest([to, types.get(column, to)]) or to
     found = list(_change(connection, log.name, column, wanted)) if column in log.reads else []
-    if found and connection.execute(_IN_PARTITION_KEY, {"log": log.name, "column": column}).scalar():
+    if found and relations.is_partitioned_by(connection, log.name, column):
         raise ColumnInUse(
             f"{log.name} is partitioned by {column}, which PostgreSQL cannot alter then: copy its rows to a new table "
             "with the wider type, give that the name, and run 'calc-analytics migrate', then 'calc-analytics rebase'"
@@ -127,7 +127,7 @@ def _changes(connection: Connection, log: Log, column: str, to: str) -> list[Cha
 
 
 def _change(connection: Connection, table: str, column: str, to: str) -> Iterator[Change]:
-    has = column_types(connection, table).get(column)
+    has = integer_types(connection, table).get(column)
     if has is not None and BITS[has] < BITS[to]:
         yield Change(table, column, has, to)
 
@@ -137,8 +137,7 @@ def _widest(types: Sequence[str]) -> str | None:
 
 
 def _with_size(connection: Connection, change: Change) -> Change:
-    size = connection.execute(text(_SIZE), {"table": change.table}).scalar_one()
-    return Change(change.table, change.column, change.before, change.after, int(size))
+    return replace(change, bytes=relations.size(connection, change.table))
 
 
 def _widen(connection: Connection, db: Database, changes: Sequence[Change]) -> None:
@@ -178,18 +177,3 @@ def _require_unused(connection: Connection, changes: Sequence[Change]) -> None:
 
 def _create_again(connection: Connection, log: Log, rollup: Rollup, had: views.Attributes) -> None:
     views.create_view(connection, rollup.live_view, query(connection, log, rollup), had)
-
-
-_SIZE = """
-    select coalesce(sum(pg_total_relation_size(relid)), 0)
-    from (select relid from pg_partition_tree(to_regclass(:table)) union select to_regclass(:table)) tables
-"""
-_IN_PARTITION_KEY = text(
-    """
-    select exists (
-        select from pg_partitioned_table p
-        join pg_attribute a on a.attrelid = p.partrelid and a.attnum = any(cast(p.partattrs as int2[]))
-        where p.partrelid in (select relid from pg_partition_tree(to_regclass(:log))) and a.attname = :column
-    )
-    """
-)

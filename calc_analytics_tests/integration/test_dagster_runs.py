@@ -20,7 +20,8 @@ from dagster import (
 from sqlalchemy import func, text
 from sqlalchemy.engine import Engine
 
-from calc_analytics.database.engine import ATTEMPTS, LOCAL_SETTINGS
+from calc_analytics.database.engine import LOCAL_SETTINGS
+from calc_analytics.database.retries import ATTEMPTS
 from calc_analytics.orchestration import resources, retries
 from calc_analytics.orchestration.checks import check_keys
 from calc_analytics.rollup.database import Database

@@ -19,17 +19,15 @@ from sqlalchemy.engine import URL, Engine
 from calc_analytics.cli.main import main
 from calc_analytics.database.engine import engine_for
 from calc_analytics.database.tables import calculation_logs
-from calc_analytics.rollup import quiet
 from calc_analytics.rollup.audit import audit
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Rollup
-from calc_analytics.rollup.erase import erase
-from calc_analytics.rollup.erasure import CannotErase, NothingToErase, holdings
+from calc_analytics.rollup.erasure import CannotErase, NothingToErase, erase, holdings, quiet
+from calc_analytics.rollup.erasure.quiet import StillWriting
 from calc_analytics.rollup.install import install, rebase
 from calc_analytics.rollup.journal import history
 from calc_analytics.rollup.judge import Decision
 from calc_analytics.rollup.ledger import days_by_status, waiting_days
-from calc_analytics.rollup.quiet import StillWriting
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.retention import prune
@@ -141,7 +139,7 @@ PROGRAM = """
 import sys, time
 from calc_analytics.database.engine import engine_for
 from calc_analytics.rollup.database import Database
-from calc_analytics.rollup.erase import erase
+from calc_analytics.rollup.erasure import erase
 from calc_analytics.rollups import LOG
 from sqlalchemy.engine import make_url
 
@@ -221,7 +219,7 @@ def _erase_if_there(db: Database, publisher: int) -> None:
 def test_it_refuses_while_rows_of_the_last_minutes_are_there(counted: Database, connect):
     before, now = statistics(counted), datetime.now(timezone.utc)
     write(connect(), [row(now, publisher=ERASED)] * 2)
-    with pytest.raises(StillWriting, match=r"publisher_id 2 still writes: 2 log rows of the last 15 minutes"):
+    with pytest.raises(StillWriting, match=r"2 log rows of publisher_id 2 were written in the last 15 minutes"):
         erase(counted, SEVEN)
     assert statistics(counted) == before
     assert not erase(counted, SEVEN, even_if_writing=True).problems
@@ -261,7 +259,7 @@ def test_rows_that_come_meanwhile_are_reported(counted: Database, connect):
 
     report = erase(counted, SEVEN, batch_rows=50, progress=write_late)
     assert report.arrived > 0
-    assert f"{report.arrived} log rows of publisher_id 2 came meanwhile" in report.problems[0]
+    assert f"{report.arrived} log rows of publisher_id 2 arrived meanwhile" in report.problems[0]
     assert red(counted) == {}
     assert not erase(counted, SEVEN).problems
     assert_erased(counted, expected)

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.engine import Engine
 
-from calc_analytics.rollup import follow, index
+from calc_analytics.rollup import follow
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.follow import BUSY_SHARE, QUIET_POLL_SECONDS, QUIET_SECONDS, Follower
 from calc_analytics.rollup.rebuild import rebuild
@@ -62,7 +62,7 @@ def timed(db: Database, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(follow, "time", SimpleNamespace(monotonic=clock.monotonic))
         monkeypatch.setattr(follow, "look_for_rows", look)
         monkeypatch.setattr(follow, "refresh", count)
-        monkeypatch.setattr(index.IndexKeeper, "counted", lambda self, rows: None)
+        monkeypatch.setattr(follow.IndexKeeper, "counted", lambda self, rows: None)
         follower = Follower(db, DEBOUNCE, clock)  # type: ignore[arg-type]
         follower._until = clock.end
         follower._refresh_when_new()
@@ -140,17 +140,17 @@ def test_a_table_that_vacuum_holds_delays_no_refresh(
     db: Database, owner: Engine, connect, following, monkeypatch: pytest.MonkeyPatch
 ):
     """Each refresh wants to bring the index up to date, and every attempt is refused after a second."""
-    monkeypatch.setattr(index, "SUMMARIZE_ROWS", 1)
+    monkeypatch.setattr(follow, "SUMMARIZE_ROWS", 1)
     attempts: list[threading.Thread] = []
-    summarize = index.summarize
+    summarize = follow.summarize
 
-    def noted(db: Database) -> bool:
+    def noted(engine: Engine) -> bool:
         attempts.append(threading.current_thread())
-        done = summarize(db)
+        done = summarize(engine)
         assert not done, "the table is held"
         return done
 
-    monkeypatch.setattr(index, "summarize", noted)
+    monkeypatch.setattr(follow, "summarize", noted)
     following()
     writer = connect()
     with owner.begin() as holder:
@@ -168,7 +168,7 @@ def test_a_table_that_vacuum_holds_delays_no_refresh(
 def test_the_statistics_go_on_while_an_attempt_to_summarize_hangs(
     db: Database, connect, following, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(index, "SUMMARIZE_ROWS", 1)
+    monkeypatch.setattr(follow, "SUMMARIZE_ROWS", 1)
     began, go_on, attempts = threading.Event(), threading.Event(), []
 
     def hang(db: Database) -> bool:
@@ -177,7 +177,7 @@ def test_the_statistics_go_on_while_an_attempt_to_summarize_hangs(
         go_on.wait()
         return True
 
-    monkeypatch.setattr(index, "summarize", hang)
+    monkeypatch.setattr(follow, "summarize", hang)
     following()
     writer = connect()
     try:

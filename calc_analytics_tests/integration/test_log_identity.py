@@ -15,6 +15,7 @@ from calc_analytics.cli.main import main
 from calc_analytics.config import Settings
 from calc_analytics.database.adopt import UnfitTable
 from calc_analytics.database.engine import engine_for
+from calc_analytics.database.log_index import summarize
 from calc_analytics.operations.doctor import Ports, examine
 from calc_analytics.operations.health import questions
 from calc_analytics.operations.probes import Prober
@@ -24,7 +25,6 @@ from calc_analytics.rollup import diagnosis
 from calc_analytics.rollup.audit import audit
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.follow import Follower
-from calc_analytics.rollup.index import summarize
 from calc_analytics.rollup.install import install, is_installed, rebase
 from calc_analytics.rollup.ledger import LogReplaced, waiting_days
 from calc_analytics.rollup.rebuild import rebuild
@@ -176,7 +176,7 @@ def test_a_log_table_that_was_replaced_is_refused_until_it_is_adopted(
     assert_exact(mine)
     assert verify(counted, [DAY, NEXT, date(2026, 6, 1)]).difference == 0
     assert {index.state for index in diagnosis.log_indexes(counted)} == {"there"}
-    assert summarize(counted)
+    assert summarize(counted.engine)
 
 
 def assert_live_equals_log(owner: Engine) -> None:

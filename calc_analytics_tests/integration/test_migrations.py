@@ -16,10 +16,10 @@ from calc_analytics.database import migrate
 from calc_analytics.database.adopt import UnfitTable
 from calc_analytics.database.engine import engine_for
 from calc_analytics.database.errors import DatabaseError
+from calc_analytics.database.log_index import summarize
 from calc_analytics.database.migrate import NotOwner, UnknownRevision
 from calc_analytics.rollup import install as installing
 from calc_analytics.rollup.database import Database
-from calc_analytics.rollup.index import summarize
 from calc_analytics.rollup.install import install, is_installed
 from calc_analytics.rollup.ledger import waiting_days
 from calc_analytics.rollup.rebuild import rebuild
@@ -386,7 +386,7 @@ def test_a_partitioned_log_table_is_adopted_and_its_later_partitions_too(empty: 
         connection.execute(text(INSERT_INTO.format(table="logs_b", at="2026-03-02 12:00Z")))
     assert refresh(database(empty)).rows == 1, "the first day has an older row and waits"
     rebuild(database(empty), [DAY])
-    assert summarize(database(empty))
+    assert summarize(empty)
     assert stored(empty) == live(empty) == oracle(empty)
     brin = "select count(*) from pg_index where indisvalid and indrelid in ('\"logs A\"'::regclass, 'logs_b'::regclass)"
     assert scalar(empty, brin) == 4
@@ -429,7 +429,7 @@ def test_an_index_or_function_that_somebody_dropped_is_built_again(api: Engine):
         connection.execute(text("drop function calculation_logs_summarize"))
     install(database(api))
     assert scalar(api, "select indisvalid from pg_index where indexrelid = 'calculation_logs_rollup_idx'::regclass")
-    assert summarize(database(api))
+    assert summarize(api)
 
 
 @pytest.mark.parametrize(

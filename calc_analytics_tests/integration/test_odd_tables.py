@@ -26,14 +26,14 @@ from calc_analytics.cli.main import main
 from calc_analytics.database import adopt, log_index
 from calc_analytics.database.adopt import UnfitTable
 from calc_analytics.database.engine import engine_for, transaction
+from calc_analytics.database.log_index import summarize
 from calc_analytics.orchestration import history
 from calc_analytics.rollup import diagnosis
 from calc_analytics.rollup.audit import audit
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Rollup
-from calc_analytics.rollup.erase import erase
+from calc_analytics.rollup.erasure import erase
 from calc_analytics.rollup.figures import log_figures, top_keys, violations
-from calc_analytics.rollup.index import summarize
 from calc_analytics.rollup.install import install, is_installed, rebase
 from calc_analytics.rollup.ledger import waiting_days
 from calc_analytics.rollup.rebuild import rebuild
@@ -303,7 +303,7 @@ def test_inheriting_tables_are_counted_and_have_the_index(db: Database):
     run(db.engine, INSERT_INTO.format(table="special_logs", at="2026-03-02 12:00Z"))
     assert refresh(db).rows == 1
     count_everything(db)
-    assert summarize(db)
+    assert summarize(db.engine)
 
 
 def test_an_inheriting_table_that_gives_no_ids_is_found_and_repaired(db: Database):

@@ -18,10 +18,10 @@ from sqlalchemy.engine import URL
 from calc_analytics.cli.main import main
 from calc_analytics.database import log_index
 from calc_analytics.database.engine import engine_for, transaction
+from calc_analytics.database.log_index import summarize
 from calc_analytics.orchestration import history
 from calc_analytics.rollup.audit import audit
 from calc_analytics.rollup.database import Database
-from calc_analytics.rollup.index import summarize
 from calc_analytics.rollup.install import install
 from calc_analytics.rollup.ledger import waiting_days
 from calc_analytics.rollup.patrol import Patrol
@@ -94,7 +94,7 @@ def assert_indexed(db: Database) -> None:
     assert set(before.values()) == {1}
     install(db)
     assert indexes(db) == before
-    assert summarize(db)
+    assert summarize(db.engine)
 
 
 def count_all(db: Database) -> None:

@@ -14,9 +14,9 @@ from sqlalchemy.engine import Connection, Engine
 
 from calc_analytics.database.adopt import PAGES_PER_RANGE
 from calc_analytics.database.engine import settings_sql, transaction
+from calc_analytics.database.log_index import summarize
 from calc_analytics.rollup import ledger, unseen
 from calc_analytics.rollup.database import Database
-from calc_analytics.rollup.index import summarize
 from calc_analytics.rollup.rebuild import count_sql, rebuild
 from calc_analytics.rollup.refresh import STEP_ROWS, probe_sql, refresh, refresh_sql
 from calc_analytics.rollup.snapshot import Snapshot
@@ -126,7 +126,7 @@ def test_a_step_reads_its_rows_and_not_the_rest_of_the_backlog(busy: Database, c
     writer = connect()
     for _ in range(40):
         write(writer, [row(utc(2026, 3, 3, 13))] * 1_000)
-    summarize(busy)
+    summarize(busy.engine)
     assert rows_read(of_refresh(busy, 2_000)) <= 2 * 2_000 + 4 * RANGE
 
 
@@ -179,7 +179,7 @@ def test_a_refresh_does_not_read_what_an_open_transaction_wrote(busy: Database, 
         write(connect(), [row(utc(2026, 3, 3, 14))] * NEW_ROWS)
         refresh(busy)
     write(connect(), [row(utc(2026, 3, 3, 14))] * NEW_ROWS)
-    summarize(busy)
+    summarize(busy.engine)
     assert rows_read(of_refresh(busy)) <= NEW_ROWS + 2 * RANGE
     assert rows_read(of_live_view(busy)) <= NEW_ROWS + 2 * RANGE
 
@@ -189,17 +189,17 @@ def test_rows_at_the_tables_end_are_in_the_index_after_summarize(busy: Database,
     refresh(busy)
     write(connect(), [row(utc(2026, 3, 3, 14))] * NEW_ROWS)
     assert rows_read(of_refresh(busy)) > 40_000
-    assert summarize(busy)
+    assert summarize(busy.engine)
     assert rows_read(of_refresh(busy)) <= NEW_ROWS + 2 * RANGE
 
 
 def test_summarize_waits_for_nobody_and_needs_no_rights_on_the_table(busy: Database):
     with busy.engine.begin() as connection:
         connection.execute(text("lock table calculation_logs in share update exclusive mode"))
-        assert not summarize(busy)
+        assert not summarize(busy.engine)
     with busy.engine.begin() as connection:
         connection.execute(text("drop function calculation_logs_summarize()"))
-    assert not summarize(busy)
+    assert not summarize(busy.engine)
 
 
 def test_a_refresh_that_begins_a_day_reads_the_new_rows_only(busy: Database, connect):
@@ -242,7 +242,7 @@ def of_search(db: Database) -> Plan:
 def test_a_search_for_days_that_are_not_on_record_reads_a_range_or_two_for_each_gap(busy: Database):
     """Before the first day and after the last."""
     refresh(busy)
-    summarize(busy)
+    summarize(busy.engine)
     assert rows_read(of_search(busy)) <= 2 * 2 * RANGE
 
 
@@ -252,7 +252,7 @@ def test_a_search_reads_a_range_or_two_for_each_day_that_it_finds(busy: Database
         for day in ("2026-02-20", "2026-02-24"):
             statement = FILL.replace("created_at)", "created_at, xact_id)").replace("'2 seconds'", "'2 seconds', null")
             connection.execute(text(statement), {"day": f"{day} 00:00+00", "rows": 2 * ROWS_PER_DAY})
-    summarize(busy)
+    summarize(busy.engine)
     with transaction(busy.engine) as connection:
         assert len(unseen.find_days(connection, busy)) == 4
     found, gaps = 4, 4

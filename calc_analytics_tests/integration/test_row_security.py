@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from calc_analytics.config import Settings
 from calc_analytics.database.engine import engine_for
 from calc_analytics.database.errors import DatabaseError
+from calc_analytics.database.row_security import RowsHidden
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.operations.doctor import Finding, Ports, examine
 from calc_analytics.operations.health import questions
@@ -32,7 +33,6 @@ from calc_analytics.rollup.patrol import Patrol
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.retention import prune
-from calc_analytics.rollup.row_security import RowsHidden
 from calc_analytics.rollup.verify import verify
 from calc_analytics.rollups import LOG
 from calc_analytics_tests.conftest import ROLE, least_privilege

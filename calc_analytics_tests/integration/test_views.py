@@ -13,9 +13,9 @@ from sqlalchemy.engine import URL, Engine
 from calc_analytics.cli.main import main
 from calc_analytics.database import views
 from calc_analytics.database.engine import engine_for
+from calc_analytics.database.relations import integer_types
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.install import install, rebase
-from calc_analytics.rollup.overflow import column_types
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.verify import verify
@@ -194,7 +194,7 @@ def test_widening_is_one_command(
     for table in tables:
         assert f"{table}.{column}" in done.output
         with owner.begin() as connection:
-            assert column_types(connection, table)[column] == to
+            assert integer_types(connection, table)[column] == to
     assert "rewrites" in done.output
     assert {view: facts(owner, view) for view in VIEWS} == before
     assert may_read(owner, reader, VIEWS[0])
@@ -233,7 +233,7 @@ def test_a_partitioned_log_with_foreign_keys_and_indexes_is_widened(
             assert done.exit_code == 0, done.output
         write(writer, [row(NOON, publisher=7)])
     with engine.begin() as connection:
-        assert column_types(connection, "logs_march")["publisher_id"] == "bigint"
+        assert integer_types(connection, "logs_march")["publisher_id"] == "bigint"
     refresh(db)
     assert verify(db, [DAY]).difference == 0
     assert_exact(db)

@@ -12,6 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import URL, Engine
 
 from calc_analytics.cli.main import main
+from calc_analytics.database import relations
 from calc_analytics.database.adopt import UnfitTable
 from calc_analytics.database.engine import engine_for
 from calc_analytics.rollup import journal, overflow, retention
@@ -47,7 +48,7 @@ API_STATS = """
 
 def types(engine: Engine, table: str) -> dict[str, str]:
     with engine.begin() as connection:
-        return overflow.column_types(connection, table)
+        return relations.integer_types(connection, table)
 
 
 def widen_log(db: Database | Engine, column: str, to: str) -> None:

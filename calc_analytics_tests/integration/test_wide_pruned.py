@@ -6,7 +6,7 @@ from sqlalchemy.engine import Engine
 
 from calc_analytics.rollup.audit import audit
 from calc_analytics.rollup.database import Database
-from calc_analytics.rollup.erase import erase
+from calc_analytics.rollup.erasure import erase
 from calc_analytics.rollup.judge import Decision
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
+from calc_analytics.database import relations
 from calc_analytics.database.engine import transaction
 from calc_analytics.database.sql import quote_literal
 from calc_analytics.errors import CalcAnalyticsError
@@ -55,9 +56,7 @@ def exists(connection: Connection, log: Log) -> bool:
 
 def has_any(connection: Connection) -> bool | None:
     """Whether any log has a state row; None if the table does not exist."""
-    if not connection.execute(text("select to_regclass('rollup_state')")).scalar():
-        return None
-    return bool(connection.execute(text("select exists (select from rollup_state)")).scalar())
+    return relations.has_rows(connection, "rollup_state") if relations.exists(connection, "rollup_state") else None
 
 
 def read(connection: Connection, db: Database) -> State:

@@ -22,8 +22,9 @@ from sqlalchemy import event, text
 from sqlalchemy.engine import Engine
 
 from calc_analytics.database.create import ensure_database
-from calc_analytics.database.engine import ATTEMPTS, engine_for, transaction
+from calc_analytics.database.engine import engine_for, transaction
 from calc_analytics.database.errors import DatabaseError
+from calc_analytics.database.retries import ATTEMPTS
 from calc_analytics.days import days_between
 from calc_analytics.orchestration import sensors
 from calc_analytics.rollup.database import Database

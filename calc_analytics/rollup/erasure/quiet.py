@@ -1,7 +1,7 @@
-"""Whether somebody still writes log rows of some keys: rows of the last minutes, and transactions that are still open.
+"""Whether log rows of some keys are still being written: rows of the last minutes, and transactions that are open.
 
-What an open transaction has written nobody can see. So each that has written log rows is waited for, for a while; those
-that begin later do not matter, and a log that is always written to is no obstacle.
+What an open transaction has written is visible to no other. So each that has written log rows is waited for, for a
+while. Those that begin later do not matter, so that a log that is always written to is no obstacle.
 """
 
 import time
@@ -14,30 +14,30 @@ from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.plurals import number
 from calc_analytics.rollup import ledger
 from calc_analytics.rollup.database import Database
-from calc_analytics.rollup.erasure import Keys, in_words, matches, parameters
+from calc_analytics.rollup.erasure.keys import Keys, describe_keys, matches, parameters
 from calc_analytics.rollup.status import writers
 from calc_analytics.rollup.windows import within
 
-# Rows that were asked for so recently are of somebody who still writes.
+# Rows that were asked for so recently mean that the keys are still being written.
 RECENT_MINUTES = 15
 # How long open transactions are waited for, and how often they are looked at.
 WAIT_SECONDS, LOOK_SECONDS = 10.0, 0.05
 
 
 class StillWriting(CalcAnalyticsError):
-    """Log rows of the keys were written a moment ago, or may be about to be committed. Nothing was changed."""
+    """Log rows of the keys were written recently, or may be committed soon. Nothing was changed."""
 
 
 def require_quiet(db: Database, keys: Keys) -> None:
     """Raises `StillWriting` if the keys have rows of the last minutes, or an open transaction may hold some."""
-    way = "repeat, or erase what is there with --even-if-writing. Nothing was erased"
-    if rows := _recent_rows(db, keys):
+    rows, advice = describe_keys(keys), "repeat, or erase what is there with --even-if-writing. Nothing was erased"
+    if recent := _recent_rows(db, keys):
         raise StillWriting(
-            f"{in_words(keys)} still writes: {number(rows, 'log row')} of the last {RECENT_MINUTES} minutes. Stop its "
-            f"writers and {way}"
+            f"{number(recent, 'log row')} of {rows} were written in the last {RECENT_MINUTES} minutes: stop their "
+            f"writers and {advice}"
         )
     for writer in still_open(db):
-        raise StillWriting(f"{writer} has written log rows, which may be those of {in_words(keys)}: end it and {way}")
+        raise StillWriting(f"{writer} has written log rows, which may be those of {rows}: end it and {advice}")
 
 
 def still_open(db: Database, seconds: float | None = None) -> list[str]:
@@ -52,7 +52,7 @@ def still_open(db: Database, seconds: float | None = None) -> list[str]:
 
 
 def _recent_rows(db: Database, keys: Keys) -> int:
-    """Rows of the keys whose time is near: a row of the future tells nothing about now."""
+    """Rows of the keys of the last and the next minutes; later rows do not show that the keys are being written."""
     near = within(db.log.event_time, "cast(:begin as timestamptz)", "cast(:end as timestamptz)")
     minutes = f"make_interval(mins => {RECENT_MINUTES})"
     with transaction(db.engine) as connection:

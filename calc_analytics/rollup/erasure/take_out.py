@@ -14,7 +14,8 @@ from calc_analytics.database.engine import WHOLE_DAYS
 from calc_analytics.rollup import ledger
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import KEYS_HASH, Rollup
-from calc_analytics.rollup.erasure import Keys, LeftDay, matches, parameters
+from calc_analytics.rollup.erasure.keys import Keys, matches, parameters
+from calc_analytics.rollup.erasure.report import LeftDay
 from calc_analytics.rollup.snapshot import Snapshot, visible
 from calc_analytics.rollup.windows import Window, of_day
 

@@ -22,22 +22,12 @@ from calc_analytics.database.sql import quote_literal
 from calc_analytics.rollup import journal, ledger
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Rollup
-from calc_analytics.rollup.erasure import (
-    EraseReport,
-    Holdings,
-    Keys,
-    LeftDay,
-    NothingToErase,
-    day_name,
-    holdings,
-    in_words,
-    matches,
-    parameters,
-    summing,
-)
-from calc_analytics.rollup.quiet import require_quiet, still_open
+from calc_analytics.rollup.erasure.holdings import Holdings, NothingToErase, holdings, summing
+from calc_analytics.rollup.erasure.keys import Keys, day_name, describe_keys, matches, parameters
+from calc_analytics.rollup.erasure.quiet import require_quiet, still_open
+from calc_analytics.rollup.erasure.report import EraseReport, LeftDay
+from calc_analytics.rollup.erasure.take_out import Books, DayLeft
 from calc_analytics.rollup.snapshot import Snapshot, between, rows_between
-from calc_analytics.rollup.take_out import Books, DayLeft
 from calc_analytics.rollup.verify import verify
 from calc_analytics.rollup.windows import Window, has_no_day, of_day, windows
 
@@ -65,7 +55,7 @@ def erase(
     started = time.perf_counter()
     held = retry_transient(partial(holdings, db, keys, also))
     if not held.tables:
-        raise NothingToErase(f"{in_words(keys)} has no log rows and no statistics: nothing was erased")
+        raise NothingToErase(f"{describe_keys(keys)} has no log rows and no statistics: nothing was erased")
     if not even_if_writing:
         require_quiet(db, keys)
     work = _Erasure(db, keys, also, batch_rows, progress)
@@ -151,7 +141,7 @@ class _Erasure:
             if noted:
                 seconds = time.perf_counter() - started
                 self.receipt = journal.note_erased(
-                    connection, self.db.log, self.receipt, in_words(self.keys), day_name(day), noted, seconds
+                    connection, self.db.log, self.receipt, describe_keys(self.keys), day_name(day), noted, seconds
                 )
         for table, rows in noted.items():
             tables = self.erased.setdefault(day_name(day), {})
