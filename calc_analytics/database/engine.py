@@ -16,6 +16,7 @@ from psycopg.adapt import Loader
 from sqlalchemy import event, text
 from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.exc import DBAPIError
+from tenacity import retry, retry_if_exception, stop_after_attempt
 
 from calc_analytics.addresses import beside
 from calc_analytics.config import DAGSTER_DATABASE, Settings
@@ -157,23 +158,25 @@ def _look_at_server(connection: psycopg.Connection, record: Any) -> None:
 @contextmanager
 def transaction(engine: Engine) -> Iterator[Connection]:
     """One transaction: all of it or nothing. Database errors leave as `DatabaseError`, in one line."""
-    with translate_db_errors(engine.url), _begun(engine) as connection:
+    with translate_db_errors(engine.url), _begin(engine) as connection:
         yield connection
         connection.commit()
 
 
-def _begun(engine: Engine) -> Connection:
+def _is_dead_connection(error: BaseException) -> bool:
+    return isinstance(error, DBAPIError) and error.connection_invalidated
+
+
+@retry(retry=retry_if_exception(_is_dead_connection), stop=stop_after_attempt(2), reraise=True)
+def _begin(engine: Engine) -> Connection:
     """A connection in a transaction with its settings. One from the pool that turns out to be dead is replaced."""
-    for is_last in (False, True):
-        connection = engine.connect()
-        try:
-            connection.exec_driver_sql(settings_sql(engine, connection.info))
-            return connection
-        except BaseException as error:
-            connection.close()
-            if is_last or not (isinstance(error, DBAPIError) and error.connection_invalidated):
-                raise
-    raise AssertionError("unreachable")
+    connection = engine.connect()
+    try:
+        connection.exec_driver_sql(settings_sql(engine, connection.info))
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def settings_sql(engine: Engine, info: Any, **changes: str) -> str:

@@ -6,7 +6,6 @@ long writer delays the migration and never the other writers. All settings are l
 """
 
 import logging
-import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,6 +14,15 @@ from pathlib import Path
 from sqlalchemy import TextClause, event, text
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
+from tenacity import (
+    RetryError,
+    Retrying,
+    retry_if_exception,
+    retry_if_result,
+    stop_after_attempt,
+    stop_after_delay,
+    wait_fixed,
+)
 
 from calc_analytics.database import log_index
 from calc_analytics.database.engine import settings_sql, transaction
@@ -125,21 +133,28 @@ def turn(engine: Engine) -> Iterator[None]:
     The lock is asked for again and again: a session that waits inside PostgreSQL holds a snapshot, for which the first
     one's CREATE INDEX CONCURRENTLY would wait in turn. A transaction that has the lock and does nothing holds none.
     """
-    deadline = time.monotonic() + TURN_SECONDS
+    attempts = Retrying(retry=retry_if_result(_is_false), stop=stop_after_delay(TURN_SECONDS), wait=wait_fixed(0.1))
     with engine.connect() as connection:
-        while not _has_turn(connection):
-            connection.rollback()
-            if time.monotonic() > deadline:
-                raise MigrationUnderWay(
-                    f"another 'calc-analytics migrate' of this database was not done within {TURN_SECONDS:.0f} s: "
-                    "run the command again when it is; nothing was changed"
-                )
-            time.sleep(0.1)
+        try:
+            attempts(_has_turn, connection)
+        except RetryError:
+            raise MigrationUnderWay(
+                f"another 'calc-analytics migrate' of this database was not done within {TURN_SECONDS:.0f} s: "
+                "run the command again when it is; nothing was changed"
+            ) from None
         yield
 
 
+def _is_false(result: bool) -> bool:
+    return not result
+
+
 def _has_turn(connection: Connection) -> bool:
-    """Without parameters: a statement that has some keeps its snapshot until the next one."""
+    """Takes the lock if it is free, in a new transaction.
+
+    Without parameters: a statement that has some keeps its snapshot until the next one.
+    """
+    connection.rollback()
     connection.execute(_NO_TIMEOUTS)
     return bool(connection.exec_driver_sql(f"select pg_try_advisory_xact_lock({ADVISORY_LOCK})").scalar())
 
@@ -161,42 +176,44 @@ def _run_revisions(connection: Connection, finish: Callable[[Connection], None])
 
 
 def with_brief_locks(connection: Connection, work: Callable[[], object]) -> None:
-    """Runs `work` until it gets its locks within the timeout; `TableBusy` after a minute, `NotOwner` at once."""
+    """Runs `work` until it gets its locks within the timeout; `TableBusy` after a minute, `NotOwner` immediately."""
+    is_locked, ends = retry_if_exception(_is_lock_timeout), stop_after_attempt(ATTEMPTS)
+    attempts = Retrying(retry=is_locked, stop=ends, wait=wait_fixed(0.2), reraise=True)
     event.listen(connection, "begin", _limit_locks)
     try:
-        for attempt in range(1, ATTEMPTS + 1):
-            if _has_its_locks(connection, work, is_last=attempt == ATTEMPTS):
-                return
-            time.sleep(0.2)
+        attempts(_run_or_roll_back, connection, work)
+    except DBAPIError as error:
+        if _is_lock_timeout(error):
+            raise TableBusy(
+                "calculation_logs stayed locked by open transactions; see pg_stat_activity for idle ones, "
+                "end them, and run the command again: nothing was changed"
+            ) from error
+        if sqlstate(error) == "42501" and not is_row_security(error):
+            raise _not_owner(first_line(error)) from error
+        raise
     finally:
         event.remove(connection, "begin", _limit_locks)
         if not connection.invalidated:
             connection.rollback()
 
 
+def _run_or_roll_back(connection: Connection, work: Callable[[], object]) -> None:
+    try:
+        work()
+    except DBAPIError:
+        connection.rollback()
+        raise
+
+
+def _is_lock_timeout(error: BaseException) -> bool:
+    """Whether another transaction held a lock for too long, or a deadlock ended this one."""
+    return isinstance(error, DBAPIError) and sqlstate(error) in ("55P03", "40P01")
+
+
 def _limit_locks(connection: Connection) -> None:
     """At the beginning of each transaction of a migration: it waits briefly for locks, and works without a limit."""
     limits = {"lock_timeout": LOCK_TIMEOUT, "statement_timeout": "0", "enable_seqscan": "on"}
     connection.exec_driver_sql(settings_sql(connection.engine, connection.info, **limits))
-
-
-def _has_its_locks(connection: Connection, work: Callable[[], object], is_last: bool) -> bool:
-    """Runs `work`; False if somebody held a lock for too long, which is `TableBusy` the last time."""
-    try:
-        work()
-    except DBAPIError as error:
-        connection.rollback()
-        if sqlstate(error) == "42501" and not is_row_security(error):
-            raise _not_owner(first_line(error)) from error
-        if sqlstate(error) not in ("55P03", "40P01"):
-            raise
-        if is_last:
-            raise TableBusy(
-                "calculation_logs stayed locked by open transactions; see pg_stat_activity for idle ones, "
-                "end them, and run the command again: nothing was changed"
-            ) from error
-        return False
-    return True
 
 
 def require_ownership(connection: Connection, names: Collection[str]) -> None:

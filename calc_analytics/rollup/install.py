@@ -121,7 +121,7 @@ def _require_log(connection: Connection, log: Log) -> None:
 
 def _keep_state(connection: Connection, db: Database, start_date: date | None, there: set[str]) -> None:
     """Makes the state what the declarations ask for: rollups, days on record, live views and grants."""
-    is_new = ledger.create_if_missing(connection, db.log, db.timezone)
+    is_new = ledger.create_if_missing(connection, db)
     before = ledger.kept_rollups(connection, db.log)
     if start_date is not None:
         ledger.forget_empty_days(connection, db, start_date)
@@ -204,7 +204,7 @@ def _rebase(connection: Connection, db: Database) -> None:
     for rollup in db.log.rollups:
         without_logs(connection, db.log, rollup)
     adopt.forget_xact_ids(connection)
-    ledger.start_afresh(connection, db.log, db.timezone)
+    ledger.start_afresh(connection, db)
     for rollup in db.log.rollups:
         create_live_view(connection, db.log, rollup)
     journal.note(connection, db.log, "rebase", detail=f"days in {db.timezone}")

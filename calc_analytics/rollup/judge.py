@@ -214,7 +214,7 @@ class _Judge:
             self._freeze(day)
         else:
             # Somebody else wrote them: nothing was counted, and nobody said that log rows are gone.
-            ledger.freeze(self.connection, self.rollup, self.db.timezone, day.span.day, {})
+            ledger.freeze(self.connection, self.db, self.rollup, day.span.day, {})
             self.judgement.refused.append(self._found(day, "differs", day.stored))
 
     def _judge_frozen(self, day: _Day, entry: ledger.Entry, counted: Totals) -> None:
@@ -306,7 +306,7 @@ class _Judge:
         """Keeps the statistics of a day that cannot be counted whole. If others counted another number, nobody knows
         where these come from: nothing is noted as counted, so that the audit finds them."""
         counted = {} if self._contradicts_others(day) else dict(day.stored)
-        ledger.freeze(self.connection, self.rollup, self.db.timezone, day.span.day, counted)
+        ledger.freeze(self.connection, self.db, self.rollup, day.span.day, counted)
         self.judgement.refused.append(self._found(day, "frozen" if counted else "differs", day.stored))
 
     def _contradicts_others(self, day: _Day) -> bool:

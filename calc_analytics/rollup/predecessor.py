@@ -32,7 +32,7 @@ def record_days(connection: Connection, db: Database) -> None:
             if day in (logged or set()):
                 ledger.record_predecessors_day(connection, rollup, day)
             else:
-                ledger.freeze(connection, rollup, db.timezone, day, totals.measures)
+                ledger.freeze(connection, db, rollup, day, totals.measures)
 
 
 def _logged_days(connection: Connection, db: Database) -> set[date]:

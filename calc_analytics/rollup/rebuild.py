@@ -22,7 +22,8 @@ from calc_analytics.rollup import journal, ledger, overflow
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Rollup
 from calc_analytics.rollup.judge import Decision, Known, judge, recount_table
-from calc_analytics.rollup.refresh import counts_between, isolate_overflow, refresh, refresh_locked
+from calc_analytics.rollup.refresh import isolate_overflow, refresh, refresh_locked
+from calc_analytics.rollup.refresh_sql import counts_between
 from calc_analytics.rollup.reports import DayCount, RebuildReport, RefreshReport, Refused
 from calc_analytics.rollup.snapshot import Snapshot, between, visible
 from calc_analytics.rollup.totals import no_totals, totals_by_day
@@ -90,7 +91,7 @@ def _settle(
     judged = judge(connection, db, rollup, [span for span in spans if span.day not in set_aside], decision, known)
     _replace(connection, rollup, list(judged.replace))
     rebuilt = _rebuilt(connection, rollup, judged.replace)
-    ledger.record_rebuilt(connection, rollup, db.timezone, {day.day: day.measures for day in rebuilt})
+    ledger.record_rebuilt(connection, db, rollup, {day.day: day.measures for day in rebuilt})
     if judged.add:
         _insert(connection, rollup, list(judged.add), rollup.or_add)
     added = _rebuilt(connection, rollup, judged.add)

@@ -9,29 +9,23 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import date, timedelta
 from functools import partial
-from typing import Any
 
 from sqlalchemy import text
-from sqlalchemy.engine import Connection, RowMapping
+from sqlalchemy.engine import Connection
 
 from calc_analytics.database.engine import WHOLE_DAYS, transaction
 from calc_analytics.database.retries import retry_transient
 from calc_analytics.days import today
 from calc_analytics.rollup import journal, ledger, overflow
-from calc_analytics.rollup.audit import GREATEST
+from calc_analytics.rollup.comparison import read_proof, verify_sql
 from calc_analytics.rollup.database import Database
-from calc_analytics.rollup.declaration import KEYS_HASH, Rollup
+from calc_analytics.rollup.declaration import Rollup
 from calc_analytics.rollup.diagnosis import require_own_rows
 from calc_analytics.rollup.judge import Decision
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.reports import DayProof, VerifyReport
-from calc_analytics.rollup.snapshot import STORED_VISIBLE, stored_cte
 from calc_analytics.rollup.status import server
-from calc_analytics.rollup.windows import Window, of_day, windows
-
-# Keys that differ, named in the report.
-EXAMPLES = 10
-DIFFERENCE = "abs(coalesce(logs_{name}, 0) - coalesce(stored_{name}, 0))"
+from calc_analytics.rollup.windows import windows
 
 
 def verify(
@@ -81,14 +75,14 @@ def _prove(db: Database, rollup: Rollup, day: date, with_checksum: bool, may_be_
         parameters = {"rollup": rollup.name, "tz": db.timezone, **span.parameters()}
         connection.execute(WHOLE_DAYS)
         row = connection.execute(text(verify_sql(db, rollup, span)), parameters).mappings().one()
-        proof = _proof(rollup, day, row, db.timezone, time.perf_counter() - started)
+        proof = read_proof(rollup, day, row, db.timezone, time.perf_counter() - started)
         if proof.finding == "overflow":
             proof = replace(proof, misfit=overflow.in_log(connection, db, rollup, span))
         is_open = may_be_announced and proof.finding == "logs_missing"
         # A standby's answer is right, and not recorded.
         if proof.status is not None and not is_open and not row["is_read_only"]:
             seen = ledger.Seen(row["version"], row["written_by"], row["checksum_now"])
-            if ledger.record_verified(connection, rollup, proof, seen, db.timezone, with_checksum):
+            if ledger.record_verified(connection, db, rollup, proof, seen, with_checksum):
                 _note(connection, db, proof, is_new=proof.difference != (row["known_difference"] or 0))
     return proof
 
@@ -96,156 +90,3 @@ def _prove(db: Database, rollup: Rollup, day: date, with_checksum: bool, may_be_
 def _note(connection: Connection, db: Database, proof: DayProof, is_new: bool) -> None:
     done = {proof.day: {proof.rollup: {"difference": proof.difference, "finding": proof.finding}}}
     journal.note_proof(connection, db.log, "verify", done if proof.difference and is_new else {}, proof.seconds)
-
-
-def _proof(rollup: Rollup, day: date, row: RowMapping, timezone: str, seconds: float) -> DayProof:
-    """What the comparison says. The log is not compared by days of another reporting zone, which are frozen."""
-    names, count = rollup.measure_names, rollup.count
-    logs, stored = ({name: int(row[f"{side}_{name}"]) for name in names} for side in ("logs", "stored"))
-    counted, deleted = (_totals(row[column], names) for column in ("counted", "deleted"))
-    is_pruned = bool(deleted and any(deleted.values()))
-    by_keys = {name: int(row[name]) for name in names}
-    by_totals = {name: abs(logs[name] + (deleted or {}).get(name, 0) - stored[name]) for name in names}
-    differences = by_totals if is_pruned else by_keys
-    status, difference = row["status"], 0
-    finding = "overflow" if status == "overflow" else "waiting"
-    if counted is not None:
-        changed = sum(abs(stored[name] - counted[name]) for name in names)
-        if row["checksum"] is not None and row["checksum"] != row["checksum_now"]:
-            changed = max(changed, 1)
-        unbalanced = 0
-        if deleted is not None and status in ("built", "frozen") and row["timezone"] in (None, timezone):
-            unbalanced = sum(abs(logs[name] + deleted[name] - counted[name]) for name in names)
-        by_key = sum(differences.values()) if status == "built" else 0
-        too_many = int(row["keys_with_more_logs"]) if is_pruned else 0
-        difference = min(max(changed, unbalanced, by_key, too_many, _exchanged(row, is_pruned)), GREATEST)
-        rows_deleted = (deleted or {}).get(count, 0)
-        finding = _finding(
-            status, changed, unbalanced, difference, logs[count] + rows_deleted - counted[count], is_pruned
-        )
-    if row["is_undecided"] and not difference:
-        # Rows that no refresh adds could be as many as those that were missing: only a decision settles it.
-        difference, finding = int(row["known_difference"]), str(row["known_finding"])
-    return DayProof(
-        rollup=rollup.name,
-        day=day,
-        status=status,
-        log_rows=logs[count],
-        stored_rows=stored[count],
-        counted_rows=(counted or {}).get(count, 0),
-        deleted_rows=(deleted or {}).get(count, 0),
-        differences=differences,
-        difference=difference,
-        finding=finding,
-        differing_keys=_differing_keys(row, is_pruned),
-        examples=_examples(rollup, row, is_pruned, finding) if difference and status != "frozen" else (),
-        seconds=seconds,
-        suspects={each.name: int(row[each.name]) for each in rollup.suspects if row[each.name]},
-    )
-
-
-def _exchanged(row: RowMapping, is_pruned: bool) -> int:
-    """1 if the keys that the log lacks are not those that were deleted: rows of it were changed, or of the target."""
-    deleted = (row["deleted"] or {}).get(KEYS_HASH)
-    if deleted is None or not is_pruned or row["status"] != "built":
-        return 0
-    return int(int(row["keys_hash"]) != int(deleted))
-
-
-def _examples(rollup: Rollup, row: RowMapping, is_pruned: bool, finding: str) -> tuple[dict[str, Any], ...]:
-    """The keys that differ most. Of a pruned day those that have too many log rows, or else all that have log rows:
-    rows that were added or changed have one of these keys now."""
-    shown, too_many = row["examples"] or [], int(row["keys_with_more_logs"])
-    if is_pruned:
-        shown = shown[:too_many] if too_many else shown if finding in ("logs_added", "logs_changed") else []
-    return tuple({**each, "key": {name: each["key"][name] for name in rollup.keys}} for each in shown)
-
-
-def _differing_keys(row: RowMapping, is_pruned: bool) -> int:
-    """How many keys `_examples` are of."""
-    return int(row["differing_keys"] if not is_pruned else row["keys_with_more_logs"] or row["keys_with_logs"])
-
-
-def _totals(value: dict[str, Any] | None, names: Sequence[str]) -> dict[str, int] | None:
-    return None if value is None else {name: int(value.get(name, 0)) for name in names}
-
-
-def _finding(status: str, changed: int, unbalanced: int, difference: int, surplus_rows: int, is_pruned: bool) -> str:
-    """The one word for what differs; a log that is not what was counted weighs more than changed statistics."""
-    if status == "overflow":
-        return "overflow"
-    if unbalanced:
-        return "logs_changed" if surplus_rows == 0 else "logs_missing" if surplus_rows < 0 else "logs_added"
-    if changed:
-        return "statistics_changed"
-    if difference:
-        # The totals agree and keys do not: rows of the target or of the log were exchanged between keys.
-        return "logs_changed" if is_pruned else "statistics_changed"
-    return {"built": "equal", "frozen": "frozen"}.get(status, "waiting")
-
-
-def verify_sql(db: Database, rollup: Rollup, span: Window) -> str:
-    """The comparison of one day. The state is read inside the statement: it belongs to the same instant."""
-    differs = rollup.each_measure("l.{name} is distinct from s.{name}", " or ")
-    has_more = f"coalesce(logs_{rollup.count} > coalesce(stored_{rollup.count}, 0), false)"
-    absent = rollup.keys_hash("coalesce(stored_{name}, 0) - coalesce(logs_{name}, 0)")
-    suspects = "".join(f", coalesce(sum(l.{s.name}), 0) as {s.name}" for s in rollup.suspects)
-    key = ", ".join(f"'{name}', {name}" for name in rollup.keys)
-    return f"""
-    with {stored_cte(db.log)},
-    -- The day's rows that are visible in the stored snapshot.
-    from_logs as (
-        select {rollup.key_selects}, {rollup.measure_selects}{rollup.suspect_selects}
-        from {db.log.name}
-        where {of_day(db.log.event_time, span)} and {STORED_VISIBLE}
-        group by {rollup.group_by}
-    ),
-    from_stats as (select {rollup.columns} from {rollup.name} where date = :day),
-    both_sides as materialized (
-        select {rollup.key_columns}, {rollup.each_measure("l.{name} as logs_{name}, s.{name} as stored_{name}")},
-               {differs} as differs{"".join(f", l.{s.name}" for s in rollup.suspects)}
-        from from_logs l full join from_stats s using ({rollup.key_columns})
-    ),
-    {ledger.KNOWN_CTE}
-    select (select status from known) as status, (select timezone from known) as timezone,
-           (select counted from known) as counted, (select deleted from known) as deleted,
-           (select checksum from known) as checksum,
-           (select version from known) as version, (select difference from known) as known_difference,
-           (select finding from known) as known_finding,
-           (select {ledger.UNDECIDED} from known) as is_undecided,
-           (select written_by from known) as written_by,
-           current_setting('transaction_read_only') = 'on' as is_read_only,
-           (select coalesce(sum({rollup.hash_of("t")}), 0) from from_stats t) as checksum_now,
-           count(*) filter (where differs) as differing_keys,
-           count(*) filter (where {has_more}) as keys_with_more_logs,
-           count(*) filter (where logs_{rollup.count} > 0) as keys_with_logs,
-           coalesce(sum({absent}) filter (where (select is_pruned from known)), 0) as keys_hash,
-           {rollup.each_measure("coalesce(sum(logs_{name}), 0) as logs_{name}")},
-           {rollup.each_measure("coalesce(sum(stored_{name}), 0) as stored_{name}")},
-           {rollup.each_measure(f"coalesce(sum({DIFFERENCE}), 0) as {{name}}")},
-           (select jsonb_agg(example)
-            from (
-                select jsonb_build_object('key', jsonb_build_object({key}),
-                           'log_rows', coalesce(logs_{rollup.count}, 0),
-                           'stored_rows', coalesce(stored_{rollup.count}, 0)) || {_first_difference(rollup)} as example
-                from both_sides
-                where case when (select is_pruned from known) then logs_{rollup.count} > 0 else differs end
-                order by (select is_pruned from known) and {has_more} desc,
-                         {DIFFERENCE.format(name=rollup.count)} desc, {rollup.key_columns}
-                limit {EXAMPLES}
-            ) most) as examples
-           {suspects.replace("l.", "")}
-    from both_sides
-    """
-
-
-def _first_difference(rollup: Rollup) -> str:
-    """SQL: of a key with as many log rows as stored ones, the first measure that differs, with both values."""
-    whens = "".join(
-        f" when coalesce(logs_{name}, 0) <> coalesce(stored_{name}, 0) then jsonb_build_object('measure', '{name}', "
-        f"'log', coalesce(logs_{name}, 0), 'stored', coalesce(stored_{name}, 0))"
-        for name in rollup.measure_names[1:]
-    )
-    other_count = f"coalesce(logs_{rollup.count}, 0) <> coalesce(stored_{rollup.count}, 0)"
-    nothing = "cast('{}' as jsonb)"
-    return f"case when {other_count} then {nothing}{whens} else {nothing} end"

@@ -15,7 +15,8 @@ from calc_analytics.rollup.install import rebase
 from calc_analytics.rollup.journal import BUCKETS_PER_DOUBLING, compact, freshness, history, note_failure, totals
 from calc_analytics.rollup.judge import Decision
 from calc_analytics.rollup.rebuild import rebuild
-from calc_analytics.rollup.refresh import AGE_SAMPLE, refresh
+from calc_analytics.rollup.refresh import refresh
+from calc_analytics.rollup.refresh_sql import AGE_SAMPLE
 from calc_analytics.rollup.retention import prune
 from calc_analytics.rollup.verify import verify
 from calc_analytics.rollups import LATENCY, LOG, STATS

@@ -158,14 +158,14 @@ def test_what_it_finds_is_recorded(built: Database, clock: Clock):
 
 def test_a_day_that_is_refreshed_all_the_time_is_proven_too(built: Database, connect, monkeypatch):
     """A refresh between the comparison and its record changes nothing about what was found."""
-    writer, prove = connect(), verify_module._proof
+    writer, prove = connect(), verify_module.read_proof
 
     def refresh_first(*arguments):
         write(writer, [row(noon(DAYS[3]))])
         refresh(built)
         return prove(*arguments)
 
-    monkeypatch.setattr(verify_module, "_proof", refresh_first)
+    monkeypatch.setattr(verify_module, "read_proof", refresh_first)
     for day in DAYS:
         assert verify(built, [day], with_checksum=True).difference == 0
         assert oldest_proof(built) != day

@@ -16,11 +16,13 @@ from calc_analytics.database.adopt import PAGES_PER_RANGE
 from calc_analytics.database.engine import settings_sql, transaction
 from calc_analytics.database.log_index import summarize
 from calc_analytics.rollup import ledger, unseen
+from calc_analytics.rollup.comparison import verify_sql
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.rebuild import count_sql, rebuild
-from calc_analytics.rollup.refresh import STEP_ROWS, probe_sql, refresh, refresh_sql
+from calc_analytics.rollup.refresh import STEP_ROWS, refresh
+from calc_analytics.rollup.refresh_sql import probe_sql, refresh_sql
 from calc_analytics.rollup.snapshot import Snapshot
-from calc_analytics.rollup.verify import verify, verify_sql
+from calc_analytics.rollup.verify import verify
 from calc_analytics.rollup.windows import windows
 from calc_analytics.rollups import LOG
 from calc_analytics_tests.logs import copy_rows, row, utc, write

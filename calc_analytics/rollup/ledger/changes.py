@@ -16,10 +16,10 @@ from calc_analytics.rollup.ledger.state import here, kept_rollups, lock_unchecke
 from calc_analytics.rollup.snapshot import log_oid
 
 
-def create_if_missing(connection: Connection, log: Log, timezone: str) -> bool:
-    """The state a log starts with: nothing built, counting from this moment's snapshot. Whether it was missing."""
-    parameters = {"log": log.name, "timezone": timezone, "rollups": log.names}
-    return connection.execute(text(_CREATE.format(log=log_oid(log))), parameters).rowcount > 0
+def create_if_missing(connection: Connection, db: Database) -> bool:
+    """Creates the state a log starts with: nothing built, this moment's snapshot. Returns whether it was missing."""
+    parameters = {"log": db.log.name, "timezone": db.timezone, "rollups": db.log.names}
+    return connection.execute(text(_CREATE.format(log=log_oid(db.log))), parameters).rowcount > 0
 
 
 def keep_rollups(connection: Connection, log: Log) -> tuple[list[str], list[str]]:
@@ -46,10 +46,11 @@ def mark_stale(connection: Connection, log: Log) -> None:
     connection.execute(_STALE, {"rollups": log.names})
 
 
-def start_afresh(connection: Connection, log: Log, timezone: str) -> None:
+def start_afresh(connection: Connection, db: Database) -> None:
     """Takes this cluster's snapshot and marks every built or frozen day stale; its statistics stay until rebuilt."""
-    create_if_missing(connection, log, timezone)
-    parameters = {"log": log.name, "rollups": log.names, "timezone": timezone, "first": FIRST, "last": LAST}
+    create_if_missing(connection, db)
+    log = db.log
+    parameters = {"log": log.name, "rollups": log.names, "timezone": db.timezone, "first": FIRST, "last": LAST}
     for statement in (_NEIGHBOURS, _STALE, text(_AFRESH.format(here=here(log)))):
         connection.execute(statement, parameters)
 
@@ -102,7 +103,7 @@ _PENDING_AS_OTHERS = text(
     on conflict (rollup, date) do nothing
     """
 )
-# In another zone, rows move to the days beside: those are to be built too.
+# In another zone, rows move to the neighbouring days, which have to be built too.
 _NEIGHBOURS = text(
     """
     insert into rollup_days (rollup, date, status)

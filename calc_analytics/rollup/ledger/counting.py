@@ -44,13 +44,13 @@ def recorded_cte(db: Database) -> str:
     )"""
 
 
-def record_rebuilt(connection: Connection, rollup: Rollup, timezone: str, totals: dict[date, dict[str, int]]) -> None:
+def record_rebuilt(connection: Connection, db: Database, rollup: Rollup, totals: dict[date, dict[str, int]]) -> None:
     """These days are recounted: they are built, nothing of them is deleted, and they have these totals.
 
-    Days before yesterday get a checksum at once: nobody can have changed them yet.
+    Days before yesterday get a checksum immediately: no other program can have changed them yet.
     """
     parameters = [
-        {"rollup": rollup.name, "day": day, "tz": timezone, "counted": to_json(counted)}
+        {"rollup": rollup.name, "day": day, "tz": db.timezone, "counted": to_json(counted)}
         for day, counted in totals.items()
     ]
     if parameters:

@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
+from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Rollup
 from calc_analytics.rollup.ledger.counting import PROVEN_AFRESH
 from calc_analytics.rollup.ledger.entries import checksum_sql, to_json
@@ -14,7 +15,7 @@ from calc_analytics.rollup.ledger.entries import checksum_sql, to_json
 def record_kept(
     connection: Connection, rollup: Rollup, day: date, deleted: dict[str, int], by: str, is_intact: bool
 ) -> None:
-    """The difference between `counted` and the log is a deletion, says `by`: the statistics stay and are built.
+    """The difference between `counted` and the log is a deletion, according to `by`: the statistics stay, built.
 
     The day gets a checksum if it has none, unless its statistics are not what was counted (not `is_intact`).
     """
@@ -28,9 +29,9 @@ def record_accepted(connection: Connection, rollup: Rollup, day: date, counted: 
     connection.execute(text(_ACCEPTED.format(hash=checksum_sql(rollup, ":day"))), parameters)
 
 
-def freeze(connection: Connection, rollup: Rollup, timezone: str, day: date, counted: dict[str, int]) -> None:
+def freeze(connection: Connection, db: Database, rollup: Rollup, day: date, counted: dict[str, int]) -> None:
     """The day's log rows are gone and it was never counted whole here: its statistics stay as they are, audited."""
-    parameters = {"rollup": rollup.name, "day": day, "tz": timezone, "counted": to_json(counted)}
+    parameters = {"rollup": rollup.name, "day": day, "tz": db.timezone, "counted": to_json(counted)}
     connection.execute(text(_FREEZE.format(hash=checksum_sql(rollup, ":day"))), parameters)
 
 

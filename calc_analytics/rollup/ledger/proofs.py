@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
+from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Log, Rollup
 from calc_analytics.rollup.ledger.state import still_here
 from calc_analytics.rollup.reports import DayProof
@@ -35,7 +36,7 @@ class Seen:
 
 
 def record_verified(
-    connection: Connection, rollup: Rollup, proof: DayProof, seen: Seen, timezone: str, with_checksum: bool
+    connection: Connection, db: Database, rollup: Rollup, proof: DayProof, seen: Seen, with_checksum: bool
 ) -> bool:
     """Records what a comparison found, unless the day was rebuilt, pruned or decided upon meanwhile; whether it did.
 
@@ -52,7 +53,7 @@ def record_verified(
         "version": seen.version,
         "written_by": seen.written_by,
         "checksum": seen.checksum if proof.is_proven else None,
-        "tz": timezone,
+        "tz": db.timezone,
         "with_checksum": with_checksum,
     }
     return connection.execute(_VERIFIED, parameters).rowcount > 0
