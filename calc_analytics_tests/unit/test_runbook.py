@@ -20,7 +20,15 @@ RUNBOOK = (project_root() / "docs" / "runbook.md").read_text()
 TREES = [ast.parse(path.read_text()) for path in sorted(Path(calc_analytics.__file__).parent.rglob("*.py"))]
 BASE = "CalcAnalyticsError"
 # The functions that return messages.
-MESSAGE_FUNCTIONS = ("__str__", "_describe", "_describe_connection", "_describe_row_security", "_describe_refusal")
+MESSAGE_FUNCTIONS = (
+    "__str__",
+    "_describe",
+    "_describe_connection",
+    "_describe_row_security",
+    "_describe_refusal",
+    "_describe_reason",
+    "_describe_difference",
+)
 
 
 @lru_cache
