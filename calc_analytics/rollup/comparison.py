@@ -3,7 +3,8 @@
 One statement sees one state of the database, so the answer is exact while writers run at full speed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
@@ -90,37 +91,22 @@ def _first_difference(rollup: Rollup) -> str:
 
 
 def read_proof(rollup: Rollup, day: date, row: RowMapping, timezone: str, seconds: float) -> DayProof:
-    """What the comparison says. The log is not compared by days of another reporting zone, which are frozen."""
+    """The result of the comparison, from its row."""
     names, count = rollup.measure_names, rollup.count
     logs, stored = ({name: int(row[f"{side}_{name}"]) for name in names} for side in ("logs", "stored"))
     counted, deleted = (_totals(row[column], names) for column in ("counted", "deleted"))
-    is_pruned = bool(deleted and any(deleted.values()))
+    totals = _DayTotals(count, logs, stored, counted, deleted)
+    is_pruned = totals.is_pruned
     by_keys = {name: int(row[name]) for name in names}
     by_totals = {name: abs(logs[name] + (deleted or {}).get(name, 0) - stored[name]) for name in names}
     differences = by_totals if is_pruned else by_keys
-    status, difference = row["status"], 0
-    finding = "overflow" if status == "overflow" else "waiting"
-    if counted is not None:
-        changed = sum(abs(stored[name] - counted[name]) for name in names)
-        if row["checksum"] is not None and row["checksum"] != row["checksum_now"]:
-            changed = max(changed, 1)
-        unbalanced = 0
-        if deleted is not None and status in ("built", "frozen") and row["timezone"] in (None, timezone):
-            unbalanced = sum(abs(logs[name] + deleted[name] - counted[name]) for name in names)
-        by_key = sum(differences.values()) if status == "built" else 0
-        too_many = int(row["keys_with_more_logs"]) if is_pruned else 0
-        difference = min(max(changed, unbalanced, by_key, too_many, _exchanged(row, is_pruned)), GREATEST)
-        rows_deleted = (deleted or {}).get(count, 0)
-        finding = _finding(
-            status, changed, unbalanced, difference, logs[count] + rows_deleted - counted[count], is_pruned
-        )
-    if row["is_undecided"] and not difference:
-        # Rows that no refresh adds could be as many as those that were missing: only a decision settles it.
-        difference, finding = int(row["known_difference"]), str(row["known_finding"])
+    difference, finding = _compare(
+        row, totals, sum(differences.values()), is_in_zone=row["timezone"] in (None, timezone)
+    )
     return DayProof(
         rollup=rollup.name,
         day=day,
-        status=status,
+        status=row["status"],
         log_rows=logs[count],
         stored_rows=stored[count],
         counted_rows=(counted or {}).get(count, 0),
@@ -129,10 +115,50 @@ def read_proof(rollup: Rollup, day: date, row: RowMapping, timezone: str, second
         difference=difference,
         finding=finding,
         differing_keys=_differing_keys(row, is_pruned),
-        examples=_examples(rollup, row, is_pruned, finding) if difference and status != "frozen" else (),
+        examples=_examples(rollup, row, is_pruned, finding) if difference and row["status"] != "frozen" else (),
         seconds=seconds,
         suspects={each.name: int(row[each.name]) for each in rollup.suspects if row[each.name]},
     )
+
+
+@dataclass(frozen=True)
+class _DayTotals:
+    """A day's totals per measure: of its visible log rows, in the target, and in the ledger; `count` counts rows."""
+
+    count: str
+    logs: Mapping[str, int]
+    stored: Mapping[str, int]
+    counted: Mapping[str, int] | None
+    deleted: Mapping[str, int] | None
+
+    @property
+    def is_pruned(self) -> bool:
+        return bool(self.deleted and any(self.deleted.values()))
+
+
+def _compare(row: RowMapping, totals: _DayTotals, by_keys: int, is_in_zone: bool) -> tuple[int, str]:
+    """The difference, and the finding. Days of another reporting zone, which are frozen, are not compared with the log.
+
+    `by_keys` is the sum of the differences over keys.
+    """
+    status, counted, deleted, is_pruned = row["status"], totals.counted, totals.deleted, totals.is_pruned
+    difference, finding = 0, "overflow" if status == "overflow" else "waiting"
+    if counted is not None:
+        changed = sum(abs(totals.stored[name] - counted[name]) for name in counted)
+        if row["checksum"] is not None and row["checksum"] != row["checksum_now"]:
+            changed = max(changed, 1)
+        unbalanced = 0
+        if deleted is not None and status in ("built", "frozen") and is_in_zone:
+            unbalanced = sum(abs(totals.logs[name] + deleted[name] - counted[name]) for name in counted)
+        by_key = by_keys if status == "built" else 0
+        too_many = int(row["keys_with_more_logs"]) if is_pruned else 0
+        difference = min(max(changed, unbalanced, by_key, too_many, _exchanged(row, is_pruned)), GREATEST)
+        surplus = totals.logs[totals.count] + (deleted or {}).get(totals.count, 0) - counted[totals.count]
+        finding = _finding(status, changed, unbalanced, difference, surplus, is_pruned)
+    if row["is_undecided"] and not difference:
+        # Rows that no refresh adds could be as many as those that were missing: only a decision settles it.
+        return int(row["known_difference"]), str(row["known_finding"])
+    return difference, finding
 
 
 def _exchanged(row: RowMapping, is_pruned: bool) -> int:
@@ -162,7 +188,7 @@ def _totals(value: dict[str, Any] | None, names: Sequence[str]) -> dict[str, int
 
 
 def _finding(status: str, changed: int, unbalanced: int, difference: int, surplus_rows: int, is_pruned: bool) -> str:
-    """The one word for what differs; a log that is not what was counted weighs more than changed statistics."""
+    """What differs; a log that is not what was counted has precedence over changed statistics."""
     if status == "overflow":
         return "overflow"
     if unbalanced:

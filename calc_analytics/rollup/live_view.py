@@ -17,6 +17,8 @@ from calc_analytics.rollup.declaration import Log, Rollup, type_to_sql
 from calc_analytics.rollup.snapshot import STORED_ENDED, STORED_VISIBLE, STORED_XMAX, stored_cte
 from calc_analytics.rollup.windows import day_begin, has_a_day, local_date, midnight, within
 
+# SQL: the time zone in which the stored days are built.
+_ZONE = "(select timezone from stored)"
 # The schemas of the log and of the view, which stands beside its table if there is none yet.
 _SCHEMAS = text(
     """
@@ -80,30 +82,49 @@ def live_view_sql(
 ) -> str:
     """The view's query, from the same measures and the same definition of `date` as everything else.
 
-    Its columns have the `types` that the target's have now. It names only the log columns that the rollup needs, so
-    that the others may be altered or dropped. A day with a key that the target cannot hold is about to be set aside:
-    the view leaves its new rows out at once, so that the other days can be read.
+    Its columns have the `types` that the target's have now. A day with a key that the target cannot hold is about to be
+    set aside: the view leaves out its new rows already, so that the other days can be read.
     """
-    narrow = [
+    refusals = _refusals(log, rollup, log_schema, view_schema)
+    casts = {**{each.name: type_to_sql(each.type) for each in rollup.target.columns}, **types}
+    selects = {
+        **{name: f"cast({name} as {casts[name]}) as {name}" for name in (*rollup.keys, "date")},
+        **{name: f"cast(sum({name}) as {casts[name]}) as {name}" for name in rollup.measure_names},
+    }
+    return f"""
+    with {stored_cte(log, f"cast({quote_literal(log.name)} as regclass)", refusals)},
+    {_uncounted_cte(log, rollup)},
+    -- A day that was never built counts only if all of its rows are uncounted: a new day, not a partial old one.
+    {_complete_cte(log, rollup, _keys_that_fit(rollup, types, log_types))}
+    select {", ".join(selects[each.name] for each in rollup.target.columns if each.name in selects)}
+    from (
+        select {rollup.columns} from {rollup.name}
+        union all
+        select {rollup.columns} from uncounted join complete using (date)
+    ) both_parts
+    -- Reads the stored snapshot, and so raises what there is to raise, even if the log has no rows.
+    where (select xmax from stored) is not null
+    group by {rollup.key_columns}, date
+    """
+
+
+def _keys_that_fit(rollup: Rollup, types: Mapping[str, str], log_types: Mapping[str, str]) -> list[str]:
+    """SQL: a condition for each key whose column is narrower than the log's."""
+    return [
         f"bool_and({name} between -{2 ** BITS[types[name]]} and {2 ** BITS[types[name]] - 1})"
         for name, sources in rollup.key_sources.items()
         if name in types and any(BITS[log_types[each]] > BITS[types[name]] for each in sources if each in log_types)
     ]
-    days = f"group by date having {' and '.join(narrow)}" if narrow else "group by date"
-    refusals = _refusals(log, rollup, log_schema, view_schema)
-    zone, time_ = "(select timezone from stored)", f"l.{log.event_time}"
+
+
+def _uncounted_cte(log: Log, rollup: Rollup) -> str:
+    """CTE: the rows that are not counted yet, by keys and day.
+
+    It names only the log columns that the rollup needs, so that the others may be altered or dropped.
+    """
     columns = ", ".join(sorted({*rollup.reads, log.event_time}))
-    day = local_date(time_, zone)
-    begin, end = day_begin("d.date", zone), midnight("(d.date + 1)", zone)
-    keys = rollup.key_columns
-    types = {**{each.name: type_to_sql(each.type) for each in rollup.target.columns}, **types}
-    selects = {
-        **{name: f"cast({name} as {types[name]}) as {name}" for name in (*rollup.keys, "date")},
-        **{name: f"cast(sum({name}) as {types[name]}) as {name}" for name in rollup.measure_names},
-    }
-    return f"""
-    with {stored_cte(log, f"cast({quote_literal(log.name)} as regclass)", refusals)},
-    uncounted as materialized (
+    day = local_date(f"l.{log.event_time}", _ZONE)
+    return f"""uncounted as materialized (
         select {rollup.key_selects}, rollup_date as date, {rollup.measure_selects}
         from (
             select {columns}, {day} as rollup_date from {log.name} l
@@ -113,9 +134,15 @@ def live_view_sql(
         ) l
         where {has_a_day("rollup_date")}
         group by {rollup.group_by}, rollup_date
-    ),
-    -- A day that was never built counts only if all of its rows are uncounted: a new day, not a partial old one.
-    complete as materialized (
+    )"""
+
+
+def _complete_cte(log: Log, rollup: Rollup, keys_fit: list[str]) -> str:
+    """CTE: the days to which uncounted rows are added."""
+    time_ = f"l.{log.event_time}"
+    day, begin, end = local_date(time_, _ZONE), day_begin("d.date", _ZONE), midnight("(d.date + 1)", _ZONE)
+    days = f"group by date having {' and '.join(keys_fit)}" if keys_fit else "group by date"
+    return f"""complete as materialized (
         select d.date from (select date from uncounted {days}) d
         left join rollup_days b on b.rollup = '{rollup.name}' and b.date = d.date
         where b.status = 'built' or (b.status is null
@@ -123,14 +150,4 @@ def live_view_sql(
           and not exists (
               select from {log.name} l
               where {within(time_, begin, end)} and {day} = d.date and {STORED_VISIBLE}))
-    )
-    select {", ".join(selects[each.name] for each in rollup.target.columns if each.name in selects)}
-    from (
-        select {rollup.columns} from {rollup.name}
-        union all
-        select {rollup.columns} from uncounted join complete using (date)
-    ) both_parts
-    -- Reads the stored snapshot, and so raises what there is to raise, even if the log has no rows.
-    where (select xmax from stored) is not null
-    group by {keys}, date
-    """
+    )"""
