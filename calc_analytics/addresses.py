@@ -1,7 +1,7 @@
-"""Addresses of databases: URLs are read and checked, completed for people, and cut down for Dagster.
+"""Addresses of databases: URLs are parsed and checked, completed for people, and reduced for Dagster's database.
 
-What a URL leaves out libpq takes from its own variables (PGHOST, PGUSER, PGOPTIONS, …), its service and password files,
-and its defaults. So nothing is filled in here, except in what is shown. Nothing connects.
+libpq takes what a URL leaves out from its own variables (PGHOST, PGUSER, PGOPTIONS, …), its service and password files,
+and its defaults. So nothing is filled in here, except for display. Nothing connects.
 """
 
 import re
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 FORM = "the accepted form is postgresql://user:password@host:5432/database"
 ENCODE = "write @, /, ?, # and : in the password percent-encoded, as %40, %2F, %3F, %23 and %3A, and @ elsewhere as %40"
-# Words that other drivers have for the schema.
+# Names that other drivers have for the schema.
 SCHEMA_OPTIONS = ("schema", "currentSchema", "search_path")
-# Which server, as whom, over which kind of connection: what a second database on the same server needs as well.
+# The server, the role, and the kind of connection: what a second database on the same server needs as well.
 CONNECTION_OPTIONS = re.compile(
     "host|hostaddr|port|passfile|password|service|ssl.*|gss.*|krbsrvname|channel_binding|require.*|"
     "target_session_attrs|load_balance_hosts|connect_timeout|keepalives.*|tcp_user_timeout"
@@ -56,7 +56,7 @@ def _may_be_misread(text: str, url: "URL") -> bool:
 
 
 def _with_options_in_place(url: "URL") -> "URL":
-    """`?dbname=` and `?user=` as libpq understands them; ValueError for an option that it does not know."""
+    """`?dbname=` and `?user=` as libpq reads them; ValueError for an option that it does not have."""
     query: dict[str, Any] = {name: _last(name, value) for name, value in url.query.items()}
     for name in query:
         if name in SCHEMA_OPTIONS:
@@ -79,7 +79,7 @@ def _libpq_options() -> set[str]:
 
 
 def libpq_defaults() -> dict[str, str]:
-    """What libpq takes where a URL says nothing: its variables, PGSERVICE's entry, its own defaults."""
+    """What libpq takes for what a URL leaves out: its variables, PGSERVICE's entry, its own defaults."""
     from psycopg import pq
 
     return {option.keyword.decode(): option.val.decode() for option in pq.Conninfo.get_defaults() if option.val}
@@ -100,21 +100,21 @@ def completed(url: "URL") -> "URL":
 
 
 def redact_url(url: "URL") -> str:
-    """The URL for people, in psql's form, without the password; of its options only where the server is."""
+    """The URL for people, in psql's form, without the password; of its options only those that name the server."""
     full = completed(url)
     place = {name: value for name, value in full.query.items() if name in ("host", "port", "service")}
     plain = full.set(drivername="postgresql", query=place)
     return plain.render_as_string(hide_password=True).replace("%2F", "/")
 
 
-def without_secrets(said: str, url: "URL") -> str:
+def without_secrets(text: str, url: "URL") -> str:
     """The text with stars for each password of the URL, in every form in which a URL may hold it."""
     for secret in (url.password, url.query.get("password"), url.query.get("sslpassword")):
         if secret and secret != url.username:
             # SQLAlchemy writes spaces and plus signs as they are; others do not.
             for form in (str(secret), quote(str(secret), ""), quote(str(secret), " +"), quote_plus(str(secret))):
-                said = said.replace(form, "***")
-    return said
+                text = text.replace(form, "***")
+    return text
 
 
 def beside(url: "URL", database: str) -> "URL":

@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 from calc_analytics.errors import CalcAnalyticsError
 
 ONE_DAY = timedelta(days=1)
-# The days of the instants that are counted (`rollup/windows.py`), whatever the time zone.
+# The days of the instants that are counted (`rollup/windows.py`), in any time zone.
 FIRST, LAST = date(1, 1, 2), date(9999, 12, 30)
 
 
@@ -33,7 +33,7 @@ def parse_day(text: str) -> date:
 
 
 def days_between(first: date, last: date) -> list[date]:
-    """Every day from `first` to `last`, both included; `InvalidDay` if they are the wrong way round."""
+    """Every day from `first` to `last`, both included; `InvalidDay` if the first is later than the last."""
     if last < first:
         raise InvalidDay(f"the range ends ({last}) before it begins ({first})")
     return [first + ONE_DAY * n for n in range((last - first).days + 1)]

@@ -1,7 +1,7 @@
-"""The one base class of errors that a user may see: the message says what is wrong and what to do.
+"""The one base class of errors that a user may see: the message names what is wrong and what to do.
 
-Each error's docstring tells when it is raised; the CLI prints `str(error)` as one line and exits with 1, and a
-Dagster run or tick fails with the same line. Anything else that reaches the user is a bug.
+The docstring of an error is when it is raised. The CLI prints `str(error)` as one line and exits with 1, and a Dagster
+run or tick fails with the same line. Any other exception is an internal error.
 """
 
 

@@ -1,4 +1,5 @@
 """Where the tables live: the server (embedded or given), connections, table definitions, migrations.
 
-Nothing here knows how statistics are computed; that is `rollup/`.
+What belongs here: connections, errors and retries, the embedded server, table definitions, migrations and adoption,
+and facts about the server and its tables. How statistics are computed is `rollup/`.
 """

@@ -1,7 +1,7 @@
 """The steps that turn an empty database, or the API's own, into one the rollup can work on.
 
-Each step is safe to repeat, looks before it alters, and keeps every row. Locks on the log table are asked for with
-a short timeout, so that a long writer is waited for without queueing other writers behind us.
+Each step is safe to repeat, checks before it alters, and keeps every row. Locks on the log table are requested with a
+short timeout, so that other writers never queue behind a migration that waits for a long one.
 """
 
 from collections.abc import Collection, Sequence

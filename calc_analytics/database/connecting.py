@@ -1,7 +1,7 @@
-"""How long a connection is waited for: one limit, and one wait for whoever needs the same server at the same time.
+"""The time limit of connecting, and the memory of servers that did not answer.
 
-A port that accepts and says nothing, or an address that swallows everything, is known after a few seconds. Commands
-that ask several questions at once, or one after the other, do not wait for each of them.
+A port that accepts and sends nothing, or an address that drops packets, is an error after a few seconds. A command
+that connects several times, at once or in turn, waits once.
 """
 
 import time
@@ -14,7 +14,7 @@ from calc_analytics.addresses import libpq_defaults
 
 # An answer takes milliseconds.
 CONNECT_SECONDS = 5
-# So long after a wait in vain nobody begins another one.
+# After a timeout, connecting to the same server fails immediately for so long.
 REMEMBERED_SECONDS = 2.0
 
 _silent: dict[tuple[Any, ...], tuple[float, psycopg.errors.ConnectionTimeout]] = {}
@@ -26,7 +26,7 @@ def connect_seconds(url: URL) -> Any:
 
 
 def connect(dialect: Any, record: Any, arguments: Any, parameters: dict[str, Any]) -> Any:
-    """SQLAlchemy's event `do_connect`: connects, unless the server has just been waited for in vain."""
+    """SQLAlchemy's event `do_connect`: connects, unless the server did not answer a moment ago."""
     server = parameters.get("host"), parameters.get("port"), parameters.get("service")
     until, error = _silent.get(server, (0.0, None))
     if error is not None and time.monotonic() < until:

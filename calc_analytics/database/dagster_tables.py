@@ -1,6 +1,6 @@
-"""Whether Dagster may keep its tables in a database: no table of somebody else has the name of one of them.
+"""Whether Dagster may keep its tables in a database: no table of another program has the name of one of them.
 
-Dagster takes a table for its own by its name alone, and its revision for the only one in `alembic_version`.
+Dagster recognizes its tables by their names alone, and expects no other revision than its own in `alembic_version`.
 """
 
 import re
@@ -41,7 +41,7 @@ REVISIONS = "alembic_version"
 
 
 class SharedDatabase(CalcAnalyticsError):
-    """Dagster's database has tables of somebody else under the names that Dagster uses."""
+    """Dagster's database has another program's tables under the names that Dagster uses."""
 
 
 def require_room(url: URL) -> None:

@@ -40,7 +40,7 @@ _held: dict[Path, tuple[IO[str], Any]] = {}
 
 
 class EmbeddedServerFailed(CalcAnalyticsError):
-    """The embedded PostgreSQL could not be started; its own log says why."""
+    """The embedded PostgreSQL could not be started; its own log has the reason."""
 
 
 def data_folder() -> Path:

@@ -2,7 +2,7 @@
 
 Every transaction runs at READ COMMITTED, because each statement must see what was committed before it; the role's
 default does not matter. Settings are local to the transaction: nothing is left in a session that a pooler such as
-PgBouncer hands to another client, and nothing is asked for in the start-up packet.
+PgBouncer hands to another client, and nothing is set in the start-up packet.
 """
 
 import logging
@@ -24,8 +24,9 @@ from calc_analytics.database import embedded
 from calc_analytics.database.connecting import connect, connect_seconds
 from calc_analytics.database.errors import translate_db_errors
 
-# What each transaction sets for itself, whatever the role's or the database's defaults are. New rows must be found by
-# index: after retention the planner's statistics of `xact_id` can make it read the whole table; compiling never pays.
+# What each transaction sets for itself, so that the role's and the database's defaults do not matter. New rows must be
+# found by index: after retention the planner's statistics of `xact_id` can make it read the whole table. Compiling
+# never pays.
 LOCAL_SETTINGS = {
     "timezone": "UTC",
     "datestyle": "ISO",
@@ -40,12 +41,12 @@ LOCAL_SETTINGS = {
     "lock_timeout": "5min",
     "idle_in_transaction_session_timeout": "10min",
 }
-# The server rolls back a second after this process was killed, even in the midst of a long statement or a wait for a
+# The server rolls back a second after this process was killed, even during a long statement or a wait for a
 # lock; a server on Windows cannot, and finishes the statement first.
 CLIENT_CHECK = ("client_connection_check_interval", "1000")
 # Since PostgreSQL 17 a role may have a limit on whole transactions as well.
 TRANSACTION_TIMEOUT_SINCE = 170_000
-# For the rest of a transaction: a day may well be most of the table; and back.
+# For the rest of a transaction: a day may be most of the table; and back.
 WHOLE_DAYS = text("set local enable_seqscan = on")
 NEW_ROWS = text("set local enable_seqscan = off")
 # For a transaction without LOCAL_SETTINGS: an error where a policy would hide rows.
@@ -102,9 +103,9 @@ def engine_for(url: URL, application_name: str = "calc_analytics", statement_sec
         },
         execution_options={"local_settings": settings},
     )
-    event.listen(engine, "connect", _ask_for_bytes, insert=True)
+    event.listen(engine, "connect", _fetch_bytes, insert=True)
     event.listen(engine, "do_connect", connect)
-    event.listen(engine, "connect", _look_at_server)
+    event.listen(engine, "connect", _inspect_server)
     event.listen(engine, "before_cursor_execute", _encode, retval=True)
     return engine
 
@@ -121,8 +122,8 @@ def with_timeouts(url: URL) -> URL:
     return url.update_query_dict({**limits, **url.query})
 
 
-def _ask_for_bytes(connection: psycopg.Connection, record: Any) -> None:
-    """A database in SQL_ASCII holds bytes: it is asked for them as they are, which are decoded here."""
+def _fetch_bytes(connection: psycopg.Connection, record: Any) -> None:
+    """A database in SQL_ASCII holds bytes: they are fetched as they are, and decoded here."""
     record.info["is_ascii"] = connection.info.parameter_status("server_encoding") == "SQL_ASCII"
     if record.info["is_ascii"]:
         connection.autocommit = True
@@ -138,9 +139,9 @@ def _encode(connection: Connection, cursor: Any, statement: Any, parameters: Any
     return (statement.encode() if is_ascii else statement), parameters
 
 
-def _look_at_server(connection: psycopg.Connection, record: Any) -> None:
-    """Notes whether the server itself answers (a pooler makes up the process id that it tells its clients), whether it
-    can notice that a client has died, and what its transactions have to set."""
+def _inspect_server(connection: psycopg.Connection, record: Any) -> None:
+    """Notes whether the server itself answers, whether it can notice that a client has died, and what its transactions
+    have to set. A pooler invents the process id that it sends to its clients."""
     connection.autocommit = True
     record.info["limits_transactions"] = connection.info.server_version >= TRANSACTION_TIMEOUT_SINCE
     try:

@@ -48,7 +48,7 @@ _REFUSALS = (
 
 
 class DatabaseError(CalcAnalyticsError):
-    """PostgreSQL refused (`sqlstate` says why) or was unreachable. `transient`: whether a retry can help."""
+    """PostgreSQL refused (`sqlstate` is the reason) or was unreachable. `transient`: whether a retry can help."""
 
     sqlstate: str | None = None
 

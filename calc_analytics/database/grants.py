@@ -1,6 +1,6 @@
-"""Grants for new tables and views: who may use a rollup's may use a new one's in the same way.
+"""Grants for new tables and views: roles that may use a rollup's may use a new one's in the same way.
 
-Only what is new gets grants, so that a right that somebody took away is not given back.
+Only what is new gets grants, so that a right that was revoked is not granted again.
 """
 
 from collections.abc import Collection, Sequence
@@ -18,7 +18,7 @@ def existing(connection: Connection) -> set[str]:
 
 
 def without_grants(connection: Connection, names: Collection[str]) -> set[str]:
-    """Those of the tables for which nobody was ever granted anything."""
+    """Those of the tables for which nothing was ever granted."""
     statement = """
         select relname from pg_class
         where oid in (select to_regclass(name) from unnest(cast(:names as text[])) as n (name)) and relacl is null
@@ -29,8 +29,8 @@ def without_grants(connection: Connection, names: Collection[str]) -> set[str]:
 def extend(connection: Connection, there: set[str], models: Sequence[str], targets: Sequence[str]) -> None:
     """Gives the targets, live views and journal that are not `there` the grants of their kind that are.
 
-    The first of the rollups in `models` that is there is the model. Whoever may read a target that is there may read
-    its live view too: somebody dropped the view, and its grants with it.
+    The first of the rollups in `models` that is there is the model. Roles that may read a target that is there may read
+    its live view too, if that was dropped, and its grants with it.
     """
     for suffix in ("", "_live"):
         model = next((f"{name}{suffix}" for name in models if f"{name}{suffix}" in there), None)

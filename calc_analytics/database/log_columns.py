@@ -1,6 +1,6 @@
-"""What the log table must be, so that it can be counted exactly. Looked at before anything is changed.
+"""What the log table must be, so that it can be counted exactly. Checked before anything is changed.
 
-The columns that nothing reads may be of any type, and others may be called as they like.
+Columns that nothing reads may have any type, and further columns any name.
 """
 
 from collections.abc import Collection
@@ -23,7 +23,7 @@ KINDS = {"v": "a view", "m": "a materialized view", "f": "a foreign table"}
 class UnfitTable(CalcAnalyticsError):
     """An existing table that lacks a column or key the rollup needs; adopting it would guess.
 
-    `statement` makes it fit, where one does.
+    `statement` repairs that, where one does.
     """
 
     def __init__(self, message: str, statement: str = "") -> None:
@@ -115,7 +115,7 @@ def _has_values(connection: Connection) -> bool:
 
 
 _TABLES = f"with {TREE} select name, relkind, relispartition, depth, detach from tree order by depth, path"
-# A NOT NULL that was added without a look at the rows (PostgreSQL 18) says nothing about them.
+# A NOT NULL that was added without a check of the rows (PostgreSQL 18) proves nothing about them.
 _COLUMNS = rf"""
     with {TREE},
     nullable as (

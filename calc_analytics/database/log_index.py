@@ -124,7 +124,7 @@ class _Plan:
         return self._note(table, state, [create, *attach] if create else attach, path)
 
     def _create(self, table: _Table, how: str, on: str) -> tuple[str, str]:
-        """A name that nobody has, with its schema, and the statement that builds the index under it."""
+        """A free name, with its schema, and the statement that builds the index under it."""
         name = _quote(self._free_name(table))
         return f"{_quote(table.schema)}.{name}", index_sql(name, on, how)
 

@@ -1,8 +1,8 @@
 """Runs the migrations: one at a time, safe to repeat, safe while the API writes.
 
 A lock keeps two `migrate` apart. It belongs to a transaction on a connection of its own, so it ends with the process,
-and a pooler leaves it to nobody else. Locks on tables are asked for with a short timeout and asked for again, so that a
-long writer delays the migration and never the other writers. All settings are local to their transactions.
+and a pooler hands it to no other client. Locks on tables are requested with a short timeout, again and again, so that
+a long writer delays the migration and never the other writers. All settings are local to their transactions.
 """
 
 import logging
@@ -32,7 +32,7 @@ from calc_analytics.errors import CalcAnalyticsError
 # The newest revision in migrations/versions.
 HEAD = "0005_log_relation"
 ADVISORY_LOCK = 7_244_100_501
-# Shorter than deadlock_timeout (one second): who waits for us is never the one that is aborted.
+# Shorter than deadlock_timeout (one second): a deadlock never aborts another transaction.
 LOCK_TIMEOUT = "800ms"
 ATTEMPTS = 60
 # How long another migration is waited for.
@@ -65,8 +65,8 @@ def is_at_head(connection: Connection) -> bool:
 def upgrade(engine: Engine, prepare: Callable[[Connection], None], finish: Callable[[Connection], None]) -> None:
     """Brings the tables to the newest revision and repairs the log table's index.
 
-    `prepare` is called first, to look and refuse. `finish` is called in the transaction of the last revisions, so that
-    nobody sees the new tables without what it adds. One at a time: the others wait their turn. Raises
+    `prepare` is called first, to check and refuse. `finish` is called in the transaction of the last revisions, so that
+    no session sees the new tables without what it adds. One at a time: the others wait their turn. Raises
     `CalcAnalyticsError` subclasses; a revision that fails changed nothing.
     """
     with translate_db_errors(engine.url), turn(engine):
@@ -130,7 +130,7 @@ def _without_limits(connection: Connection) -> Iterator[None]:
 def turn(engine: Engine) -> Iterator[None]:
     """Keeps other migrations of the database out; raises `MigrationUnderWay` after a minute.
 
-    The lock is asked for again and again: a session that waits inside PostgreSQL holds a snapshot, for which the first
+    The lock is tried again and again: a session that waits inside PostgreSQL holds a snapshot, for which the first
     one's CREATE INDEX CONCURRENTLY would wait in turn. A transaction that has the lock and does nothing holds none.
     """
     attempts = Retrying(retry=retry_if_result(_is_false), stop=stop_after_delay(TURN_SECONDS), wait=wait_fixed(0.1))
@@ -231,7 +231,7 @@ def _not_owner(reason: str) -> NotOwner:
     )
 
 
-# What would end a transaction that only waits; PostgreSQL knows the last one from version 17 on.
+# What would end a transaction that only waits; the last one exists since PostgreSQL 17.
 _NO_TIMEOUTS = text(
     """
     select set_config(name, '0', true) from pg_settings

@@ -28,7 +28,7 @@ class NoSchema(CalcAnalyticsError):
 
 
 class PathIgnored(CalcAnalyticsError):
-    """The search_path that the URL or PGOPTIONS asks for is not the one that counts; nothing was changed."""
+    """The search_path that the URL or PGOPTIONS asks for is not in effect; nothing was changed."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Hidden:
 class Look:
     """What the role finds: tables by schema, those that it does not find, and other schemas with a log table.
 
-    New tables are created in `creates_in`; None: nowhere. `ignores` is a path that was asked for, and does not count.
+    New tables are created in `creates_in`; None: nowhere. `ignores` is a path that was requested, and is not in effect.
     """
 
     role: str
@@ -99,21 +99,21 @@ def places(connection: Connection, names: Sequence[str]) -> dict[str, str]:
 def hidden(connection: Connection, names: Collection[str]) -> list[Hidden]:
     """Those of the tables that exist and are not found by their names.
 
-    A path that somebody set may leave out a schema that has an installation of its own: that is another one.
+    A path that was set may leave out a schema with an installation of its own: that is another one.
     """
     rows = connection.execute(_HIDDEN, {"names": list(names), "log": calculation_logs.name}).all()
     return [Hidden(row.name, row.schema, row.path, _statement(row)) for row in rows]
 
 
 def require_visible(connection: Connection, names: Collection[str]) -> None:
-    """Raises `PathIgnored` if another search_path counts than is asked for, `HiddenTable` if a table would be created a
-    second time, `NoSchema` if none could be created at all."""
+    """Raises `PathIgnored` if another search_path is in effect than requested, `HiddenTable` if a table would be created
+    a second time, `NoSchema` if none could be created at all."""
     row = connection.execute(_CURRENT).one()
-    asked = _ignored_path(connection, row.path)
-    if asked is not None:
+    ignored = _ignored_path(connection, row.path)
+    if ignored is not None:
         raise PathIgnored(
-            f"the search_path is {row.path}, and not {asked}, as the URL or PGOPTIONS asks: a pooler ignores start-up "
-            f"options; alter role {quote_identifier(row.role)} set search_path = {asked}; nothing was changed"
+            f"the search_path is {row.path}, and not {ignored}, as the URL or PGOPTIONS requests: a pooler ignores "
+            f"start-up options; alter role {quote_identifier(row.role)} set search_path = {ignored}; nothing was changed"
         )
     for found in hidden(connection, names):
         raise HiddenTable(f"{found.fact}: {found.statement}; nothing was changed")
@@ -125,7 +125,7 @@ def require_visible(connection: Connection, names: Collection[str]) -> None:
 
 
 def _ignored_path(connection: Connection, path: str) -> str | None:
-    """The search_path that the URL's options ask for (or PGOPTIONS where it has none), if it is another one."""
+    """The search_path that the URL's options request (or PGOPTIONS where it has none), if it is another one."""
     options = connection.engine.url.query.get("options", libpq_defaults().get("options", ""))
     found = re.findall(r'(?:-c\s*|--)search_path=((?:"[^"]*"|[^\s,"]|,\s*)+)', str(options).replace("\\ ", " "))
     return _plain(found[-1]) if found and _plain(found[-1]) != _plain(path) else None

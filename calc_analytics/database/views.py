@@ -1,7 +1,7 @@
 """Replaces a view and keeps what it has besides its query: owner, grants, comments, options.
 
 PostgreSQL replaces a view in place as long as its columns keep their names, types and order. Otherwise it is dropped
-and created again in the caller's transaction, so nobody ever sees it missing.
+and created again in the caller's transaction, so no session ever sees it missing.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Audit: compares the statistics of all days with what was counted. Reads statistics only, not the log.
 
-Finds what somebody else wrote to a target table, on any day, pruned ones too. Days that may have lost log rows are
+Finds what other programs wrote to a target table, on any day, pruned ones too. Days that may have lost log rows are
 compared by their checksums as well, since their log can no longer prove each key. The result is recorded.
 """
 
@@ -38,7 +38,7 @@ def _audit(db: Database, days: Sequence[date] | None) -> AuditReport:
         if days is None:
             connection.execute(WHOLE_DAYS)
         looked_at = {rollup: _compare(connection, rollup, days) for rollup in db.log.rollups}
-        # Recorded under the lock, so that a rebuild in the meantime is not called different.
+        # Recorded under the lock, so that a rebuild in the meantime is not reported as a difference.
         ledger.lock(connection, db)
         found: list[AuditFinding] = []
         news: dict[date, dict[str, object]] = {}
@@ -67,7 +67,8 @@ def _compare(connection: Connection, rollup: Rollup, days: Sequence[date] | None
 def audit_sql(rollup: Rollup, days: Sequence[date] | None) -> str:
     """One row for each day that differs, with the number of audited days; one of nulls if none differs.
 
-    A stored row of a day that is not on record, or was never counted, is somebody else's; not a predecessor's.
+    A stored row of a day that is not on record, or was never counted, was written by another program; not so a
+    predecessor's.
     """
     chosen = "" if days is None else f"where t.date = any(cast(:days as date[])) {_beyond(days)}"
     # Infinity and the years beyond a client's calendar are found on the last days that it can hold.

@@ -1,4 +1,4 @@
-"""The one object that operations take: where the log and its rollups live, and in which time zone days are."""
+"""The one object that operations take: where the log and its rollups are stored, and the time zone of days."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from calc_analytics.rollup.declaration import Log
 class Database:
     """An engine, the log with the rollups that are kept, and the reporting time zone.
 
-    `logs_kept_days`: others delete log rows of days that lie longer ago than this (None: nobody does).
+    `logs_kept_days`: other programs delete log rows of days longer ago than this (None: no other program deletes).
     """
 
     engine: Engine

@@ -26,7 +26,7 @@ _GREATEST: dict[type[TypeEngine[Any]], int] = {
 }
 
 
-# Beside the measures in what is deleted of a day: tells whether the keys of what is left changed.
+# Stored beside the measures in `deleted`: shows whether the keys of the remaining rows changed.
 KEYS_HASH = "#keys"
 _WEIGHT = 1_000_003
 
@@ -239,8 +239,8 @@ class Rollup:
         """SQL: a 64-bit hash of a row of the target; {name} of each column is to be filled in by `format`.
 
         PostgreSQL's hash of a record is linear in those of its columns: sums over rows would not change when two rows
-        exchange a value. Hence the second hash. PostgreSQL hashes an integer alike whatever its width, so the hash does
-        not change when a column is widened.
+        exchange a value. Hence the second hash. PostgreSQL hashes integers of all widths alike, so the hash does not
+        change when a column is widened.
         """
         types = {each.name: _widest(each.type) for each in self.target.columns}
         values = ", ".join(f"cast({{{name}}} as {types[name]})" for name in self.column_names)

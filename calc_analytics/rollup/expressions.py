@@ -1,4 +1,4 @@
-"""Core expressions that the declarations need and that engines spell differently, or that are long to write out."""
+"""Core expressions for declarations that databases spell differently, or that are long to write out."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ GREATEST_BITS = 31
 
 
 class utc_hour(FunctionElement[Any]):
-    """The start of the UTC hour in which an instant lies, whatever the session's time zone."""
+    """The start of the UTC hour in which an instant lies, independent of the session's time zone."""
 
     type = DateTime(timezone=True)
     inherit_cache = True

@@ -39,7 +39,7 @@ class LogFigures:
 @dataclass(frozen=True)
 class Violations:
     """The target rows of a day that violate a check: how many, the keys of the first ten, by value (of the column
-    that explains it) the log rows that do, and by how many log rows it is violated, if the check says."""
+    that explains it) the log rows that do, and by how many log rows it is violated, if the check defines that."""
 
     rows: int
     examples: list[dict[str, Any]]

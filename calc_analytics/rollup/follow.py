@@ -1,8 +1,8 @@
-"""Follow: refresh again and again as batches arrive, in a thread that lives as long as somebody keeps asking.
+"""Follow: refreshes as batches arrive, in a thread that runs as long as `follow` is called.
 
 Between refreshes it only probes the index for a row beyond the last snapshot, which costs a fraction of a millisecond;
-bursts are counted together. The thread outlives the tick that asked for it by a few seconds, so that there is no gap
-before the next tick asks again.
+bursts are counted together. The thread outlives the tick that started it by a few seconds, so that there is no gap
+before the next tick.
 """
 
 import threading
@@ -44,7 +44,7 @@ class IndexKeeper:
         self._thread: threading.Thread | None = None
 
     def counted(self, rows: int) -> None:
-        """Adds rows that were counted; begins to summarize when that is due and not under way."""
+        """Adds rows that were counted; begins to summarize when that is due and no thread does it yet."""
         self.rows += rows
         if self.rows >= SUMMARIZE_ROWS and (self._thread is None or not self._thread.is_alive()):
             self._thread = threading.Thread(target=self._summarize, name="index-keeper", daemon=True)
@@ -74,7 +74,7 @@ class FollowReport:
         return sum(self.rows_by_day.values())
 
     def add(self, report: RefreshReport) -> None:
-        """Takes one more refresh into account."""
+        """Adds one more refresh."""
         self.refreshes += 1
         self.seconds += report.seconds
         for day, rows in report.rows_by_day.items():
@@ -108,7 +108,7 @@ class Follower:
         """Waits for `seconds`, then returns what was counted since the last call; the thread goes on to linger.
 
         Returns early when `stopping` is set. Raises the error that ended the thread, once; what was counted before
-        it stays counted, and the next call starts afresh.
+        it stays counted, and the next call starts a new thread.
         """
         deadline = time.monotonic() + seconds
         self._keep(deadline + linger_seconds)
@@ -133,7 +133,7 @@ class Follower:
             return report
 
     def _run(self) -> None:
-        """Transient errors are retried; after a minute without one they count afresh."""
+        """Transient errors are retried; after a minute without one the attempts are counted from zero."""
         while True:
             started = time.monotonic()
             try:
@@ -162,7 +162,7 @@ class Follower:
                         self.db,
                         step_rows=STEP_ROWS if started - counted_at > BACKLOG_SECONDS else None,
                         sampled=self._is_sampled(started),
-                        progress=self._take_note,
+                        progress=self._add_report,
                     )
                     quiet, counted_at = report.snapshot, time.monotonic()
                     next_at = started + max(self.debounce_seconds, report.seconds / BUSY_SHARE)
@@ -185,14 +185,14 @@ class Follower:
         self._sampled_at = now
         return True
 
-    def _take_note(self, report: RefreshReport) -> None:
+    def _add_report(self, report: RefreshReport) -> None:
         with self._lock:
             self._report.add(report)
         self._index.counted(report.rows)
         self.observe(report)
 
     def _is_over(self) -> bool:
-        """Whether nobody asks any more. Decided under the lock: who asks at this moment gets a new thread."""
+        """Whether the time has run out. Decided under the lock: a concurrent call of `follow` starts a new thread."""
         with self._lock:
             over = self.stopping.is_set() or time.monotonic() >= self._until
             if over:

@@ -1,7 +1,7 @@
 """Log rows whose transaction id no transaction of this cluster has had yet: another cluster's, or written by hand.
 
-Nothing counts them before the cluster's ids have reached theirs. A statement sees no row of a transaction that began
-after its own snapshot, so what it sees beyond that is foreign.
+They are not counted before the cluster's ids have reached theirs. A statement sees no row of a transaction that began
+after its own snapshot, so any row beyond that is foreign.
 """
 
 from sqlalchemy import text

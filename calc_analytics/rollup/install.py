@@ -28,7 +28,7 @@ class ReadOnly(CalcAnalyticsError):
 
 
 def install(db: Database, start_date: date | None = None) -> list[Place]:
-    """Makes an empty or an API's database ready, and repairs one that somebody changed since; every row stays.
+    """Prepares an empty database or the API's, and repairs one that was changed since; every row stays.
 
     Returns each table with its schema, and whether it was created or adopted.
 
@@ -44,7 +44,7 @@ def install(db: Database, start_date: date | None = None) -> list[Place]:
     def prepare(connection: Connection) -> None:
         connection.execute(ALL_ROWS)
         schemas.require_visible(connection, tables)
-        _require_fit(connection, db.log)
+        _require_usable_database(connection, db.log)
         there.update(grants.existing(connection))
         before.update(schemas.places(connection, [*tables, VERSION_TABLE]))
 
@@ -53,7 +53,7 @@ def install(db: Database, start_date: date | None = None) -> list[Place]:
         connection.execute(ALL_ROWS)
         metadata.create_all(connection, checkfirst=True)
         adopt.require_tables(connection, [rollup.target for rollup in db.log.rollups])
-        widen.fit(connection, db.log)
+        widen.widen_keys(connection, db.log)
         is_repaired = _repair_log_table(connection, db)
         _keep_state(connection, db, start_date, there)
         found[:] = _places(before, schemas.places(connection, tables))
@@ -77,7 +77,7 @@ def _places(before: Mapping[str, str], after: Mapping[str, str]) -> list[Place]:
     return [Place(name, schema, kept if name in before else "created") for name, schema in after.items()]
 
 
-def _require_fit(connection: Connection, log: Log) -> None:
+def _require_usable_database(connection: Connection, log: Log) -> None:
     """Raises `NotOwner`, `RowsHidden` or `UnfitTable` before anything is changed."""
     tables = table_names(log)
     views = [each.live_view for each in log.rollups]
@@ -107,7 +107,7 @@ def _require_wide_keys(connection: Connection, log: Log) -> None:
 
 
 def _is_interrupted(connection: Connection) -> bool:
-    """Whether a `migrate` has run its revisions, which it does only if the tables there were are fit, and not ended."""
+    """Whether a `migrate` has run its revisions, which it does only on usable tables, and has not finished."""
     return ledger.has_any(connection) is False
 
 
@@ -120,7 +120,7 @@ def _require_log(connection: Connection, log: Log) -> None:
 
 
 def _keep_state(connection: Connection, db: Database, start_date: date | None, there: set[str]) -> None:
-    """Makes the state what the declarations ask for: rollups, days on record, live views and grants."""
+    """Changes the state to what the declarations require: rollups, days on record, live views and grants."""
     is_new = ledger.create_if_missing(connection, db)
     before = ledger.kept_rollups(connection, db.log)
     if start_date is not None:
@@ -142,7 +142,7 @@ def _keep_state(connection: Connection, db: Database, start_date: date | None, t
 
 
 def _repair_log_table(connection: Connection, db: Database) -> bool:
-    """Gives rows their transaction's id again, and tells whether that was needed on a database that was in use.
+    """Gives rows their transaction's id again; returns whether that was needed on a database that was in use.
 
     Rows written in the meantime have none, and which of them are counted is not known: all days are to be rebuilt.
     """
@@ -158,14 +158,14 @@ def _repair_log_table(connection: Connection, db: Database) -> bool:
 def is_installed(db: Database, with_these_rollups: bool = True) -> bool:
     """Whether the migrations, the state and the views are there, at the newest revision, and rows get their ids.
 
-    Without `with_these_rollups` the database may keep other rollups than `db` asks for.
+    Without `with_these_rollups` the database may keep other rollups than `db` has.
     """
     with transaction(db.engine) as connection:
         if not migrate.is_at_head(connection) or not ledger.exists(connection, db.log):
             return False
         kept = ledger.kept_rollups(connection, db.log)
-        is_as_asked = not with_these_rollups or set(kept) == set(db.log.names)
-        return is_as_asked and _has_tables(connection, kept) and adopt.gives_xact_ids(connection)
+        has_these_rollups = not with_these_rollups or set(kept) == set(db.log.names)
+        return has_these_rollups and _has_tables(connection, kept) and adopt.gives_xact_ids(connection)
 
 
 def _has_tables(connection: Connection, rollups: Sequence[str]) -> bool:
@@ -183,8 +183,7 @@ def require_usable(db: Database) -> None:
 
 
 def rebase(db: Database) -> None:
-    """Starts the counting afresh: after a restore into another cluster, with another log table, or for another time
-    zone.
+    """Restarts the counting: after a restore into another cluster, with another log table, or for another time zone.
 
     Every row becomes "older than any snapshot" in an instant (`adopt.forget_xact_ids`), every built day becomes
     stale and keeps its statistics until it is rebuilt, and the state takes this cluster's snapshot. Writers wait
@@ -199,7 +198,7 @@ def rebase(db: Database) -> None:
 
 def _rebase(connection: Connection, db: Database) -> None:
     connection.execute(ALL_ROWS)
-    _require_fit(connection, db.log)
+    _require_usable_database(connection, db.log)
     ledger.lock_unchecked(connection, db.log)
     for rollup in db.log.rollups:
         without_logs(connection, db.log, rollup)

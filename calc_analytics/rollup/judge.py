@@ -49,7 +49,7 @@ class Judgement:
 
 @dataclass(frozen=True)
 class _Day:
-    """A day's totals: in the log (recounted), stored in the target, and what the ledger knows."""
+    """A day's totals: in the log (recounted), stored in the target, and in the ledger."""
 
     span: Window
     log: Totals
@@ -65,7 +65,7 @@ class _Day:
 
 @dataclass(frozen=True)
 class Known:
-    """What the ledger knows of a chunk of days, in all rollups, before any of them is judged."""
+    """The ledger's records of a chunk of days, in all rollups, before any of them is judged."""
 
     log: Log
     timezone: str
@@ -83,14 +83,14 @@ class Known:
         return self.entries.get((rollup.name, day))
 
     def deleted_by_log(self, day: date) -> int:
-        """Rows of the day that are known to be deleted, by the rollup that knows of most."""
+        """Rows of the day that are known to be deleted, by the rollup with the highest number."""
         known = ((rollup, self.entry(rollup, day)) for rollup in self.log.rollups)
         return max((_rows(rollup, entry.deleted) for rollup, entry in known if entry is not None), default=0)
 
     def counted_by_others(self, rollup: Rollup, day: date) -> int | None:
         """Rows that another rollup counted, the most of any that counted the day whole.
 
-        Of those that are switched off only where no other did: they know nothing of what was decided since.
+        Rollups that are switched off count only where no other did: they lack later decisions.
         """
         kept = self._counted(rollup, self.log.rollups, day)
         return self._counted(rollup, self.log.switched_off, day) if kept is None else kept
@@ -120,14 +120,14 @@ def judge(
     logs = totals_by_day(connection, rollup, days, recount_table(rollup))
     stored = totals_by_day(connection, rollup, days)
     nothing = no_totals(rollup)
-    bench = _Judge(connection, db, rollup, decision)
+    judging = _Judge(connection, db, rollup, decision)
     for span in spans:
         day, others = span.day, known.counted_by_others(rollup, span.day)
         entry, deleted = known.entry(rollup, day), known.deleted_by_log(day)
         log, held = logs.get(day, nothing).measures, stored.get(day, nothing).measures
         is_cut = any(_overlap(connection, span, *cut) for cut in known.cut_days(day))
-        bench.judge(_Day(span, log, held, entry, deleted, others, is_cut))
-    return bench.judgement
+        judging.judge(_Day(span, log, held, entry, deleted, others, is_cut))
+    return judging.judgement
 
 
 def recount_table(rollup: Rollup) -> str:
@@ -156,7 +156,7 @@ class _Judge:
         """Sorts the day into one of the three lists."""
         if self.decision is Decision.ALLOW_SHRINK:
             self._replace(day)
-        elif day.entry is not None and self._waits_for_a_decision(day.entry):
+        elif day.entry is not None and self._needs_decision(day.entry):
             self._leave(day, "undecided" if day.entry.log_finding == "logs_missing" else "differs", day.entry)
         elif day.entry is not None and self._has_late_rows_to_lose(day, day.entry):
             self._leave(day, "late", day.entry)
@@ -171,7 +171,7 @@ class _Judge:
         else:
             self._judge_counted(day, day.entry)
 
-    def _waits_for_a_decision(self, entry: ledger.Entry) -> bool:
+    def _needs_decision(self, entry: ledger.Entry) -> bool:
         """Whether the log was found different, and the day was not added to since: late rows could be as many.
 
         A person who gave no option may recount it, unless log rows are missing.
@@ -182,14 +182,14 @@ class _Judge:
         return not may_recount and self.decision is not Decision.KEEP
 
     def _has_late_rows_to_lose(self, day: _Day, entry: ledger.Entry) -> bool:
-        """Whether keeping the statistics would lose rows that came after the counting began afresh (`rebase`)."""
+        """Whether keeping the statistics would lose rows that came after the counting was restarted (`rebase`)."""
         is_behind = entry.status in ("stale", "frozen") and entry.deleted is not None
         return self.decision is Decision.KEEP and is_behind and self._has_rows(day.span, "xact_id is not null")
 
     def _lacks_rows(self, day: _Day) -> bool:
         """Whether the log lacks rows that other rollups counted while this one was not kept up to date.
 
-        It was switched off, or is new: what it counted, if anything, cannot tell. Its statistics stay as they are.
+        It was switched off, or is new, so its own counts prove nothing. Its statistics stay as they are.
         """
         own = self._rows(day.entry.counted if day.entry is not None else None)
         is_built = day.entry is not None and day.entry.status == "built"
@@ -213,14 +213,14 @@ class _Judge:
         elif is_predecessors or self.decision is Decision.KEEP:
             self._freeze(day)
         else:
-            # Somebody else wrote them: nothing was counted, and nobody said that log rows are gone.
+            # Another program wrote them: nothing was counted, and no deletion of log rows was announced.
             ledger.freeze(self.connection, self.db, self.rollup, day.span.day, {})
-            self.judgement.refused.append(self._found(day, "differs", day.stored))
+            self.judgement.refused.append(self._describe_day(day, "differs", day.stored))
 
     def _judge_frozen(self, day: _Day, entry: ledger.Entry, counted: Totals) -> None:
-        """A day that was never counted whole here. It may be once its log rows are back, if a person says so.
+        """A day that was never counted whole here. It may be once its log rows are back, if a person decides so.
 
-        Late rows could be as many. Statistics that somebody else wrote, of which nothing was counted, are replaced as
+        Late rows could be as many. Statistics that another program wrote, of which nothing was counted, are replaced as
         soon as the log has as many rows; they are not deleted because it has fewer.
         """
         is_foreign = self._rows(counted) == 0
@@ -232,7 +232,7 @@ class _Judge:
             self._replace(day)
         elif is_foreign:
             ledger.mark(self.connection, self.rollup, [day.span.day], "frozen")
-            self.judgement.refused.append(self._found(day, "differs", day.stored))
+            self.judgement.refused.append(self._describe_day(day, "differs", day.stored))
         else:
             self._leave(day, "frozen", entry)
 
@@ -288,29 +288,29 @@ class _Judge:
         elif self.decision is Decision.KEEP:
             self._accept(day)
         elif entry.status == "built":
-            self.judgement.refused.append(self._found(day, "pruned", entry.counted, entry.deleted))
+            self.judgement.refused.append(self._describe_day(day, "pruned", entry.counted, entry.deleted))
         else:
             ledger.mark(self.connection, self.rollup, [day.span.day], "built")
-            self.judgement.kept.append(self._found(day, "pruned", entry.counted, entry.deleted))
+            self.judgement.kept.append(self._describe_day(day, "pruned", entry.counted, entry.deleted))
 
     def _replace(self, day: _Day) -> None:
         self.judgement.replace[day.span.day] = self._rows(day.stored)
 
     def _leave(self, day: _Day, reason: str, entry: ledger.Entry) -> None:
-        """Refuses the day. One that waits for a rebuild is not asked for again."""
+        """Refuses the day. If it waits for a rebuild, no other is requested."""
         if entry.status == "stale":
             ledger.mark(self.connection, self.rollup, [day.span.day], "frozen")
-        self.judgement.refused.append(self._found(day, reason, entry.counted, entry.deleted))
+        self.judgement.refused.append(self._describe_day(day, reason, entry.counted, entry.deleted))
 
     def _freeze(self, day: _Day) -> None:
-        """Keeps the statistics of a day that cannot be counted whole. If others counted another number, nobody knows
-        where these come from: nothing is noted as counted, so that the audit finds them."""
+        """Keeps the statistics of a day that cannot be counted whole. If other rollups counted another number, the
+        origin of these is unknown: nothing is recorded as counted, so that the audit finds them."""
         counted = {} if self._contradicts_others(day) else dict(day.stored)
         ledger.freeze(self.connection, self.db, self.rollup, day.span.day, counted)
-        self.judgement.refused.append(self._found(day, "frozen" if counted else "differs", day.stored))
+        self.judgement.refused.append(self._describe_day(day, "frozen" if counted else "differs", day.stored))
 
     def _contradicts_others(self, day: _Day) -> bool:
-        """Whether these statistics, which nobody here counted, are not as many rows as another rollup counted."""
+        """Whether these statistics, which were not counted here, are not as many rows as another rollup counted."""
         entry, stored = day.entry, self._rows(day.stored)
         is_known = entry is not None and (entry.counted is not None or entry.method == "predecessor")
         return stored > 0 and not is_known and day.counted_by_others not in (None, stored)
@@ -323,23 +323,23 @@ class _Judge:
         by = "logs_kept_days" if reason == "announced" else "keep"
         is_intact = all(day.stored[name] == counted.get(name, 0) for name in day.log)
         ledger.record_kept(self.connection, self.rollup, day.span.day, deleted, by, is_intact)
-        self.judgement.kept.append(self._found(day, reason, counted, deleted))
+        self.judgement.kept.append(self._describe_day(day, reason, counted, deleted))
 
     def _accept(self, day: _Day) -> None:
         """A person accepts the statistics of a pruned day as they are stored now.
 
         Either the log is the same, or a proof has reported the change: else the same command, given for a loss and
-        repeated, would accept a change that nobody has seen.
+        repeated, would accept a change that was never reported.
         """
         if day.entry is not None and not self._is_known(day, day.entry):
             self._leave(day, "unproven", day.entry)
         elif not self._would_lose_rows(day):
             deleted = {name: day.stored[name] - day.log[name] for name in day.log} | self._keys_hash(day)
             ledger.record_accepted(self.connection, self.rollup, day.span.day, dict(day.stored), deleted)
-            self.judgement.kept.append(self._found(day, "keep", day.stored, deleted))
+            self.judgement.kept.append(self._describe_day(day, "keep", day.stored, deleted))
 
     def _is_known(self, day: _Day, entry: ledger.Entry) -> bool:
-        """Whether the statistics are what was counted or what the log says, or are known not to be."""
+        """Whether the statistics are what was counted or what the log holds, or are known to differ."""
         if entry.statistics_differ or self._are_alike(day, entry.deleted or {}):
             return True
         return ledger.is_intact(self.connection, self.rollup, day.span.day, dict(day.stored))
@@ -361,7 +361,7 @@ class _Judge:
         self._leave(day, "late", entry)
         return True
 
-    def _found(self, day: _Day, reason: str, counted: Totals | None, deleted: Totals | None = None) -> Refused:
+    def _describe_day(self, day: _Day, reason: str, counted: Totals | None, deleted: Totals | None = None) -> Refused:
         log_rows, counted_rows, deleted_rows = map(self._rows, (day.log, counted, deleted))
         return Refused(self.rollup.name, day.span.day, reason, log_rows, counted_rows, deleted_rows)
 
@@ -369,7 +369,7 @@ class _Judge:
         return _rows(self.rollup, totals)
 
     def _is_announced(self, day: date, missing: Totals) -> bool:
-        """Whether others were said to delete log rows of such a day, and deleted rows explain the difference.
+        """Whether deletions of log rows of such a day were announced, and deleted rows explain the difference.
 
         As many rows as are missing, and no more, of each measure that counts rows; without missing rows nothing is.
         """

@@ -54,14 +54,14 @@ def _schemas(connection: Connection, log: Log, rollup: Rollup) -> tuple[str, str
 
 
 def without_logs(connection: Connection, log: Log, rollup: Rollup) -> None:
-    """For a moment the view is the stored statistics alone, so that `xact_id` can be dropped; its grants stay."""
+    """Makes the view the stored statistics alone for a moment, so that `xact_id` can be dropped; its grants stay."""
     replace_view(connection, _place(connection, log, rollup), f"select {rollup.table_columns} from {rollup.name}")
 
 
 def _refusals(log: Log, rollup: Rollup, log_schema: str, view_schema: str) -> dict[str, str]:
-    """What the view raises instead of wrong numbers, and when.
+    """The errors that the view raises instead of wrong numbers, and their conditions.
 
-    A view reads the table that it was created on, whatever that is called now.
+    A view reads the table that it was created on, even if that was renamed.
     """
     tables = [log.name, rollup.name, "rollup_state", "rollup_days"]
     is_in_place = f"""(

@@ -61,7 +61,7 @@ def misfits(
     held = "cast(coalesce(t.{name}, 0) as numeric) + d.{name}" if are_added else "d.{name}"
     values = {name: f"d.{name}" for name in rollup.keys if name in types}
     values.update({name: held.format(name=name) for name in rollup.measure_names if name in types})
-    too_large = " or ".join(_does_not_fit(value, types[name]) for name, value in values.items())
+    too_large = " or ".join(_overflows_sql(value, types[name]) for name, value in values.items())
     keys = ", ".join(f"d.{name}" for name in rollup.keys)
     sums = ", ".join(f"{values[name]} as {name}" for name in rollup.measure_names if name in values)
     joined = f"left join {rollup.name} t using ({rollup.key_columns}, date)" if are_added else ""
@@ -72,7 +72,7 @@ def misfits(
     return [_misfit(rollup, types, row) for row in found]
 
 
-def _does_not_fit(value: str, type_: str) -> str:
+def _overflows_sql(value: str, type_: str) -> str:
     return f"{value} not between -{2 ** BITS[type_]} and {2 ** BITS[type_] - 1}"
 
 
@@ -104,7 +104,7 @@ def note(connection: Connection, db: Database, found: Iterable[Misfit]) -> None:
 
 
 def known(db: Database) -> list[Misfit]:
-    """The days that are set aside now and of which the journal says why: one for each rollup."""
+    """The days that are set aside now and have a reason in the journal: one for each rollup."""
     parameters = {"log": db.log.name, "rollups": db.log.names}
     with transaction(db.engine) as connection:
         rows = connection.execute(text(_KNOWN), parameters).all()

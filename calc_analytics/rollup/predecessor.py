@@ -1,4 +1,4 @@
-"""Statistics that were in a target table before the project kept it: written by whatever it replaces.
+"""Statistics that were in a target table before the project kept it: written by the program that it replaces.
 
 Where the log rows of a day are there, a rebuild replaces its statistics (the replaced scheduler counted rows more than
 once). Where they are gone, the statistics are kept as they are: the day is frozen, and audited from then on.

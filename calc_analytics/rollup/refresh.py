@@ -29,7 +29,7 @@ from calc_analytics.rollup.snapshot import Snapshot, between
 
 T = TypeVar("T")
 NUMBER_OUT_OF_RANGE = "22003"
-UNFIT_LOG = ("42501", "42703", "42P01")
+UNUSABLE_LOG = ("42501", "42703", "42P01")
 # A backlog is counted in steps of about this many rows, each its own transaction.
 STEP_ROWS = 500_000
 # While days are set aside, rows of others that do not fit may be committed.
@@ -73,9 +73,9 @@ def _run(db: Database, statements: Sequence[str]) -> list[dict[str, Any]]:
     """The last statement's rows, which have the state's columns; raises what `ledger.require_usable` raises."""
     try:
         rows = run_in_one_trip(db.engine, statements)
-    except DatabaseError as trouble:
+    except DatabaseError as error:
         # A table that lacks a column or a right may be another one than was counted.
-        if trouble.sqlstate in UNFIT_LOG:
+        if error.sqlstate in UNUSABLE_LOG:
             with transaction(db.engine) as connection:
                 ledger.read(connection, db)
         raise
@@ -111,8 +111,8 @@ def isolate_overflow(db: Database, work: Callable[[], T], found: list[Misfit] | 
     for _ in range(SET_ASIDE_AT_MOST):
         try:
             return retry_transient(work)
-        except DatabaseError as trouble:
-            misfits = _set_aside(db) if trouble.sqlstate == NUMBER_OUT_OF_RANGE else []
+        except DatabaseError as error:
+            misfits = _set_aside(db) if error.sqlstate == NUMBER_OUT_OF_RANGE else []
             if not misfits:
                 raise
             if found is not None:
@@ -140,8 +140,8 @@ def look_for_rows(
 ) -> tuple[bool, Snapshot]:
     """Whether a row has been committed since the stored snapshot, and the snapshot of this look.
 
-    An index probe, without a lock. `connection` (in autocommit) tells first, more cheaply, whether anybody wrote
-    anything since `quiet`, the snapshot of a look that found nothing or of a refresh (None: unknown). Raises as
+    An index probe, without a lock. First, `connection` (in autocommit) shows more cheaply whether there was any write
+    since `quiet`, the snapshot of a look that found nothing or of a refresh (None: unknown). Raises as
     `refresh`; `ForeignRows` only if `thorough`.
     """
     now = Snapshot.now(connection)

@@ -74,8 +74,10 @@ def prune(
 
 
 def _is_provable(db: Database, day: date) -> bool:
-    """Whether the day equals its log in every rollup now; gives it checksums. An older proof is worth nothing: whoever
-    changed the statistics since could not be put right once the log rows are gone."""
+    """Whether the day equals its log in every rollup now; gives it checksums.
+
+    An older proof does not count: statistics that were changed since could not be corrected without the log rows.
+    """
     for _ in range(CHECKSUM_ATTEMPTS):
         report = verify(db, [day], with_checksum=True)
         if not report.days or not all(proof.is_proven for proof in report.days):
@@ -118,7 +120,7 @@ def _delete_counted(db: Database, span: Window, ids: Sequence[int]) -> int:
 
 
 def _delete_sql(db: Database, is_of_day: str) -> str:
-    """Each measure of the deleted rows, and the hash of their keys, is added to what the day's record says is deleted.
+    """Each measure of the deleted rows, and the hash of their keys, is added to what is recorded as deleted of the day.
 
     Nothing is deleted unless the day is built in every rollup, differs in none, and its rows have checksums.
     """

@@ -1,6 +1,6 @@
 """PostgreSQL snapshots as values, and the conditions on `xact_id` that everything rests on.
 
-A snapshot 'xmin:xmax:xip' says which transactions had committed when it was taken: those below xmax that are not
+A snapshot 'xmin:xmax:xip' shows which transactions had committed when it was taken: those below xmax that are not
 in the list xip of transactions in progress. Source: PostgreSQL's documentation, "Transaction ID and Snapshot
 Information Functions". They are plain comparisons with constants, which an index can serve and which
 cost next to nothing per row; the equivalent `pg_visible_in_snapshot` would be called for every row.
@@ -26,7 +26,7 @@ _NOW, _COUNTED = _XMAX.format("pg_current_snapshot()"), _XMAX.format("s.snapshot
 _AGE = f"mod({_NOW} - cast(cast(s.xmin as text) as bigint) + 4294967296, 4294967296)"
 
 # The ids in the state row `s` are this cluster's. A physical copy keeps the system identifier; pg_upgrade gives a new
-# one, but keeps transaction ids, oids, and each row's xmin: if they are as the row says, it was written here. A dump
+# one, but keeps transaction ids, oids, and each row's xmin: if they match the row, it was written here. A dump
 # and logical replication keep none of them, and a copy of a cluster has the identifier too. So a row that was brought
 # here is accepted only if this cluster's ids were beyond the stored snapshot when it was written: else new rows get
 # ids that the snapshot calls counted. No snapshot of this cluster lies ahead of the current one.
@@ -57,7 +57,7 @@ def stored_cte(log: Log, oid: str | None = None, refusals: Mapping[str, str] | N
     """CTE: the stored snapshot for a statement that must read it at its own instant.
 
     `stored` has timezone, xmin, xmax, xip, and those of xip that have ended since. Where counting must not go on,
-    reading it is an error whose text says what to do. `oid` is the log table's (default: of the table with its name);
+    reading it is an error with advice. `oid` is the log table's (default: of the table with its name);
     `refusals` are further messages, each with the condition under which it is raised.
     """
     cases = {
@@ -131,7 +131,7 @@ def between(older: Snapshot, newer: Snapshot) -> dict[str, Any]:
 def rows_between(log: Log, columns: str = "*") -> str:
     """SQL: the rows that had committed when the newer snapshot was taken, and had not when the older one was.
 
-    Two branches, so that each is a scan of the index whatever the planner makes of the other.
+    Two branches, so that each is a scan of the index, independent of the planner's choice for the other.
     """
     return f"""(
             select {columns} from {log.name}

@@ -27,7 +27,7 @@ class NoSuchColumn(CalcAnalyticsError):
 
 
 class ColumnInUse(CalcAnalyticsError):
-    """A view of somebody else uses the column, so PostgreSQL does not alter its type."""
+    """Another program's view uses the column, so PostgreSQL does not alter its type."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def narrow_keys(connection: Connection, log: Log) -> list[Change]:
     ]
 
 
-def fit(connection: Connection, log: Log) -> list[Change]:
+def widen_keys(connection: Connection, log: Log) -> list[Change]:
     """Widens the keys that are narrower than the log's, in the caller's transaction."""
     changes = narrow_keys(connection, log)
     _alter(connection, log, changes)
@@ -153,16 +153,16 @@ def _widen(connection: Connection, db: Database, changes: Sequence[Change]) -> N
 
 
 def _alter(connection: Connection, log: Log, changes: Sequence[Change]) -> None:
-    """The changes, with the live views out of their way."""
+    """Makes the changes; the live views are dropped before and created again afterwards."""
     if not changes:
         return
-    away = [(rollup, had) for rollup in log.rollups if (had := views.drop_view(connection, rollup.live_view))]
+    dropped = [(rollup, had) for rollup in log.rollups if (had := views.drop_view(connection, rollup.live_view))]
     for table in dict.fromkeys(change.table for change in changes):
         of_table = [change for change in changes if change.table == table]
         _require_unused(connection, of_table)
         altered = ", ".join(f"alter column {each.column} type {each.after}" for each in of_table)
         connection.execute(text(f"alter table {table} {altered}"))
-    for rollup, had in away:
+    for rollup, had in dropped:
         _create_again(connection, log, rollup, had)
 
 

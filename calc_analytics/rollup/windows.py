@@ -42,14 +42,14 @@ def has_a_day(day: str) -> str:
 
 
 def has_no_day(event_time: str, timezone: str) -> str:
-    """SQL: the opposite; first said by the hour, for the index."""
+    """SQL: the opposite; compared by the hour first, for the index."""
     first, last = "timestamptz '0001-01-04 00:00+00'", f"timestamptz '{LAST} 00:00+00'"
     nearly = f"({hour(event_time)} < {first} or {hour(event_time)} >= {last})"
     return f"{nearly} and not ({has_a_day(local_date(event_time, timezone))})"
 
 
 def within(event_time: str, begin: str, end: str) -> str:
-    """SQL: the instant lies in [begin, end). Said again by the hour, which is what the log's BRIN index holds."""
+    """SQL: the instant lies in [begin, end). Compared by the hour as well, which the log's BRIN index holds."""
     return f"({event_time} >= {begin} and {event_time} < {end} and {within_hours(event_time, begin, end)})"
 
 

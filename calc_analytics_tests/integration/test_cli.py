@@ -575,7 +575,7 @@ def test_migrate_chooses_the_rollups_and_other_commands_refuse_another_choice(ca
     monkeypatch.setenv("ROLLUPS", f"{STATS.name}, {HOURS.name}")
     for command in ("refresh", "rollup", "verify"):
         said = refused(calc(command))
-        assert f"the database keeps {', '.join(LOG.names)}, but ROLLUPS asks for {STATS.name}, {HOURS.name}" in said
+        assert f"the database keeps {', '.join(LOG.names)}, but ROLLUPS names {STATS.name}, {HOURS.name}" in said
         assert "'calc-analytics migrate'" in said
     assert f"rollups: {STATS.name}, {HOURS.name}\n" in calc("migrate").output
     assert "5 rows in 2 rollups" in calc("rollup", "--day", "2026-03-01").output

@@ -292,7 +292,7 @@ def test_a_day_whose_statistics_somebody_changed_is_left_and_stays_red(counted: 
     report = erase(counted, SEVEN)
     assert [str(each) for each in report.left] == [
         f"{day} was not erased, because it differs from its log or from what was counted: run 'calc-analytics verify "
-        f"--day {day}', do what it says, and erase again"
+        f"--day {day}', follow its advice, and erase again"
     ]
     assert red(counted) == before
     assert {(p.rollup, p.day): p.difference for p in verify(counted, DAYS).different} == differences

@@ -144,7 +144,7 @@ def test_a_fifth_rollup_needs_its_declaration_and_its_table(owner: Engine, db: D
         refresh(db)
         with owner.begin() as connection:  # its migration
             zmanim_table.create(connection)
-        with pytest.raises(RollupsChanged, match=r"ROLLUPS asks for .*calculation_zmanim_daily"):
+        with pytest.raises(RollupsChanged, match=r"ROLLUPS names .*calculation_zmanim_daily"):
             refresh(Database(owner, FIVE, "UTC"))
         install(Database(owner, FIVE, "UTC"))
         with pytest.raises(RollupsChanged, match=r"the database keeps .*calculation_zmanim_daily"):
@@ -263,7 +263,7 @@ def test_a_rollup_that_is_switched_off_and_on_again_fills_itself_while_writers_w
         wait_for_more()
         refresh(db)
         install(Database(owner, chosen, "UTC"))
-        with pytest.raises(RollupsChanged, match=f"the database keeps {STATS.name}, but ROLLUPS asks for"):
+        with pytest.raises(RollupsChanged, match=f"the database keeps {STATS.name}, but ROLLUPS names"):
             refresh(db)
         before = stored(owner, HOURS.name)
         wait_for_more()

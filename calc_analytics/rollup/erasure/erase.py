@@ -3,7 +3,7 @@
 Day by day. A batch is one transaction that holds the state's lock: the log rows that it deletes are taken out of the
 statistics and of the ledger at the same commit, as a refresh would have added them. At the end of a day the rest of the
 keys' statistics goes, whose log rows were deleted before; the day's `deleted` falls with it. So both equations hold at
-each commit, whatever differed before differs as much afterwards, and what was interrupted can be repeated.
+each commit; what differed before differs as much afterwards; an interrupted erasure can be repeated.
 """
 
 import time
@@ -33,7 +33,7 @@ from calc_analytics.rollup.windows import Window, has_no_day, of_day, windows
 
 # The lock is held for some tens of milliseconds per batch.
 BATCH_ROWS = 5_000
-# With a publisher that goes on writing, what came meanwhile is erased so many times in all.
+# While a publisher is still being written, rows that arrive meanwhile are erased this many times in all.
 PASSES = 3
 
 

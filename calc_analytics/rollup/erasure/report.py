@@ -29,7 +29,7 @@ class LeftDay:
             case "differs":
                 return (
                     f"{self.day} was not erased, because it differs from its log or from what was counted: run "
-                    f"'calc-analytics verify --day {self.day}', do what it says, and erase again"
+                    f"'calc-analytics verify --day {self.day}', follow its advice, and erase again"
                 )
             case "waits":
                 return (

@@ -1,4 +1,4 @@
-"""The books of a day while keys are erased: log rows and statistics go, and the ledger falls by as much.
+"""One day of an erasure: log rows and statistics are deleted, and the ledger is lowered by as much.
 
 Every function works inside the caller's transaction, which holds the state's lock.
 """
@@ -40,7 +40,7 @@ class Books:
     def whole_rollups(self, day: date) -> list[Rollup]:
         """The rollups that have counted the day's log rows. Raises `DayLeft` if the day cannot be erased now.
 
-        Of a day that was never counted whole (pending, frozen) log rows are in no statistics that the ledger knows.
+        Of a day that was never counted whole (pending, frozen) log rows are in no statistics that the ledger records.
         """
         entries = ledger.entries(self.connection, self.db.log.rollups, [day])
         found = []
@@ -68,7 +68,7 @@ class Books:
                 raise DayLeft(LeftDay(span.day, "unknown", rollup.name))
 
     def _has_all_log_rows(self, span: Window, whole: Sequence[Rollup]) -> bool:
-        """Whether the log has as many rows of the keys as the statistics that hold them say."""
+        """Whether the log has as many rows of the keys as the statistics that hold them."""
         return self._counted_rows(span) in self._stored_rows(whole, span.day)
 
     def _counted_rows(self, span: Window) -> int:

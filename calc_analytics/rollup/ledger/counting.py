@@ -66,7 +66,7 @@ def record_added(connection: Connection, rollup: Rollup, day: date, counted: Tot
 def set_aside(connection: Connection, rollup: Rollup, days: Sequence[date]) -> set[date]:
     """These days have a value that does not fit its column: they are not added to until that is resolved.
 
-    Returns those of which that was not known.
+    Returns those that were not set aside before.
     """
     return set(connection.execute(_SET_ASIDE, {"rollup": rollup.name, "days": list(days)}).scalars())
 
@@ -82,7 +82,7 @@ def mark(connection: Connection, rollup: Rollup, days: Sequence[date], status: s
     connection.execute(statement, {"rollup": rollup.name, "days": list(days), "status": status})
 
 
-# A recount starts the proofs afresh.
+# A recount resets the proofs.
 PROVEN_AFRESH = (
     "verified_at = null, verified_seconds = null, difference = null, finding = null, "
     "audited_at = null, audit_difference = null"

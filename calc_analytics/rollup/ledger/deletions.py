@@ -48,7 +48,7 @@ def is_prunable_sql(log: Log) -> str:
 
 
 def deleted_cte(rollup: Rollup, name: str, totals: str, rows: str) -> str:
-    """CTE `name`: adds the JSON in `totals` (a column of the CTE `rows`) to what the day's record says is deleted.
+    """CTE `name`: adds the JSON in `totals` (a column of the CTE `rows`) to what is recorded as deleted of the day.
 
     Deletions that were noted without a hash of their keys (by version 0.1) stay so.
     """
@@ -65,7 +65,7 @@ def take_out(
 ) -> None:
     """The day's statistics were lowered by `counted`, of which the log rows of `deleted` were gone before.
 
-    Whatever did not balance before does not balance by as much afterwards.
+    What differed before differs by as much afterwards.
     """
     parameters = {
         "rollup": rollup.name,

@@ -91,7 +91,7 @@ def waiting_days(db: Database) -> list[date]:
 
 
 def overflowed_days(db: Database) -> list[date]:
-    """Days that are not counted any more because a value would not fit its column, oldest first."""
+    """Days that are no longer counted because a value would not fit its column, oldest first."""
     return list(days_by_status(db, ["overflow"]))
 
 

@@ -90,7 +90,7 @@ def record_audited(
 
 
 def record_lost_days(connection: Connection, log: Log) -> None:
-    """Days that a rollup has no record of, though another counted them whole: somebody deleted the record.
+    """Days that a rollup has no record of, though another counted them whole: the record was deleted.
 
     They are recorded with nothing counted, and differ until they are recounted or a person decides.
     """

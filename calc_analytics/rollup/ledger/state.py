@@ -99,8 +99,8 @@ def require_usable(db: Database, state: Any) -> None:
         raise NotInstalled(f"no state for {db.log.name}: run 'calc-analytics migrate' first")
     if not state["same_cluster"]:
         raise ClusterChanged(
-            "this database was restored into another PostgreSQL cluster, so the stored snapshot says nothing about "
-            "its rows: run 'calc-analytics rebase' to count afresh from here"
+            "this database was restored into another PostgreSQL cluster, so the stored snapshot does not "
+            "apply to its rows: run 'calc-analytics rebase' to restart the counting"
         )
     if not state["same_log"]:
         raise LogReplaced(
@@ -115,8 +115,8 @@ def require_usable(db: Database, state: Any) -> None:
         )
     if set(state["rollups"]) != set(db.log.names):
         raise RollupsChanged(
-            f"the database keeps {', '.join(state['rollups'])}, but ROLLUPS asks for {', '.join(db.log.names)}: "
-            "set ROLLUPS, or run 'calc-analytics migrate' to keep what it names"
+            f"the database keeps {', '.join(state['rollups'])}, but ROLLUPS names {', '.join(db.log.names)}: "
+            "set ROLLUPS, or run 'calc-analytics migrate' to keep those"
         )
 
 

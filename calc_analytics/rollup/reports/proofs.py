@@ -22,7 +22,7 @@ class DayProof:
     (negative: too few) against what was counted. `finding` names what is wrong:
 
     - equal
-    - statistics_changed: the target is not what was counted: somebody wrote to it
+    - statistics_changed: the target is not what was counted: another program wrote to it
     - logs_missing, logs_added, logs_changed: the log is not what was counted
     - waiting (pending or stale), frozen, overflow: the day is not proven, because its status is not 'built'
     """
@@ -58,7 +58,7 @@ class DayProof:
 
     @property
     def is_different(self) -> bool:
-        """Whether there is a difference that a person or a rebuild has to resolve, whatever the status."""
+        """Whether there is a difference that a person or a rebuild has to resolve, in any status."""
         return self.difference != 0
 
     def describe(self) -> str:
@@ -163,7 +163,7 @@ class VerifyReport:
     days: list[DayProof]
     seconds: float
     waiting: list[date] = field(default_factory=list)
-    """Days on record that wait for a rebuild and were not asked for."""
+    """Days on record that wait for a rebuild and were not requested."""
     overflowed: list[date] = field(default_factory=list)
     """Days on record with a value that does not fit its column."""
     nothing_built: bool = False

@@ -1,7 +1,8 @@
 """Creates the tables on an empty database, or adopts the API's: every row of both stays.
 
 One transaction. `xact_id` is added without a default and gets it afterwards, so the table is not rewritten; the
-lock this needs is asked for briefly and again (see `migrate.with_brief_locks`), so writers are never queued behind it.
+lock this needs is requested briefly, again and again (see `migrate.with_brief_locks`), so writers are never queued
+behind it.
 """
 
 from alembic import op

@@ -1,4 +1,4 @@
-"""What is known of days whose logs were deleted, and what tells a copied or upgraded cluster from a restored one.
+"""What is known of days with deleted logs, and what distinguishes a copied or upgraded cluster from a restored one.
 
 Databases that begin with this version have the columns from the first revision on.
 """

@@ -1,11 +1,11 @@
-"""One state per log, and books that balance: what was counted and deleted per rollup and day.
+"""One state per log, and double entry: what was counted and deleted per rollup and day.
 
-The statistics of each built day are taken for counted as they are; the next comparison with the log tells whether they
-were. Deletions that version 0.1 noted by itself ('found'), without anybody's word, are not taken over: those days
-differ until a person decides.
+The statistics of each built day are taken for counted as they are; the next comparison with the log shows whether they
+were. Deletions that version 0.1 recorded by itself ('found'), without a decision, are not taken over: those days differ
+until a person decides.
 
-Version 0.1 may still be running. It reads the column `rollup` of the state row, which is a function now that tells it
-to stop; the revision's name tells its `migrate`.
+Version 0.1 may still be running. It reads the column `rollup` of the state row, which is a function now that stops it
+with a message; the revision's name stops its `migrate`.
 """
 
 from alembic import op

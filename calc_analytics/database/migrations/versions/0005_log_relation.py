@@ -1,7 +1,7 @@
 """Which table the log is: its oid, so that another one in its place is noticed.
 
-What was counted is what the live view reads, whatever has the log's name now. A state row that was written in another
-cluster stays one: this revision's own writing must not hide that it came from there.
+What was counted is what the live view reads; another table may have the log's name now. A state row that was written
+in another cluster stays one: this revision's own writing must not hide that it came from there.
 """
 
 from alembic import op
