@@ -106,14 +106,15 @@ def hidden(connection: Connection, names: Collection[str]) -> list[Hidden]:
 
 
 def require_visible(connection: Connection, names: Collection[str]) -> None:
-    """Raises `PathIgnored` if another search_path is in effect than requested, `HiddenTable` if a table would be created
-    a second time, `NoSchema` if none could be created at all."""
+    """Raises `PathIgnored` if the search_path is not the requested one, `HiddenTable` if a table would be created a
+    second time, `NoSchema` if none could be created at all."""
     row = connection.execute(_CURRENT).one()
     ignored = _ignored_path(connection, row.path)
     if ignored is not None:
         raise PathIgnored(
             f"the search_path is {row.path}, and not {ignored}, as the URL or PGOPTIONS requests: a pooler ignores "
-            f"start-up options; alter role {quote_identifier(row.role)} set search_path = {ignored}; nothing was changed"
+            f"start-up options; alter role {quote_identifier(row.role)} set search_path = {ignored}; "
+            "nothing was changed"
         )
     for found in hidden(connection, names):
         raise HiddenTable(f"{found.fact}: {found.statement}; nothing was changed")
