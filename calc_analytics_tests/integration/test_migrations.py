@@ -27,6 +27,7 @@ from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.verify import verify
 from calc_analytics.rollups import LOG
 from calc_analytics_tests.conftest import ROLE, least_privilege
+from calc_analytics_tests.installs import install_at_once
 from calc_analytics_tests.logs import execute, live, oracle, stored
 
 API_TABLES = """
@@ -158,23 +159,7 @@ def test_repeating_changes_nothing(api: Engine):
 
 
 def test_two_at_once_both_succeed(api: Engine):
-    errors: list[Exception] = []
-
-    def one() -> None:
-        engine = engine_for(api.url)
-        try:
-            install(database(engine))
-        except Exception as error:
-            errors.append(error)
-        finally:
-            engine.dispose()
-
-    threads = [threading.Thread(target=one) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
+    assert install_at_once(api.url, 3) == []
     assert scalar(api, "select count(*) from rollup_state") == 1
 
 

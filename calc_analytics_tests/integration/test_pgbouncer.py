@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
@@ -18,9 +17,9 @@ from calc_analytics.config import project_root
 from calc_analytics.database import migrate
 from calc_analytics.database.engine import engine_for
 from calc_analytics.rollup.database import Database
-from calc_analytics.rollup.install import install
 from calc_analytics.rollups import LOG
 from calc_analytics_tests.conftest import ROLE, own_database
+from calc_analytics_tests.installs import install_at_once
 from calc_analytics_tests.integration.test_migrations import API_TABLES, scalar
 from calc_analytics_tests.logs import assert_exact, row, utc, write
 from calc_analytics_tests.pgbouncer import Pool, pgbouncer, target
@@ -102,23 +101,7 @@ def test_one_server_connection_for_all_is_enough_to_count(server_url: URL, url: 
 def test_two_migrations_at_once_both_succeed(pool: Pool, empty_url: URL):
     with engine_for(empty_url).begin() as connection:
         connection.execute(text(API_TABLES))
-    errors: list[Exception] = []
-
-    def one() -> None:
-        engine = engine_for(pool.url(empty_url))
-        try:
-            install(Database(engine, LOG, "UTC"))
-        except Exception as error:
-            errors.append(error)
-        finally:
-            engine.dispose()
-
-    threads = [threading.Thread(target=one) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
+    assert install_at_once(pool.url(empty_url), 2) == []
     assert not pool.left_behind(empty_url)
 
 

@@ -116,19 +116,11 @@ def all_live(db: Database) -> dict[str, Statistics]:
     return {relation: live(db, relation) for relation in FORMS}
 
 
-def dump_and_restore(old: Cluster, new: Cluster) -> None:
-    ensure_database(new.url(NAME))
-    dump = old.run("pg_dump", "-h", str(old.folder), "-U", "postgres", NAME).stdout
-    (new.folder / "dump.sql").write_text(dump)
-    new.run("psql", "-q", "-v", "ON_ERROR_STOP=1", "-h", str(new.folder), "-U", "postgres", "-d", NAME,
-            "-f", "dump.sql")  # fmt: skip
-
-
 def test_a_restored_database_refuses_everything_until_it_is_rebased(cluster, databases):
     old, new = cluster("a").create().start(), cluster("b").create().start()
     source, copy = databases(old), databases(new)
     live_for_a_while(source)
-    dump_and_restore(old, new)
+    old.copy_database(NAME, new)
     write_rows(copy, 5)
     before = all_stored(copy)
     for operation in (

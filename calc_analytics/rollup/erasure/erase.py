@@ -70,7 +70,7 @@ def erase(
 
 
 def would_be_left(db: Database, keys: Keys, days: Sequence[date | None]) -> list[LeftDay]:
-    """Of these days, those that would be left, by what is on record now; nothing is compared."""
+    """Those of these days that would be left, according to the ledger now; nothing is compared."""
     left = list[LeftDay]()
     with transaction(db.engine) as connection:
         snapshot = ledger.read(connection, db).snapshot
@@ -84,7 +84,7 @@ def would_be_left(db: Database, keys: Keys, days: Sequence[date | None]) -> list
 
 
 class _Erasure:
-    """One erasure: what is erased, and how far it has come."""
+    """One erasure: what it has erased so far."""
 
     def __init__(
         self, db: Database, keys: Keys, also: Sequence[Rollup], batch_rows: int, progress: Callable[[int], object]
@@ -95,12 +95,10 @@ class _Erasure:
         self.receipt: int | None = None
 
     def erase_days(self, held: Holdings) -> None:
-        """Each of the days; those that cannot be erased are noted."""
+        """Erases each of the days; those that cannot be erased are noted in `left`."""
         for day in held.days:
             try:
-                retry_transient(
-                    partial(self._erase_rows_without_a_day) if day is None else partial(self._erase_day, day)
-                )
+                retry_transient(self._erase_rows_without_a_day if day is None else partial(self._erase_day, day))
             except DayLeft as reason:
                 self.left.append(reason.day)
 
@@ -119,7 +117,7 @@ class _Erasure:
         self._finish_day(span, since)
 
     def _finish_day(self, span: Window, since: Snapshot) -> None:
-        """Log rows that came during the batches, and the statistics that are left: their log rows were deleted."""
+        """Erases log rows that arrived during the batches, and the statistics whose log rows were deleted before."""
         with self._books(span.day) as (books, note):
             done = books.take_out_rows(span, self._new_ids(books.connection, span, since))
             for rollup in [*self.db.log.rollups, *self.also]:
@@ -171,7 +169,7 @@ class _Erasure:
         return connection.execute(text(statement), {**span_parameters, **now}).scalars().all()
 
     def _erase_rows_without_a_day(self) -> None:
-        """Log rows at infinity, or beyond the calendar, are in no statistic."""
+        """Erases log rows at infinity, or beyond the calendar, which are in no statistic."""
         log = self.db.log
         condition = has_no_day(log.event_time, quote_literal(self.db.timezone))
         for ids in self._batches(condition, {}):
