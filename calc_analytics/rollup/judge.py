@@ -64,7 +64,7 @@ class _Day:
 
 
 @dataclass(frozen=True)
-class Known:
+class LedgerDays:
     """The ledger's records of a chunk of days, in all rollups, before any of them is judged."""
 
     log: Log
@@ -72,7 +72,7 @@ class Known:
     entries: Mapping[tuple[str, date], ledger.Entry]
 
     @classmethod
-    def read(cls, connection: Connection, db: Database, days: Sequence[date]) -> "Known":
+    def read(cls, connection: Connection, db: Database, days: Sequence[date]) -> "LedgerDays":
         """As it is now, under the state's lock; with the days beside, whose rows another zone moves."""
         beside = {day + timedelta(days=step) for day in days for step in (-1, 0, 1)}
         rollups = [*db.log.rollups, *db.log.switched_off]
@@ -113,7 +113,7 @@ class Known:
 
 
 def judge(
-    connection: Connection, db: Database, rollup: Rollup, spans: list[Window], decision: Decision, known: Known
+    connection: Connection, db: Database, rollup: Rollup, spans: list[Window], decision: Decision, known: LedgerDays
 ) -> Judgement:
     """Judges the recounted days of a rollup, under the state's lock. Writes into the ledger what is kept or frozen."""
     days = [span.day for span in spans]

@@ -21,7 +21,7 @@ from calc_analytics.database.engine import NEW_ROWS, WHOLE_DAYS, transaction
 from calc_analytics.rollup import journal, ledger, overflow
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Rollup
-from calc_analytics.rollup.judge import Decision, Known, judge, recount_table
+from calc_analytics.rollup.judge import Decision, LedgerDays, judge, recount_table
 from calc_analytics.rollup.refresh import isolate_overflow, refresh, refresh_locked
 from calc_analytics.rollup.refresh_sql import counts_between
 from calc_analytics.rollup.reports import DayCount, RebuildReport, RefreshReport, Refused
@@ -73,7 +73,7 @@ def _rebuild_chunk(db: Database, rollups: Sequence[Rollup], days: Sequence[date]
         counted_at = _count_unlocked(connection, db, rollups, spans)
         now = refresh_locked(connection, db).snapshot
         ledger.note_cluster(connection, db.log)
-        report, known = RebuildReport(), Known.read(connection, db, days)
+        report, known = RebuildReport(), LedgerDays.read(connection, db, days)
         for rollup in rollups:
             _add_since(connection, db, rollup, days, counted_at, now)
             report = report + _settle(connection, db, rollup, spans, decision, known)
@@ -82,7 +82,7 @@ def _rebuild_chunk(db: Database, rollups: Sequence[Rollup], days: Sequence[date]
 
 
 def _settle(
-    connection: Connection, db: Database, rollup: Rollup, spans: list[Window], decision: Decision, known: Known
+    connection: Connection, db: Database, rollup: Rollup, spans: list[Window], decision: Decision, known: LedgerDays
 ) -> RebuildReport:
     """Replaces the recounted days of a rollup that may be replaced; the others are left or kept."""
     overflowed = _overflowed(connection, rollup)

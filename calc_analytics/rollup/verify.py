@@ -81,7 +81,7 @@ def _prove(db: Database, rollup: Rollup, day: date, with_checksum: bool, may_be_
         is_open = may_be_announced and proof.finding == "logs_missing"
         # A standby's answer is right, and not recorded.
         if proof.status is not None and not is_open and not row["is_read_only"]:
-            seen = ledger.Seen(row["version"], row["written_by"], row["checksum_now"])
+            seen = ledger.ComparedRecord(row["version"], row["written_by"], row["checksum_now"])
             if ledger.record_verified(connection, db, rollup, proof, seen, with_checksum):
                 _note(connection, db, proof, is_new=proof.difference != (row["known_difference"] or 0))
     return proof

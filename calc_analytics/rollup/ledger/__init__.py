@@ -62,7 +62,7 @@ from calc_analytics.rollup.ledger.entries import (
 from calc_analytics.rollup.ledger.proofs import (
     KNOWN_CTE,
     UNDECIDED,
-    Seen,
+    ComparedRecord,
     audit_differences,
     audited_cte,
     is_audit_due,

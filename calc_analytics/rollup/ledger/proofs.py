@@ -27,7 +27,7 @@ KNOWN_CTE = f"""known as (
 
 
 @dataclass(frozen=True)
-class Seen:
+class ComparedRecord:
     """A day's record as a comparison saw it: its version, the transaction that wrote it, its target's checksum."""
 
     version: str
@@ -36,7 +36,7 @@ class Seen:
 
 
 def record_verified(
-    connection: Connection, db: Database, rollup: Rollup, proof: DayProof, seen: Seen, with_checksum: bool
+    connection: Connection, db: Database, rollup: Rollup, proof: DayProof, seen: ComparedRecord, with_checksum: bool
 ) -> bool:
     """Records what a comparison found, unless the day was rebuilt, pruned or decided upon meanwhile; whether it did.
 
