@@ -9,7 +9,7 @@ import click
 
 from calc_analytics import days
 from calc_analytics.cli import terminal
-from calc_analytics.cli.opening import open_database
+from calc_analytics.cli.opening import open_database, with_settings
 from calc_analytics.cli.options import as_json, from_day, only_rollups, single_days, to_day
 from calc_analytics.cli.terminal import print_report
 from calc_analytics.config import Settings
@@ -26,13 +26,14 @@ from calc_analytics.rollup.verify import verify as verify_days
 
 @click.command()
 @as_json
-def refresh(as_json: bool) -> None:
+@with_settings
+def refresh(settings: Settings, as_json: bool) -> None:
     """Count the new log rows, once, without Dagster.
 
     Cost: the new rows only; a large backlog is counted in steps, each a transaction of its own. Prints rows counted and
     days touched. Days that were never built are left to `rollup`.
     """
-    db = open_database(Settings.from_environment())
+    db = open_database(settings)
     print_report(refresh_with_progress(db), as_json, terminal.show_refresh)
 
 
@@ -50,7 +51,9 @@ def refresh_with_progress(db: Database) -> RefreshReport:
 @click.option("--keep", is_flag=True, help="Log rows were deleted on purpose: keep the statistics and note it.")
 @click.option("--allow-shrink", is_flag=True, help="Recount from the log rows that are left: lowers days for good.")
 @as_json
+@with_settings
 def rollup(
+    settings: Settings,
     single: tuple[str, ...],
     first: str | None,
     last: str | None,
@@ -65,7 +68,6 @@ def rollup(
     rows than it has counted is left alone until you decide: --keep or --allow-shrink, with the days named. The exit
     code is 1 if a day that you named was left alone, or any other day needs a decision.
     """
-    settings = Settings.from_environment()
     named = _chosen(single, first, last, settings)
     decision = _decision(keep, allow_shrink, named is not None)
     db = open_database(settings)
@@ -117,7 +119,15 @@ def _concerning(found: Mapping[date, Sequence[str]], chosen: Sequence[str]) -> l
 @to_day
 @only_rollups
 @as_json
-def verify(single: tuple[str, ...], first: str | None, last: str | None, names: tuple[str, ...], as_json: bool) -> None:
+@with_settings
+def verify(
+    settings: Settings,
+    single: tuple[str, ...],
+    first: str | None,
+    last: str | None,
+    names: tuple[str, ...],
+    as_json: bool,
+) -> None:
     """Prove that statistics equal logs, day by day, and record the result.
 
     Default: every counted day. Exact while writers run: the answer is zero difference, or something that has to be
@@ -125,7 +135,6 @@ def verify(single: tuple[str, ...], first: str | None, last: str | None, names: 
     `status` and the Dagster UI show what was found.
     Exit code 1 on any difference, and for days that have logs but were never built: among those asked for, or any.
     """
-    settings = Settings.from_environment()
     named = _chosen(single, first, last, settings)
     db = open_database(settings)
     chosen = db.log.only(names or None).names

@@ -10,9 +10,9 @@ import click
 from calc_analytics import days
 from calc_analytics.cli import terminal
 from calc_analytics.cli.counting import refresh_with_progress
-from calc_analytics.cli.opening import open_database
-from calc_analytics.cli.options import as_json
-from calc_analytics.cli.terminal import print_report
+from calc_analytics.cli.opening import open_database, with_settings
+from calc_analytics.cli.options import Whole, as_json
+from calc_analytics.cli.terminal import confirm, print_report
 from calc_analytics.config import Settings
 from calc_analytics.plurals import number
 from calc_analytics.rollup import retention
@@ -30,37 +30,38 @@ from calc_analytics.rollups import LOG
     "keep_days",
     metavar="DAYS",
     required=True,
-    type=click.IntRange(0, 100_000),
+    type=Whole(0, 100_000),
     help="Keep the logs of today and of so many days before it.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @as_json
-def prune(keep_days: int, yes: bool, as_json: bool) -> None:
+@with_settings
+def prune(settings: Settings, keep_days: int, yes: bool, as_json: bool) -> None:
     """Delete old raw logs whose days are counted in every rollup, and only those. Their statistics stay.
 
     In small batches, beside writers; may be stopped and repeated. Days that were never built, or that differ from their
     logs, keep their logs. Of a pruned day late rows still add to its statistics, `verify` compares its totals and a
     checksum, and `rollup` refuses to lower it. The role needs the right to delete from calculation_logs.
     """
-    settings = Settings.from_environment()
     db, before = open_database(settings), days.today(settings.timezone) - timedelta(days=keep_days)
     refresh_with_progress(db)
     there = retention.prunable(db, before)
     rows, of_days = number(sum(there.values()), "counted log row"), number(len(there), "day")
     if there and not yes:
-        click.confirm(f"Delete {rows} of {of_days} before {before} for good?", abort=True)
+        confirm(f"Delete {rows} of {of_days} before {before} for good?", "Nothing was deleted.")
     with terminal.bar("deleting log rows", sum(there.values())) as advance:
         report = retention.prune(db, before, progress=advance)
     print_report(report, as_json, terminal.show_prune)
 
 
 @click.command()
-@click.option("--publisher", metavar="N", required=True, type=int, help="The publisher_id to erase.")
+@click.option("--publisher", metavar="N", required=True, type=Whole(), help="The publisher_id to erase.")
 @click.option("--dry-run", is_flag=True, help="Show what would be erased, per table and day, and change nothing.")
 @click.option("--even-if-writing", is_flag=True, help="Erase what is there although the publisher may still write.")
-@click.option("--yes", is_flag=True, help="Do not ask. Nothing is asked without a terminal either.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
 @as_json
-def erase(publisher: int, dry_run: bool, even_if_writing: bool, yes: bool, as_json: bool) -> None:
+@with_settings
+def erase(settings: Settings, publisher: int, dry_run: bool, even_if_writing: bool, yes: bool, as_json: bool) -> None:
     """Erase one publisher: its log rows, and its statistics in every rollup, for good.
 
     The opposite of `prune`, which keeps statistics. All other publishers keep their numbers, on days of which log rows
@@ -79,12 +80,12 @@ def erase(publisher: int, dry_run: bool, even_if_writing: bool, yes: bool, as_js
     erasing would hide the difference. The exit code is 1 if anything was left. The role needs the right to delete from
     calculation_logs.
     """
-    db, keys = open_database(Settings.from_environment()), {"publisher_id": publisher}
+    db, keys = open_database(settings), {"publisher_id": publisher}
     also = [rollup for rollup in LOG.rollups if rollup.name not in db.log.names]
     if dry_run:
         _show_plan(db, keys, also, as_json)
         return
-    if not yes and not as_json and sys.stdin.isatty():
+    if not yes:
         _confirm(holdings(db, keys, also))
     with terminal.bar("erasing log rows", None) as advance:
         report = erase_keys(db, keys, also=also, even_if_writing=even_if_writing, progress=advance)
@@ -98,7 +99,7 @@ def erase(publisher: int, dry_run: bool, even_if_writing: bool, yes: bool, as_js
 def _confirm(held: Holdings) -> None:
     if held.tables:
         rows = ", ".join(f"{held.rows(name):,} of {name}" for name in held.tables)
-        click.confirm(f"Erase {in_words(held.keys)} for good: {rows}?", abort=True)
+        confirm(f"Erase {in_words(held.keys)} for good: {rows}?", "Nothing was erased.")
 
 
 def _show_plan(db: Database, keys: Keys, also: list[Rollup], as_json: bool) -> None:

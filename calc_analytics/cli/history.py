@@ -11,8 +11,8 @@ import click
 
 from calc_analytics import days
 from calc_analytics.cli import terminal
-from calc_analytics.cli.opening import open_database
-from calc_analytics.cli.options import DAY, NAMES, as_json
+from calc_analytics.cli.opening import open_database, with_settings
+from calc_analytics.cli.options import DAY, NAMES, Whole, as_json
 from calc_analytics.config import Settings
 from calc_analytics.operations.words import ago
 from calc_analytics.plurals import number
@@ -36,16 +36,17 @@ REASONS = {
 @click.command()
 @click.option("--day", metavar=DAY, help="Only what was done to this day.")
 @click.option("--rollup", metavar="NAME", help=f"Only what was done to this rollup. They are {NAMES}.")
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 100_000), help="Entries to show.")
+@click.option("--limit", default=50, show_default=True, type=Whole(1, 100_000), help="Entries to show.")
 @as_json
-def history(day: str | None, rollup: str | None, limit: int, as_json: bool) -> None:
+@with_settings
+def history(settings: Settings, day: str | None, rollup: str | None, limit: int, as_json: bool) -> None:
     """Show what changed the numbers, when, by how much, by whom.
 
     Newest first, from the journal that every operation writes in its own transaction. Refreshes are summed up per
     minute (after 30 days: per day), verifications and audits that found no difference per hour.
     """
     wanted = days.parse_day(day) if day is not None else None
-    db = open_database(Settings.from_environment())
+    db = open_database(settings)
     if rollup is not None:
         db.log.rollup(rollup)  # an unknown name is an error, not an empty history
     entries = journal.history(db, wanted, rollup, limit)

@@ -53,7 +53,7 @@ class OneLineErrors(click.Group):
             sys.exit(1)
         except KeyboardInterrupt:
             sys.exit(130)
-        except (click.exceptions.Exit, click.Abort, click.ClickException):
+        except (click.exceptions.Exit, click.Abort, click.ClickException, BrokenPipeError):
             raise
         except Exception as error:
             click.echo(f"error: internal error: {type(error).__name__}: {error} ({_note(error)})", err=True)

@@ -9,8 +9,17 @@ from typing import Any
 import click
 
 from calc_analytics.cli import terminal
-from calc_analytics.cli.opening import make_ready, open_database
-from calc_analytics.cli.options import SERVICE_PORT, Finite, as_json, port_option, service_port_option, ui_port_option
+from calc_analytics.cli.opening import make_ready, open_database, with_settings
+from calc_analytics.cli.options import (
+    SERVICE_PORT,
+    Finite,
+    Whole,
+    as_json,
+    host_option,
+    port_option,
+    service_port_option,
+    ui_port_option,
+)
 from calc_analytics.cli.schema import print_place
 from calc_analytics.cli.terminal import print_report
 from calc_analytics.config import Settings, redact_url
@@ -19,7 +28,7 @@ from calc_analytics.database.embedded import data_folder, writable
 from calc_analytics.database.engine import dagster_url, database_url, ensure_database
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.plurals import number
-from calc_analytics.processes.supervisor import Supervisor, claim
+from calc_analytics.processes.supervisor import Supervisor, claim, require_free
 from calc_analytics.rollup import install
 from calc_analytics.rollups import chosen_log
 
@@ -29,12 +38,12 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @click.command()
 @ui_port_option
 @service_port_option
-def up(ui_port: int, service_port: int) -> None:
+@with_settings
+def up(settings: Settings, ui_port: int, service_port: int) -> None:
     """Run everything in the foreground: database, migrations, code server, webserver, daemon, HTTP service.
 
     Ctrl-C or SIGTERM stops all of it. Logs are in .calc_analytics/logs/.
     """
-    settings = Settings.from_environment()
     claim(ui_port, service_port)
     stop = _stop_on_signals(insisting=False)
     with _running(settings, ui_port, service_port, stop) as supervisor:
@@ -51,18 +60,18 @@ def up(ui_port: int, service_port: int) -> None:
     "history",
     default=30,
     show_default=True,
-    type=click.IntRange(1, 365),
+    type=Whole(1, 365),
     help="Days of history to write first.",
 )
 @click.option("--seconds", type=Finite(min=1), help="Stop after that long. Default: until Ctrl-C.")
-def demo(ui_port: int, service_port: int, rate: float, history: int, seconds: float | None) -> None:
+@with_settings
+def demo(settings: Settings, ui_port: int, service_port: int, rate: float, history: int, seconds: float | None) -> None:
     """See it work: history, live batches, and a table of today's totals that grows.
 
     Always on the embedded PostgreSQL, never on DATABASE_URL. The Dagster UI shows the same figures.
     """
     from calc_analytics.processes import demo as demonstration
 
-    settings = Settings.from_environment()
     if not settings.embedded:
         raise CalcAnalyticsError(
             "demo writes made-up rows: unset DATABASE_URL, so that it uses the embedded PostgreSQL"
@@ -122,20 +131,22 @@ def _watch(supervisor: Supervisor) -> None:
     type=Finite(min=0.1),
     help="Rows per second, all writers together.",
 )
-@click.option("--writers", default=4, show_default=True, type=click.IntRange(1, 64), help="Concurrent writers.")
+@click.option("--writers", default=4, show_default=True, type=Whole(1, 64), help="Concurrent writers.")
 @click.option("--seconds", type=Finite(min=0), help="Stop after that long. Default: until Ctrl-C.")
-@click.option("--rows", type=click.IntRange(min=1), help="Stop after about that many rows.")
+@click.option("--rows", type=Whole(min=1), help="Stop after about that many rows.")
 @click.option(
     "--late-share",
     default=0.005,
     show_default=True,
-    type=click.FloatRange(0, 1),
+    type=Finite(0, 1),
     help="Share of rows up to two days late.",
 )
 @click.option("--rhythm", is_flag=True, help="Let the rate follow the time of day (UTC); --rate is then the mean.")
-@click.option("--seed", type=int, help="Makes publishers, sources and times repeatable.")
+@click.option("--seed", type=Whole(), help="Makes publishers, sources and times repeatable.")
 @as_json
+@with_settings
 def simulate(
+    settings: Settings,
     rate: float,
     writers: int,
     seconds: float | None,
@@ -152,7 +163,6 @@ def simulate(
     """
     from calc_analytics.processes.simulate import Traffic, simulate
 
-    settings = Settings.from_environment()
     open_database(settings)
     traffic = Traffic(rate=rate, writers=writers, late_share=late_share, rhythm=rhythm, seed=seed)
     total = rows or (round(rate * seconds) if seconds else None)
@@ -170,17 +180,18 @@ def simulate(
 
 
 @click.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@host_option
 @port_option("--port", SERVICE_PORT, "Port to listen on.")
-def serve(host: str, port: int) -> None:
+@with_settings
+def serve(settings: Settings, host: str, port: int) -> None:
     """Serve /health/rollup, /health/live, /metrics and the manual trigger, in the foreground.
 
     `up` does this too. It starts, and stays up, while the database and Dagster are down, and says so with status 503.
     """
     from calc_analytics.operations.server import serve as serve_http
 
-    settings = Settings.from_environment()
-    chosen_log(settings.rollups)  # an unknown name is an error now, not of every probe
+    chosen_log(settings.rollups)  # raises for an unknown name, which else every probe would report
+    require_free(port, "--port", host)
     serve_http(settings, host, port)
 
 

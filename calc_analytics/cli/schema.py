@@ -1,12 +1,12 @@
 """The commands that change tables: `migrate`, `rebase`, `widen`."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import date
 
 import click
 
-from calc_analytics.cli.opening import make_ready, open_database
+from calc_analytics.cli.opening import make_ready, open_database, with_settings
+from calc_analytics.cli.terminal import confirm
 from calc_analytics.config import Settings, redact_url
 from calc_analytics.database.schemas import Place
 from calc_analytics.errors import CalcAnalyticsError
@@ -14,18 +14,17 @@ from calc_analytics.plurals import number
 from calc_analytics.rollup import install, ledger, status
 from calc_analytics.rollup import widen as widening
 from calc_analytics.rollup.database import Database
-from calc_analytics.rollups import LOG
 
 
 @click.command()
-def migrate() -> None:
+@with_settings
+def migrate(settings: Settings) -> None:
     """Create the tables, or adopt the API's; keep the rollups that ROLLUPS names. Prints what became of each table.
 
     Safe to repeat and safe while the API writes: every row of every table stays, writers are not blocked. Old
     databases get city_id renamed to locality_id. The role must own calculation_logs. Tables are found, and created, by
     its search_path.
     """
-    settings = Settings.from_environment()
     places: list[Place] = []
     db = make_ready(settings, always=True, report=places.append)
     zone = ledger.stored_timezone(db)
@@ -64,15 +63,15 @@ def _wait(waiting: Sequence[date]) -> str:
 
 @click.command()
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def rebase(yes: bool) -> None:
+@with_settings
+def rebase(settings: Settings, yes: bool) -> None:
     """Start counting afresh after a restore into another cluster, in another log table, or for a new ROLLUP_TIMEZONE.
 
     Statistics stay until each day is rebuilt; `rollup` without options then rebuilds them. Logs are not touched,
     except that their transaction ids are forgotten (in an instant: the column is dropped and added).
     """
-    settings = Settings.from_environment()
     if not yes:
-        click.confirm("Mark every built day for a rebuild?", abort=True)
+        confirm("Mark every built day for a rebuild?")
     db = open_database(settings)
     install.rebase(db)
     click.echo(f"{_wait(ledger.waiting_days(db))}: run 'calc-analytics rollup'")
@@ -89,14 +88,15 @@ def rebase(yes: bool) -> None:
     help="The type that the column gets, unless it is wider already.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def widen(column: str, to: str, yes: bool) -> None:
+@with_settings
+def widen(settings: Settings, column: str, to: str, yes: bool) -> None:
     """Give COLUMN a wider type in the log table and in every table of statistics that holds its values.
 
     For example response_time_ms, publisher_id, or total_calculations. In one transaction the live views are dropped and
     created again, with their owner, grants and comments. PostgreSQL rewrites the tables, and keeps readers and writers
     out as long as that takes. Days that were set aside are then rebuilt. The role must own the tables.
     """
-    db = replace(open_database(Settings.from_environment()), log=LOG)
+    db = open_database(settings, every_rollup=True)
     changes = widening.plan(db, column, to)
     if not changes:
         click.echo(f"nothing to do: {column} is {to}, or wider, everywhere")
@@ -105,7 +105,7 @@ def widen(column: str, to: str, yes: bool) -> None:
         size = f"{change.bytes / 1024**2:,.1f} MB"
         click.echo(f"{change.describe()} (rewrites {size}; readers and writers of {change.table} wait meanwhile)")
     if not yes:
-        click.confirm("Widen now?", abort=True)
+        confirm("Widen now?")
     done = widening.widen(db, column, to)
     click.echo(f"{number(len(done), 'column')} widened; live views keep their grants")
     if waiting := widening.waiting_days(db):

@@ -1,11 +1,15 @@
 """What people see in a terminal: reports, progress bars, the demo's growing table. rich is imported when used."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date
 from typing import Any, TypeVar
 
+import click
+
+from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.plurals import number
 from calc_analytics.rollup.declaration import Rollup
 from calc_analytics.rollup.reports import (
@@ -37,9 +41,28 @@ KEPT = {
 
 def say(text: str, error: bool = False) -> None:
     """One line to the terminal, unbroken (a pipe gets it unchanged)."""
-    import click
-
     click.echo(text, err=error)
+
+
+class NotConfirmed(CalcAnalyticsError):
+    """The question before a change was answered with no, or there is no terminal to answer it."""
+
+
+def confirm(question: str, unchanged: str = "Nothing was changed.") -> None:
+    """Asks on standard error; raises `NotConfirmed`, with the sentence `unchanged`, unless the answer is yes."""
+    if not has_terminal():
+        raise NotConfirmed(f"there is no terminal to answer '{question}': add --yes to confirm. {unchanged}")
+    try:
+        if click.confirm(question, err=True):
+            return
+    except click.Abort:
+        click.echo(err=True)
+    raise NotConfirmed(f"not confirmed. {unchanged}")
+
+
+def has_terminal() -> bool:
+    """Whether a person can answer questions."""
+    return sys.stdin.isatty()
 
 
 def print_report(report: Any, as_json: bool, show: Callable[..., None], *more: Any) -> None:

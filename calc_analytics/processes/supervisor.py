@@ -5,7 +5,7 @@ minute). A process that dies is started again after a growing pause. Output goes
 """
 
 import ctypes
-import fcntl
+import errno
 import os
 import re
 import shutil
@@ -19,7 +19,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+
+from filelock import FileLock, Timeout
 
 from calc_analytics.config import dagster_home, project_root
 from calc_analytics.database import embedded
@@ -40,8 +41,12 @@ class PortTaken(CalcAnalyticsError):
     """Another program listens on a port that is needed."""
 
 
+class CannotListen(CalcAnalyticsError):
+    """The address is not of this machine, is unknown, or needs a right that the user does not have."""
+
+
 class AlreadyUp(CalcAnalyticsError):
-    """Another `up` runs in this project folder: two daemons would share one history."""
+    """Another `up` runs in this project folder (two daemons would share one history), or it cannot be locked."""
 
 
 class NotStarted(CalcAnalyticsError):
@@ -62,50 +67,63 @@ def is_listening(port: int) -> bool:
         return sock.connect_ex((HOST, port)) == 0
 
 
-def require_free(port: int, option: str) -> None:
-    """Raises `PortTaken`, naming the option that chooses another port."""
-    if is_listening(port):
-        raise PortTaken(
-            f"port {port} is in use on {HOST}: end the program that has it, or choose another with {option}"
-        )
+def require_free(port: int, option: str, host: str = HOST) -> None:
+    """Raises `PortTaken` or `CannotListen` unless this process could listen there; names the option to change."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(address)
+            sock.listen()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise PortTaken(
+                f"port {port} is in use on {host}: end the program that has it, or choose another with {option}"
+            ) from None
+        raise CannotListen(f"cannot listen on port {port} of {host}: {error.strerror}") from None
 
 
 def require_ports(ui_port: int, service_port: int) -> None:
-    """Raises `PortTaken` unless these are two ports, and free."""
+    """Raises `PortTaken` or `CannotListen` unless these are two ports that are free."""
     if ui_port == service_port:
         raise PortTaken(f"--ui-port and --service-port are both {ui_port}: choose two ports")
     require_free(ui_port, "--ui-port")
     require_free(service_port, "--service-port")
 
 
-_claims: list[IO[str]] = []
+_claims: list[FileLock] = []
 
 
 def claim(ui_port: int, service_port: int) -> None:
-    """Makes sure that no other `up` runs in this folder, until the process ends, and that the ports are free."""
-    lock = open(writable(data_folder()) / "up.lock", "a+")  # noqa: SIM115 (held until the process ends)
+    """Locks this project folder for one `up`, until the process ends; requires that the ports are free.
+
+    Raises `AlreadyUp`, `PortTaken` or `CannotListen`.
+    """
+    folder = writable(data_folder())
+    lock, owner = FileLock(folder / "up.lock"), folder / "up.pid"
     try:
-        _lock(lock)
+        lock.acquire(blocking=False)
+        owner.write_text(f"{os.getpid()}\n")
+    except Timeout:
+        raise AlreadyUp(
+            f"already running (pid {_text(owner) or 'unknown'}): 'calc-analytics up' (or demo) already runs in "
+            f"{project_root()}: stop it first"
+        ) from None
+    except OSError as error:
+        raise AlreadyUp(f"cannot lock {folder}: {error.strerror}; is it another user's?") from None
+    try:
         require_ports(ui_port, service_port)
     except CalcAnalyticsError:
-        lock.close()
+        lock.release()
         raise
     _claims.append(lock)
 
 
-def _lock(file: IO[str]) -> None:
-    """Locks the file, which holds the number of the process that has it; `AlreadyUp` if another one has it."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        raise AlreadyUp(
-            f"already running (pid {file.read().strip() or 'unknown'}): 'calc-analytics up' (or demo) already runs in "
-            f"{project_root()}: stop it first"
-        ) from None
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
+def _text(file: Path) -> str:
+    """What the file holds, or nothing."""
+    with suppress(OSError):
+        return file.read_text().strip()
+    return ""
 
 
 def _libc() -> ctypes.CDLL | None:

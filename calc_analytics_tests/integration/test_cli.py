@@ -511,6 +511,20 @@ def test_a_port_of_the_service_that_is_taken_is_named_with_its_option(calc):
     assert "--service-port" in said
 
 
+@pytest.mark.parametrize(
+    ("host", "said"),
+    [
+        ("127.0.0.1", "is in use on 127.0.0.1: end the program that has it, or choose another with --port"),
+        ("192.0.2.1", "of 192.0.2.1: Cannot assign requested address"),
+        ("no.such.host.invalid", "of no.such.host.invalid: "),
+    ],
+)
+def test_an_address_that_serve_cannot_have_is_named(calc, host: str, said: str):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert said in refused(calc("serve", "--host", host, "--port", port))
+
+
 def test_a_role_that_may_not_create_anything_runs_what_is_installed(calc):
     assert make_ready(Settings.from_environment()).log is LOG
     assert "run this command once with DATABASE_URL naming the role that owns the API's tables" in refused(
@@ -524,8 +538,10 @@ def test_prune_asks_deletes_what_is_counted_and_names_what_it_left(calc_as_owner
     calc("rollup", "--from", "2026-03-01", "--to", "2026-03-03")
     execute(db, "update rollup_days set status = 'pending' where date = '2026-03-02'")
     execute(db, f"update {HOURS.name} set cache_hits = 2 where date = '2026-03-03'")
-    assert "Delete 8 counted log rows of 2 days before " in calc("prune", "--older-than", "1").output
-    assert len(oracle(db)) == 3, "nobody agreed"
+    said = refused(calc("prune", "--older-than", "1"))
+    assert "there is no terminal to answer 'Delete 8 counted log rows of 2 days before " in said
+    assert "add --yes to confirm. Nothing was deleted." in said
+    assert len(oracle(db)) == 3, "not confirmed"
     said = calc("prune", "--older-than", "1", "--yes").output
     assert "2026-03-01  5 rows deleted, statistics kept" in said
     assert (
@@ -543,6 +559,82 @@ def test_prune_asks_deletes_what_is_counted_and_names_what_it_left(calc_as_owner
     assert "of 4 rollups was not rebuilt: 5 of its 5 counted log rows were deleted" in refused(
         calc("rollup", "--day", "2026-03-01")
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "question"),
+    [
+        (["rebase"], "Mark every built day for a rebuild?"),
+        (["widen", "response_time_ms"], "Widen now?"),
+        (["prune", "--older-than", "1"], "Delete 5 counted log rows of 1 day before "),
+        (["erase", "--publisher", "1"], "Erase publisher_id 1 for good: 5 of calculation_logs"),
+        (["erase", "--publisher", "1", "--json"], "Erase publisher_id 1 for good: 5 of calculation_logs"),
+    ],
+)
+def test_a_question_that_cannot_be_answered_names_the_option_and_changes_nothing(
+    calc_as_owner, db, connect, words: list[str], question: str
+):
+    write(connect(), [row(NOON)] * 5)
+    calc_as_owner("rollup", "--day", "2026-03-01")
+    result = calc_as_owner(*words)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: there is no terminal to answer '")
+    assert question in result.stderr
+    assert "': add --yes to confirm. Nothing was " in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert status.different_days(db) == {}
+    assert_exact(db)
+
+
+@pytest.mark.parametrize(("answer", "is_changed"), [("y\n", True), ("n\n", False), ("", False)])
+def test_the_answer_decides(calc_as_owner, db, connect, monkeypatch, answer: str, is_changed: bool):
+    write(connect(), [row(NOON)])
+    calc_as_owner("rollup", "--day", "2026-03-01")
+    monkeypatch.setattr(terminal, "has_terminal", lambda: True)
+    result = CliRunner().invoke(main, ["rebase"], input=answer)
+    assert result.exit_code == (0 if is_changed else 1)
+    assert "Mark every built day for a rebuild? [y/N]: " in result.stderr
+    assert ("error: not confirmed. Nothing was changed." in result.stderr) != is_changed
+    assert bool(ledger.waiting_days(db)) == is_changed
+
+
+def test_a_statement_that_waits_for_a_lock_says_for_which_and_who_holds_it(database: URL, owner, db, connect):
+    write(connect(), [row(NOON)])
+    holder = connect()
+    holder.execute("set application_name = 'a migration'")
+    holder.execute("lock table calculation_logs in access exclusive mode")
+    process = run_by_hand(database, "refresh")
+    assert process.stderr
+    assert process.stdout
+    said = process.stderr.readline()
+    holder.rollback()
+    assert said == (
+        f"waiting for a lock on calculation_logs, held by process {holder.info.backend_pid} "
+        f"(a migration, idle in transaction)\n"
+    )
+    assert process.wait() == 0
+    assert process.stdout.read().startswith("1 row counted")
+    process.stdout.close()
+    process.stderr.close()
+
+
+def test_a_pipe_that_is_closed_ends_the_command_without_an_error(database: URL, db, connect):
+    write(connect(), [row(NOON + timedelta(days=n)) for n in range(30)])
+    rebuild(db, [DAY + timedelta(days=n) for n in range(30)])
+    process = run_by_hand(database, "verify")
+    assert process.stderr
+    assert process.stdout
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.wait()
+    process.stderr.close()
+
+
+def test_a_misspelled_variable_is_a_warning(calc, monkeypatch):
+    monkeypatch.setenv("ROLUP_TIMEZONE", "Asia/Tokyo")
+    result = calc("refresh")
+    assert result.exit_code == 0
+    assert result.stderr == ("warning: the variable ROLUP_TIMEZONE is not a setting: did you mean ROLLUP_TIMEZONE?\n")
 
 
 def test_prune_without_the_right_to_delete_says_what_to_grant(calc, db, connect):
@@ -641,6 +733,7 @@ def test_a_wrong_setting_is_named(calc, monkeypatch, command: str, variable: str
         (["rollup", "--from", ""], "YYYY-MM-DD"),
         (["rollup", "--day", "2026-2-3"], "YYYY-MM-DD"),
         (["verify", "--day", "9999-12-31"], "out of range"),
+        (["verify", "--day", "２０２６-０３-０１"], "YYYY-MM-DD"),
     ],
 )
 def test_a_malformed_day_is_named(calc, words: list[str], said: str):
@@ -662,6 +755,13 @@ def test_a_malformed_day_is_named(calc, words: list[str], said: str):
         ["history", "--limit", "0"],
         ["prune", "--older-than", "-1"],
         ["prune", "--older-than", "soon"],
+        ["prune", "--older-than", "９"],
+        ["erase", "--publisher", "１２"],
+        ["erase", "--publisher", "1_000"],
+        ["simulate", "--rate", "１０"],
+        ["history", "--limit", "５"],
+        ["serve", "--host", ""],
+        ["serve", "--port", "８０８０"],
     ],
 )
 def test_wrong_usage_is_exit_code_2(calc, words: list[str]):
