@@ -30,8 +30,13 @@ from calc_analytics.rollup.verify import verify as verify_days
 def refresh(settings: Settings, as_json: bool) -> None:
     """Count the new log rows, once, without Dagster.
 
-    Cost: the new rows only; a large backlog is counted in steps, each a transaction of its own. Prints rows counted and
-    days touched. Days that were never built are left to `rollup`.
+    Prints the rows counted and the days they belong to. The cost depends on the new rows only. A large backlog is
+    counted in steps, each a transaction of its own. Days that were never built are left to `rollup`.
+
+    \b
+    Changes:     adds the new rows to the statistics of their days
+    Example:     calc-analytics refresh
+    Exit codes:  0 done; 1 the database refused, nothing is half counted
     """
     db = open_database(settings)
     print_report(refresh_with_progress(db), as_json, terminal.show_refresh)
@@ -62,18 +67,24 @@ def rollup(
     allow_shrink: bool,
     as_json: bool,
 ) -> None:
-    """Recount whole days from the raw logs, without Dagster.
+    """Recount whole days from the log, without Dagster.
 
-    Default: today, yesterday, and days that wait for a rebuild. Running it twice changes nothing. A day with fewer log
-    rows than it has counted is left alone until you decide: --keep or --allow-shrink, with the days named. The exit
-    code is 1 if a day that you named was left alone, or any other day needs a decision.
+    Without --day or --from: today, yesterday, and all days that wait for a rebuild. Running it twice changes
+    nothing. A day with fewer log rows than were counted is left alone until you decide: name the day, and add
+    --keep (keep its statistics) or --allow-shrink (recount what is left).
+
+    \b
+    Changes:     counts new rows, then replaces the statistics of these days
+    Examples:    calc-analytics rollup --from 2026-01-01 --to 2026-01-31
+                 calc-analytics rollup --day 2026-01-15 --rollup calculation_stats_hourly
+    Exit codes:  0 done; 1 a day that you named was left alone, or another day
+                 needs a decision
     """
     named = _chosen(single, first, last, settings)
     decision = _decision(keep, allow_shrink, named is not None)
     db = open_database(settings)
     chosen = db.log.only(names or None).names
-    if named is not None:
-        require_real_days(db, named, settings.start_date, days.today(settings.timezone))
+    _require_real(db, named, settings)
     refresh_with_progress(db)
     wanted = _days_to_rebuild(db, chosen) if named is None else sorted(set(named))
     with terminal.bar("rebuilding days", len(wanted)) as advance:
@@ -128,16 +139,22 @@ def verify(
     names: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Prove that statistics equal logs, day by day, and record the result.
+    """Prove that statistics equal the log, day by day, and record the result.
 
-    Default: every counted day. Exact while writers run: the answer is zero difference, or something that has to be
-    resolved. Of a day that was pruned the totals are compared, with the deleted rows added, and a checksum. Health,
-    `status` and the Dagster UI show what was found.
-    Exit code 1 on any difference, and for days that have logs but were never built: among those asked for, or any.
+    Without --day or --from: every counted day. Exact while writers run: the difference is zero, or something has to
+    be resolved, and the line names the command. Of pruned days the totals are compared, deleted rows included, and
+    a checksum. Health, `status` and the Dagster UI show the result.
+
+    \b
+    Changes:     no statistics; records the proof of each day
+    Example:     calc-analytics verify --day 2026-01-15
+    Exit codes:  0 no difference; 1 a difference, or days with log rows that
+                 were never built
     """
     named = _chosen(single, first, last, settings)
     db = open_database(settings)
     chosen = db.log.only(names or None).names
+    _require_real(db, named, settings)
     wanted = _days_to_prove(db, chosen) if named is None else sorted(set(named))
     with terminal.bar("comparing days and rollups", len(wanted) * len(chosen)) as advance:
         report = verify_days(db, wanted, chosen, progress=lambda proof: advance(1))
@@ -183,3 +200,9 @@ def _chosen(single: tuple[str, ...], first: str | None, last: str | None, settin
             raise click.UsageError(f"--from {begin} lies after today ({end})")
         chosen += days.days_between(begin, end)
     return chosen or None
+
+
+def _require_real(db: Database, named: Sequence[date] | None, settings: Settings) -> None:
+    """Raises `NoSuchDays` for a named day before the first partition or after today that has no rows at all."""
+    if named is not None:
+        require_real_days(db, named, settings.start_date, days.today(settings.timezone))

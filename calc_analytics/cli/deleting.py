@@ -11,7 +11,7 @@ from calc_analytics import days
 from calc_analytics.cli import terminal
 from calc_analytics.cli.counting import refresh_with_progress
 from calc_analytics.cli.opening import open_database, with_settings
-from calc_analytics.cli.options import Whole, as_json
+from calc_analytics.cli.options import Integer, IntegerRange, as_json
 from calc_analytics.cli.terminal import confirm, print_report
 from calc_analytics.config import Settings
 from calc_analytics.plurals import number
@@ -30,18 +30,24 @@ from calc_analytics.rollups import LOG
     "keep_days",
     metavar="DAYS",
     required=True,
-    type=Whole(0, 100_000),
+    type=IntegerRange(0, 100_000),
     help="Keep the logs of today and of so many days before it.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @as_json
 @with_settings
 def prune(settings: Settings, keep_days: int, yes: bool, as_json: bool) -> None:
-    """Delete old raw logs whose days are counted in every rollup, and only those. Their statistics stay.
+    """Delete old log rows that are counted in every rollup, and only those. Their statistics stay.
 
-    In small batches, beside writers; may be stopped and repeated. Days that were never built, or that differ from their
-    logs, keep their logs. Of a pruned day late rows still add to its statistics, `verify` compares its totals and a
-    checksum, and `rollup` refuses to lower it. The role needs the right to delete from calculation_logs.
+    Deletes in small batches, beside writers; it may be stopped and repeated. Days that were never built, or that
+    differ from their log, keep their log rows. Late rows of a pruned day are still added to its statistics, and
+    `verify` still compares its totals and a checksum. The role needs the right to delete from calculation_logs.
+
+    \b
+    Changes:     counts new rows, then deletes log rows for good; what was
+                 deleted is in the ledger and the journal
+    Example:     calc-analytics prune --older-than 90
+    Exit codes:  0 done; 1 not confirmed or refused
     """
     db, before = open_database(settings), days.today(settings.timezone) - timedelta(days=keep_days)
     refresh_with_progress(db)
@@ -55,30 +61,31 @@ def prune(settings: Settings, keep_days: int, yes: bool, as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--publisher", metavar="N", required=True, type=Whole(), help="The publisher_id to erase.")
+@click.option("--publisher", metavar="N", required=True, type=Integer(), help="The publisher_id to erase.")
 @click.option("--dry-run", is_flag=True, help="Show what would be erased, per table and day, and change nothing.")
 @click.option("--even-if-writing", is_flag=True, help="Erase what is there although the publisher may still write.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @as_json
 @with_settings
 def erase(settings: Settings, publisher: int, dry_run: bool, even_if_writing: bool, yes: bool, as_json: bool) -> None:
-    """Erase one publisher: its log rows, and its statistics in every rollup, for good.
+    """Erase one publisher for good: its log rows, and its statistics in every rollup.
 
-    The opposite of `prune`, which keeps statistics. All other publishers keep their numbers, on days of which log rows
-    were deleted too, and `verify` proves them afterwards. Tables of rollups that ROLLUPS leaves out are erased as well.
-    The journal keeps a receipt: the publisher's number, and how many rows of which table and day.
+    The opposite of `prune`, which keeps statistics. Other publishers keep their numbers, also on pruned days.
+    Statistics of rollups that ROLLUPS leaves out are erased as well. The journal keeps a receipt: the publisher's
+    number, and how many rows of which table and day.
+
+    It refuses while the publisher still writes: rows of the last 15 minutes, rows that arrive meanwhile, or open
+    transactions that have written log rows. Rows that arrive later are counted as new. A day that differs is left
+    as it is, since erasing would hide the difference. It runs in batches, beside writers, and may be stopped and
+    repeated. The role needs the right to delete from calculation_logs.
 
     \b
-    See first:       calc-analytics erase --publisher 7 --dry-run
-    Then:            calc-analytics erase --publisher 7
-    Afterwards:      calc-analytics verify
-    The receipt:     calc-analytics history
-
-    In batches, beside writers and everything that runs; may be stopped at any moment and repeated. It refuses while the
-    publisher still writes: rows of the last 15 minutes, rows that come meanwhile, or open transactions that have
-    written log rows. Rows that are written later are counted as new. A day that differs is left as it is, since
-    erasing would hide the difference. The exit code is 1 if anything was left. The role needs the right to delete from
-    calculation_logs.
+    Changes:     deletes rows of calculation_logs and of every statistics table,
+                 for good
+    Look first:  calc-analytics erase --publisher 7 --dry-run
+    Example:     calc-analytics erase --publisher 7
+    Afterwards:  calc-analytics verify && calc-analytics history
+    Exit codes:  0 erased; 1 something was left, not confirmed, or refused
     """
     db, keys = open_database(settings), {"publisher_id": publisher}
     also = [rollup for rollup in LOG.rollups if rollup.name not in db.log.names]
@@ -118,7 +125,7 @@ def _show_plan(db: Database, keys: Keys, also: list[Rollup], as_json: bool) -> N
 
 def _plan(held: Holdings) -> Iterator[str]:
     for name in held.tables:
-        yield f"  {name:<34}{held.rows(name):>12,} rows"
+        yield f"  {name:<34}{number(held.rows(name), 'row'):>17}"
     log, *others = held.tables if LOG.name in held.tables else (LOG.name, *held.tables)
     for day in held.days:
         logs = held.tables.get(log, {}).get(day, 0)

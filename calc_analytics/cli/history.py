@@ -12,7 +12,7 @@ import click
 from calc_analytics import days
 from calc_analytics.cli import terminal
 from calc_analytics.cli.opening import open_database, with_settings
-from calc_analytics.cli.options import DAY, NAMES, Whole, as_json
+from calc_analytics.cli.options import DAY, NAMES, IntegerRange, as_json
 from calc_analytics.config import Settings
 from calc_analytics.operations.words import ago
 from calc_analytics.plurals import number
@@ -36,14 +36,19 @@ REASONS = {
 @click.command()
 @click.option("--day", metavar=DAY, help="Only what was done to this day.")
 @click.option("--rollup", metavar="NAME", help=f"Only what was done to this rollup. They are {NAMES}.")
-@click.option("--limit", default=50, show_default=True, type=Whole(1, 100_000), help="Entries to show.")
+@click.option("--limit", default=50, show_default=True, type=IntegerRange(1, 100_000), help="Entries to show.")
 @as_json
 @with_settings
 def history(settings: Settings, day: str | None, rollup: str | None, limit: int, as_json: bool) -> None:
-    """Show what changed the numbers, when, by how much, by whom.
+    """Show what changed the numbers, when, by how much, and by whom; newest first.
 
-    Newest first, from the journal that every operation writes in its own transaction. Refreshes are summed up per
-    minute (after 30 days: per day), verifications and audits that found no difference per hour.
+    Every operation writes its entry to the journal in its own transaction. Refreshes are summed up per minute
+    (after 30 days: per day), proofs that found no difference per hour.
+
+    \b
+    Changes:     nothing
+    Example:     calc-analytics history --day 2026-01-15
+    Exit codes:  0 always, unless the database cannot be read (1)
     """
     wanted = days.parse_day(day) if day is not None else None
     db = open_database(settings)

@@ -13,27 +13,29 @@ DAY = "YYYY-MM-DD"
 NAMES = ", ".join(LOG.names)
 
 
-def _require_ascii(kind: click.ParamType, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> None:
-    """Refuses other scripts' digits, and underscores, which Python's int() and float() read."""
-    if not str(value).isascii() or "_" in str(value):
-        kind.fail(f"{value!r} is not a number written with the digits 0 to 9.", param, ctx)
+class AsciiDigits(click.ParamType):
+    """A number without other scripts' digits and without underscores, which Python's int() and float() read."""
 
-
-class Whole(click.IntRange):
-    """A whole number, within limits if there are any."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The number, or a usage error."""
-        _require_ascii(self, value, param, ctx)
-        return int(super().convert(value, param, ctx))
+        if not str(value).isascii() or "_" in str(value):
+            self.fail(f"{value!r} is not a number written with the digits 0 to 9.", param, ctx)
+        return super().convert(value, param, ctx)
 
 
-class Finite(click.FloatRange):
-    """A number that is neither `nan` nor infinite."""
+class Integer(AsciiDigits, click.types.IntParamType):
+    """Any whole number."""
+
+
+class IntegerRange(AsciiDigits, click.IntRange):
+    """A whole number within limits."""
+
+
+class FiniteRange(AsciiDigits, click.FloatRange):
+    """A number within limits; `nan` and infinity are refused."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """The number, or a usage error."""
-        _require_ascii(self, value, param, ctx)
         number = float(super().convert(value, param, ctx))
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number.", param, ctx)
@@ -61,7 +63,7 @@ def single_days(purpose: str) -> Callable[[Any], Any]:
 
 def port_option(name: str, default: int, help_text: str) -> Callable[[Any], Any]:
     """An option that takes a port's number."""
-    return click.option(name, default=default, show_default=True, type=Whole(1, 65535), help=help_text)
+    return click.option(name, default=default, show_default=True, type=IntegerRange(1, 65535), help=help_text)
 
 
 ui_port_option = port_option("--ui-port", UI_PORT, "Port of the Dagster UI on 127.0.0.1.")

@@ -12,8 +12,9 @@ from calc_analytics.cli import terminal
 from calc_analytics.cli.opening import make_ready, open_database, with_settings
 from calc_analytics.cli.options import (
     SERVICE_PORT,
-    Finite,
-    Whole,
+    FiniteRange,
+    Integer,
+    IntegerRange,
     as_json,
     host_option,
     port_option,
@@ -40,9 +41,17 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @service_port_option
 @with_settings
 def up(settings: Settings, ui_port: int, service_port: int) -> None:
-    """Run everything in the foreground: database, migrations, code server, webserver, daemon, HTTP service.
+    """Run everything in the foreground: database, migrations, Dagster's processes, and the HTTP service.
 
-    Ctrl-C or SIGTERM stops all of it. Logs are in .calc_analytics/logs/.
+    Prints the addresses of the Dagster UI and of the service. A process that dies is started again. Ctrl-C or
+    SIGTERM stops all of it within ten seconds. The output of each process is in .calc_analytics/logs/.
+
+    \b
+    Changes:     creates missing databases and tables, then counts new log rows
+                 continuously
+    Example:     calc-analytics up --ui-port 3001
+    Exit codes:  0 stopped; 1 could not start, the line on standard error says
+                 why
     """
     claim(ui_port, service_port)
     stop = _stop_on_signals(insisting=False)
@@ -54,21 +63,29 @@ def up(settings: Settings, ui_port: int, service_port: int) -> None:
 @click.command()
 @ui_port_option
 @service_port_option
-@click.option("--rate", default=100.0, show_default=True, type=Finite(min=0.1), help="Live rows per second.")
+@click.option("--rate", default=100.0, show_default=True, type=FiniteRange(min=0.1), help="Live rows per second.")
 @click.option(
     "--days",
     "history",
     default=30,
     show_default=True,
-    type=Whole(1, 365),
+    type=IntegerRange(1, 365),
     help="Days of history to write first.",
 )
-@click.option("--seconds", type=Finite(min=1), help="Stop after that long. Default: until Ctrl-C.")
+@click.option("--seconds", type=FiniteRange(min=1), help="Stop after that long. Default: until Ctrl-C.")
 @with_settings
 def demo(settings: Settings, ui_port: int, service_port: int, rate: float, history: int, seconds: float | None) -> None:
-    """See it work: history, live batches, and a table of today's totals that grows.
+    """Show the project at work: 30 days of history, live batches, and a table of today's totals that grows.
 
-    Always on the embedded PostgreSQL, never on DATABASE_URL. The Dagster UI shows the same figures.
+    Uses the embedded PostgreSQL only, and refuses to start while DATABASE_URL is set. The Dagster UI shows the same
+    figures. Ctrl-C stops it; the next `demo` continues with the same data.
+
+    \b
+    Changes:     writes made-up log rows to the embedded database in
+                 .calc_analytics/
+    Example:     calc-analytics demo --rate 500
+    Exit codes:  0 stopped; 1 could not start, the line on standard error says
+                 why
     """
     from calc_analytics.processes import demo as demonstration
 
@@ -128,21 +145,21 @@ def _watch(supervisor: Supervisor) -> None:
     "--rate",
     default=200.0,
     show_default=True,
-    type=Finite(min=0.1),
+    type=FiniteRange(min=0.1),
     help="Rows per second, all writers together.",
 )
-@click.option("--writers", default=4, show_default=True, type=Whole(1, 64), help="Concurrent writers.")
-@click.option("--seconds", type=Finite(min=0), help="Stop after that long. Default: until Ctrl-C.")
-@click.option("--rows", type=Whole(min=1), help="Stop after about that many rows.")
+@click.option("--writers", default=4, show_default=True, type=IntegerRange(1, 64), help="Concurrent writers.")
+@click.option("--seconds", type=FiniteRange(min=0), help="Stop after that long. Default: until Ctrl-C.")
+@click.option("--rows", type=IntegerRange(min=1), help="Stop after about that many rows.")
 @click.option(
     "--late-share",
     default=0.005,
     show_default=True,
-    type=Finite(0, 1),
+    type=FiniteRange(0, 1),
     help="Share of rows up to two days late.",
 )
 @click.option("--rhythm", is_flag=True, help="Let the rate follow the time of day (UTC); --rate is then the mean.")
-@click.option("--seed", type=Whole(), help="Makes publishers, sources and times repeatable.")
+@click.option("--seed", type=Integer(), help="Makes publishers, sources and times repeatable.")
 @as_json
 @with_settings
 def simulate(
@@ -156,10 +173,16 @@ def simulate(
     seed: int | None,
     as_json: bool,
 ) -> None:
-    """Write log batches as the API does: COPY, 100 rows or 1 s per batch, several writers.
+    """Write made-up log rows as the API does: by COPY, in batches of 100 rows or one second, from several writers.
 
-    200 publishers (Zipf), about 60 % cache hits, some null response times, some late rows. On the embedded database,
-    or on DATABASE_URL: the rows are made up, so do not point it at production.
+    200 publishers (Zipf), about 60 % cache hits, some response times null, some rows up to two days late. Ctrl-C
+    ends it after the current batches.
+
+    \b
+    Changes:     inserts into calculation_logs of DATABASE_URL, or of the
+                 embedded database: never use it on production
+    Example:     calc-analytics simulate --rate 500 --seconds 60
+    Exit codes:  0 done; 1 the database refused; batches committed before stay
     """
     from calc_analytics.processes.simulate import Traffic, simulate
 
@@ -186,7 +209,14 @@ def simulate(
 def serve(settings: Settings, host: str, port: int) -> None:
     """Serve /health/rollup, /health/live, /metrics and the manual trigger, in the foreground.
 
-    `up` does this too. It starts, and stays up, while the database and Dagster are down, and says so with status 503.
+    `up` runs it too. It starts, and keeps running, while the database and Dagster are down, and then answers with
+    status 503. Ctrl-C or SIGTERM stops it.
+
+    \b
+    Changes:     nothing, except when a client posts to the manual trigger
+                 (ENABLE_TEST_ENDPOINTS)
+    Example:     calc-analytics serve --host 0.0.0.0 --port 8080
+    Exit codes:  0 stopped; 1 a setting is wrong, or the port is taken
     """
     from calc_analytics.operations.server import serve as serve_http
 

@@ -19,11 +19,18 @@ from calc_analytics.rollup.database import Database
 @click.command()
 @with_settings
 def migrate(settings: Settings) -> None:
-    """Create the tables, or adopt the API's; keep the rollups that ROLLUPS names. Prints what became of each table.
+    """Create the project's tables, or adopt the API's, and print what became of each table.
 
-    Safe to repeat and safe while the API writes: every row of every table stays, writers are not blocked. Old
-    databases get city_id renamed to locality_id. The role must own calculation_logs. Tables are found, and created, by
-    its search_path.
+    Safe to repeat, and safe while the API writes: every row stays, and writers are not blocked. In old databases
+    city_id is renamed to locality_id. The rollups that ROLLUPS names are switched on, the others off. Tables are
+    found, and created, by the role's search_path. The role must own calculation_logs.
+
+    \b
+    Changes:     adds the column xact_id and an index to calculation_logs;
+                 creates tables, views and functions
+    Example:     DATABASE_URL=postgresql://owner@host/api calc-analytics migrate
+    Exit codes:  0 ready; 1 refused, nothing was changed, the line on standard
+                 error says why
     """
     places: list[Place] = []
     db = make_ready(settings, always=True, report=places.append)
@@ -65,10 +72,17 @@ def _wait(waiting: Sequence[date]) -> str:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @with_settings
 def rebase(settings: Settings, yes: bool) -> None:
-    """Start counting afresh after a restore into another cluster, in another log table, or for a new ROLLUP_TIMEZONE.
+    """Start counting afresh: after a restore into another cluster, for another log table, or for a new
+    ROLLUP_TIMEZONE.
 
-    Statistics stay until each day is rebuilt; `rollup` without options then rebuilds them. Logs are not touched,
-    except that their transaction ids are forgotten (in an instant: the column is dropped and added).
+    Statistics stay until each day is rebuilt, and `calc-analytics rollup` rebuilds them. Days whose log rows were
+    pruned keep their statistics.
+
+    \b
+    Changes:     marks every built day for a rebuild; drops and adds the column
+                 xact_id (instantly); no log row changes
+    Example:     calc-analytics rebase --yes && calc-analytics rollup
+    Exit codes:  0 done; 1 not confirmed or refused, nothing was changed
     """
     if not yes:
         confirm("Mark every built day for a rebuild?")
@@ -90,11 +104,18 @@ def rebase(settings: Settings, yes: bool) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @with_settings
 def widen(settings: Settings, column: str, to: str, yes: bool) -> None:
-    """Give COLUMN a wider type in the log table and in every table of statistics that holds its values.
+    """Give COLUMN a wider type in the log table and in every statistics table that holds its values.
 
-    For example response_time_ms, publisher_id, or total_calculations. In one transaction the live views are dropped and
-    created again, with their owner, grants and comments. PostgreSQL rewrites the tables, and keeps readers and writers
-    out as long as that takes. Days that were set aside are then rebuilt. The role must own the tables.
+    For example response_time_ms, publisher_id, or total_calculations. One transaction alters the tables and creates
+    their live views again, with owner, grants and comments. Readers and writers wait while PostgreSQL rewrites a
+    table; its size is shown first. The role must own the tables.
+
+    \b
+    Changes:     the type of the column; days that were set aside because a
+                 value was too large wait for a rebuild
+    Example:     calc-analytics widen response_time_ms --to integer
+    Exit codes:  0 done, or nothing to do; 1 not confirmed or refused, nothing
+                 was changed
     """
     db = open_database(settings, every_rollup=True)
     changes = widening.plan(db, column, to)

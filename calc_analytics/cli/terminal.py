@@ -178,7 +178,7 @@ def _equal(day: date, proofs: Sequence[DayProof]) -> str:
     logs = max(proof.log_rows for proof in proofs)
     said = f"{day}  logs {logs:>11,}  equal in {named([proof.rollup for proof in proofs])}"
     said += f" with the {number(deleted, 'row')} deleted since" if deleted else ""
-    return said + "".join(f"; {rows:,} {name.replace('_', ' ')}" for name, rows in suspects.items())
+    return said + "".join(f"; {name.replace('_', ' ')}: {rows:,}" for name, rows in suspects.items())
 
 
 def _worth_a_line(proofs: Sequence[DayProof], report: VerifyReport) -> Iterator[DayProof]:

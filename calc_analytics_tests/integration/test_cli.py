@@ -1,6 +1,7 @@
 """The command line: reports, JSON, exit codes, and one line for each kind of error."""
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -31,17 +32,17 @@ NOON = utc(2026, 3, 1, 12)
 SECRET = "hunter2"
 TEACHES = {
     "migrate": "Safe to repeat",
-    "refresh": "Cost: the new rows only",
+    "refresh": "The cost depends on the new rows only",
     "rollup": "Running it twice changes nothing",
-    "verify": "zero difference, or something that has to be resolved",
+    "verify": "the difference is zero, or something has to be resolved",
     "rebase": "Statistics stay until each day is rebuilt",
     "prune": "Their statistics stay",
     "erase": "The opposite of `prune`",
-    "history": "Newest first, from the journal",
+    "history": "newest first",
     "simulate": "COPY",
     "up": "Ctrl-C or SIGTERM stops all of it",
     "demo": "a table of today's totals that grows",
-    "serve": "It starts, and stays up, while the database and Dagster are down",
+    "serve": "It starts, and keeps running, while the database and Dagster are down",
     "status": "who holds an old transaction",
     "doctor": "the fact, why it matters, what to type",
     "widen": "live views",
@@ -124,6 +125,15 @@ def test_every_command_has_help_that_teaches(calc):
     for name, says in TEACHES.items():
         assert says in " ".join(calc(name, "--help").output.split())
         assert name in calc("--help").output
+
+
+@pytest.mark.parametrize("name", sorted(set(main.commands) - {"status", "doctor"}))
+def test_every_help_names_what_changes_an_example_and_the_exit_codes(name: str):
+    said = CliRunner().invoke(main, [name, "--help"]).output
+    assert "  Changes:     " in said
+    assert re.search(rf"  Examples?: +.*calc-analytics {name}\b", said)
+    assert "  Exit codes:  0 " in said
+    assert all(len(line) <= 80 for line in said.splitlines())
 
 
 def test_refresh_prints_rows_and_days_and_which_days_are_left_to_rollup(calc, db, connect):
@@ -234,7 +244,8 @@ def test_an_unknown_rollup_is_one_line_that_lists_the_names(calc, db, connect, c
 )
 def test_days_that_are_not_real_are_refused_and_nothing_is_recorded(calc, db, connect, words: list[str], said: str):
     write(connect(), [row(NOON)])
-    assert said in refused(calc("rollup", *words))
+    for command in ("rollup", "verify"):
+        assert said in refused(calc(command, *words))
     assert days_on_record(db) == []
     assert journal(calc) == []
 
@@ -361,7 +372,7 @@ def test_verify_prints_a_line_per_day_and_records_what_it_found(calc, db, connec
     result = calc("verify")
     assert result.exit_code == 0
     assert "2026-03-01  logs       1,234  equal in 4 rollups\n" in result.output
-    assert "2026-03-02  logs           1  equal in 4 rollups; 1 negative response times" in result.output
+    assert "2026-03-02  logs           1  equal in 4 rollups; negative response times: 1" in result.output
     assert "2 days compared in" in result.output
     assert "difference 0" in result.output
     assert all(day.verified_at for day in status.recent_days(db, 2))
