@@ -76,7 +76,7 @@ def rollup(
     \b
     Changes:     counts new rows, then replaces the statistics of these days
     Examples:    calc-analytics rollup --from 2026-01-01 --to 2026-01-31
-                 calc-analytics rollup --day 2026-01-15 --rollup calculation_stats_hourly
+                 calc-analytics rollup --day 2026-01-15 --keep
     Exit codes:  0 done; 1 a day that you named was left alone, or another day
                  needs a decision
     """
