@@ -11,14 +11,14 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TextIO
-
-import structlog
-from structlog.typing import EventDict
 
 from calc_analytics.errors import CalcAnalyticsError
 
 if TYPE_CHECKING:
+    from structlog.typing import EventDict
+
     from calc_analytics.rollup.database import Database
     from calc_analytics.rollup.reports import RebuildReport, RefreshReport, VerifyReport
 
@@ -39,34 +39,63 @@ class _StandardError(logging.StreamHandler[TextIO]):
         super().emit(record)
 
 
+class _Lines(logging.Formatter):
+    """Formats records with structlog, which is imported with the first line: loading the code location stays quick."""
+
+    def __init__(self, as_json: bool) -> None:
+        super().__init__()
+        self.as_json = as_json
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, without its end."""
+        return _formatter(self.as_json).format(record)
+
+
 handler = _StandardError()
 _logger = logging.getLogger("calc_analytics")
 _logger.addHandler(handler)
 _logger.propagate = False
-_COMMON: list[Any] = [
-    structlog.stdlib.add_log_level,
-    structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
-    structlog.processors.format_exc_info,
-]
-_events = structlog.wrap_logger(
-    _logger,
-    processors=[structlog.stdlib.filter_by_level, *_COMMON, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-    wrapper_class=structlog.stdlib.BoundLogger,
-)
 
 
 def configure(log_format: str = "text", log_level: str = "info") -> None:
     """Sets how lines are written ('text' or 'json') and the lowest level that is written."""
-    render = _render_json if log_format == "json" else _render_text
-    cleanup = structlog.stdlib.ProcessorFormatter.remove_processors_meta
-    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=_COMMON, processors=[cleanup, render]))
+    handler.setFormatter(_Lines(log_format == "json"))
     _logger.setLevel(log_level.upper())
+
+
+@lru_cache
+def _events() -> Any:
+    """The structlog logger in front of the project's logger."""
+    from structlog import stdlib, wrap_logger
+
+    processors = [*_common_processors(), stdlib.ProcessorFormatter.wrap_for_formatter]
+    return wrap_logger(_logger, processors=processors, wrapper_class=stdlib.BoundLogger)
+
+
+@lru_cache
+def _formatter(as_json: bool) -> logging.Formatter:
+    """Renders events of this module and lines of other loggers, such as uvicorn's, alike."""
+    from structlog.stdlib import ProcessorFormatter
+
+    processors: list[Any] = [
+        ProcessorFormatter.remove_processors_meta,
+        _render_json if as_json else _render_text,
+    ]
+    return ProcessorFormatter(foreign_pre_chain=_common_processors(), processors=processors)
+
+
+def _common_processors() -> list[Any]:
+    from structlog import processors, stdlib
+
+    instant = processors.TimeStamper(fmt="iso", utc=True, key="at")
+    return [stdlib.add_log_level, instant, processors.format_exc_info]
 
 
 def log(level: int, event: str, **fields: Any) -> None:
     """Writes one line, for example `2026-03-01T12:00:00.5Z INFO refresh rows=12 seconds=0.003`."""
     with suppress(Exception):
-        _events.log(level, event, **fields)
+        if _logger.isEnabledFor(level):
+            _events().log(level, event, **fields)
 
 
 def log_refresh(report: "RefreshReport", **fields: Any) -> None:
@@ -132,12 +161,12 @@ def error_line(error: BaseException) -> str:
     return f"internal error: {type(error).__name__}"
 
 
-def _render_json(logger: Any, method: str, fields: EventDict) -> str:
+def _render_json(logger: Any, method: str, fields: "EventDict") -> str:
     ordered = {name: fields.pop(name) for name in HEAD}
     return json.dumps({**ordered, **fields}, default=str)
 
 
-def _render_text(logger: Any, method: str, fields: EventDict) -> str:
+def _render_text(logger: Any, method: str, fields: "EventDict") -> str:
     at, level, event = (fields.pop(name) for name in HEAD)
     return " ".join([at, level.upper(), event, *(f"{name}={_quoted(value)}" for name, value in fields.items())])
 
