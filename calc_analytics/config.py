@@ -142,8 +142,8 @@ def _distance(name: str, known: str) -> int:
 
 def _line_number(binding: Binding) -> int:
     """The line on which the binding begins; the parser counts from the blank lines before it."""
-    said = binding.original.string
-    blank = said[: len(said) - len(said.lstrip())]
+    text = binding.original.string
+    blank = text[: len(text) - len(text.lstrip())]
     return int(binding.original.line) + blank.replace("\r\n", "\n").count("\n")
 
 

@@ -1,4 +1,4 @@
-"""`refresh`, `rollup`, `verify`: counting, recounting and proving by hand, without Dagster."""
+"""The commands that count and compare, without Dagster: `refresh`, `rollup`, `verify`."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -43,7 +43,7 @@ def refresh(settings: Settings, as_json: bool) -> None:
 
 
 def refresh_with_progress(db: Database) -> RefreshReport:
-    """Counts what is new, and shows the rows of each step."""
+    """Counts the new rows, with a progress bar."""
     with terminal.bar("counting new rows", None) as advance:
         return refresh_once(db, progress=lambda step: advance(step.rows + sum(step.waiting_by_day.values())))
 
@@ -53,8 +53,12 @@ def refresh_with_progress(db: Database) -> RefreshReport:
 @from_day
 @to_day
 @only_rollups
-@click.option("--keep", is_flag=True, help="Log rows were deleted on purpose: keep the statistics and note it.")
-@click.option("--allow-shrink", is_flag=True, help="Recount from the log rows that are left: lowers days for good.")
+@click.option("--keep", is_flag=True, help="Keep the statistics: the missing log rows were deleted on purpose.")
+@click.option(
+    "--allow-shrink",
+    is_flag=True,
+    help="Recount the log rows that are left, even if that lowers the statistics for good.",
+)
 @as_json
 @with_settings
 def rollup(
@@ -97,12 +101,12 @@ def rollup(
 
 
 def _days_of(chunk: RebuildReport) -> set[date]:
-    """The days that are done, whatever was done with them."""
+    """The days of a chunk: rebuilt, refused and kept ones."""
     return {*chunk.days, *(each.day for each in [*chunk.refused, *chunk.kept])}
 
 
 def _decision(keep: bool, allow_shrink: bool, is_named: bool) -> Decision:
-    """What the options decide about days whose log is not what was counted; nothing, if no day is named."""
+    """The decision about days whose log rows differ from what was counted; `UsageError` unless days are named."""
     if keep and allow_shrink:
         raise click.UsageError("--keep and --allow-shrink exclude each other")
     if (keep or allow_shrink) and not is_named:
@@ -113,14 +117,14 @@ def _decision(keep: bool, allow_shrink: bool, is_named: bool) -> Decision:
 
 
 def _days_to_rebuild(db: Database, chosen: Sequence[str]) -> list[date]:
-    """Today, yesterday, and the days that wait for a rebuild in one of these rollups, also unrecorded ones."""
+    """Today, yesterday, and the days that wait for a rebuild in one of these rollups, recorded or not."""
     unseen.record_days(db)
     waiting = _concerning(ledger.days_by_status(db, ledger.WAITING), chosen)
     return sorted({*days.today_and_yesterday(db.timezone), *waiting})
 
 
 def _concerning(found: Mapping[date, Sequence[str]], chosen: Sequence[str]) -> list[date]:
-    """The days of those that are found for one of these rollups."""
+    """The days of `found` that name one of these rollups."""
     return [day for day, names in found.items() if set(names) & set(chosen)]
 
 
@@ -167,9 +171,9 @@ def verify(
 
 
 def _days_to_prove(db: Database, chosen: Sequence[str]) -> list[date]:
-    """Every counted day, those that were set aside, and what an audit finds besides: statistics of days never counted.
+    """Every counted day, every day that was set aside, and days with statistics that were never counted (an audit).
 
-    A standby is compared, but nothing can be recorded there.
+    On a standby nothing can be recorded, so neither the audit nor the search for unrecorded days runs.
     """
     if not status.server(db.engine).read_only:
         audit(db)
@@ -179,7 +183,7 @@ def _days_to_prove(db: Database, chosen: Sequence[str]) -> list[date]:
 
 
 def _with_days_left_out(report: VerifyReport, db: Database, chosen: Sequence[str]) -> VerifyReport:
-    """The report on all days, with those that could not be proven."""
+    """The report, with the days that could not be compared."""
     waiting = _concerning(ledger.days_by_status(db, ledger.WAITING), chosen)
     return replace(
         report,

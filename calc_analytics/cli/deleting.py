@@ -31,7 +31,7 @@ from calc_analytics.rollups import LOG
     metavar="DAYS",
     required=True,
     type=IntegerRange(0, 100_000),
-    help="Keep the logs of today and of so many days before it.",
+    help="Keep the log rows of today and of this many days before.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @as_json
@@ -63,7 +63,7 @@ def prune(settings: Settings, keep_days: int, yes: bool, as_json: bool) -> None:
 @click.command()
 @click.option("--publisher", metavar="N", required=True, type=Integer(), help="The publisher_id to erase.")
 @click.option("--dry-run", is_flag=True, help="Show what would be erased, per table and day, and change nothing.")
-@click.option("--even-if-writing", is_flag=True, help="Erase what is there although the publisher may still write.")
+@click.option("--even-if-writing", is_flag=True, help="Erase the rows that exist, even if the publisher still writes.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @as_json
 @with_settings
@@ -110,7 +110,7 @@ def _confirm(held: Holdings) -> None:
 
 
 def _show_plan(db: Database, keys: Keys, also: list[Rollup], as_json: bool) -> None:
-    """What would be erased, and the days that would be left. Exit code 1 if there is nothing."""
+    """Prints what would be erased, and the days that would be left; raises `NothingToErase`."""
     held = holdings(db, keys, also)
     if not held.tables:
         raise NothingToErase(f"{in_words(keys)} has no log rows and no statistics: nothing was erased")
@@ -135,7 +135,7 @@ def _plan(held: Holdings) -> Iterator[str]:
 
 
 def show_erased(report: EraseReport) -> None:
-    """Rows per day and table, and the sums."""
+    """Prints the erased rows per day, and the sums."""
     for day, tables in sorted(report.erased.items()):
         logs, stored = tables.get(LOG.name, 0), sum(rows for name, rows in tables.items() if name != LOG.name)
         click.echo(f"  {day:<12}{number(logs, 'log row')}, {number(stored, 'row')} of statistics erased")

@@ -108,12 +108,12 @@ def demo(settings: Settings, ui_port: int, service_port: int, rate: float, histo
 
 @contextmanager
 def _running(settings: Settings, ui_port: int, service_port: int, stop: threading.Event) -> Iterator[Supervisor]:
-    """A context in which everything runs; says where it is, and stops it all at the end."""
+    """Starts everything, prints the addresses, and stops everything at the end."""
     _prepare(settings, stop)
     click.echo(f"database  {redact_url(database_url(settings))}")
     if (spare := writable(data_folder())) != data_folder():
         click.echo(f"logs      {spare}, since the project folder cannot be written to")
-    click.echo("starting Dagster, which takes about ten seconds")
+    click.echo("starting Dagster: about ten seconds")
     supervisor = Supervisor(ui_port, service_port, stop)
     try:
         supervisor.start()
@@ -126,8 +126,11 @@ def _running(settings: Settings, ui_port: int, service_port: int, stop: threadin
 
 
 def _prepare(settings: Settings, stop: threading.Event) -> None:
-    """Both databases with everything in them. A signal ends a migration that waits for its turn, but not the start
-    of the embedded server, half of which would be left running."""
+    """Creates and installs both databases.
+
+    A signal ends a migration that waits for a lock, but not the start of the embedded server, half of which would be
+    left running.
+    """
     database_url(settings)
     with _ending_at_once(stop):
         install.require_usable(make_ready(settings, report=None if settings.embedded else print_place))
@@ -158,8 +161,8 @@ def _watch(supervisor: Supervisor) -> None:
     type=FiniteRange(0, 1),
     help="Share of rows up to two days late.",
 )
-@click.option("--rhythm", is_flag=True, help="Let the rate follow the time of day (UTC); --rate is then the mean.")
-@click.option("--seed", type=Integer(), help="Makes publishers, sources and times repeatable.")
+@click.option("--rhythm", is_flag=True, help="Vary the rate with the time of day (UTC); --rate is the mean.")
+@click.option("--seed", type=Integer(), help="Seed of the random numbers, for the same rows every time.")
 @as_json
 @with_settings
 def simulate(
@@ -226,7 +229,7 @@ def serve(settings: Settings, host: str, port: int) -> None:
 
 
 def _stop_on_signals(insisting: bool = True) -> threading.Event:
-    """An event that SIGINT, SIGTERM and SIGHUP set; a second signal is the default again if that is `insisting`."""
+    """An event that SIGINT, SIGTERM and SIGHUP set. With `insisting`, a second signal has its default effect."""
     stop = threading.Event()
 
     def handle(number: int, frame: Any) -> None:
@@ -241,7 +244,7 @@ def _stop_on_signals(insisting: bool = True) -> threading.Event:
 
 @contextmanager
 def _ending_at_once(stop: threading.Event) -> Iterator[None]:
-    """Within it a signal that stops, or one that came before, ends the command wherever it is, with exit code 0."""
+    """Inside, a stop signal (or one received before) ends the command at once, with exit code 0."""
 
     def end(number: int, frame: Any) -> None:
         stop.set()

@@ -40,7 +40,9 @@ def migrate(settings: Settings) -> None:
     for place in places:
         print_place(place)
     if _is_to_be_rebased(db):
-        click.echo(f"{db.log.name} is not what was counted: run 'calc-analytics rebase', then 'calc-analytics rollup'")
+        click.echo(
+            f"{db.log.name} is not the table that was counted: run 'calc-analytics rebase', then 'calc-analytics rollup'"
+        )
     elif waiting := ledger.waiting_days(db):
         click.echo(f"{_wait(waiting)}: run 'calc-analytics rollup'")
     if zone != settings.timezone:
@@ -48,7 +50,7 @@ def migrate(settings: Settings) -> None:
 
 
 def _is_to_be_rebased(db: Database) -> bool:
-    """Whether the log is another table, or another cluster's, than was counted."""
+    """Whether the log is another table, or in another cluster, than the one that was counted."""
     try:
         status.refreshed(db)
     except (ledger.ClusterChanged, ledger.LogReplaced):
@@ -64,7 +66,7 @@ def print_place(place: Place) -> None:
 
 
 def _wait(waiting: Sequence[date]) -> str:
-    """'1 day waits', '2 days wait'."""
+    """'1 day waits for a rebuild', '2 days wait for a rebuild'."""
     return f"{number(len(waiting), 'day')} {'waits' if len(waiting) == 1 else 'wait'} for a rebuild"
 
 
@@ -99,7 +101,7 @@ def rebase(settings: Settings, yes: bool) -> None:
     type=click.Choice(["integer", "bigint"]),
     default="bigint",
     show_default=True,
-    help="The type that the column gets, unless it is wider already.",
+    help="The new type; columns that are wider already stay.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @with_settings

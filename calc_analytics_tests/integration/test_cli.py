@@ -487,7 +487,7 @@ def test_history_of_a_day_or_of_a_rollup_leaves_out_the_others(calc, db, connect
     assert len(journal(calc, "--rollup", STATS.name)) == 2
     assert f"({HOURS.name})" in calc("history", "--rollup", HOURS.name).output
     assert len(journal(calc, "--limit", "1")) == 1
-    assert "only the newest 1 entry: --limit shows more" in calc("history", "--limit", "1").output
+    assert "1 entry shown: --limit shows more" in calc("history", "--limit", "1").output
 
 
 def test_history_says_what_differed_who_restarted_the_counting_and_what_was_pruned(calc_as_owner, db, connect):

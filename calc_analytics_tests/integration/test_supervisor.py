@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -45,6 +46,34 @@ def test_a_port_that_another_program_has_is_named_and_the_folder_is_free_again(
     claim(free_port(), free_port())
     with pytest.raises(AlreadyUp, match=rf"already running \(pid {os.getpid()}\)"):
         claim(free_port(), free_port())
+
+
+def test_a_killed_up_leaves_no_lock_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(supervisor, "data_folder", lambda: tmp_path)
+    program = f"""
+import pathlib, time
+from calc_analytics.processes import supervisor
+supervisor.data_folder = lambda: pathlib.Path({str(tmp_path)!r})
+supervisor.claim(supervisor.free_port(), supervisor.free_port())
+print("locked", flush=True)
+time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(AlreadyUp, match=rf"already running \(pid {other.pid}\)"):
+            claim(free_port(), free_port())
+        other.kill()
+        other.wait()
+    claim(free_port(), free_port())
+
+
+def test_a_lock_file_that_cannot_be_opened_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(supervisor, "data_folder", lambda: tmp_path)
+    (tmp_path / "up.lock").mkdir()
+    with pytest.raises(AlreadyUp, match=f"cannot lock {tmp_path}: .*; is it another user's") as refused:
+        claim(free_port(), free_port())
+    assert "\n" not in str(refused.value)
 
 
 def test_a_long_log_begins_afresh_and_what_it_had_is_kept_beside_it(service: Service):
