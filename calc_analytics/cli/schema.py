@@ -40,9 +40,7 @@ def migrate(settings: Settings) -> None:
     for place in places:
         print_place(place)
     if _is_to_be_rebased(db):
-        click.echo(
-            f"{db.log.name} is not the table that was counted: run 'calc-analytics rebase', then 'calc-analytics rollup'"
-        )
+        click.echo(f"{db.log.name} is not what was counted: run 'calc-analytics rebase', then 'calc-analytics rollup'")
     elif waiting := ledger.waiting_days(db):
         click.echo(f"{_wait(waiting)}: run 'calc-analytics rollup'")
     if zone != settings.timezone:

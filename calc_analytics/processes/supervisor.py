@@ -272,8 +272,9 @@ class Supervisor:
         for service in self.services:
             service.terminate()
         deadline = time.monotonic() + STOP_SECONDS
-        while time.monotonic() < deadline and any(service.is_running() for service in self.services):
-            time.sleep(0.05)
+        for process in [service.process for service in self.services if service.process is not None]:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(deadline - time.monotonic(), 0))
         for service in self.services:
             service.signal(signal.SIGKILL)
             if service.process is not None:
