@@ -31,20 +31,14 @@ HEAD = ("at", "level", "event")
 
 
 class _StandardError(logging.StreamHandler[TextIO]):
-    """Writes to the `sys.stderr` of the moment, which tests and terminals may replace."""
+    """Writes lines to the current `sys.stderr`. structlog is imported with the first line: it would slow loading."""
+
+    as_json = False
 
     def emit(self, record: logging.LogRecord) -> None:
         """Writes the line."""
         self.stream = sys.stderr
         super().emit(record)
-
-
-class _Lines(logging.Formatter):
-    """Formats records with structlog, which is imported with the first line: loading the code location stays quick."""
-
-    def __init__(self, as_json: bool) -> None:
-        super().__init__()
-        self.as_json = as_json
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, without its end."""
@@ -59,7 +53,7 @@ _logger.propagate = False
 
 def configure(log_format: str = "text", log_level: str = "info") -> None:
     """Sets how lines are written ('text' or 'json') and the lowest level that is written."""
-    handler.setFormatter(_Lines(log_format == "json"))
+    handler.as_json = log_format == "json"
     _logger.setLevel(log_level.upper())
 
 
@@ -77,10 +71,7 @@ def _formatter(as_json: bool) -> logging.Formatter:
     """Renders events of this module and lines of other loggers, such as uvicorn's, alike."""
     from structlog.stdlib import ProcessorFormatter
 
-    processors: list[Any] = [
-        ProcessorFormatter.remove_processors_meta,
-        _render_json if as_json else _render_text,
-    ]
+    processors: list[Any] = [ProcessorFormatter.remove_processors_meta, _render_json if as_json else _render_text]
     return ProcessorFormatter(foreign_pre_chain=_common_processors(), processors=processors)
 
 
