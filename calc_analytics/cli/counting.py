@@ -143,11 +143,11 @@ def verify(
     names: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Prove that statistics equal the log, day by day, and record the result.
+    """Prove that statistics equal the log, day by day.
 
-    Without --day or --from: every counted day. Exact while writers run: the difference is zero, or something has to
-    be resolved, and the line names the command. Of pruned days the totals are compared, deleted rows included, and
-    a checksum. Health, `status` and the Dagster UI show the result.
+    The result is recorded. Without --day or --from: every counted day. Exact while writers run: the difference
+    is zero, or something has to be resolved, and the line names the command. Of pruned days the totals are
+    compared, deleted rows included, and a checksum. Health, `status` and the Dagster UI show the result.
 
     \b
     Changes:     no statistics; records the proof of each day

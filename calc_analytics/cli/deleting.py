@@ -37,11 +37,12 @@ from calc_analytics.rollups import LOG
 @as_json
 @with_settings
 def prune(settings: Settings, keep_days: int, yes: bool, as_json: bool) -> None:
-    """Delete old log rows that are counted in every rollup, and only those. Their statistics stay.
+    """Delete old log rows that are counted; statistics stay.
 
-    Deletes in small batches, beside writers; it may be stopped and repeated. Days that were never built, or that
-    differ from their log, keep their log rows. Late rows of a pruned day are still added to its statistics, and
-    `verify` still compares its totals and a checksum. The role needs the right to delete from calculation_logs.
+    Only log rows of days that are counted in every rollup are deleted. Deletes in small batches, beside
+    writers; it may be stopped and repeated. Days that were never built, or that differ from their log, keep
+    their log rows. Late rows of a pruned day are still added to its statistics, and `verify` still compares its
+    totals and a checksum. The role needs the right to delete from calculation_logs.
 
     \b
     Changes:     counts new rows, then deletes log rows for good; what was
@@ -68,7 +69,7 @@ def prune(settings: Settings, keep_days: int, yes: bool, as_json: bool) -> None:
 @as_json
 @with_settings
 def erase(settings: Settings, publisher: int, dry_run: bool, even_if_writing: bool, yes: bool, as_json: bool) -> None:
-    """Erase one publisher for good: its log rows, and its statistics in every rollup.
+    """Erase one publisher: its log rows and its statistics.
 
     The opposite of `prune`, which keeps statistics. Other publishers keep their numbers, also on pruned days.
     Statistics of rollups that ROLLUPS leaves out are erased as well. The journal keeps a receipt: the publisher's

@@ -40,10 +40,10 @@ REASONS = {
 @as_json
 @with_settings
 def history(settings: Settings, day: str | None, rollup: str | None, limit: int, as_json: bool) -> None:
-    """Show what changed the numbers, when, by how much, and by whom; newest first.
+    """Show what changed the numbers, when, and by whom.
 
-    Every operation writes its entry to the journal in its own transaction. Refreshes are summed up per minute
-    (after 30 days: per day), proofs that found no difference per hour.
+    Newest first. Every operation writes its entry to the journal in its own transaction. Refreshes are summed
+    up per minute (after 30 days: per day), proofs that found no difference per hour.
 
     \b
     Changes:     nothing

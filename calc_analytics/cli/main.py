@@ -44,6 +44,10 @@ COMMANDS = (
 class OneLineErrors(click.Group):
     """Prints errors as one line, with exit code 1; Ctrl-C is exit code 130."""
 
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands in the order in which a new user meets them."""
+        return list(self.commands)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the subcommand."""
         try:
@@ -56,7 +60,8 @@ class OneLineErrors(click.Group):
         except (click.exceptions.Exit, click.Abort, click.ClickException, BrokenPipeError):
             raise
         except Exception as error:
-            click.echo(f"error: internal error: {type(error).__name__}: {error} ({_write_traceback(error)})", err=True)
+            said = " ".join(str(error).split())
+            click.echo(f"error: internal error: {type(error).__name__}: {said} ({_write_traceback(error)})", err=True)
             sys.exit(1)
 
 
@@ -86,6 +91,7 @@ def main() -> None:
     What changed:    calc-analytics history
 
     Without DATABASE_URL an embedded PostgreSQL is used; its data is in .calc_analytics/ of the project folder.
+
     Exit codes: 0 done; 1 an error or a finding, in one line on standard error; 2 wrong usage; 130 Ctrl-C.
     """
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))

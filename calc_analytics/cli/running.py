@@ -41,10 +41,11 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @service_port_option
 @with_settings
 def up(settings: Settings, ui_port: int, service_port: int) -> None:
-    """Run everything in the foreground: database, migrations, Dagster's processes, and the HTTP service.
+    """Run everything in the foreground.
 
-    Prints the addresses of the Dagster UI and of the service. A process that dies is started again. Ctrl-C or
-    SIGTERM stops all of it within ten seconds. The output of each process is in .calc_analytics/logs/.
+    Databases, migrations, Dagster's processes, and the HTTP service. Prints the addresses of the Dagster UI and
+    of the service. A process that dies is started again. Ctrl-C or SIGTERM stops all of it within ten seconds.
+    The output of each process is in .calc_analytics/logs/.
 
     \b
     Changes:     creates missing databases and tables, then counts new log rows
@@ -75,10 +76,11 @@ def up(settings: Settings, ui_port: int, service_port: int) -> None:
 @click.option("--seconds", type=FiniteRange(min=1), help="Stop after that long. Default: until Ctrl-C.")
 @with_settings
 def demo(settings: Settings, ui_port: int, service_port: int, rate: float, history: int, seconds: float | None) -> None:
-    """Show the project at work: 30 days of history, live batches, and a table of today's totals that grows.
+    """Show the project at work, with made-up data.
 
-    Uses the embedded PostgreSQL only, and refuses to start while DATABASE_URL is set. The Dagster UI shows the same
-    figures. Ctrl-C stops it; the next `demo` continues with the same data.
+    30 days of history, live batches, and a table of totals that grows. Uses the embedded PostgreSQL only, and
+    refuses to start while DATABASE_URL is set. The Dagster UI shows the same figures. Ctrl-C stops it; the next
+    `demo` continues with the same data.
 
     \b
     Changes:     writes made-up log rows to the embedded database in
@@ -176,10 +178,10 @@ def simulate(
     seed: int | None,
     as_json: bool,
 ) -> None:
-    """Write made-up log rows as the API does: by COPY, in batches of 100 rows or one second, from several writers.
+    """Write made-up log rows, as the API does.
 
-    200 publishers (Zipf), about 60 % cache hits, some response times null, some rows up to two days late. Ctrl-C
-    ends it after the current batches.
+    By COPY, in batches of 100 rows or one second, from several writers. 200 publishers (Zipf), about 60 % cache
+    hits, some response times null, some rows up to two days late. Ctrl-C ends it after the current batches.
 
     \b
     Changes:     inserts into calculation_logs of DATABASE_URL, or of the
@@ -210,10 +212,11 @@ def simulate(
 @port_option("--port", SERVICE_PORT, "Port to listen on.")
 @with_settings
 def serve(settings: Settings, host: str, port: int) -> None:
-    """Serve /health/rollup, /health/live, /metrics and the manual trigger, in the foreground.
+    """Serve health, metrics and the manual trigger over HTTP.
 
-    `up` runs it too. It starts, and keeps running, while the database and Dagster are down, and then answers with
-    status 503. Ctrl-C or SIGTERM stops it.
+    GET /health/rollup, /health/live and /metrics, in the foreground. `up` runs it too. It starts, and keeps
+    running, while the database and Dagster are down, and then answers with status 503. Ctrl-C or SIGTERM stops
+    it.
 
     \b
     Changes:     nothing, except when a client posts to the manual trigger

@@ -19,11 +19,12 @@ from calc_analytics.rollup.database import Database
 @click.command()
 @with_settings
 def migrate(settings: Settings) -> None:
-    """Create the project's tables, or adopt the API's, and print what became of each table.
+    """Create the project's tables, or adopt the API's.
 
-    Safe to repeat, and safe while the API writes: every row stays, and writers are not blocked. In old databases
-    city_id is renamed to locality_id. The rollups that ROLLUPS names are switched on, the others off. Tables are
-    found, and created, by the role's search_path. The role must own calculation_logs.
+    Prints what became of each table. Safe to repeat, and safe while the API writes: every row stays, and
+    writers are not blocked. In old databases city_id is renamed to locality_id. The rollups that ROLLUPS names
+    are switched on, the others off. Tables are found, and created, by the role's search_path. The role must own
+    calculation_logs.
 
     \b
     Changes:     adds the column xact_id and an index to calculation_logs;
@@ -72,11 +73,11 @@ def _wait(waiting: Sequence[date]) -> str:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @with_settings
 def rebase(settings: Settings, yes: bool) -> None:
-    """Start counting afresh: after a restore into another cluster, for another log table, or for a new
-    ROLLUP_TIMEZONE.
+    """Start counting afresh after a restore or a new time zone.
 
-    Statistics stay until each day is rebuilt, and `calc-analytics rollup` rebuilds them. Days whose log rows were
-    pruned keep their statistics.
+    For a dump restored into another cluster, a log table that was replaced, or a new ROLLUP_TIMEZONE.
+    Statistics stay until each day is rebuilt, and `calc-analytics rollup` rebuilds them. Days whose log rows
+    were pruned keep their statistics.
 
     \b
     Changes:     marks every built day for a rebuild; drops and adds the column
@@ -104,11 +105,12 @@ def rebase(settings: Settings, yes: bool) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @with_settings
 def widen(settings: Settings, column: str, to: str, yes: bool) -> None:
-    """Give COLUMN a wider type in the log table and in every statistics table that holds its values.
+    """Give COLUMN a wider type in the log and in the statistics.
 
-    For example response_time_ms, publisher_id, or total_calculations. One transaction alters the tables and creates
-    their live views again, with owner, grants and comments. Readers and writers wait while PostgreSQL rewrites a
-    table; its size is shown first. The role must own the tables.
+    The log table, and every statistics table that holds its values. For example response_time_ms, publisher_id,
+    or total_calculations. One transaction alters the tables and creates their live views again, with owner,
+    grants and comments. Readers and writers wait while PostgreSQL rewrites a table; its size is shown first.
+    The role must own the tables.
 
     \b
     Changes:     the type of the column; days that were set aside because a

@@ -36,12 +36,12 @@ TEACHES = {
     "rollup": "Running it twice changes nothing",
     "verify": "the difference is zero, or something has to be resolved",
     "rebase": "Statistics stay until each day is rebuilt",
-    "prune": "Their statistics stay",
+    "prune": "statistics stay",
     "erase": "The opposite of `prune`",
-    "history": "newest first",
+    "history": "Newest first",
     "simulate": "COPY",
     "up": "Ctrl-C or SIGTERM stops all of it",
-    "demo": "a table of today's totals that grows",
+    "demo": "a table of totals that grows",
     "serve": "It starts, and keeps running, while the database and Dagster are down",
     "status": "who holds an old transaction",
     "doctor": "the fact, why it matters, what to type",
@@ -67,7 +67,7 @@ def calc_as_owner(calc, database: URL, monkeypatch):
 
 
 def refused(result: Result, code: int = 1) -> str:
-    """The one line that a user is told."""
+    """The one line on standard error."""
     assert result.exit_code == code, result.output
     assert result.exception is None or isinstance(result.exception, SystemExit)
     assert result.stderr.count("\n") == 1, result.stderr
@@ -77,7 +77,7 @@ def refused(result: Result, code: int = 1) -> str:
 
 
 def run_by_hand(url: URL, *words: str) -> subprocess.Popen:
-    """`calc-analytics` with these words as a process of its own, which takes Ctrl-C whoever started the tests."""
+    """`calc-analytics` with these words as a process of its own, which takes Ctrl-C even if the tests do not."""
     given = url.set(drivername="postgresql").render_as_string(hide_password=False)
     return subprocess.Popen(
         [sys.executable, "-m", "calc_analytics.cli", *words],
@@ -95,7 +95,7 @@ def journal(calc, *words: str) -> list[dict]:
 
 
 def days_on_record(db) -> list[date]:
-    """Every day that the ledger knows, of whatever status."""
+    """Every day in the ledger, of any status."""
     return list(ledger.days_by_status(db, list(status.STATUSES)))
 
 
@@ -269,7 +269,7 @@ def test_rollup_leaves_a_day_whose_logs_were_deleted_and_names_both_ways_on(calc
     assert journal(calc)[0]["operation"] == "refuse"
 
 
-def test_the_default_rollup_fails_only_for_days_that_need_somebody(calc, db, connect):
+def test_the_default_rollup_fails_only_for_days_that_need_a_decision(calc, db, connect):
     today = datetime.now(timezone.utc)
     write(connect(), [row(today)] * 5)
     calc("rollup")
@@ -457,7 +457,7 @@ def test_a_value_that_does_not_fit_its_column_fails_verify_until_the_day_is_reco
     assert_exact(db)
 
 
-def test_history_reads_like_a_ledger_newest_first_in_100_columns(calc, db, connect):
+def test_history_is_newest_first_and_fits_100_columns(calc, db, connect):
     assert calc("history").output == "the journal has no such entry\n"
     writer = connect()
     write(writer, [row(NOON)] * 1_303)
@@ -490,7 +490,7 @@ def test_history_of_a_day_or_of_a_rollup_leaves_out_the_others(calc, db, connect
     assert "1 entry shown: --limit shows more" in calc("history", "--limit", "1").output
 
 
-def test_history_says_what_differed_who_restarted_the_counting_and_what_was_pruned(calc_as_owner, db, connect):
+def test_history_shows_differences_rebases_and_prunes(calc_as_owner, db, connect):
     calc = calc_as_owner
     write(connect(), [row(NOON)] * 5)
     calc("rollup", "--day", "2026-03-01")
@@ -506,11 +506,11 @@ def test_history_says_what_differed_who_restarted_the_counting_and_what_was_prun
     assert "every built day is to be rebuilt; days in UTC" in said
 
 
-def test_an_error_nobody_foresaw_is_one_line_too(calc, monkeypatch, tmp_path):
-    monkeypatch.setattr(counting, "refresh_once", lambda *given, **options: 1 / 0)
+def test_an_internal_error_is_one_line_too(calc, monkeypatch, tmp_path):
+    monkeypatch.setattr(counting, "refresh_once", lambda *given, **options: int("several\nlines"))
     monkeypatch.setattr(cli, "data_folder", lambda: tmp_path)
     said = refused(calc("refresh"))
-    assert "internal error: ZeroDivisionError" in said
+    assert "internal error: ValueError" in said
     assert "Traceback" in (tmp_path / "logs" / "cli.log").read_text()
 
 
@@ -699,7 +699,7 @@ def test_a_rollup_in_the_settings_that_does_not_exist_is_named(calc, monkeypatch
     assert LATENCY.name in said
 
 
-def test_rebase_is_the_way_on_after_a_restore(calc_as_owner, db, connect):
+def test_rebase_resolves_a_restore_into_another_cluster(calc_as_owner, db, connect):
     calc = calc_as_owner
     write(connect(), [row(NOON), row(NOON + timedelta(days=1))] * 5)
     calc("rollup", "--from", "2026-03-01", "--to", "2026-03-02")
@@ -797,10 +797,10 @@ def free_ports() -> list[str]:
         ("log_duration = off", "Asia/Tokyo", "built in UTC, but ROLLUP_TIMEZONE is Asia/Tokyo"),
     ],
 )
-def test_up_says_before_it_starts_what_every_tick_would_say(calc, db, maintenance, monkeypatch, setting, zone, said):
+def test_up_reports_before_starting_what_would_fail_every_tick(calc, db, maintenance, monkeypatch, setting, zone, said):
     maintenance(f'alter database "{db.engine.url.database}" set {setting}')
     monkeypatch.setenv("ROLLUP_TIMEZONE", zone)
-    monkeypatch.setattr(running, "claim", lambda *ports: None)  # this process holds it since its first `up`
+    monkeypatch.setattr(running, "claim", lambda *ports: None)  # this process holds the lock since its first `up`
     assert said in refused(calc("up", *free_ports()))
 
 

@@ -1,4 +1,4 @@
-"""A service of `up`: its log stays short while it writes."""
+"""The supervisor of `up`: its lock, its ports, and the logs of its services."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     service.process.wait()
 
 
-def test_the_ui_and_the_service_want_a_port_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_ui_and_the_service_need_two_ports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(supervisor, "data_folder", lambda: tmp_path)
     with pytest.raises(PortTaken, match="choose two ports"):
         claim(port := free_port(), port)
@@ -76,7 +76,7 @@ def test_a_lock_file_that_cannot_be_opened_is_one_line(tmp_path: Path, monkeypat
     assert "\n" not in str(refused.value)
 
 
-def test_a_long_log_begins_afresh_and_what_it_had_is_kept_beside_it(service: Service):
+def test_a_long_log_is_emptied_and_its_content_is_kept_in_a_second_file(service: Service):
     service.rotate_log()
     eventually(lambda: service.log.stat().st_size > 200, "a long log")
     assert service.log.read_text().startswith("line 0\n")
