@@ -1,17 +1,18 @@
-"""Settings: the only reader of the environment.
+"""Settings: the only reader of the environment and of the project's `.env`.
 
-`Settings.from_environment()` reads, checks and freezes every variable once. An error names the variable, the
-value and the accepted form. `addresses` reads the URLs.
+`Settings.from_environment()` reads and checks every variable; each process calls it once and passes the object on.
+An error names the variable, the value and the accepted form. `addresses` reads the URLs.
 """
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
+from difflib import SequenceMatcher
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
@@ -27,10 +28,10 @@ from calc_analytics.errors import CalcAnalyticsError
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
 
-T = TypeVar("T")
 # PostgreSQL reads the first four as fixed offsets, without summer time; the others mean nothing to it, or no place.
 AMBIGUOUS_ZONES = ("CET", "EET", "MET", "WET", "localtime", "posixrules", "Factory")
 DAGSTER_DATABASE = "dagster"
+MISSPELLED_LETTERS = 2
 
 
 class InvalidSetting(CalcAnalyticsError):
@@ -73,27 +74,18 @@ class Settings:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Settings":
-        """Reads the process environment and, below it, the project's `.env`; raises `InvalidSetting`."""
-        values = {**_dotenv(), **os.environ} if environment is None else dict(environment)
+        """Reads `environment`; by default the process environment and, below it, the project's `.env`.
+
+        A variable that is unset or blank has its default. Raises `InvalidSetting`.
+        """
         if environment is None:
-            _hand_to_libpq()
-        timezone = _read(values, "ROLLUP_TIMEZONE", _timezone, "UTC")
-        return cls(
-            database_url=_read(values, "DATABASE_URL", read_url, None),
-            dagster_postgres_url=_read(values, "DAGSTER_POSTGRES_URL", read_url, None),
-            timezone=timezone,
-            start_date=_read(values, "ROLLUP_START_DATE", _start_date(timezone), date(2025, 1, 1)),
-            cron=_read(values, "ROLLUP_CRON", _cron, None)
-            or _read(values, "ROLLUP_INTERVAL_HOURS", _hours, "0 * * * *"),
-            debounce_seconds=_read(values, "ROLLUP_DEBOUNCE_SECONDS", _seconds, 0.2),
-            rollups=_read(values, "ROLLUPS", _names, None),
-            logs_kept_days=_read(values, "LOGS_KEPT_DAYS", _days_kept, None),
-            enable_test_endpoints=_read(values, "ENABLE_TEST_ENDPOINTS", _yes_or_no, False),
-            trigger_token=_read(values, "ROLLUP_TRIGGER_TOKEN", _token, None),
-            log_format=_read(values, "LOG_FORMAT", _one_of("text", "json"), "text"),
-            log_level=_read(values, "LOG_LEVEL", _one_of("debug", "info", "warning", "error"), "info"),
-            alert_webhook_url=_read(values, "ALERT_WEBHOOK_URL", _webhook_url, None),
-        )
+            dotenv = _dotenv()
+            environment = {**dotenv, **os.environ}
+            _hand_to_libpq(dotenv)
+        given = {name: text for name in VARIABLES if (text := environment.get(name, "").strip())}
+        settings = cls(**{VARIABLES[name].field: _cast(name, text) for name, text in given.items()})
+        _require_begun(settings.start_date, days.today(settings.timezone))
+        return settings
 
     @property
     def embedded(self) -> bool:
@@ -102,9 +94,9 @@ class Settings:
 
 
 def _dotenv() -> dict[str, str]:
-    """The project's `.env`, which Dagster's own commands load too; absent is empty.
+    """The project's `.env`, which Dagster's own commands load too; empty if there is none.
 
-    Raises `InvalidSetting` for lines that are not NAME=value, which would be ignored: only their numbers are named.
+    Raises `InvalidSetting` for a misspelled name, and for lines that are not NAME=value: only their numbers are shown.
     """
     file = project_root() / ".env"
     if not file.is_file():
@@ -119,33 +111,64 @@ def _dotenv() -> dict[str, str]:
             f"line {', '.join(map(str, wrong))} of the project's .env is not usable: the accepted form is NAME=value, "
             "or # and a comment"
         )
-    return {key: value for key, value in dotenv_values(stream=StringIO(text)).items() if value is not None}
+    found = {key: value for key, value in dotenv_values(stream=StringIO(text)).items() if value is not None}
+    for name, known in misspelled(found).items():
+        raise InvalidSetting(f"{name} in the project's .env is not a setting: did you mean {known}?")
+    return found
+
+
+def misspelled(names: Iterable[str] | None = None) -> dict[str, str]:
+    """Names that look like a misspelled setting, each with the setting it resembles; default: the environment's names.
+
+    Every name that begins with ROLLUP is one of ours, or wrong. Another name is reported if it is at most two letters
+    away from a setting that is not given.
+    """
+    given = set(os.environ if names is None else names)
+    missing = [name for name in VARIABLES if name not in given]
+    found: dict[str, str] = {}
+    for name in sorted(given - set(VARIABLES)):
+        candidates = VARIABLES if name.startswith("ROLLUP") else missing
+        nearest = min(candidates, key=lambda known: _distance(name.upper(), known), default="")
+        if name.startswith("ROLLUP") or (nearest and _distance(name.upper(), nearest) <= MISSPELLED_LETTERS):
+            found[name] = nearest
+    return found
+
+
+def _distance(name: str, known: str) -> int:
+    """How many letters of the two names have no counterpart in the other."""
+    matched = sum(block.size for block in SequenceMatcher(None, name, known, autojunk=False).get_matching_blocks())
+    return len(name) + len(known) - 2 * matched
 
 
 def _line_number(binding: Binding) -> int:
     """The line on which the binding begins; the parser counts from the blank lines before it."""
-    said = binding.original.string
-    blank = said[: len(said) - len(said.lstrip())]
+    text = binding.original.string
+    blank = text[: len(text) - len(text.lstrip())]
     return int(binding.original.line) + blank.replace("\r\n", "\n").count("\n")
 
 
-def _hand_to_libpq() -> None:
-    """PGHOST, PGOPTIONS and the like in `.env` count for every command, as Dagster's own commands load it too."""
-    for name, value in _dotenv().items():
+def _hand_to_libpq(dotenv: Mapping[str, str]) -> None:
+    """Exports libpq's variables (PGHOST, PGOPTIONS, …) of `.env`, as Dagster's own commands do."""
+    for name, value in dotenv.items():
         if name.startswith("PG"):
             os.environ.setdefault(name, value)
 
 
-def _read(values: Mapping[str, str], name: str, cast: Callable[[str], T], default: T) -> T:
-    """One variable, cast; unset or blank means the default. The cast's ValueError is the accepted form."""
-    text = values.get(name, "").strip()
-    if not text:
-        return default
+def _cast(name: str, text: str) -> Any:
+    """The variable's value; `InvalidSetting` with the accepted form, and without the text if it may be secret."""
     try:
-        return cast(text)
+        return VARIABLES[name].cast(text)
     except ValueError as error:
-        shown = "" if name.endswith(("_URL", "_TOKEN")) else f": '{text}'"
-        raise InvalidSetting(f"{name}{shown} is not usable: {error}") from None
+        shown = name if name.endswith(("_URL", "_TOKEN")) else f"{name}: '{text}'"
+        raise InvalidSetting(f"{shown} is not usable: {error}") from None
+
+
+def _require_begun(start: date, today: date) -> None:
+    """Raises `InvalidSetting` for a first day in the future, before which there are no partitions at all."""
+    if start > today:
+        shown = f"ROLLUP_START_DATE: '{start}'"
+        reason = f"it lies in the future; the accepted form is YYYY-MM-DD, {today} or before"
+        raise InvalidSetting(f"{shown} is not usable: {reason}")
 
 
 def _webhook_url(text: str) -> str:
@@ -172,21 +195,11 @@ def _timezone(text: str) -> str:
     return text
 
 
-def _start_date(timezone: str) -> Callable[[str], date]:
-    """Reads a day that has begun in that zone: there would be no partition at all before it."""
-
-    def read(text: str) -> date:
-        try:
-            day = days.parse_day(text)
-        except days.InvalidDay:
-            raise ValueError("the accepted form is YYYY-MM-DD") from None
-        if day > days.today(timezone):
-            raise ValueError(
-                f"it lies in the future; the accepted form is YYYY-MM-DD, {days.today(timezone)} or before"
-            )
-        return day
-
-    return read
+def _start_date(text: str) -> date:
+    try:
+        return days.parse_day(text)
+    except days.InvalidDay:
+        raise ValueError("the accepted form is YYYY-MM-DD") from None
 
 
 def _hours(text: str) -> str:
@@ -206,7 +219,7 @@ def _cron(text: str) -> str:
 
 
 def _seconds(text: str) -> float:
-    if not re.fullmatch(r"\d+(\.\d+)?", text) or not 0.05 <= float(text) <= 60:
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) or not 0.05 <= float(text) <= 60:
         raise ValueError("the accepted form is a number of seconds from 0.05 to 60, for example 1 or 0.5")
     return float(text)
 
@@ -241,3 +254,29 @@ def _one_of(*words: str) -> Callable[[str], str]:
         return text.lower()
 
     return read
+
+
+class Variable(NamedTuple):
+    """An environment variable: the field of `Settings` that it sets, and what reads its text (or raises ValueError)."""
+
+    field: str
+    cast: Callable[[str], Any]
+
+
+# Of two variables with the same field the later one wins.
+VARIABLES = {
+    "DATABASE_URL": Variable("database_url", read_url),
+    "DAGSTER_POSTGRES_URL": Variable("dagster_postgres_url", read_url),
+    "ROLLUP_TIMEZONE": Variable("timezone", _timezone),
+    "ROLLUP_START_DATE": Variable("start_date", _start_date),
+    "ROLLUP_INTERVAL_HOURS": Variable("cron", _hours),
+    "ROLLUP_CRON": Variable("cron", _cron),
+    "ROLLUP_DEBOUNCE_SECONDS": Variable("debounce_seconds", _seconds),
+    "ROLLUPS": Variable("rollups", _names),
+    "LOGS_KEPT_DAYS": Variable("logs_kept_days", _days_kept),
+    "ENABLE_TEST_ENDPOINTS": Variable("enable_test_endpoints", _yes_or_no),
+    "ROLLUP_TRIGGER_TOKEN": Variable("trigger_token", _token),
+    "LOG_FORMAT": Variable("log_format", _one_of("text", "json")),
+    "LOG_LEVEL": Variable("log_level", _one_of("debug", "info", "warning", "error")),
+    "ALERT_WEBHOOK_URL": Variable("alert_webhook_url", _webhook_url),
+}

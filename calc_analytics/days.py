@@ -22,9 +22,9 @@ class InvalidDay(CalcAnalyticsError):
 def parse_day(text: str) -> date:
     """The day written as YYYY-MM-DD; `InvalidDay` for anything else."""
     try:
-        if len(text) != 10:
+        if not re.fullmatch("[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
             raise ValueError(text)
-        day = datetime.strptime(text, "%Y-%m-%d").date()
+        day = date.fromisoformat(text)
     except ValueError:
         raise InvalidDay(f"'{text}' is not a day: write it as YYYY-MM-DD, for example 2026-01-31") from None
     if not FIRST <= day <= LAST:
@@ -88,10 +88,15 @@ def _cron_values(field: str, name: str, least: int, greatest: int, names: str) -
         span, _, step = part.partition("/")
         first, _, last = (f"{least}", "-", f"{greatest}") if span == "*" else span.partition("-")
         begin, end = (str(numbers.get(each, each)) for each in (first, last or first))
-        if not all(each.isdecimal() and least <= int(each) <= greatest for each in (begin, end)):
+        if not all(_is_number(each) and least <= int(each) <= greatest for each in (begin, end)):
             raise ValueError(f"'{part}' is not a {name}, which goes from {least} to {greatest}")
-        if "/" in part and not (step.isdecimal() and int(step) > 0):
+        if "/" in part and not (_is_number(step) and int(step) > 0):
             raise ValueError(f"'/{step}' is not a step")
         is_open = int(begin) > int(end) or (bool(step) and not last)
         found.update(range(int(begin), (greatest if is_open else int(end)) + 1, int(step or 1)))
     return found
+
+
+def _is_number(text: str) -> bool:
+    """Whether the text is ASCII digits only."""
+    return text.isascii() and text.isdecimal()

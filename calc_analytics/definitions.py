@@ -4,6 +4,7 @@ import warnings
 
 from dagster import BetaWarning, Definitions, PreviewWarning, define_asset_job, definitions, in_process_executor
 
+from calc_analytics import logs
 from calc_analytics.config import Settings
 from calc_analytics.orchestration.alerts import check_failure_alerts, run_failure_alerts
 from calc_analytics.orchestration.assets import calculation_logs, rollup_assets
@@ -21,6 +22,7 @@ from calc_analytics.rollups import chosen_log
 def defs() -> Definitions:
     """The code location. Reads the settings (rollups, partitions and schedule depend on them), connects to nothing."""
     settings = Settings.from_environment()
+    logs.configure(settings.log_format, settings.log_level)
     log, partitions = chosen_log(settings.rollups), daily_partitions(settings)
     with warnings.catch_warnings():
         # Backfill policies and partitioned checks are new in Dagster 1.13, and relied upon.

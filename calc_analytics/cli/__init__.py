@@ -1,4 +1,5 @@
-"""`calc-analytics`, the command: one module per family of commands, and what terminals show.
+"""The command `calc-analytics`: one module per family of commands, and what is printed.
 
-Each command is click's options and the printing; what it prints comes from `rollup/`, `operations/` and `processes/`.
+A command parses its options, opens the database (`opening.py`), calls one function of `rollup/`, `operations/` or
+`processes/`, and prints its report. Nothing is counted or judged here.
 """

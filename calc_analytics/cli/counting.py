@@ -1,4 +1,4 @@
-"""`refresh`, `rollup`, `verify`: counting, recounting and proving by hand, without Dagster."""
+"""The commands that count and compare, without Dagster: `refresh`, `rollup`, `verify`."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ import click
 
 from calc_analytics import days
 from calc_analytics.cli import terminal
-from calc_analytics.cli.opening import open_database
+from calc_analytics.cli.opening import open_database, with_settings
 from calc_analytics.cli.options import as_json, from_day, only_rollups, single_days, to_day
 from calc_analytics.cli.terminal import print_report
 from calc_analytics.config import Settings
@@ -26,18 +26,24 @@ from calc_analytics.rollup.verify import verify as verify_days
 
 @click.command()
 @as_json
-def refresh(as_json: bool) -> None:
+@with_settings
+def refresh(settings: Settings, as_json: bool) -> None:
     """Count the new log rows, once, without Dagster.
 
-    Cost: the new rows only; a large backlog is counted in steps, each a transaction of its own. Prints rows counted and
-    days touched. Days that were never built are left to `rollup`.
+    Prints the rows counted and the days they belong to. The cost depends on the new rows only. A large backlog is
+    counted in steps, each a transaction of its own. Days that were never built are left to `rollup`.
+
+    \b
+    Changes:     adds the new rows to the statistics of their days
+    Example:     calc-analytics refresh
+    Exit codes:  0 done; 1 the database refused, nothing is half counted
     """
-    db = open_database(Settings.from_environment())
+    db = open_database(settings)
     print_report(refresh_with_progress(db), as_json, terminal.show_refresh)
 
 
 def refresh_with_progress(db: Database) -> RefreshReport:
-    """Counts what is new, and shows the rows of each step."""
+    """Counts the new rows, with a progress bar."""
     with terminal.bar("counting new rows", None) as advance:
         return refresh_once(db, progress=lambda step: advance(step.rows + sum(step.waiting_by_day.values())))
 
@@ -47,10 +53,16 @@ def refresh_with_progress(db: Database) -> RefreshReport:
 @from_day
 @to_day
 @only_rollups
-@click.option("--keep", is_flag=True, help="Log rows were deleted on purpose: keep the statistics and note it.")
-@click.option("--allow-shrink", is_flag=True, help="Recount from the log rows that are left: lowers days for good.")
+@click.option("--keep", is_flag=True, help="Keep the statistics: the missing log rows were deleted on purpose.")
+@click.option(
+    "--allow-shrink",
+    is_flag=True,
+    help="Recount the log rows that are left, even if that lowers the statistics for good.",
+)
 @as_json
+@with_settings
 def rollup(
+    settings: Settings,
     single: tuple[str, ...],
     first: str | None,
     last: str | None,
@@ -59,19 +71,24 @@ def rollup(
     allow_shrink: bool,
     as_json: bool,
 ) -> None:
-    """Recount whole days from the raw logs, without Dagster.
+    """Recount whole days from the log, without Dagster.
 
-    Default: today, yesterday, and days that wait for a rebuild. Running it twice changes nothing. A day with fewer log
-    rows than it has counted is left alone until you decide: --keep or --allow-shrink, with the days named. The exit
-    code is 1 if a day that you named was left alone, or any other day needs a decision.
+    Without --day or --from: today, yesterday, and all days that wait for a rebuild. Running it twice changes
+    nothing. A day with fewer log rows than were counted is left alone until you decide: name the day, and add
+    --keep (keep its statistics) or --allow-shrink (recount what is left).
+
+    \b
+    Changes:     counts new rows, then replaces the statistics of these days
+    Examples:    calc-analytics rollup --from 2026-01-01 --to 2026-01-31
+                 calc-analytics rollup --day 2026-01-15 --keep
+    Exit codes:  0 done; 1 a day that you named was left alone, or another day
+                 needs a decision
     """
-    settings = Settings.from_environment()
     named = _chosen(single, first, last, settings)
     decision = _decision(keep, allow_shrink, named is not None)
     db = open_database(settings)
     chosen = db.log.only(names or None).names
-    if named is not None:
-        require_real_days(db, named, settings.start_date, days.today(settings.timezone))
+    _require_real(db, named, settings)
     refresh_with_progress(db)
     wanted = _days_to_rebuild(db, chosen) if named is None else sorted(set(named))
     with terminal.bar("rebuilding days", len(wanted)) as advance:
@@ -84,12 +101,12 @@ def rollup(
 
 
 def _days_of(chunk: RebuildReport) -> set[date]:
-    """The days that are done, whatever was done with them."""
+    """The days of a chunk: rebuilt, refused and kept ones."""
     return {*chunk.days, *(each.day for each in [*chunk.refused, *chunk.kept])}
 
 
 def _decision(keep: bool, allow_shrink: bool, is_named: bool) -> Decision:
-    """What the options decide about days whose log is not what was counted; nothing, if no day is named."""
+    """The decision about days whose log rows differ from what was counted; `UsageError` unless days are named."""
     if keep and allow_shrink:
         raise click.UsageError("--keep and --allow-shrink exclude each other")
     if (keep or allow_shrink) and not is_named:
@@ -100,14 +117,14 @@ def _decision(keep: bool, allow_shrink: bool, is_named: bool) -> Decision:
 
 
 def _days_to_rebuild(db: Database, chosen: Sequence[str]) -> list[date]:
-    """Today, yesterday, and the days that wait for a rebuild in one of these rollups, also unrecorded ones."""
+    """Today, yesterday, and the days that wait for a rebuild in one of these rollups, recorded or not."""
     unseen.record_days(db)
     waiting = _concerning(ledger.days_by_status(db, ledger.WAITING), chosen)
     return sorted({*days.today_and_yesterday(db.timezone), *waiting})
 
 
 def _concerning(found: Mapping[date, Sequence[str]], chosen: Sequence[str]) -> list[date]:
-    """The days of those that are found for one of these rollups."""
+    """The days of `found` that name one of these rollups."""
     return [day for day, names in found.items() if set(names) & set(chosen)]
 
 
@@ -117,18 +134,31 @@ def _concerning(found: Mapping[date, Sequence[str]], chosen: Sequence[str]) -> l
 @to_day
 @only_rollups
 @as_json
-def verify(single: tuple[str, ...], first: str | None, last: str | None, names: tuple[str, ...], as_json: bool) -> None:
-    """Prove that statistics equal logs, day by day, and record the result.
+@with_settings
+def verify(
+    settings: Settings,
+    single: tuple[str, ...],
+    first: str | None,
+    last: str | None,
+    names: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Prove that statistics equal the log, day by day.
 
-    Default: every counted day. Exact while writers run: the answer is zero difference, or something that has to be
-    resolved. Of a day that was pruned the totals are compared, with the deleted rows added, and a checksum. Health,
-    `status` and the Dagster UI show what was found.
-    Exit code 1 on any difference, and for days that have logs but were never built: among those asked for, or any.
+    The result is recorded. Without --day or --from: every counted day. Exact while writers run: the difference
+    is zero, or something has to be resolved, and the line names the command. Of pruned days the totals are
+    compared, deleted rows included, and a checksum. Health, `status` and the Dagster UI show the result.
+
+    \b
+    Changes:     no statistics; records the proof of each day
+    Example:     calc-analytics verify --day 2026-01-15
+    Exit codes:  0 no difference; 1 a difference, or days with log rows that
+                 were never built
     """
-    settings = Settings.from_environment()
     named = _chosen(single, first, last, settings)
     db = open_database(settings)
     chosen = db.log.only(names or None).names
+    _require_real(db, named, settings)
     wanted = _days_to_prove(db, chosen) if named is None else sorted(set(named))
     with terminal.bar("comparing days and rollups", len(wanted) * len(chosen)) as advance:
         report = verify_days(db, wanted, chosen, progress=lambda proof: advance(1))
@@ -141,9 +171,9 @@ def verify(single: tuple[str, ...], first: str | None, last: str | None, names: 
 
 
 def _days_to_prove(db: Database, chosen: Sequence[str]) -> list[date]:
-    """Every counted day, those that were set aside, and what an audit finds besides: statistics of days never counted.
+    """Every counted day, every day that was set aside, and days with statistics that were never counted (an audit).
 
-    A standby is compared, but nothing can be recorded there.
+    On a standby nothing can be recorded, so neither the audit nor the search for unrecorded days runs.
     """
     if not status.server(db.engine).read_only:
         audit(db)
@@ -153,7 +183,7 @@ def _days_to_prove(db: Database, chosen: Sequence[str]) -> list[date]:
 
 
 def _with_days_left_out(report: VerifyReport, db: Database, chosen: Sequence[str]) -> VerifyReport:
-    """The report on all days, with those that could not be proven."""
+    """The report, with the days that could not be compared."""
     waiting = _concerning(ledger.days_by_status(db, ledger.WAITING), chosen)
     return replace(
         report,
@@ -174,3 +204,9 @@ def _chosen(single: tuple[str, ...], first: str | None, last: str | None, settin
             raise click.UsageError(f"--from {begin} lies after today ({end})")
         chosen += days.days_between(begin, end)
     return chosen or None
+
+
+def _require_real(db: Database, named: Sequence[date] | None, settings: Settings) -> None:
+    """Raises `NoSuchDays` for a named day before the first partition or after today that has no rows at all."""
+    if named is not None:
+        require_real_days(db, named, settings.start_date, days.today(settings.timezone))

@@ -10,9 +10,9 @@ import click
 from calc_analytics import days
 from calc_analytics.cli import terminal
 from calc_analytics.cli.counting import refresh_with_progress
-from calc_analytics.cli.opening import open_database
-from calc_analytics.cli.options import as_json
-from calc_analytics.cli.terminal import print_report
+from calc_analytics.cli.opening import open_database, with_settings
+from calc_analytics.cli.options import Integer, IntegerRange, as_json
+from calc_analytics.cli.terminal import confirm, print_report
 from calc_analytics.config import Settings
 from calc_analytics.plurals import number
 from calc_analytics.rollup import retention
@@ -38,61 +38,70 @@ from calc_analytics.rollups import LOG
     "keep_days",
     metavar="DAYS",
     required=True,
-    type=click.IntRange(0, 100_000),
-    help="Keep the logs of today and of so many days before it.",
+    type=IntegerRange(0, 100_000),
+    help="Keep the log rows of today and of this many days before.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @as_json
-def prune(keep_days: int, yes: bool, as_json: bool) -> None:
-    """Delete old raw logs whose days are counted in every rollup, and only those. Their statistics stay.
+@with_settings
+def prune(settings: Settings, keep_days: int, yes: bool, as_json: bool) -> None:
+    """Delete old log rows that are counted; statistics stay.
 
-    In small batches, beside writers; may be stopped and repeated. Days that were never built, or that differ from their
-    logs, keep their logs. Of a pruned day late rows still add to its statistics, `verify` compares its totals and a
-    checksum, and `rollup` refuses to lower it. The role needs the right to delete from calculation_logs.
+    Only log rows of days that are counted in every rollup are deleted. Deletes in small batches, beside
+    writers; it may be stopped and repeated. Days that were never built, or that differ from their log, keep
+    their log rows. Late rows of a pruned day are still added to its statistics, and `verify` still compares its
+    totals and a checksum. The role needs the right to delete from calculation_logs.
+
+    \b
+    Changes:     counts new rows, then deletes log rows for good; what was
+                 deleted is in the ledger and the journal
+    Example:     calc-analytics prune --older-than 90
+    Exit codes:  0 done; 1 not confirmed or refused
     """
-    settings = Settings.from_environment()
     db, before = open_database(settings), days.today(settings.timezone) - timedelta(days=keep_days)
     refresh_with_progress(db)
     there = retention.prunable(db, before)
     rows, of_days = number(sum(there.values()), "counted log row"), number(len(there), "day")
     if there and not yes:
-        click.confirm(f"Delete {rows} of {of_days} before {before} for good?", abort=True)
+        confirm(f"Delete {rows} of {of_days} before {before} for good?", "Nothing was deleted.")
     with terminal.bar("deleting log rows", sum(there.values())) as advance:
         report = retention.prune(db, before, progress=advance)
     print_report(report, as_json, terminal.show_prune)
 
 
 @click.command()
-@click.option("--publisher", metavar="N", required=True, type=int, help="The publisher_id to erase.")
+@click.option("--publisher", metavar="N", required=True, type=Integer(), help="The publisher_id to erase.")
 @click.option("--dry-run", is_flag=True, help="Show what would be erased, per table and day, and change nothing.")
-@click.option("--even-if-writing", is_flag=True, help="Erase what is there although the publisher may still write.")
-@click.option("--yes", is_flag=True, help="Do not ask. Nothing is asked without a terminal either.")
+@click.option("--even-if-writing", is_flag=True, help="Erase the rows that exist, even if the publisher still writes.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
 @as_json
-def erase(publisher: int, dry_run: bool, even_if_writing: bool, yes: bool, as_json: bool) -> None:
-    """Erase one publisher: its log rows, and its statistics in every rollup, for good.
+@with_settings
+def erase(settings: Settings, publisher: int, dry_run: bool, even_if_writing: bool, yes: bool, as_json: bool) -> None:
+    """Erase one publisher: its log rows and its statistics.
 
-    The opposite of `prune`, which keeps statistics. All other publishers keep their numbers, on days of which log rows
-    were deleted too, and `verify` proves them afterwards. Tables of rollups that ROLLUPS leaves out are erased as well.
-    The journal keeps a receipt: the publisher's number, and how many rows of which table and day.
+    The opposite of `prune`, which keeps statistics. Other publishers keep their numbers, also on pruned days.
+    Statistics of rollups that ROLLUPS leaves out are erased as well. The journal keeps a receipt: the publisher's
+    number, and how many rows of which table and day.
+
+    It refuses while the publisher still writes: rows of the last 15 minutes, rows that arrive meanwhile, or open
+    transactions that have written log rows. Rows that arrive later are counted as new. A day that differs is left
+    as it is, since erasing would hide the difference. It runs in batches, beside writers, and may be stopped and
+    repeated. The role needs the right to delete from calculation_logs.
 
     \b
-    See first:       calc-analytics erase --publisher 7 --dry-run
-    Then:            calc-analytics erase --publisher 7
-    Afterwards:      calc-analytics verify
-    The receipt:     calc-analytics history
-
-    In batches, beside writers and everything that runs; may be stopped at any moment and repeated. It refuses while the
-    publisher still writes: rows of the last 15 minutes, rows that come meanwhile, or open transactions that have
-    written log rows. Rows that are written later are counted as new. A day that differs is left as it is, since
-    erasing would hide the difference. The exit code is 1 if anything was left. The role needs the right to delete from
-    calculation_logs.
+    Changes:     deletes rows of calculation_logs and of every statistics table,
+                 for good
+    Look first:  calc-analytics erase --publisher 7 --dry-run
+    Example:     calc-analytics erase --publisher 7
+    Afterwards:  calc-analytics verify && calc-analytics history
+    Exit codes:  0 erased; 1 something was left, not confirmed, or refused
     """
-    db, keys = open_database(Settings.from_environment()), {"publisher_id": publisher}
+    db, keys = open_database(settings), {"publisher_id": publisher}
     also = [rollup for rollup in LOG.rollups if rollup.name not in db.log.names]
     if dry_run:
         _show_plan(db, keys, also, as_json)
         return
-    if not yes and not as_json and sys.stdin.isatty():
+    if not yes:
         _confirm(holdings(db, keys, also))
     with terminal.bar("erasing log rows", None) as advance:
         report = erase_keys(db, keys, also=also, even_if_writing=even_if_writing, progress=advance)
@@ -106,11 +115,11 @@ def erase(publisher: int, dry_run: bool, even_if_writing: bool, yes: bool, as_js
 def _confirm(held: Holdings) -> None:
     if held.tables:
         rows = ", ".join(f"{held.rows(name):,} of {name}" for name in held.tables)
-        click.confirm(f"Erase {describe_keys(held.keys)} for good: {rows}?", abort=True)
+        confirm(f"Erase {describe_keys(held.keys)} for good: {rows}?", "Nothing was erased.")
 
 
 def _show_plan(db: Database, keys: Keys, also: list[Rollup], as_json: bool) -> None:
-    """What would be erased, and the days that would be left. Exit code 1 if there is nothing."""
+    """Prints what would be erased, and the days that would be left; raises `NothingToErase`."""
     held = holdings(db, keys, also)
     if not held.tables:
         raise NothingToErase(f"{describe_keys(keys)} has no log rows and no statistics: nothing was erased")
@@ -125,7 +134,7 @@ def _show_plan(db: Database, keys: Keys, also: list[Rollup], as_json: bool) -> N
 
 def _plan(held: Holdings) -> Iterator[str]:
     for name in held.tables:
-        yield f"  {name:<34}{held.rows(name):>12,} rows"
+        yield f"  {name:<34}{number(held.rows(name), 'row'):>17}"
     log, *others = held.tables if LOG.name in held.tables else (LOG.name, *held.tables)
     for day in held.days:
         logs = held.tables.get(log, {}).get(day, 0)
@@ -135,7 +144,7 @@ def _plan(held: Holdings) -> Iterator[str]:
 
 
 def show_erased(report: EraseReport) -> None:
-    """Rows per day and table, and the sums."""
+    """Prints the erased rows per day, and the sums."""
     for day, tables in sorted(report.erased.items()):
         logs, stored = tables.get(LOG.name, 0), sum(rows for name, rows in tables.items() if name != LOG.name)
         click.echo(f"  {day:<12}{number(logs, 'log row')}, {number(stored, 'row')} of statistics erased")

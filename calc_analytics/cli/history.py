@@ -1,4 +1,4 @@
-"""`calc-analytics history`: what changed the numbers, when, by how much, by whom. Reads the journal."""
+"""The command `history`: prints the journal of what changed the numbers, when, by how much, and by whom."""
 
 import json
 import textwrap
@@ -11,8 +11,8 @@ import click
 
 from calc_analytics import days
 from calc_analytics.cli import terminal
-from calc_analytics.cli.opening import open_database
-from calc_analytics.cli.options import DAY, NAMES, as_json
+from calc_analytics.cli.opening import open_database, with_settings
+from calc_analytics.cli.options import DAY, NAMES, IntegerRange, as_json
 from calc_analytics.config import Settings
 from calc_analytics.operations.words import ago
 from calc_analytics.plurals import number
@@ -22,9 +22,9 @@ from calc_analytics.rollups import LOG
 
 WIDTH = 100
 INDENT = " " * 21
-# Days of an entry with details of their own; --day shows any other.
+# Days of an entry that are shown; --day shows any other.
 SHOWN_DAYS = 5
-# Operations that are noted for each day and rollup, and how far apart those of one command may lie.
+# Operations with an entry per day and rollup, and the longest time between two entries of one command.
 PER_DAY = ("keep", "deletion", "verify")
 ONE_COMMAND = timedelta(seconds=10)
 REASONS = {
@@ -36,16 +36,22 @@ REASONS = {
 @click.command()
 @click.option("--day", metavar=DAY, help="Only what was done to this day.")
 @click.option("--rollup", metavar="NAME", help=f"Only what was done to this rollup. They are {NAMES}.")
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 100_000), help="Entries to show.")
+@click.option("--limit", default=50, show_default=True, type=IntegerRange(1, 100_000), help="Entries to show.")
 @as_json
-def history(day: str | None, rollup: str | None, limit: int, as_json: bool) -> None:
-    """Show what changed the numbers, when, by how much, by whom.
+@with_settings
+def history(settings: Settings, day: str | None, rollup: str | None, limit: int, as_json: bool) -> None:
+    """Show what changed the numbers, when, and by whom.
 
-    Newest first, from the journal that every operation writes in its own transaction. Refreshes are summed up per
-    minute (after 30 days: per day), verifications and audits that found no difference per hour.
+    Newest first. Every operation writes its entry to the journal in its own transaction. Refreshes are summed
+    up per minute (after 30 days: per day), proofs that found no difference per hour.
+
+    \b
+    Changes:     nothing
+    Example:     calc-analytics history --day 2026-01-15
+    Exit codes:  0 always, unless the database cannot be read (1)
     """
     wanted = days.parse_day(day) if day is not None else None
-    db = open_database(Settings.from_environment())
+    db = open_database(settings)
     if rollup is not None:
         db.log.rollup(rollup)  # an unknown name is an error, not an empty history
     entries = journal.history(db, wanted, rollup, limit)
@@ -64,11 +70,11 @@ def lines(entries: list[JournalEntry], day: date | None, rollup: str | None, lim
     for entry in _merged(entries):
         yield from _entry(entry, day, rollup)
     if len(entries) == limit:
-        yield click.style(f"only the newest {number(limit, 'entry')}: --limit shows more", dim=True)
+        yield click.style(f"{number(limit, 'entry')} shown: --limit shows more", dim=True)
 
 
 def _merged(entries: Iterable[JournalEntry]) -> Iterator[JournalEntry]:
-    """The entries; what one command noted for each day and each rollup by itself is one."""
+    """The entries; those that one command wrote per day and rollup are merged."""
     last: JournalEntry | None = None
     for entry in entries:
         if last is not None and _belong_together(last, entry):
@@ -83,7 +89,7 @@ def _merged(entries: Iterable[JournalEntry]) -> Iterator[JournalEntry]:
 
 
 def _belong_together(newer: JournalEntry, older: JournalEntry) -> bool:
-    """Whether two entries are of one command: nothing of the older is in the newer."""
+    """Whether one command wrote both entries: same operation and author, close in time, different days or rollups."""
     is_same = (newer.operation, newer.by, newer.detail) == (older.operation, older.by, older.detail)
     is_soon = newer.at - older.at < ONE_COMMAND
     if not (newer.operation in PER_DAY and is_same and is_soon and newer.days and older.days):
@@ -103,7 +109,7 @@ def _entry(entry: JournalEntry, day: date | None, rollup: str | None) -> Iterato
 
 
 def _needs_attention(entry: JournalEntry) -> bool:
-    """Whether the entry is of a difference, or of a day that was refused."""
+    """Whether the entry reports a difference or a refused day."""
     return entry.operation in ("refuse", "overflow") or (entry.operation in ("verify", "audit") and bool(entry.days))
 
 
@@ -129,7 +135,7 @@ def _rows_of_day(done: Any) -> int:
 
 
 def details(entry: JournalEntry, done: Mapping[str, Any], rollup: str | None = None) -> Iterator[str]:
-    """What was done, in words: a line for the entry, or one for each day and each result in it."""
+    """What was done: a line for the entry, or one for each day and each result in it."""
     if entry.failed:
         yield f"failed: {entry.detail}"
     elif not done:
@@ -152,7 +158,7 @@ def _of_all(entry: JournalEntry) -> str:
         case "audit":
             return f"{number(entry.operations, 'audit')} in {entry.seconds:.2f} s, no difference"
         case "rebase":
-            return f"counting starts afresh, every built day is to be rebuilt; {entry.detail}"
+            return f"counting started afresh: every built day is to be rebuilt; {entry.detail}"
         case "rollups":
             return f"the rollups that are kept were changed: {entry.detail}"
         case _:

@@ -1,7 +1,7 @@
-"""The command group: errors in one line, and the list of the commands.
+"""The command group: the list of commands, and errors in one line.
 
-Errors a user can fix are one line on standard error and exit code 1; wrong usage is exit code 2. A report with
-`--json` is one JSON object on standard output.
+An error that the user can fix is one line on standard error and exit code 1; wrong usage is exit code 2; Ctrl-C is
+130. With `--json`, standard output is one JSON object.
 """
 
 import signal
@@ -42,7 +42,11 @@ COMMANDS = (
 
 
 class OneLineErrors(click.Group):
-    """Turns the project's errors into one line and exit code 1; Ctrl-C into exit code 130."""
+    """Prints errors as one line, with exit code 1; Ctrl-C is exit code 130."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands in the order in which a new user meets them."""
+        return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the subcommand."""
@@ -53,15 +57,16 @@ class OneLineErrors(click.Group):
             sys.exit(1)
         except KeyboardInterrupt:
             sys.exit(130)
-        except (click.exceptions.Exit, click.Abort, click.ClickException):
+        except (click.exceptions.Exit, click.Abort, click.ClickException, BrokenPipeError):
             raise
         except Exception as error:
-            click.echo(f"error: internal error: {type(error).__name__}: {error} ({_note(error)})", err=True)
+            said = " ".join(str(error).split())
+            click.echo(f"error: internal error: {type(error).__name__}: {said} ({_write_traceback(error)})", err=True)
             sys.exit(1)
 
 
-def _note(error: Exception) -> str:
-    """Writes the stack trace of an internal error to a file; returns where."""
+def _write_traceback(error: Exception) -> str:
+    """Writes the stack trace of an internal error to a file; returns a note of where it is."""
     log = writable(data_folder()) / "logs" / "cli.log"
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +80,7 @@ def _note(error: Exception) -> str:
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def main() -> None:
-    """Daily statistics of calculation_logs that equal the log, exactly, and prove it.
+    """Exact daily statistics of calculation_logs, and the proof that they equal the log.
 
     \b
     Try it:          calc-analytics demo
@@ -86,6 +91,8 @@ def main() -> None:
     What changed:    calc-analytics history
 
     Without DATABASE_URL an embedded PostgreSQL is used; its data is in .calc_analytics/ of the project folder.
+
+    Exit codes: 0 done; 1 an error or a finding, in one line on standard error; 2 wrong usage; 130 Ctrl-C.
     """
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 

@@ -9,8 +9,18 @@ from typing import Any
 import click
 
 from calc_analytics.cli import terminal
-from calc_analytics.cli.opening import make_ready, open_database
-from calc_analytics.cli.options import SERVICE_PORT, Finite, as_json, port_option, service_port_option, ui_port_option
+from calc_analytics.cli.opening import make_ready, open_database, with_settings
+from calc_analytics.cli.options import (
+    SERVICE_PORT,
+    FiniteRange,
+    Integer,
+    IntegerRange,
+    as_json,
+    host_option,
+    port_option,
+    service_port_option,
+    ui_port_option,
+)
 from calc_analytics.cli.schema import print_place
 from calc_analytics.cli.terminal import print_report
 from calc_analytics.config import Settings, redact_url
@@ -20,7 +30,7 @@ from calc_analytics.database.embedded import data_folder, writable
 from calc_analytics.database.engine import dagster_url, database_url
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.plurals import number
-from calc_analytics.processes.supervisor import Supervisor, claim
+from calc_analytics.processes.supervisor import Supervisor, claim, require_free
 from calc_analytics.rollup import install
 from calc_analytics.rollups import chosen_log
 
@@ -30,12 +40,21 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @click.command()
 @ui_port_option
 @service_port_option
-def up(ui_port: int, service_port: int) -> None:
-    """Run everything in the foreground: database, migrations, code server, webserver, daemon, HTTP service.
+@with_settings
+def up(settings: Settings, ui_port: int, service_port: int) -> None:
+    """Run everything in the foreground.
 
-    Ctrl-C or SIGTERM stops all of it. Logs are in .calc_analytics/logs/.
+    Databases, migrations, Dagster's processes, and the HTTP service. Prints the addresses of the Dagster UI and
+    of the service. A process that dies is started again. Ctrl-C or SIGTERM stops all of it within ten seconds.
+    The output of each process is in .calc_analytics/logs/.
+
+    \b
+    Changes:     creates missing databases and tables, then counts new log rows
+                 continuously
+    Example:     calc-analytics up --ui-port 3001
+    Exit codes:  0 stopped; 1 could not start, the line on standard error says
+                 why
     """
-    settings = Settings.from_environment()
     claim(ui_port, service_port)
     stop = _stop_on_signals(insisting=False)
     with _running(settings, ui_port, service_port, stop) as supervisor:
@@ -46,24 +65,33 @@ def up(ui_port: int, service_port: int) -> None:
 @click.command()
 @ui_port_option
 @service_port_option
-@click.option("--rate", default=100.0, show_default=True, type=Finite(min=0.1), help="Live rows per second.")
+@click.option("--rate", default=100.0, show_default=True, type=FiniteRange(min=0.1), help="Live rows per second.")
 @click.option(
     "--days",
     "history",
     default=30,
     show_default=True,
-    type=click.IntRange(1, 365),
+    type=IntegerRange(1, 365),
     help="Days of history to write first.",
 )
-@click.option("--seconds", type=Finite(min=1), help="Stop after that long. Default: until Ctrl-C.")
-def demo(ui_port: int, service_port: int, rate: float, history: int, seconds: float | None) -> None:
-    """See it work: history, live batches, and a table of today's totals that grows.
+@click.option("--seconds", type=FiniteRange(min=1), help="Stop after that long. Default: until Ctrl-C.")
+@with_settings
+def demo(settings: Settings, ui_port: int, service_port: int, rate: float, history: int, seconds: float | None) -> None:
+    """Show the project at work, with made-up data.
 
-    Always on the embedded PostgreSQL, never on DATABASE_URL. The Dagster UI shows the same figures.
+    30 days of history, live batches, and a table of totals that grows. Uses the embedded PostgreSQL only, and
+    refuses to start while DATABASE_URL is set. The Dagster UI shows the same figures. Ctrl-C stops it; the next
+    `demo` continues with the same data.
+
+    \b
+    Changes:     writes made-up log rows to the embedded database in
+                 .calc_analytics/
+    Example:     calc-analytics demo --rate 500
+    Exit codes:  0 stopped; 1 could not start, the line on standard error says
+                 why
     """
     from calc_analytics.processes import demo as demonstration
 
-    settings = Settings.from_environment()
     if not settings.embedded:
         raise CalcAnalyticsError(
             "demo writes made-up rows: unset DATABASE_URL, so that it uses the embedded PostgreSQL"
@@ -83,12 +111,12 @@ def demo(ui_port: int, service_port: int, rate: float, history: int, seconds: fl
 
 @contextmanager
 def _running(settings: Settings, ui_port: int, service_port: int, stop: threading.Event) -> Iterator[Supervisor]:
-    """A context in which everything runs; says where it is, and stops it all at the end."""
+    """Starts everything, prints the addresses, and stops everything at the end."""
     _prepare(settings, stop)
     click.echo(f"database  {redact_url(database_url(settings))}")
     if (spare := writable(data_folder())) != data_folder():
         click.echo(f"logs      {spare}, since the project folder cannot be written to")
-    click.echo("starting Dagster, which takes about ten seconds")
+    click.echo("starting Dagster: about ten seconds")
     supervisor = Supervisor(ui_port, service_port, stop)
     try:
         supervisor.start()
@@ -101,8 +129,11 @@ def _running(settings: Settings, ui_port: int, service_port: int, stop: threadin
 
 
 def _prepare(settings: Settings, stop: threading.Event) -> None:
-    """Both databases with everything in them. A signal ends a migration that waits for its turn, but not the start
-    of the embedded server, half of which would be left running."""
+    """Creates and installs both databases.
+
+    A signal ends a migration that waits for a lock, but not the start of the embedded server, half of which would be
+    left running.
+    """
     database_url(settings)
     with _ending_at_once(stop):
         install.require_usable(make_ready(settings, report=None if settings.embedded else print_place))
@@ -120,23 +151,25 @@ def _watch(supervisor: Supervisor) -> None:
     "--rate",
     default=200.0,
     show_default=True,
-    type=Finite(min=0.1),
+    type=FiniteRange(min=0.1),
     help="Rows per second, all writers together.",
 )
-@click.option("--writers", default=4, show_default=True, type=click.IntRange(1, 64), help="Concurrent writers.")
-@click.option("--seconds", type=Finite(min=0), help="Stop after that long. Default: until Ctrl-C.")
-@click.option("--rows", type=click.IntRange(min=1), help="Stop after about that many rows.")
+@click.option("--writers", default=4, show_default=True, type=IntegerRange(1, 64), help="Concurrent writers.")
+@click.option("--seconds", type=FiniteRange(min=0), help="Stop after that long. Default: until Ctrl-C.")
+@click.option("--rows", type=IntegerRange(min=1), help="Stop after about that many rows.")
 @click.option(
     "--late-share",
     default=0.005,
     show_default=True,
-    type=click.FloatRange(0, 1),
+    type=FiniteRange(0, 1),
     help="Share of rows up to two days late.",
 )
-@click.option("--rhythm", is_flag=True, help="Let the rate follow the time of day (UTC); --rate is then the mean.")
-@click.option("--seed", type=int, help="Makes publishers, sources and times repeatable.")
+@click.option("--rhythm", is_flag=True, help="Vary the rate with the time of day (UTC); --rate is the mean.")
+@click.option("--seed", type=Integer(), help="Seed of the random numbers, for the same rows every time.")
 @as_json
+@with_settings
 def simulate(
+    settings: Settings,
     rate: float,
     writers: int,
     seconds: float | None,
@@ -146,14 +179,19 @@ def simulate(
     seed: int | None,
     as_json: bool,
 ) -> None:
-    """Write log batches as the API does: COPY, 100 rows or 1 s per batch, several writers.
+    """Write made-up log rows, as the API does.
 
-    200 publishers (Zipf), about 60 % cache hits, some null response times, some late rows. On the embedded database,
-    or on DATABASE_URL: the rows are made up, so do not point it at production.
+    By COPY, in batches of 100 rows or one second, from several writers. 200 publishers (Zipf), about 60 % cache
+    hits, some response times null, some rows up to two days late. Ctrl-C ends it after the current batches.
+
+    \b
+    Changes:     inserts into calculation_logs of DATABASE_URL, or of the
+                 embedded database: never use it on production
+    Example:     calc-analytics simulate --rate 500 --seconds 60
+    Exit codes:  0 done; 1 the database refused; batches committed before stay
     """
     from calc_analytics.processes.simulate import Traffic, simulate
 
-    settings = Settings.from_environment()
     open_database(settings)
     traffic = Traffic(rate=rate, writers=writers, late_share=late_share, rhythm=rhythm, seed=seed)
     total = rows or (round(rate * seconds) if seconds else None)
@@ -171,22 +209,31 @@ def simulate(
 
 
 @click.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@host_option
 @port_option("--port", SERVICE_PORT, "Port to listen on.")
-def serve(host: str, port: int) -> None:
-    """Serve /health/rollup, /health/live, /metrics and the manual trigger, in the foreground.
+@with_settings
+def serve(settings: Settings, host: str, port: int) -> None:
+    """Serve health, metrics and the manual trigger over HTTP.
 
-    `up` does this too. It starts, and stays up, while the database and Dagster are down, and says so with status 503.
+    GET /health/rollup, /health/live and /metrics, in the foreground. `up` runs it too. It starts, and keeps
+    running, while the database and Dagster are down, and then answers with status 503. Ctrl-C or SIGTERM stops
+    it.
+
+    \b
+    Changes:     nothing, except when a client posts to the manual trigger
+                 (ENABLE_TEST_ENDPOINTS)
+    Example:     calc-analytics serve --host 0.0.0.0 --port 8080
+    Exit codes:  0 stopped; 1 a setting is wrong, or the port is taken
     """
     from calc_analytics.operations.server import serve as serve_http
 
-    settings = Settings.from_environment()
-    chosen_log(settings.rollups)  # an unknown name is an error now, not of every probe
+    chosen_log(settings.rollups)  # raises for an unknown name, which else every probe would report
+    require_free(port, "--port", host)
     serve_http(settings, host, port)
 
 
 def _stop_on_signals(insisting: bool = True) -> threading.Event:
-    """An event that SIGINT, SIGTERM and SIGHUP set; a second signal is the default again if that is `insisting`."""
+    """An event that SIGINT, SIGTERM and SIGHUP set. With `insisting`, a second signal has its default effect."""
     stop = threading.Event()
 
     def handle(number: int, frame: Any) -> None:
@@ -201,7 +248,7 @@ def _stop_on_signals(insisting: bool = True) -> threading.Event:
 
 @contextmanager
 def _ending_at_once(stop: threading.Event) -> Iterator[None]:
-    """Within it a signal that stops, or one that came before, ends the command wherever it is, with exit code 0."""
+    """Inside, a stop signal (or one received before) ends the command at once, with exit code 0."""
 
     def end(number: int, frame: Any) -> None:
         stop.set()

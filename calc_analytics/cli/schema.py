@@ -1,12 +1,12 @@
 """The commands that change tables: `migrate`, `rebase`, `widen`."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import date
 
 import click
 
-from calc_analytics.cli.opening import make_ready, open_database
+from calc_analytics.cli.opening import make_ready, open_database, with_settings
+from calc_analytics.cli.terminal import confirm
 from calc_analytics.config import Settings, redact_url
 from calc_analytics.database.schemas import Place
 from calc_analytics.errors import CalcAnalyticsError
@@ -14,18 +14,25 @@ from calc_analytics.plurals import number
 from calc_analytics.rollup import install, ledger, status
 from calc_analytics.rollup import widen as widening
 from calc_analytics.rollup.database import Database
-from calc_analytics.rollups import LOG
 
 
 @click.command()
-def migrate() -> None:
-    """Create the tables, or adopt the API's; keep the rollups that ROLLUPS names. Prints what became of each table.
+@with_settings
+def migrate(settings: Settings) -> None:
+    """Create the project's tables, or adopt the API's.
 
-    Safe to repeat and safe while the API writes: every row of every table stays, writers are not blocked. Old
-    databases get city_id renamed to locality_id. The role must own calculation_logs. Tables are found, and created, by
-    its search_path.
+    Prints what became of each table. Safe to repeat, and safe while the API writes: every row stays, and
+    writers are not blocked. In old databases city_id is renamed to locality_id. The rollups that ROLLUPS names
+    are switched on, the others off. Tables are found, and created, by the role's search_path. The role must own
+    calculation_logs.
+
+    \b
+    Changes:     adds the column xact_id and an index to calculation_logs;
+                 creates tables, views and functions
+    Example:     DATABASE_URL=postgresql://owner@host/api calc-analytics migrate
+    Exit codes:  0 ready; 1 refused, nothing was changed, the line on standard
+                 error says why
     """
-    settings = Settings.from_environment()
     places: list[Place] = []
     db = make_ready(settings, always=True, report=places.append)
     zone = ledger.stored_timezone(db)
@@ -42,7 +49,7 @@ def migrate() -> None:
 
 
 def _is_to_be_rebased(db: Database) -> bool:
-    """Whether the log is another table, or another cluster's, than was counted."""
+    """Whether the log is another table, or in another cluster, than the one that was counted."""
     try:
         status.refreshed(db)
     except (ledger.ClusterChanged, ledger.LogReplaced):
@@ -58,21 +65,28 @@ def print_place(place: Place) -> None:
 
 
 def _wait(waiting: Sequence[date]) -> str:
-    """'1 day waits', '2 days wait'."""
+    """'1 day waits for a rebuild', '2 days wait for a rebuild'."""
     return f"{number(len(waiting), 'day')} {'waits' if len(waiting) == 1 else 'wait'} for a rebuild"
 
 
 @click.command()
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def rebase(yes: bool) -> None:
-    """Start counting afresh after a restore into another cluster, in another log table, or for a new ROLLUP_TIMEZONE.
+@with_settings
+def rebase(settings: Settings, yes: bool) -> None:
+    """Start counting afresh after a restore or a new time zone.
 
-    Statistics stay until each day is rebuilt; `rollup` without options then rebuilds them. Logs are not touched,
-    except that their transaction ids are forgotten (in an instant: the column is dropped and added).
+    For a dump restored into another cluster, a log table that was replaced, or a new ROLLUP_TIMEZONE.
+    Statistics stay until each day is rebuilt, and `calc-analytics rollup` rebuilds them. Days whose log rows
+    were pruned keep their statistics.
+
+    \b
+    Changes:     marks every built day for a rebuild; drops and adds the column
+                 xact_id (instantly); no log row changes
+    Example:     calc-analytics rebase --yes && calc-analytics rollup
+    Exit codes:  0 done; 1 not confirmed or refused, nothing was changed
     """
-    settings = Settings.from_environment()
     if not yes:
-        click.confirm("Mark every built day for a rebuild?", abort=True)
+        confirm("Mark every built day for a rebuild?")
     db = open_database(settings)
     install.rebase(db)
     click.echo(f"{_wait(ledger.waiting_days(db))}: run 'calc-analytics rollup'")
@@ -86,17 +100,26 @@ def rebase(yes: bool) -> None:
     type=click.Choice(["integer", "bigint"]),
     default="bigint",
     show_default=True,
-    help="The type that the column gets, unless it is wider already.",
+    help="The new type; columns that are wider already stay.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def widen(column: str, to: str, yes: bool) -> None:
-    """Give COLUMN a wider type in the log table and in every table of statistics that holds its values.
+@with_settings
+def widen(settings: Settings, column: str, to: str, yes: bool) -> None:
+    """Give COLUMN a wider type in the log and in the statistics.
 
-    For example response_time_ms, publisher_id, or total_calculations. In one transaction the live views are dropped and
-    created again, with their owner, grants and comments. PostgreSQL rewrites the tables, and keeps readers and writers
-    out as long as that takes. Days that were set aside are then rebuilt. The role must own the tables.
+    The log table, and every statistics table that holds its values. For example response_time_ms, publisher_id,
+    or total_calculations. One transaction alters the tables and creates their live views again, with owner,
+    grants and comments. Readers and writers wait while PostgreSQL rewrites a table; its size is shown first.
+    The role must own the tables.
+
+    \b
+    Changes:     the type of the column; days that were set aside because a
+                 value was too large wait for a rebuild
+    Example:     calc-analytics widen response_time_ms --to integer
+    Exit codes:  0 done, or nothing to do; 1 not confirmed or refused, nothing
+                 was changed
     """
-    db = replace(open_database(Settings.from_environment()), log=LOG)
+    db = open_database(settings, every_rollup=True)
     changes = widening.plan(db, column, to)
     if not changes:
         click.echo(f"nothing to do: {column} is {to}, or wider, everywhere")
@@ -105,7 +128,7 @@ def widen(column: str, to: str, yes: bool) -> None:
         size = f"{change.bytes / 1024**2:,.1f} MB"
         click.echo(f"{change.describe()} (rewrites {size}; readers and writers of {change.table} wait meanwhile)")
     if not yes:
-        click.confirm("Widen now?", abort=True)
+        confirm("Widen now?")
     done = widening.widen(db, column, to)
     click.echo(f"{number(len(done), 'column')} widened; live views keep their grants")
     if waiting := widening.waiting_days(db):

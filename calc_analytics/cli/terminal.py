@@ -1,11 +1,15 @@
-"""What people see in a terminal: reports, progress bars, the demo's growing table. rich is imported when used."""
+"""What terminals show: reports, questions, progress bars, the table of the demo. rich is imported when it is used."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date
 from typing import Any, TypeVar
 
+import click
+
+from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.plurals import number
 from calc_analytics.rollup.declaration import Rollup
 from calc_analytics.rollup.reports import (
@@ -19,7 +23,7 @@ from calc_analytics.rollup.reports import (
 )
 
 T = TypeVar("T")
-# Measures whose column name is too long for a heading; of the sum of response times the average is shown.
+# Headings of measures with long names. Of the sum of response times the average is shown.
 HEADINGS = {
     "total_calculations": "total",
     "cache_hits": "cached",
@@ -31,19 +35,38 @@ SUM_OF_TIMES = "total_response_time_ms"
 KEPT = {
     "keep": "as decided",
     "announced": "LOGS_KEPT_DAYS announced the deletion",
-    "pruned": "a part of its log was deleted",
+    "pruned": "some of its log rows were deleted",
 }
 
 
 def say(text: str, error: bool = False) -> None:
-    """One line to the terminal, unbroken (a pipe gets it unchanged)."""
-    import click
-
+    """Prints one line, without wrapping it."""
     click.echo(text, err=error)
 
 
+class NotConfirmed(CalcAnalyticsError):
+    """The question before a change was answered with no, or there is no terminal to answer it."""
+
+
+def confirm(question: str, unchanged: str = "Nothing was changed.") -> None:
+    """Asks on standard error; raises `NotConfirmed`, with the sentence `unchanged`, unless the answer is yes."""
+    if not has_terminal():
+        raise NotConfirmed(f"there is no terminal to answer '{question}': add --yes to confirm. {unchanged}")
+    try:
+        if click.confirm(question, err=True):
+            return
+    except click.Abort:
+        click.echo(err=True)
+    raise NotConfirmed(f"not confirmed. {unchanged}")
+
+
+def has_terminal() -> bool:
+    """Whether a person can answer questions."""
+    return sys.stdin.isatty()
+
+
 def print_report(report: Any, as_json: bool, show: Callable[..., None], *more: Any) -> None:
-    """The report as one JSON object, or shown by `show`, which gets `more` besides."""
+    """Prints the report as one JSON object, or calls `show(report, *more)`."""
     say(json.dumps(report.as_dict())) if as_json else show(report, *more)
 
 
@@ -54,9 +77,9 @@ def named(rollups: Sequence[str]) -> str:
 
 @contextmanager
 def bar(description: str, total: float | None) -> Iterator[Callable[[float], None]]:
-    """A progress bar on standard error; the value is called with the steps just done. Silent in a pipe.
+    """A progress bar on standard error, if that is a terminal. Yields a function that takes the steps just done.
 
-    Without a total it shows the steps done and the time that has passed.
+    Without a total it shows the steps done and the elapsed time.
     """
     from rich.console import Console
     from rich.progress import (
@@ -78,7 +101,7 @@ def bar(description: str, total: float | None) -> Iterator[Callable[[float], Non
 
 
 def show_refresh(report: RefreshReport) -> None:
-    """Rows counted and days touched, one line each."""
+    """Prints the rows counted, and a line for each day."""
     say(f"{number(report.rows, 'row')} counted in {report.seconds * 1000:.1f} ms")
     for day, counts in _by_day(report.counted).items():
         keys = sum(count.keys for count in counts)
@@ -93,9 +116,9 @@ def show_refresh(report: RefreshReport) -> None:
 
 
 def show_rebuild(report: RebuildReport, is_named: bool) -> None:
-    """What each day has now, and the days that were kept or refused.
+    """Prints the rows of each day, and the days that were kept or refused.
 
-    With `is_named` a person asked for these days, so that each that was refused is an error.
+    With `is_named` the user named the days: the caller prints every refused one as an error.
     """
     for day, counts in _by_day(report.rebuilt).items():
         for (rows, before), alike in _grouped(counts, lambda count: (count.rows, count.rows_before)).items():
@@ -110,8 +133,8 @@ def show_rebuild(report: RebuildReport, is_named: bool) -> None:
 
 def _show_kept(kept: Sequence[Refused]) -> None:
     for day, of_day in _by_day(kept).items():
-        for said, alike in _grouped(of_day, _kept).items():
-            say(f"  kept: {day} in {named([each.rollup for each in alike])}: {said}")
+        for reason, alike in _grouped(of_day, _kept).items():
+            say(f"  kept: {day} in {named([each.rollup for each in alike])}: {reason}")
 
 
 def _kept(each: Refused) -> str:
@@ -120,7 +143,7 @@ def _kept(each: Refused) -> str:
 
 
 def show_prune(report: PruneReport) -> None:
-    """Rows deleted per day, and the days that keep their logs."""
+    """Prints the rows deleted per day, and the days that keep their log rows."""
     for day, rows in report.rows_by_day.items():
         say(f"  {day}  {number(rows, 'row')} deleted, statistics kept")
     for day in report.not_built:
@@ -132,14 +155,14 @@ def show_prune(report: PruneReport) -> None:
 
 
 def show_verify(report: VerifyReport, asked: Sequence[date]) -> None:
-    """A line per day that is equal, a line per rollup that is not, and the verdict."""
+    """Prints a line per equal day, a line per rollup that is not equal, and the sum of differences."""
     for day, proofs in _by_day(report.days).items():
         if all(proof.is_proven for proof in proofs):
             say(f"  {_equal(day, proofs)}")
         elif all(proof.status == "frozen" and not proof.is_different for proof in proofs):
             say(f"  {day}  frozen in {named([proof.rollup for proof in proofs])}: statistics kept, log rows gone")
         else:
-            for proof in _worth_a_line(proofs, report):
+            for proof in _needing_a_line(proofs, report):
                 say(f"  {proof.describe()}")
     if empty := set(asked) - {proof.day for proof in report.days}:
         say(f"{number(len(empty), 'day')} without log rows and without statistics")
@@ -149,17 +172,17 @@ def show_verify(report: VerifyReport, asked: Sequence[date]) -> None:
 
 
 def _equal(day: date, proofs: Sequence[DayProof]) -> str:
-    """'2026-03-01  logs 1,234  equal in 4 rollups', with what else is worth knowing."""
+    """'2026-03-01  logs 1,234  equal in 4 rollups', with deleted and suspect rows if there are any."""
     deleted = max(proof.deleted_rows for proof in proofs)
     suspects = {name: rows for proof in proofs for name, rows in proof.suspects.items()}
     logs = max(proof.log_rows for proof in proofs)
     said = f"{day}  logs {logs:>11,}  equal in {named([proof.rollup for proof in proofs])}"
     said += f" with the {number(deleted, 'row')} deleted since" if deleted else ""
-    return said + "".join(f"; {rows:,} {name.replace('_', ' ')}" for name, rows in suspects.items())
+    return said + "".join(f"; {name.replace('_', ' ')}: {rows:,}" for name, rows in suspects.items())
 
 
-def _worth_a_line(proofs: Sequence[DayProof], report: VerifyReport) -> Iterator[DayProof]:
-    """What is not proven, except for what the report sums up for days that nobody asked for."""
+def _needing_a_line(proofs: Sequence[DayProof], report: VerifyReport) -> Iterator[DayProof]:
+    """The proofs that need a line: unproven ones, except waiting days, which are summed up below."""
     for proof in proofs:
         is_summed_up = proof.day in report.waiting and not proof.is_different and proof.finding != "overflow"
         if not proof.is_proven and not is_summed_up:
@@ -198,7 +221,7 @@ def _grouped(items: Sequence[T], key: Callable[[T], Any]) -> dict[Any, list[T]]:
 
 @contextmanager
 def live_table() -> Iterator[Callable[[Rollup, dict[date, dict[str, int]], str], None]]:
-    """A function that shows totals by day: a table that is redrawn, or, without a terminal, a line each time."""
+    """Yields a function that shows totals by day: in a terminal it redraws a table, elsewhere it prints a line."""
     from rich.console import Console
     from rich.live import Live
 

@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from calc_analytics import __version__
+from calc_analytics import __version__, logs
 from calc_analytics.config import Settings
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.operations.disclosure import cause_of
@@ -30,7 +30,6 @@ from calc_analytics.operations.openapi import description
 from calc_analytics.operations.probes import Prober, in_background
 from calc_analytics.operations.sources import Sources
 from calc_analytics.operations.trigger import AlreadyTriggered, Trigger
-from calc_analytics.telemetry import logs
 
 FRESH = {"Cache-Control": "no-store"}
 SEE_THE_LOG = "the service's log has the details"
@@ -114,7 +113,7 @@ class Service:
         except AlreadyTriggered as error:
             return _error(409, str(error), {"Retry-After": "1"})
         except CalcAnalyticsError as error:
-            logs.line(logging.WARNING, "trigger", failed=str(error))
+            logs.log(logging.WARNING, "trigger", failed=str(error))
             return _error(503, f"{cause_of(error).words}; {SEE_THE_LOG}", {"Retry-After": "5"})
         return JSONResponse({"data": done.as_dict()}, headers=FRESH)
 
@@ -134,15 +133,15 @@ class Service:
                 errors.setdefault(finding.compared, finding.name)
         for said, name in errors.items():
             if said not in self._reported:
-                logs.line(logging.WARNING, "probe", name=name, failed=said)
+                logs.log(logging.WARNING, "probe", name=name, failed=said)
         self._reported = frozenset(errors)
         if found.healthy != self._was_healthy:
             self._was_healthy = found.healthy
             if found.healthy:
-                logs.line(logging.INFO, "health", status="ok")
+                logs.log(logging.INFO, "health", status="ok")
             else:
                 wrong = [finding.name for finding in found.wrong]
-                logs.line(logging.WARNING, "health", status="unhealthy", wrong=wrong, first=found.wrong[0].compared)
+                logs.log(logging.WARNING, "health", status="unhealthy", wrong=wrong, first=found.wrong[0].compared)
 
     @asynccontextmanager
     async def _warm_up(self, app: Starlette) -> AsyncIterator[None]:

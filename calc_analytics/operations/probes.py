@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, TypeVar
 
+from calc_analytics import logs
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.operations.disclosure import NO_ANSWER, Cause, cause_of
-from calc_analytics.telemetry import logs
 
 T = TypeVar("T")
 DEADLINE_SECONDS = 3.0
@@ -90,9 +90,9 @@ def _answer(question: Question, at: float) -> Answer[Any]:
     try:
         value = question()
     except Exception as error:
-        trouble, cause = logs.in_one_line(error), cause_of(error)
+        trouble, cause = logs.error_line(error), cause_of(error)
         if not isinstance(error, CalcAnalyticsError):
-            logs.line(logging.ERROR, "probe", exc_info=True, failed=trouble)
+            logs.log(logging.ERROR, "probe", exc_info=True, failed=trouble)
     return Answer(value, trouble, time.monotonic() - at, cause)
 
 

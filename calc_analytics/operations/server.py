@@ -4,9 +4,9 @@ import logging
 
 import uvicorn
 
+from calc_analytics import logs
 from calc_analytics.config import Settings
 from calc_analytics.operations.http import Service
-from calc_analytics.telemetry import logs
 
 # A trigger that still runs gets that long; `up` waits a little longer before it kills.
 SHUTDOWN_SECONDS = 3
@@ -17,8 +17,8 @@ def serve(settings: Settings, host: str, port: int) -> None:
     """Returns when it was told to stop."""
     _log_in_our_format()
     if settings.enable_test_endpoints and settings.trigger_token is None and host not in LOCAL:
-        logs.line(logging.WARNING, "serve", warning=f"anybody who reaches {host} may trigger: set ROLLUP_TRIGGER_TOKEN")
-    logs.line(logging.INFO, "serve", url=f"http://{host}:{port}", trigger=settings.enable_test_endpoints)
+        logs.log(logging.WARNING, "serve", warning=f"anybody who reaches {host} may trigger: set ROLLUP_TRIGGER_TOKEN")
+    logs.log(logging.INFO, "serve", url=f"http://{host}:{port}", trigger=settings.enable_test_endpoints)
     uvicorn.run(
         Service(settings).app(),
         host=host,
@@ -36,4 +36,4 @@ def _log_in_our_format() -> None:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [], False
         logger.setLevel(logging.WARNING)
-    logging.getLogger("uvicorn.error").addHandler(logs.handler())
+    logging.getLogger("uvicorn.error").addHandler(logs.handler)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
-from calc_analytics import rollups, telemetry
+from calc_analytics import logs, rollups
 from calc_analytics.config import Settings
 from calc_analytics.database.engine import database_url, engine_for, with_timeouts
 from calc_analytics.days import today_and_yesterday
@@ -83,13 +83,13 @@ class Trigger:
         engine = engine_for(url, "calc_analytics trigger", STATEMENT_SECONDS)
         try:
             db, days = rollups.database(engine, self.settings), today_and_yesterday(self.settings.timezone)
-            with telemetry.record_failures("refresh", db=db, request_id=request_id):
+            with logs.record_failures("refresh", db=db, request_id=request_id):
                 server(engine)  # a database that is away is reported at once; the refresh would try again and again
                 refreshed = refresh(db)
-            telemetry.refreshed(refreshed, request_id=request_id)
-            with telemetry.record_failures("rebuild", db=db, request_id=request_id):
+            logs.log_refresh(refreshed, request_id=request_id)
+            with logs.record_failures("rebuild", db=db, request_id=request_id):
                 rebuilt = rebuild(db, days, decision=Decision.AUTOMATIC)
-            telemetry.rebuilt(rebuilt, request_id=request_id)
+            logs.log_rebuild(rebuilt, request_id=request_id)
             return Triggered(request_id, refreshed, rebuilt, len(db.log.rollups))
         finally:
             engine.dispose()

@@ -24,7 +24,7 @@ from dagster import (
 )
 from pydantic import Field
 
-from calc_analytics import telemetry
+from calc_analytics import logs
 from calc_analytics.orchestration.metadata import (
     day_metadata,
     describe_left,
@@ -173,7 +173,7 @@ def _rebuild(
     from calc_analytics.rollup.rebuild import rebuild
 
     run = context.run.run_id
-    with telemetry.record_failures("rebuild", db=db, run=run):
+    with logs.record_failures("rebuild", db=db, run=run):
         report = rebuild(
             db,
             days,
@@ -181,7 +181,7 @@ def _rebuild(
             decision=decision,
             progress=lambda chunk: _log_chunk(context, chunk),
         )
-    telemetry.rebuilt(report, run=run)
+    logs.log_rebuild(report, run=run)
     return report
 
 

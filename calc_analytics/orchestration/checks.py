@@ -23,7 +23,7 @@ from dagster import (
     multi_asset_check,
 )
 
-from calc_analytics import telemetry
+from calc_analytics import logs
 from calc_analytics.days import today_and_yesterday
 from calc_analytics.orchestration.evaluations import Target, targets
 from calc_analytics.orchestration.partitions import as_days
@@ -170,9 +170,9 @@ def _compare(db: "Database", compared: "Sequence[Rollup]", days: Sequence[date])
     from calc_analytics.rollup.figures import rows_without_a_day
     from calc_analytics.rollup.verify import verify
 
-    with telemetry.record_failures("verify", db=db):
+    with logs.record_failures("verify", db=db):
         report = verify(db, days, [declared.name for declared in compared])
-    telemetry.verified(report)
+    logs.log_verify(report)
     proofs = {(proof.rollup, proof.day): proof for proof in report.days}
     stray = rows_without_a_day(db)
     return {

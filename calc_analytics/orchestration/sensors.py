@@ -21,7 +21,7 @@ from dagster import (
 )
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from calc_analytics import telemetry
+from calc_analytics import logs
 from calc_analytics.orchestration.cursor import Cursor
 from calc_analytics.orchestration.events import report_days
 from calc_analytics.orchestration.resources import RollupDatabase
@@ -47,7 +47,7 @@ def _follower(db: "Database", debounce_seconds: float) -> "Follower":
     """One per database and setting, for the life of the process."""
     from calc_analytics.rollup.follow import Follower
 
-    return Follower(db, debounce_seconds, stopping, telemetry.refreshed)
+    return Follower(db, debounce_seconds, stopping, logs.log_refresh)
 
 
 @lru_cache(maxsize=4)
@@ -55,7 +55,7 @@ def _patrol(db: "Database") -> "Patrol":
     """One per database, for the life of the process."""
     from calc_analytics.rollup.patrol import Patrol
 
-    return Patrol(db, stopping, lambda operation, error: telemetry.failed(operation, error, db=db))
+    return Patrol(db, stopping, lambda operation, error: logs.log_failure(operation, error, db=db))
 
 
 def new_log_batches_sensor(
@@ -77,7 +77,7 @@ def new_log_batches_sensor(
         """One tick: audits and proofs that are due, the new rows, run requests and events."""
         before, db = Cursor.parse(context.cursor), database.db
         _patrol(db).walk()
-        with telemetry.record_failures("refresh", db=db):
+        with logs.record_failures("refresh", db=db):
             followed = _follow(database, 0 if before is None else follow_seconds(interval_seconds), interval_seconds)
         rebuilds, cursor = request_rebuilds(db, before, partitions)
         differing = _differing(db)
@@ -107,7 +107,7 @@ def _follow(database: RollupDatabase, seconds: float, interval_seconds: int) -> 
         from calc_analytics.rollup.refresh import refresh
 
         followed, report = FollowReport(probes=1), refresh(database.db)
-        telemetry.refreshed(report)
+        logs.log_refresh(report)
         followed.add(report)
         return followed
     return _follower(database.db, database.settings.debounce_seconds).follow(seconds, LINGER_SECONDS)

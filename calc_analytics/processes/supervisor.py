@@ -1,11 +1,11 @@
-"""The processes of `calc-analytics up`: code server, webserver, daemon, HTTP service; watched, restarted, stopped.
+"""Starts, watches, restarts and stops the processes of `up`: code server, webserver, daemon, HTTP service.
 
-One code server serves the other two (a `python_module` workspace would make the daemon start a new one every
-minute). A process that dies is started again after a growing pause. Output goes to files in `.calc_analytics/logs`.
+Webserver and daemon share one code server: with a `python_module` workspace the daemon would start a new one every
+minute. A process that dies is started again after a growing pause. Output goes to files in `.calc_analytics/logs`.
 """
 
 import ctypes
-import fcntl
+import errno
 import os
 import re
 import shutil
@@ -19,7 +19,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+
+from filelock import FileLock, Timeout
 
 from calc_analytics.config import dagster_home, project_root
 from calc_analytics.database import embedded
@@ -27,12 +28,12 @@ from calc_analytics.database.embedded import data_folder, writable
 from calc_analytics.errors import CalcAnalyticsError
 
 HOST = "127.0.0.1"
-# All of it ends within ten seconds: these, and the embedded database's checkpoint.
+# Stopping takes ten seconds at most: these, and the checkpoint of the embedded database.
 STOP_SECONDS = 6.0
 STARTED_SECONDS = 90.0
 LONGEST_PAUSE_SECONDS = 30.0
 DATABASE_RETRY_SECONDS = 5.0
-# A day of streaming writes about 10 MB.
+# Streaming writes about 10 MB a day.
 LOG_BYTES = 50_000_000
 
 
@@ -40,16 +41,20 @@ class PortTaken(CalcAnalyticsError):
     """Another program listens on a port that is needed."""
 
 
+class CannotListen(CalcAnalyticsError):
+    """The address is not of this machine, is unknown, or needs a right that the user does not have."""
+
+
 class AlreadyUp(CalcAnalyticsError):
-    """Another `up` runs in this project folder: two daemons would share one history."""
+    """Another `up` runs in this project folder (two daemons would share one history), or it cannot be locked."""
 
 
 class NotStarted(CalcAnalyticsError):
-    """A process ended before it was ready; its log says why."""
+    """A process ended before it was ready. Its log holds the reason."""
 
 
 def free_port() -> int:
-    """A port that nobody listens on at this moment."""
+    """A port that is free at this moment."""
     with socket.socket() as sock:
         sock.bind((HOST, 0))
         return int(sock.getsockname()[1])
@@ -62,50 +67,63 @@ def is_listening(port: int) -> bool:
         return sock.connect_ex((HOST, port)) == 0
 
 
-def require_free(port: int, option: str) -> None:
-    """Raises `PortTaken`, naming the option that chooses another port."""
-    if is_listening(port):
-        raise PortTaken(
-            f"port {port} is in use on {HOST}: end the program that has it, or choose another with {option}"
-        )
+def require_free(port: int, option: str, host: str = HOST) -> None:
+    """Raises `PortTaken` or `CannotListen` unless this process could listen there; names the option to change."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(address)
+            sock.listen()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise PortTaken(
+                f"port {port} is in use on {host}: end the program that has it, or choose another with {option}"
+            ) from None
+        raise CannotListen(f"cannot listen on port {port} of {host}: {error.strerror}") from None
 
 
 def require_ports(ui_port: int, service_port: int) -> None:
-    """Raises `PortTaken` unless these are two ports, and free."""
+    """Raises `PortTaken` or `CannotListen` unless these are two ports that are free."""
     if ui_port == service_port:
         raise PortTaken(f"--ui-port and --service-port are both {ui_port}: choose two ports")
     require_free(ui_port, "--ui-port")
     require_free(service_port, "--service-port")
 
 
-_claims: list[IO[str]] = []
+_claims: list[FileLock] = []
 
 
 def claim(ui_port: int, service_port: int) -> None:
-    """Makes sure that no other `up` runs in this folder, until the process ends, and that the ports are free."""
-    lock = open(writable(data_folder()) / "up.lock", "a+")  # noqa: SIM115 (held until the process ends)
+    """Locks this project folder for one `up`, until the process ends; requires that the ports are free.
+
+    Raises `AlreadyUp`, `PortTaken` or `CannotListen`.
+    """
+    folder = writable(data_folder())
+    lock, owner = FileLock(folder / "up.lock"), folder / "up.pid"
     try:
-        _lock(lock)
+        lock.acquire(blocking=False)
+        owner.write_text(f"{os.getpid()}\n")
+    except Timeout:
+        raise AlreadyUp(
+            f"already running (pid {_text(owner) or 'unknown'}): 'calc-analytics up' (or demo) already runs in "
+            f"{project_root()}: stop it first"
+        ) from None
+    except OSError as error:
+        raise AlreadyUp(f"cannot lock {folder}: {error.strerror}; is it another user's?") from None
+    try:
         require_ports(ui_port, service_port)
     except CalcAnalyticsError:
-        lock.close()
+        lock.release()
         raise
     _claims.append(lock)
 
 
-def _lock(file: IO[str]) -> None:
-    """Locks the file, which holds the number of the process that has it; `AlreadyUp` if another one has it."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        raise AlreadyUp(
-            f"already running (pid {file.read().strip() or 'unknown'}): 'calc-analytics up' (or demo) already runs in "
-            f"{project_root()}: stop it first"
-        ) from None
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
+def _text(file: Path) -> str:
+    """What the file holds, or nothing."""
+    with suppress(OSError):
+        return file.read_text().strip()
+    return ""
 
 
 def _libc() -> ctypes.CDLL | None:
@@ -113,7 +131,7 @@ def _libc() -> ctypes.CDLL | None:
 
 
 def _writable_dagster_home() -> Path:
-    """DAGSTER_HOME, or a copy of its configuration where Dagster can write the output of runs."""
+    """DAGSTER_HOME if it is writable, else a copy of its configuration in a folder that is: Dagster writes there."""
     home = dagster_home()
     if os.access(home, os.W_OK):
         return home
@@ -128,14 +146,14 @@ _PR_SET_PDEATHSIG = 1
 
 
 def _end_with_parent() -> None:
-    """In the child: on Linux it gets SIGTERM when `up` is killed, so that nothing is left running."""
+    """Runs in the child: on Linux it gets SIGTERM when `up` is killed, so that nothing is left running."""
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @dataclass
 class Service:
-    """One process: its command, its log file, and how often it had to be started again."""
+    """One process: its command, its log file, and the pause before its next start."""
 
     name: str
     command: list[str]
@@ -146,11 +164,11 @@ class Service:
 
     @property
     def log(self) -> Path:
-        """Where its output goes."""
+        """The file that gets its output."""
         return writable(data_folder()) / "logs" / f"{self.name}.log"
 
     def start(self) -> None:
-        """Starts it in a session of its own, so that Ctrl-C reaches only the supervisor."""
+        """Starts the process in a session of its own, so that Ctrl-C reaches only the supervisor."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with open(self.log, "ab") as output:
             self.process = subprocess.Popen(
@@ -160,21 +178,21 @@ class Service:
         self.started_at = time.monotonic()
 
     def rotate_log(self) -> None:
-        """Beyond LOG_BYTES the log begins afresh; what it had is kept once, beside it, as `….log.1`."""
+        """Empties a log of more than LOG_BYTES, after copying it to `….log.1`."""
         if self.log.exists() and self.log.stat().st_size > LOG_BYTES:
             shutil.copyfile(self.log, f"{self.log}.1")
             os.truncate(self.log, 0)
 
     def is_running(self) -> bool:
-        """Whether the process lives."""
+        """Whether the process is alive."""
         return self.process is not None and self.process.poll() is None
 
     def restart_if_dead(self) -> bool:
-        """Starts it again if it died; the pause doubles while it keeps dying young."""
+        """Starts a dead process again, and returns whether it did. The pause doubles while starts fail soon."""
         if self.is_running():
             return False
         if self.process is not None:
-            # Run workers that a killed code server left behind: nobody would end them.
+            # Also ends the run workers that a killed code server left behind.
             self.signal(signal.SIGKILL)
             self.process = None
         if time.monotonic() - self.started_at > STARTED_SECONDS:
@@ -186,20 +204,20 @@ class Service:
         return True
 
     def signal(self, number: int) -> None:
-        """Sends a signal to its whole process group, run workers included."""
+        """Sends a signal to the process group, run workers included."""
         if self.process is not None:
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, number)
 
     def terminate(self) -> None:
-        """SIGTERM to the process itself."""
+        """Sends SIGTERM to the process itself."""
         if self.is_running() and self.process is not None:
             self.process.terminate()
 
 
 @dataclass
 class Supervisor:
-    """All services, in the order in which they start. They stop in the same order: ticks end first."""
+    """All services, in the order of starting and stopping: the code server stops first, so that ticks end."""
 
     ui_port: int
     service_port: int
@@ -209,7 +227,7 @@ class Supervisor:
     database_retry_at: float = 0.0
 
     def start(self) -> None:
-        """Starts everything and returns when the UI answers; raises `PortTaken` or `NotStarted`."""
+        """Starts everything and returns when the UI answers; raises `PortTaken`, `CannotListen` or `NotStarted`."""
         require_ports(self.ui_port, self.service_port)
         environment = self._environment()
         code = self._service(
@@ -231,15 +249,15 @@ class Supervisor:
         self._await(service, lambda: is_listening(self.service_port))
 
     def watch(self) -> list[str]:
-        """Starts what died again, the embedded database first, and returns a line for each; keeps the logs short."""
+        """Restarts dead processes, the embedded database first, and shortens logs. Returns a line for each restart."""
         for service in self.services:
             service.rotate_log()
         database = self._restart_database()
         services = [service.name for service in self.services if service.restart_if_dead()]
-        return [*database, *(f"the {name} had died and was started again" for name in services)]
+        return [*database, *(f"the {name} died and was started again" for name in services)]
 
     def _restart_database(self) -> list[str]:
-        """A server that recovers from its death counts as alive. A start that fails is tried again."""
+        """Restarts a dead embedded server; one in recovery counts as alive. A failed start is retried later."""
         if not embedded.is_down() or time.monotonic() < self.database_retry_at:
             return []
         try:
@@ -247,15 +265,16 @@ class Supervisor:
         except embedded.EmbeddedServerFailed as error:
             self.database_retry_at = time.monotonic() + DATABASE_RETRY_SECONDS
             return [f"error: {error}; trying again"]
-        return ["the database had died and was started again"]
+        return ["the database died and was started again"]
 
     def stop(self) -> None:
-        """SIGTERM to all; whatever is left after a few seconds is killed, run workers included."""
+        """Sends SIGTERM to all, and kills what is left after STOP_SECONDS, run workers included."""
         for service in self.services:
             service.terminate()
         deadline = time.monotonic() + STOP_SECONDS
-        while time.monotonic() < deadline and any(service.is_running() for service in self.services):
-            time.sleep(0.05)
+        for process in [service.process for service in self.services if service.process is not None]:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(deadline - time.monotonic(), 0))
         for service in self.services:
             service.signal(signal.SIGKILL)
             if service.process is not None:
@@ -272,7 +291,7 @@ class Supervisor:
             **os.environ,
             "DAGSTER_HOME": str(_writable_dagster_home()),
             "DAGSTER_GRPC_SHUTDOWN_GRACE_PERIOD": "1",
-            # The materializations of a run's days are stored together.
+            # A run's materializations are stored in batches.
             "DAGSTER_EVENT_BATCH_SIZE": os.environ.get("DAGSTER_EVENT_BATCH_SIZE", "100"),
             "PYTHONUNBUFFERED": "1",
         }
@@ -294,7 +313,7 @@ class Supervisor:
 
 
 def _last_line(log: Path) -> str:
-    """What it said last; one of the project's own errors, with its way on, if it said one."""
+    """The last line of the log; preferably the last error of this project, which names the command to run."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     own = [found.group(1) for line in lines[-200:] if (found := re.match(r"calc_analytics[\w.]+: (.+)", line))]
-    return (own or lines or ["it said nothing"])[-1][:300]
+    return (own or lines or ["its log is empty"])[-1][:300]

@@ -1,6 +1,7 @@
 """The command line: reports, JSON, exit codes, and one line for each kind of error."""
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -31,17 +32,17 @@ NOON = utc(2026, 3, 1, 12)
 SECRET = "hunter2"
 TEACHES = {
     "migrate": "Safe to repeat",
-    "refresh": "Cost: the new rows only",
+    "refresh": "The cost depends on the new rows only",
     "rollup": "Running it twice changes nothing",
-    "verify": "zero difference, or something that has to be resolved",
+    "verify": "the difference is zero, or something has to be resolved",
     "rebase": "Statistics stay until each day is rebuilt",
-    "prune": "Their statistics stay",
+    "prune": "statistics stay",
     "erase": "The opposite of `prune`",
-    "history": "Newest first, from the journal",
+    "history": "Newest first",
     "simulate": "COPY",
     "up": "Ctrl-C or SIGTERM stops all of it",
-    "demo": "a table of today's totals that grows",
-    "serve": "It starts, and stays up, while the database and Dagster are down",
+    "demo": "a table of totals that grows",
+    "serve": "It starts, and keeps running, while the database and Dagster are down",
     "status": "who holds an old transaction",
     "doctor": "the fact, why it matters, what to type",
     "widen": "live views",
@@ -66,7 +67,7 @@ def calc_as_owner(calc, database: URL, monkeypatch):
 
 
 def refused(result: Result, code: int = 1) -> str:
-    """The one line that a user is told."""
+    """The one line on standard error."""
     assert result.exit_code == code, result.output
     assert result.exception is None or isinstance(result.exception, SystemExit)
     assert result.stderr.count("\n") == 1, result.stderr
@@ -76,7 +77,7 @@ def refused(result: Result, code: int = 1) -> str:
 
 
 def run_by_hand(url: URL, *words: str) -> subprocess.Popen:
-    """`calc-analytics` with these words as a process of its own, which takes Ctrl-C whoever started the tests."""
+    """`calc-analytics` with these words as a process of its own, which takes Ctrl-C even if the tests do not."""
     given = url.set(drivername="postgresql").render_as_string(hide_password=False)
     return subprocess.Popen(
         [sys.executable, "-m", "calc_analytics.cli", *words],
@@ -94,7 +95,7 @@ def journal(calc, *words: str) -> list[dict]:
 
 
 def days_on_record(db) -> list[date]:
-    """Every day that the ledger knows, of whatever status."""
+    """Every day in the ledger, of any status."""
     return list(ledger.days_by_status(db, list(status.STATUSES)))
 
 
@@ -124,6 +125,15 @@ def test_every_command_has_help_that_teaches(calc):
     for name, says in TEACHES.items():
         assert says in " ".join(calc(name, "--help").output.split())
         assert name in calc("--help").output
+
+
+@pytest.mark.parametrize("name", sorted(set(main.commands) - {"status", "doctor"}))
+def test_every_help_names_what_changes_an_example_and_the_exit_codes(name: str):
+    said = CliRunner().invoke(main, [name, "--help"]).output
+    assert "  Changes:     " in said
+    assert re.search(rf"  Examples?: +.*calc-analytics {name}\b", said)
+    assert "  Exit codes:  0 " in said
+    assert all(len(line) <= 80 for line in said.splitlines())
 
 
 def test_refresh_prints_rows_and_days_and_which_days_are_left_to_rollup(calc, db, connect):
@@ -234,7 +244,8 @@ def test_an_unknown_rollup_is_one_line_that_lists_the_names(calc, db, connect, c
 )
 def test_days_that_are_not_real_are_refused_and_nothing_is_recorded(calc, db, connect, words: list[str], said: str):
     write(connect(), [row(NOON)])
-    assert said in refused(calc("rollup", *words))
+    for command in ("rollup", "verify"):
+        assert said in refused(calc(command, *words))
     assert days_on_record(db) == []
     assert journal(calc) == []
 
@@ -258,7 +269,7 @@ def test_rollup_leaves_a_day_whose_logs_were_deleted_and_names_both_ways_on(calc
     assert journal(calc)[0]["operation"] == "refuse"
 
 
-def test_the_default_rollup_fails_only_for_days_that_need_somebody(calc, db, connect):
+def test_the_default_rollup_fails_only_for_days_that_need_a_decision(calc, db, connect):
     today = datetime.now(timezone.utc)
     write(connect(), [row(today)] * 5)
     calc("rollup")
@@ -361,7 +372,7 @@ def test_verify_prints_a_line_per_day_and_records_what_it_found(calc, db, connec
     result = calc("verify")
     assert result.exit_code == 0
     assert "2026-03-01  logs       1,234  equal in 4 rollups\n" in result.output
-    assert "2026-03-02  logs           1  equal in 4 rollups; 1 negative response times" in result.output
+    assert "2026-03-02  logs           1  equal in 4 rollups; negative response times: 1" in result.output
     assert "2 days compared in" in result.output
     assert "difference 0" in result.output
     assert all(day.verified_at for day in status.recent_days(db, 2))
@@ -446,7 +457,7 @@ def test_a_value_that_does_not_fit_its_column_fails_verify_until_the_day_is_reco
     assert_exact(db)
 
 
-def test_history_reads_like_a_ledger_newest_first_in_100_columns(calc, db, connect):
+def test_history_is_newest_first_and_fits_100_columns(calc, db, connect):
     assert calc("history").output == "the journal has no such entry\n"
     writer = connect()
     write(writer, [row(NOON)] * 1_303)
@@ -476,10 +487,10 @@ def test_history_of_a_day_or_of_a_rollup_leaves_out_the_others(calc, db, connect
     assert len(journal(calc, "--rollup", STATS.name)) == 2
     assert f"({HOURS.name})" in calc("history", "--rollup", HOURS.name).output
     assert len(journal(calc, "--limit", "1")) == 1
-    assert "only the newest 1 entry: --limit shows more" in calc("history", "--limit", "1").output
+    assert "1 entry shown: --limit shows more" in calc("history", "--limit", "1").output
 
 
-def test_history_says_what_differed_who_restarted_the_counting_and_what_was_pruned(calc_as_owner, db, connect):
+def test_history_shows_differences_rebases_and_prunes(calc_as_owner, db, connect):
     calc = calc_as_owner
     write(connect(), [row(NOON)] * 5)
     calc("rollup", "--day", "2026-03-01")
@@ -495,11 +506,11 @@ def test_history_says_what_differed_who_restarted_the_counting_and_what_was_prun
     assert "every built day is to be rebuilt; days in UTC" in said
 
 
-def test_an_error_nobody_foresaw_is_one_line_too(calc, monkeypatch, tmp_path):
-    monkeypatch.setattr(counting, "refresh_once", lambda *given, **options: 1 / 0)
+def test_an_internal_error_is_one_line_too(calc, monkeypatch, tmp_path):
+    monkeypatch.setattr(counting, "refresh_once", lambda *given, **options: int("several\nlines"))
     monkeypatch.setattr(cli, "data_folder", lambda: tmp_path)
     said = refused(calc("refresh"))
-    assert "internal error: ZeroDivisionError" in said
+    assert "internal error: ValueError" in said
     assert "Traceback" in (tmp_path / "logs" / "cli.log").read_text()
 
 
@@ -509,6 +520,20 @@ def test_a_port_of_the_service_that_is_taken_is_named_with_its_option(calc):
         said = refused(calc("up", "--ui-port", str(free_port()), "--service-port", port))
     assert f"port {port} is in use" in said
     assert "--service-port" in said
+
+
+@pytest.mark.parametrize(
+    ("host", "said"),
+    [
+        ("127.0.0.1", "is in use on 127.0.0.1: end the program that has it, or choose another with --port"),
+        ("192.0.2.1", "of 192.0.2.1: Cannot assign requested address"),
+        ("no.such.host.invalid", "of no.such.host.invalid: "),
+    ],
+)
+def test_an_address_that_serve_cannot_have_is_named(calc, host: str, said: str):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert said in refused(calc("serve", "--host", host, "--port", port))
 
 
 def test_a_role_that_may_not_create_anything_runs_what_is_installed(calc):
@@ -524,8 +549,10 @@ def test_prune_asks_deletes_what_is_counted_and_names_what_it_left(calc_as_owner
     calc("rollup", "--from", "2026-03-01", "--to", "2026-03-03")
     execute(db, "update rollup_days set status = 'pending' where date = '2026-03-02'")
     execute(db, f"update {HOURS.name} set cache_hits = 2 where date = '2026-03-03'")
-    assert "Delete 8 counted log rows of 2 days before " in calc("prune", "--older-than", "1").output
-    assert len(oracle(db)) == 3, "nobody agreed"
+    said = refused(calc("prune", "--older-than", "1"))
+    assert "there is no terminal to answer 'Delete 8 counted log rows of 2 days before " in said
+    assert "add --yes to confirm. Nothing was deleted." in said
+    assert len(oracle(db)) == 3, "not confirmed"
     said = calc("prune", "--older-than", "1", "--yes").output
     assert "2026-03-01  5 rows deleted, statistics kept" in said
     assert (
@@ -543,6 +570,82 @@ def test_prune_asks_deletes_what_is_counted_and_names_what_it_left(calc_as_owner
     assert "of 4 rollups was not rebuilt: 5 of its 5 counted log rows were deleted" in refused(
         calc("rollup", "--day", "2026-03-01")
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "question"),
+    [
+        (["rebase"], "Mark every built day for a rebuild?"),
+        (["widen", "response_time_ms"], "Widen now?"),
+        (["prune", "--older-than", "1"], "Delete 5 counted log rows of 1 day before "),
+        (["erase", "--publisher", "1"], "Erase publisher_id 1 for good: 5 of calculation_logs"),
+        (["erase", "--publisher", "1", "--json"], "Erase publisher_id 1 for good: 5 of calculation_logs"),
+    ],
+)
+def test_a_question_that_cannot_be_answered_names_the_option_and_changes_nothing(
+    calc_as_owner, db, connect, words: list[str], question: str
+):
+    write(connect(), [row(NOON)] * 5)
+    calc_as_owner("rollup", "--day", "2026-03-01")
+    result = calc_as_owner(*words)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: there is no terminal to answer '")
+    assert question in result.stderr
+    assert "': add --yes to confirm. Nothing was " in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert status.different_days(db) == {}
+    assert_exact(db)
+
+
+@pytest.mark.parametrize(("answer", "is_changed"), [("y\n", True), ("n\n", False), ("", False)])
+def test_the_answer_decides(calc_as_owner, db, connect, monkeypatch, answer: str, is_changed: bool):
+    write(connect(), [row(NOON)])
+    calc_as_owner("rollup", "--day", "2026-03-01")
+    monkeypatch.setattr(terminal, "has_terminal", lambda: True)
+    result = CliRunner().invoke(main, ["rebase"], input=answer)
+    assert result.exit_code == (0 if is_changed else 1)
+    assert "Mark every built day for a rebuild? [y/N]: " in result.stderr
+    assert ("error: not confirmed. Nothing was changed." in result.stderr) != is_changed
+    assert bool(ledger.waiting_days(db)) == is_changed
+
+
+def test_a_statement_that_waits_for_a_lock_says_for_which_and_who_holds_it(database: URL, owner, db, connect):
+    write(connect(), [row(NOON)])
+    holder = connect()
+    holder.execute("set application_name = 'a migration'")
+    holder.execute("lock table calculation_logs in access exclusive mode")
+    process = run_by_hand(database, "refresh")
+    assert process.stderr
+    assert process.stdout
+    said = process.stderr.readline()
+    holder.rollback()
+    assert said == (
+        f"waiting for a lock on calculation_logs, held by process {holder.info.backend_pid} "
+        f"(a migration, idle in transaction)\n"
+    )
+    assert process.wait() == 0
+    assert process.stdout.read().startswith("1 row counted")
+    process.stdout.close()
+    process.stderr.close()
+
+
+def test_a_pipe_that_is_closed_ends_the_command_without_an_error(database: URL, db, connect):
+    write(connect(), [row(NOON + timedelta(days=n)) for n in range(30)])
+    rebuild(db, [DAY + timedelta(days=n) for n in range(30)])
+    process = run_by_hand(database, "verify")
+    assert process.stderr
+    assert process.stdout
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.wait()
+    process.stderr.close()
+
+
+def test_a_misspelled_variable_is_a_warning(calc, monkeypatch):
+    monkeypatch.setenv("ROLUP_TIMEZONE", "Asia/Tokyo")
+    result = calc("refresh")
+    assert result.exit_code == 0
+    assert result.stderr == ("warning: the variable ROLUP_TIMEZONE is not a setting: did you mean ROLLUP_TIMEZONE?\n")
 
 
 def test_prune_without_the_right_to_delete_says_what_to_grant(calc, db, connect):
@@ -596,7 +699,7 @@ def test_a_rollup_in_the_settings_that_does_not_exist_is_named(calc, monkeypatch
     assert LATENCY.name in said
 
 
-def test_rebase_is_the_way_on_after_a_restore(calc_as_owner, db, connect):
+def test_rebase_resolves_a_restore_into_another_cluster(calc_as_owner, db, connect):
     calc = calc_as_owner
     write(connect(), [row(NOON), row(NOON + timedelta(days=1))] * 5)
     calc("rollup", "--from", "2026-03-01", "--to", "2026-03-02")
@@ -641,6 +744,7 @@ def test_a_wrong_setting_is_named(calc, monkeypatch, command: str, variable: str
         (["rollup", "--from", ""], "YYYY-MM-DD"),
         (["rollup", "--day", "2026-2-3"], "YYYY-MM-DD"),
         (["verify", "--day", "9999-12-31"], "out of range"),
+        (["verify", "--day", "２０２６-０３-０１"], "YYYY-MM-DD"),
     ],
 )
 def test_a_malformed_day_is_named(calc, words: list[str], said: str):
@@ -662,6 +766,13 @@ def test_a_malformed_day_is_named(calc, words: list[str], said: str):
         ["history", "--limit", "0"],
         ["prune", "--older-than", "-1"],
         ["prune", "--older-than", "soon"],
+        ["prune", "--older-than", "９"],
+        ["erase", "--publisher", "１２"],
+        ["erase", "--publisher", "1_000"],
+        ["simulate", "--rate", "１０"],
+        ["history", "--limit", "５"],
+        ["serve", "--host", ""],
+        ["serve", "--port", "８０８０"],
     ],
 )
 def test_wrong_usage_is_exit_code_2(calc, words: list[str]):
@@ -686,10 +797,10 @@ def free_ports() -> list[str]:
         ("log_duration = off", "Asia/Tokyo", "built in UTC, but ROLLUP_TIMEZONE is Asia/Tokyo"),
     ],
 )
-def test_up_says_before_it_starts_what_every_tick_would_say(calc, db, maintenance, monkeypatch, setting, zone, said):
+def test_up_reports_before_starting_what_would_fail_every_tick(calc, db, maintenance, monkeypatch, setting, zone, said):
     maintenance(f'alter database "{db.engine.url.database}" set {setting}')
     monkeypatch.setenv("ROLLUP_TIMEZONE", zone)
-    monkeypatch.setattr(running, "claim", lambda *ports: None)  # this process holds it since its first `up`
+    monkeypatch.setattr(running, "claim", lambda *ports: None)  # this process holds the lock since its first `up`
     assert said in refused(calc("up", *free_ports()))
 
 

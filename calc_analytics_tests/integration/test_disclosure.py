@@ -1,7 +1,6 @@
 """Over HTTP nobody learns anything of the inside, whatever fails: a code and general words, each cause once."""
 
 import json
-import logging
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -19,7 +18,6 @@ from calc_analytics.operations.disclosure import cause_of
 from calc_analytics.operations.probes import Prober
 from calc_analytics.orchestration import history
 from calc_analytics.processes.supervisor import free_port
-from calc_analytics.telemetry import logs
 from calc_analytics_tests.clusters import Cluster
 from calc_analytics_tests.conftest import ROLE
 from calc_analytics_tests.integration.test_service import Served, serving
@@ -165,9 +163,6 @@ def test_dagsters_storage_that_does_not_answer(database: URL, tmp_path: Path, mo
 
 
 def test_the_log_has_the_details_once(capsys: pytest.CaptureFixture[str]):
-    for cached in (logs.logger, logs.handler):
-        cached.cache_clear()
-    logging.getLogger(logs.NAME).handlers.clear()
     settings = address(free_port())
     with serving(settings) as served:
         for _ in range(3):

@@ -536,7 +536,7 @@ def test_an_unknown_publisher_is_one_line(calc):
 
 def test_a_day_that_was_left_is_a_line_and_exit_code_1(calc, counted: Database):
     execute(counted, f"update {STATS.name} set cache_hits = cache_hits + 1 where date = '{DAY}'")
-    result = calc("erase", "--publisher", str(ERASED), "--json")
+    result = calc("erase", "--publisher", str(ERASED), "--yes", "--json")
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert result.stderr.startswith(f"error: {DAY} was not erased, because it differs")
     assert json.loads(result.stdout)["left_days"][0]["day"] == str(DAY)

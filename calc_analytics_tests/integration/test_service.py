@@ -24,6 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import text
 from sqlalchemy.engine import URL, Engine
 
+from calc_analytics import logs
 from calc_analytics.config import Settings
 from calc_analytics.days import today_and_yesterday
 from calc_analytics.operations.health import PROBES
@@ -40,7 +41,6 @@ from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.retention import prune
 from calc_analytics.rollup.verify import verify
 from calc_analytics.rollups import LOG
-from calc_analytics.telemetry import logs
 from calc_analytics_tests.logs import copy_rows, oracle, row, stored, write
 
 SECRET = "hunter2"
@@ -449,10 +449,10 @@ def test_a_bug_is_an_error_without_its_stack_trace_which_goes_to_the_log(setting
         raise RuntimeError(SECRET)
 
     monkeypatch.setattr("calc_analytics.operations.metrics.Exposition.text", break_down)
-    logging.getLogger("uvicorn.error").addHandler(logs.handler())
+    logging.getLogger("uvicorn.error").addHandler(logs.handler)
     with serving(settings) as served:
         status, answer = served.ask("/metrics")
-    logging.getLogger("uvicorn.error").removeHandler(logs.handler())
+    logging.getLogger("uvicorn.error").removeHandler(logs.handler)
     assert (status, answer["error"]["code"]) == (500, "internal_error")
     assert "internal error: RuntimeError" in answer["error"]["message"]
     assert SECRET not in json.dumps(answer)
@@ -584,9 +584,6 @@ def test_many_who_ask_at_once_all_get_an_answer(served: Served):
 
 
 def test_a_change_of_health_is_one_line_and_the_same_health_is_none(settings: Settings, engine, capsys, monkeypatch):
-    logging.getLogger(logs.NAME).handlers.clear()
-    logs.logger.cache_clear()
-    logs.handler.cache_clear()
     with serving(settings) as served:
         for _ in range(3):
             served.ask("/health/rollup")

@@ -1,8 +1,9 @@
-"""A service of `up`: its log stays short while it writes."""
+"""The supervisor of `up`: its lock, its ports, and the logs of its services."""
 
 import os
 import signal
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     service.process.wait()
 
 
-def test_the_ui_and_the_service_want_a_port_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_ui_and_the_service_need_two_ports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(supervisor, "data_folder", lambda: tmp_path)
     with pytest.raises(PortTaken, match="choose two ports"):
         claim(port := free_port(), port)
@@ -47,7 +48,35 @@ def test_a_port_that_another_program_has_is_named_and_the_folder_is_free_again(
         claim(free_port(), free_port())
 
 
-def test_a_long_log_begins_afresh_and_what_it_had_is_kept_beside_it(service: Service):
+def test_a_killed_up_leaves_no_lock_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(supervisor, "data_folder", lambda: tmp_path)
+    program = f"""
+import pathlib, time
+from calc_analytics.processes import supervisor
+supervisor.data_folder = lambda: pathlib.Path({str(tmp_path)!r})
+supervisor.claim(supervisor.free_port(), supervisor.free_port())
+print("locked", flush=True)
+time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(AlreadyUp, match=rf"already running \(pid {other.pid}\)"):
+            claim(free_port(), free_port())
+        other.kill()
+        other.wait()
+    claim(free_port(), free_port())
+
+
+def test_a_lock_file_that_cannot_be_opened_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(supervisor, "data_folder", lambda: tmp_path)
+    (tmp_path / "up.lock").mkdir()
+    with pytest.raises(AlreadyUp, match=f"cannot lock {tmp_path}: .*; is it another user's") as refused:
+        claim(free_port(), free_port())
+    assert "\n" not in str(refused.value)
+
+
+def test_a_long_log_is_emptied_and_its_content_is_kept_in_a_second_file(service: Service):
     service.rotate_log()
     eventually(lambda: service.log.stat().st_size > 200, "a long log")
     assert service.log.read_text().startswith("line 0\n")

@@ -91,6 +91,8 @@ def test_cron_wins_over_the_interval():
         ("ROLLUP_CRON", "-1 * * * *", "'-1' is not a minute"),
         ("ROLLUP_CRON", "1,,2 * * * *", "'' is not a minute"),
         ("ROLLUP_CRON", "² * * * *", "'²' is not a minute"),
+        ("ROLLUP_CRON", "５ * * * *", "'５' is not a minute"),
+        ("ROLLUP_CRON", "*/５ * * * *", "'/５' is not a step"),
         ("ROLLUP_CRON", "0 0 30 2 *", "never comes"),
         ("ROLLUP_CRON", "0 0 31 4,jun,9-9,11 *", "never comes"),
         ("ROLLUP_START_DATE", "2999-01-01", "lies in the future"),
@@ -102,6 +104,9 @@ def test_cron_wins_over_the_interval():
         ("ROLLUP_DEBOUNCE_SECONDS", "0", "seconds"),
         ("ROLLUP_DEBOUNCE_SECONDS", "nan", "seconds"),
         ("ROLLUP_DEBOUNCE_SECONDS", "-1", "seconds"),
+        ("ROLLUP_DEBOUNCE_SECONDS", "０.５", "seconds"),
+        ("ROLLUP_START_DATE", "２０２６-０１-０１", "YYYY-MM-DD"),
+        ("LOGS_KEPT_DAYS", "９０", "from 1 on"),
         ("ROLLUPS", "calculation_stats_daily;hours", "separated by commas"),
         ("ROLLUPS", ",", "separated by commas"),
         ("ROLLUPS", "statistiken_für_tage", "separated by commas"),
@@ -212,6 +217,37 @@ def test_a_line_of_dotenv_that_is_ignored_is_reported_by_its_number_alone(
     assert said.startswith(f"line {lines} of the project's .env is not usable: the accepted form is NAME=value")
     assert SECRET not in said
     assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("ROLUP_TIMEZONE", "ROLLUP_TIMEZONE"),
+        ("ROLLUP_TIME_ZONE", "ROLLUP_TIMEZONE"),
+        ("DATABASE_URI", "DATABASE_URL"),
+        ("database_url", "DATABASE_URL"),
+        ("LOG_LEVLE", "LOG_LEVEL"),
+        ("LOGS_KEEP_DAYS", "LOGS_KEPT_DAYS"),
+        ("ENABLE_TEST_ENDPOINT", "ENABLE_TEST_ENDPOINTS"),
+    ],
+)
+def test_a_misspelled_name_in_dotenv_is_refused_with_the_setting_it_resembles(
+    dotenv: Callable[[str], Settings], name: str, known: str
+):
+    with pytest.raises(InvalidSetting) as refused:
+        dotenv(f"A=b\n{name}={SECRET}\n")
+    assert str(refused.value) == f"{name} in the project's .env is not a setting: did you mean {known}?"
+
+
+def test_names_of_other_programs_in_dotenv_are_left_alone(dotenv: Callable[[str], Settings]):
+    others = ["DAGSTER_HOME", "DAGSTER_POSTGRES_USER", "LOG_FILE", "ALERT_EMAIL", "PGHOST", "TEST_DATABASE_URL", "DB"]
+    assert dotenv("".join(f"{name}=x\n" for name in others)) == Settings()
+    assert dotenv(f"DATABASE_URL={URL}\nDATABASE_URI={URL}\n").database_url is not None
+
+
+def test_misspelled_names_of_the_environment_are_found(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(config.os, "environ", {"ROLUP_CRON": "", "PATH": "/bin", "ROLLUPS": "all"})
+    assert config.misspelled() == {"ROLUP_CRON": "ROLLUP_CRON"}
 
 
 def test_a_rollup_that_is_not_declared_is_refused_with_the_names_that_are():

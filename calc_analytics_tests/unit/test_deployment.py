@@ -1,7 +1,6 @@
 """deploy/ names what there is: commands, ports, settings, files; and its three ways to run say the same."""
 
 import importlib.util
-import inspect
 import re
 import shlex
 import shutil
@@ -16,10 +15,10 @@ import yaml
 from dagster._core.workspace.load import location_origins_from_yaml_paths
 
 from calc_analytics.cli.main import main
-from calc_analytics.config import Settings, project_root
+from calc_analytics.config import VARIABLES, project_root
 from calc_analytics.processes.supervisor import Supervisor
 
-SETTINGS = set(re.findall(r'_read\(values, "([A-Z_]+)"', inspect.getsource(Settings.from_environment)))
+SETTINGS = set(VARIABLES)
 DEPLOY = project_root() / "deploy"
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 OURS = {name: service for name, service in COMPOSE["services"].items() if service["image"] == "calc-analytics"}

@@ -23,12 +23,12 @@ ALLOWED = {
     "database": {"config", "database"},
     "rollup": {"config", "database", "rollup"},
     "rollups": {"config", "database", "rollup"},
-    "telemetry": {"config", "database", "rollup", "telemetry"},
-    "orchestration": {"config", "database", "rollup", "rollups", "telemetry", "orchestration"},
-    "operations": {"config", "database", "rollup", "rollups", "orchestration", "telemetry", "processes", "operations"},
-    "definitions": {"config", "rollups", "orchestration"},
+    "logs": {"database", "rollup"},
+    "orchestration": {"config", "database", "rollup", "rollups", "logs", "orchestration"},
+    "operations": {"config", "database", "rollup", "rollups", "orchestration", "logs", "processes", "operations"},
+    "definitions": {"config", "rollups", "logs", "orchestration"},
     "processes": {"config", "database", "rollup", "rollups", "processes"},
-    "cli": {"config", "database", "rollup", "rollups", "telemetry", "operations", "processes", "cli"},
+    "cli": {"config", "database", "rollup", "rollups", "logs", "operations", "processes", "cli"},
 }
 
 

@@ -1,13 +1,14 @@
-"""Log lines and noted failures: one line each, and never an error for whoever is observed."""
+"""Log lines and recorded failures: one line each, and logging never raises."""
 
 import json
 import logging
 from datetime import date
 
 import pytest
+import structlog
 from sqlalchemy import create_engine
 
-from calc_analytics import telemetry
+from calc_analytics import logs
 from calc_analytics.database.errors import DatabaseError
 from calc_analytics.rollup import journal
 from calc_analytics.rollup.database import Database
@@ -22,7 +23,6 @@ from calc_analytics.rollup.reports import (
 )
 from calc_analytics.rollup.snapshot import Snapshot
 from calc_analytics.rollups import LOG
-from calc_analytics.telemetry import logs
 
 DAY = date(2026, 3, 1)
 AT = Snapshot.parse("7:7:")
@@ -47,19 +47,11 @@ DIFFERS = RebuildReport([], [Refused(name, DAY, "differs", 0, 5) for name in (ST
 
 
 @pytest.fixture(autouse=True)
-def _set_up_afresh(monkeypatch: pytest.MonkeyPatch):
-    """Each test's own format, level and standard error."""
-
-    def forget() -> None:
-        logging.getLogger(logs.NAME).handlers.clear()
-        logs.handler.cache_clear()
-        logs.logger.cache_clear()
-
-    for name in ("LOG_FORMAT", "LOG_LEVEL"):
-        monkeypatch.delenv(name, raising=False)
-    forget()
+def _default_configuration():
+    """Text at level info before and after each test."""
+    logs.configure()
     yield
-    forget()
+    logs.configure()
 
 
 @pytest.fixture
@@ -69,26 +61,26 @@ def said(capsys: pytest.CaptureFixture[str]):
 
 
 def test_a_refresh_is_one_line_of_key_and_value(said):
-    telemetry.refreshed(COUNTED)
+    logs.log_refresh(COUNTED)
     line = said()
     assert line.count("\n") == 1
     assert " INFO refresh rows=3 days=2026-03-01 seconds=0.0125" in line
 
 
-def test_a_refresh_that_found_nothing_is_silent(said, monkeypatch):
-    telemetry.refreshed(NOTHING)
+def test_a_refresh_that_found_nothing_is_silent(said):
+    logs.log_refresh(NOTHING)
     assert said() == ""
 
 
-def test_at_debug_it_is_not(said, monkeypatch):
-    monkeypatch.setenv("LOG_LEVEL", "debug")
-    telemetry.refreshed(NOTHING)
+def test_it_is_a_line_at_level_debug(said):
+    logs.configure(log_level="debug")
+    logs.log_refresh(NOTHING)
     assert " DEBUG refresh rows=0 " in said()
 
 
-def test_json_lines_have_the_same_fields(said, monkeypatch):
-    monkeypatch.setenv("LOG_FORMAT", "json")
-    telemetry.refreshed(COUNTED, request_id="abc")
+def test_json_lines_have_the_same_fields(said):
+    logs.configure("json")
+    logs.log_refresh(COUNTED, request_id="abc")
     line = json.loads(said())
     assert line.pop("at").endswith("Z")
     assert line == {
@@ -102,33 +94,33 @@ def test_json_lines_have_the_same_fields(said, monkeypatch):
 
 
 def test_a_day_that_waits_is_named_once_however_many_rollups_it_waits_in(said):
-    telemetry.refreshed(RefreshReport(counts(DAY, 3, "pending"), 0.01, AT))
+    logs.log_refresh(RefreshReport(counts(DAY, 3, "pending"), 0.01, AT))
     assert "never_built_days=2026-03-01" in (line := said())
     assert line.count("2026-03-01") == 1
 
 
 @pytest.mark.parametrize(("report", "level"), [(PRUNED, "INFO"), (DIFFERS, "WARNING")])
-def test_a_refused_day_is_a_warning_if_somebody_must_decide(said, report: RebuildReport, level: str):
-    telemetry.rebuilt(report)
+def test_a_refused_day_is_a_warning_if_it_needs_a_decision(said, report: RebuildReport, level: str):
+    logs.log_rebuild(report)
     assert f" {level} rebuild rows=0 " in (line := said())
     assert line.count("2026-03-01") == 1
     assert "refused_days=2026-03-01" in line
 
 
 def test_a_day_whose_statistics_were_kept_is_named(said):
-    telemetry.rebuilt(RebuildReport(kept=[Refused(STATS, DAY, "keep", 0, 5, 5)]))
+    logs.log_rebuild(RebuildReport(kept=[Refused(STATS, DAY, "keep", 0, 5, 5)]))
     assert " INFO rebuild " in (line := said())
     assert "kept_days=2026-03-01" in line
 
 
 def test_a_comparison_that_finds_nothing_is_one_line_for_all_rollups(said):
-    telemetry.verified(VerifyReport([proof("equal", 0), proof("equal", 0, HOURS)], 0.1))
+    logs.log_verify(VerifyReport([proof("equal", 0), proof("equal", 0, HOURS)], 0.1))
     assert " INFO verify difference=0 days=2026-03-01 " in (line := said())
     assert line.count("\n") == 1
 
 
-def test_each_difference_is_an_error_that_says_what_to_do(said):
-    telemetry.verified(VerifyReport([proof("equal", 0), proof("statistics_changed", 1000, HOURS)], 0.1))
+def test_each_difference_is_an_error_that_names_the_command(said):
+    logs.log_verify(VerifyReport([proof("equal", 0), proof("statistics_changed", 1000, HOURS)], 0.1))
     total, found = said().splitlines()
     assert " ERROR verify difference=1000 " in total
     assert "different_days=2026-03-01" in total
@@ -138,31 +130,61 @@ def test_each_difference_is_an_error_that_says_what_to_do(said):
 
 def test_many_days_are_a_span(said):
     days = [each for n in range(1, 31) for each in counts(date(2026, 3, n), 1)]
-    telemetry.rebuilt(RebuildReport(days))
+    logs.log_rebuild(RebuildReport(days))
     assert "days=2026-03-01..2026-03-30" in said()
 
 
 @pytest.mark.parametrize(("transient", "level"), [(True, "WARNING"), (False, "ERROR")])
-def test_trouble_is_one_line_and_goes_on_its_way(said, transient: bool, level: str):
-    with pytest.raises(DatabaseError), telemetry.record_failures("refresh", request_id="abc"):
+def test_a_failure_is_one_line_and_is_raised_again(said, transient: bool, level: str):
+    with pytest.raises(DatabaseError), logs.record_failures("refresh", request_id="abc"):
         raise DatabaseError("cannot connect to 'x=1'", transient)
     assert f""" {level} refresh failed="cannot connect to 'x=1'" request_id=abc""" in said()
 
 
-def test_of_a_bug_only_the_kind_is_said(said):
-    telemetry.failed("refresh", ValueError("postgresql://me:hunter2@db"))
+def test_of_an_internal_error_only_the_type_is_logged(said):
+    logs.log_failure("refresh", ValueError("postgresql://me:hunter2@db"))
     assert 'failed="internal error: ValueError"' in (line := said())
     assert "hunter2" not in line
 
 
 def test_values_that_could_be_misread_are_quoted(said):
-    logs.line(logging.INFO, "x", empty="", lines="a\nb", equals="a=b", several=["a", "b"], quote='"')
+    logs.log(logging.INFO, "x", empty="", lines="a\nb", equals="a=b", several=["a", "b"], quote='"')
     assert r'empty="" lines="a\nb" equals="a=b" several=a,b quote="\""' in said()
+
+
+def test_an_exception_is_a_field_of_its_line(said):
+    try:
+        raise ValueError("x")
+    except ValueError:
+        logs.log(logging.ERROR, "probe", exc_info=True)
+    line = said()
+    assert line.count("\n") == 1
+    assert " ERROR probe exception=" in line
+    assert "Traceback" in line
+
+
+def test_lines_of_another_logger_on_this_handler_have_the_same_form(said):
+    other = logging.getLogger("uvicorn.error")
+    other.addHandler(logs.handler)
+    try:
+        other.error("cannot %s", "start")
+    finally:
+        other.removeHandler(logs.handler)
+    assert said().splitlines()[0].endswith("Z ERROR cannot start")
+
+
+def test_the_logging_of_other_programs_stays_as_it_is(said):
+    before = (logging.root.level, [*logging.root.handlers])
+    logs.configure("json", "debug")
+    logs.log(logging.ERROR, "x")
+    assert said().count("\n") == 1
+    assert (logging.root.level, [*logging.root.handlers]) == before
+    assert not structlog.is_configured()
 
 
 @pytest.fixture
 def noted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Database, str, str]]:
-    """What was noted in the journal."""
+    """What was written to the journal."""
     found: list[tuple[Database, str, str]] = []
     monkeypatch.setattr(journal, "note_failure", lambda *given: found.append(given))
     return found
@@ -170,19 +192,19 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Database, str, str]]:
 
 @pytest.fixture
 def db() -> Database:
-    """A database that nobody connects to."""
+    """A database that is never connected to."""
     engine = create_engine("postgresql+psycopg://nobody@127.0.0.1:1/nothing")
     return Database(engine.execution_options(local_settings={"statement_timeout": "1h", "jit": "off"}), LOG, "UTC")
 
 
 @pytest.mark.parametrize(
-    "error", [DatabaseError("it is too late", False, "57014"), RollupsChanged("set ROLLUPS"), ValueError("hunter2")]
+    "error", [DatabaseError("canceled", False, "57014"), RollupsChanged("set ROLLUPS"), ValueError("hunter2")]
 )
-def test_a_failure_is_noted_in_the_journal_with_little_patience(said, noted, db, error: Exception):
-    with pytest.raises(type(error)), telemetry.record_failures("rebuild", db=db, run="abc"):
+def test_a_failure_is_written_to_the_journal_with_short_timeouts(said, noted, db, error: Exception):
+    with pytest.raises(type(error)), logs.record_failures("rebuild", db=db, run="abc"):
         raise error
     ((where, operation, reason),) = noted
-    assert (operation, reason) == ("rebuild", logs.in_one_line(error))
+    assert (operation, reason) == ("rebuild", logs.error_line(error))
     assert "hunter2" not in reason
     settings = where.engine.get_execution_options()["local_settings"]
     assert settings == {"statement_timeout": "2s", "jit": "off", "lock_timeout": "1s"}
@@ -190,16 +212,16 @@ def test_a_failure_is_noted_in_the_journal_with_little_patience(said, noted, db,
 
 
 @pytest.mark.parametrize("sqlstate", [None, "08006", "57P01", "53300", "25006"])
-def test_where_the_database_is_away_no_failure_is_noted(noted, db, sqlstate: str | None):
-    telemetry.failed("refresh", DatabaseError("the connection is lost", True, sqlstate), db=db)
+def test_no_failure_is_written_to_a_database_that_does_not_answer(noted, db, sqlstate: str | None):
+    logs.log_failure("refresh", DatabaseError("the connection is lost", True, sqlstate), db=db)
     assert noted == []
 
 
-def test_a_failure_that_cannot_be_noted_is_not_another_one(said, db):
-    telemetry.failed("refresh", ValueError(), db=db)
+def test_a_failure_that_cannot_be_written_is_still_one_line(said, db):
+    logs.log_failure("refresh", ValueError(), db=db)
     assert said().count("\n") == 1
 
 
-def test_without_a_database_nothing_is_noted(noted):
-    telemetry.failed("refresh", ValueError())
+def test_without_a_database_nothing_is_written(noted):
+    logs.log_failure("refresh", ValueError())
     assert noted == []
