@@ -6,7 +6,7 @@ from dagster import BetaWarning, Definitions, PreviewWarning, define_asset_job, 
 
 from calc_analytics.config import Settings
 from calc_analytics.orchestration.alerts import check_failure_alerts, run_failure_alerts
-from calc_analytics.orchestration.assets import calculation_logs, rollup_assets
+from calc_analytics.orchestration.assets import ROLLUP_JOB, calculation_logs, rollup_assets
 from calc_analytics.orchestration.checks import rollup_checks
 from calc_analytics.orchestration.cron import freshness_policy
 from calc_analytics.orchestration.housekeeping import daily_housekeeping, housekeeping_job
@@ -29,7 +29,7 @@ def defs() -> Definitions:
         rollups = rollup_assets(log, partitions, freshness_policy(settings.cron))
         checks = rollup_checks(log, partitions)
     rollup_job = define_asset_job(
-        "rollup_job",
+        ROLLUP_JOB,
         selection=[rollups],
         description="Recounts days from the log in every rollup and proves them with their checks.",
     )
@@ -37,9 +37,9 @@ def defs() -> Definitions:
         assets=[calculation_logs, rollups],
         asset_checks=[checks],
         jobs=[rollup_job, housekeeping_job],
-        schedules=[hourly_schedule(rollup_job, partitions, settings), daily_housekeeping(settings)],
+        schedules=[hourly_schedule(settings), daily_housekeeping(settings)],
         sensors=[
-            new_log_batches_sensor(rollup_job, partitions),
+            new_log_batches_sensor(partitions),
             run_failure_alerts(settings),
             check_failure_alerts(settings),
         ],

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 GROUP = "calculations"
 # The name of the step, and of its section in a run's config.
 REBUILD = "rebuild"
+# The job of the rollups and their checks, by which sensor and schedule refer to it.
+ROLLUP_JOB = "rollup_job"
 # A run rebuilds up to this many days in one pass: starting a run takes longer than rebuilding a quarter.
 DAYS_PER_RUN = 100
 

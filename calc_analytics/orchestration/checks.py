@@ -25,13 +25,14 @@ from dagster import (
 
 from calc_analytics import telemetry
 from calc_analytics.days import today_and_yesterday
-from calc_analytics.orchestration.evaluations import Target, targets
+from calc_analytics.orchestration.evaluations import latest_materializations
 from calc_analytics.orchestration.partitions import as_days
 from calc_analytics.orchestration.resources import RollupDatabase
 from calc_analytics.orchestration.retries import TRANSIENT_ERRORS, as_dagster_failure
 from calc_analytics.plurals import number
 
 if TYPE_CHECKING:
+    from calc_analytics.orchestration.dagster_internals import EvaluationTarget
     from calc_analytics.rollup.database import Database
     from calc_analytics.rollup.declaration import Check, Log, Rollup
     from calc_analytics.rollup.figures import Violations
@@ -115,11 +116,11 @@ def _check(run: OpExecutionContext, db: "Database") -> Iterator[AssetCheckResult
 
 
 def _log_each(run: OpExecutionContext, found: dict[AssetCheckKey, Verdicts], days: Sequence[date]) -> None:
-    events, keys = run.instance.event_log_storage, [str(day) for day in days]
-    of = {asset: targets(events, asset, keys) for asset in {key.asset_key for key in found}}
+    keys = [str(day) for day in days]
+    targets = {asset: latest_materializations(run.instance, asset, keys) for asset in {key.asset_key for key in found}}
     for key, verdicts in found.items():
         for day, verdict in verdicts.items():
-            _log(run, _evaluation(key, verdict, str(day), of[key.asset_key].get(str(day))))
+            _log(run, _evaluation(key, verdict, str(day), targets[key.asset_key].get(str(day))))
         _log(run, _evaluation(key, _together(verdicts)))
 
 
@@ -128,7 +129,7 @@ def _log(run: OpExecutionContext, evaluation: AssetCheckEvaluation) -> None:
 
 
 def _evaluation(
-    key: AssetCheckKey, verdict: Verdict, partition: str | None = None, target: Target | None = None
+    key: AssetCheckKey, verdict: Verdict, partition: str | None = None, target: "EvaluationTarget | None" = None
 ) -> AssetCheckEvaluation:
     return AssetCheckEvaluation(
         asset_key=key.asset_key,

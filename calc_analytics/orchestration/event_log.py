@@ -23,22 +23,24 @@ from dagster import (
     DagsterEventType,
     DagsterInstance,
     EventLogEntry,
+    deserialize_value,
 )
-from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
-from dagster._core.storage.event_log.schema import (
-    AssetCheckExecutionsTable,
-    AssetEventTagsTable,
-    SqlEventLogStorageTable,
-)
-from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
-from dagster._serdes import deserialize_value
 from dagster_postgres import PostgresEventLogStorage
 from sqlalchemy import ColumnElement, Select, Table, delete, func, or_, select
 from sqlalchemy.engine import Row
 
 from calc_analytics.errors import CalcAnalyticsError
+from calc_analytics.orchestration.dagster_internals import (
+    TESTED_WITH,
+    AssetCheckExecutionRecordStatus,
+    AssetCheckExecutionsTable,
+    AssetEventTagsTable,
+    SqlEventLogStorage,
+    SqlEventLogStorageTable,
+)
 
-TESTED_WITH = "1.13."
+# Patch releases of Dagster keep its tables.
+TESTED_MINOR = TESTED_WITH.rpartition(".")[0] + "."
 # Rows per transaction.
 BATCH = 2_000
 # Of a check that fails in more partitions, the newest are looked at.
@@ -116,10 +118,10 @@ def _evaluation(event: str) -> tuple[datetime, AssetCheckEvaluation]:
 def storage_of(instance: DagsterInstance) -> PostgresEventLogStorage:
     """The instance's event log; raises `UnknownEventLog` unless pruning it was tested."""
     storage = instance.event_log_storage
-    if not isinstance(storage, PostgresEventLogStorage) or not dagster.__version__.startswith(TESTED_WITH):
+    if not isinstance(storage, PostgresEventLogStorage) or not dagster.__version__.startswith(TESTED_MINOR):
         raise UnknownEventLog(
             f"the event log is {type(storage).__name__} of Dagster {dagster.__version__}, but pruning was tested with "
-            f"PostgreSQL and Dagster {TESTED_WITH}*: nothing was deleted; switch the schedule daily_housekeeping off"
+            f"PostgreSQL and Dagster {TESTED_MINOR}*: nothing was deleted; switch the schedule daily_housekeeping off"
         )
     return storage
 

@@ -10,17 +10,21 @@ a run fails only when its code server has answered for a while, and the daemon h
 import json
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
-from dagster import DagsterEventType, DagsterRun
-from dagster._core.errors import DagsterUserCodeUnreachableError
-from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
-from dagster._core.storage.tags import GRPC_INFO_TAG
-from dagster._serdes import ConfigurableClassData, deserialize_value
+from dagster import DagsterEventType, DagsterRun, DefaultRunLauncher
+
+from calc_analytics.orchestration.dagster_internals import (
+    GRPC_INFO_TAG,
+    CheckRunHealthResult,
+    DagsterUserCodeUnreachableError,
+    WorkerStatus,
+    works_on_run,
+)
 
 if TYPE_CHECKING:
-    from dagster._grpc.client import DagsterGrpcClient
+    from calc_analytics.orchestration.dagster_internals import DagsterGrpcClient
 
 # Worker's clock and the kernel's record of when it began differ by less.
 SLACK_SECONDS = 2.0
@@ -32,7 +36,7 @@ SETTLED_SECONDS = 10.0
 class WatchfulRunLauncher(DefaultRunLauncher):
     """`DefaultRunLauncher` with a health check: the worker's pid is in the run's events."""
 
-    def __init__(self, inst_data: ConfigurableClassData | None = None) -> None:
+    def __init__(self, inst_data: Any = None) -> None:
         super().__init__(inst_data)
         # By the tag that says where the code server is: its id, and since when it answers.
         self._servers: dict[str, tuple[str, float]] = {}
@@ -61,7 +65,9 @@ class WatchfulRunLauncher(DefaultRunLauncher):
             return False
         address = run.tags[GRPC_INFO_TAG]
         try:
-            return self._is_settled(address, client) and (is_ours or not _is_known(run, client))
+            if not self._is_settled(address, client):
+                return False
+            return is_ours or not works_on_run(client, run.run_id, ANSWER_SECONDS)
         except DagsterUserCodeUnreachableError:
             self._servers.pop(address, None)
             return False
@@ -78,14 +84,6 @@ class WatchfulRunLauncher(DefaultRunLauncher):
         events = self._instance.all_logs(run.run_id, of_type=DagsterEventType.ENGINE_EVENT)
         said = [(event.get_dagster_event().engine_event_data.metadata.get("pid"), event.timestamp) for event in events]
         return [(int(str(pid.value)), at) for pid, at in said if pid is not None]
-
-
-def _is_known(run: DagsterRun, client: "DagsterGrpcClient") -> bool:
-    """Whether the code server works on the run."""
-    from dagster._grpc.types import CanCancelExecutionRequest, CanCancelExecutionResult
-
-    said = client.can_cancel_execution(CanCancelExecutionRequest(run_id=run.run_id), timeout=ANSWER_SECONDS)
-    return deserialize_value(said, CanCancelExecutionResult).can_cancel
 
 
 def _is_of_this_machine(run: DagsterRun) -> bool:

@@ -2,29 +2,24 @@
 
 from dagster import (
     DefaultScheduleStatus,
-    JobDefinition,
-    PartitionsDefinition,
     RunRequest,
     ScheduleDefinition,
     ScheduleEvaluationContext,
     schedule,
 )
-from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from calc_analytics.config import Settings
 from calc_analytics.days import today_and_yesterday
-from calc_analytics.orchestration.assets import automatic
+from calc_analytics.orchestration.assets import ROLLUP_JOB, automatic
 
 
-def hourly_schedule(
-    job: JobDefinition | UnresolvedAssetJobDefinition, partitions: PartitionsDefinition, settings: Settings
-) -> ScheduleDefinition:
+def hourly_schedule(settings: Settings) -> ScheduleDefinition:
     """`hourly_rollup`: on by default, at ROLLUP_CRON in the reporting time zone."""
 
     @schedule(
         name="hourly_rollup",
         cron_schedule=settings.cron,
-        job=job,
+        job_name=ROLLUP_JOB,
         execution_timezone=settings.timezone,
         default_status=DefaultScheduleStatus.RUNNING,
         description="Recounts and checks today and yesterday in every rollup, whatever the sensor did.",

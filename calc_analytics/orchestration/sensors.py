@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from dagster import (
     DefaultSensorStatus,
-    JobDefinition,
     PartitionsDefinition,
     SensorDefinition,
     SensorEvaluationContext,
@@ -19,9 +18,9 @@ from dagster import (
     SkipReason,
     sensor,
 )
-from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from calc_analytics import telemetry
+from calc_analytics.orchestration.assets import ROLLUP_JOB
 from calc_analytics.orchestration.cursor import Cursor
 from calc_analytics.orchestration.events import report_days
 from calc_analytics.orchestration.resources import RollupDatabase
@@ -59,15 +58,13 @@ def _patrol(db: "Database") -> "Patrol":
 
 
 def new_log_batches_sensor(
-    job: JobDefinition | UnresolvedAssetJobDefinition,
-    partitions: PartitionsDefinition,
-    interval_seconds: int = INTERVAL_SECONDS,
+    partitions: PartitionsDefinition, interval_seconds: int = INTERVAL_SECONDS
 ) -> SensorDefinition:
     """`new_log_batches`, on by default. With a longer interval a tick refreshes once instead of streaming."""
 
     @sensor(
         name="new_log_batches",
-        job=job,
+        job_name=ROLLUP_JOB,
         minimum_interval_seconds=interval_seconds,
         default_status=DefaultSensorStatus.RUNNING,
         description="Keeps built days exact within a second of each batch and proves them in turn. Requests runs: "

@@ -15,7 +15,7 @@ from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._core.test_utils import create_run_for_test
 
 from calc_analytics.orchestration import launcher
-from calc_analytics.orchestration.code_server import _tried_again
+from calc_analytics.orchestration.code_server import log_errors
 from calc_analytics.orchestration.launcher import WatchfulRunLauncher
 from calc_analytics.processes.supervisor import free_port, is_listening
 from calc_analytics_tests.acceptance.conftest import eventually
@@ -139,7 +139,7 @@ def test_the_code_servers_look_at_its_workers_survives_a_database_that_is_away(c
     def look(server: object) -> None:
         raise ConnectionError("a URL with a password")
 
-    _tried_again(look)(None)
+    log_errors(look)(None)
     assert [record.message for record in caplog.records] == [
-        "cannot look after run workers at the moment (ConnectionError)"
+        "cannot look for orphaned runs at the moment (ConnectionError)"
     ]

@@ -4,8 +4,14 @@ from datetime import datetime
 from zoneinfo import ZoneInfo
 
 import pytest
-from dagster import DagsterInstance, DefaultScheduleStatus, Definitions, RunRequest, build_schedule_context
-from dagster._core.definitions.partitions.context import partition_loading_context
+from dagster import (
+    DagsterInstance,
+    DefaultScheduleStatus,
+    Definitions,
+    RunRequest,
+    build_schedule_context,
+    partition_loading_context,
+)
 
 from calc_analytics.definitions import defs
 

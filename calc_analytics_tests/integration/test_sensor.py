@@ -417,8 +417,7 @@ def test_a_tick_ends_at_once_when_the_server_is_told_to_stop(location, instance,
 def test_a_longer_interval_keeps_its_meaning(database, location, instance, db, connect):
     rebuild(db, [today()])
     write(connect(), [row(now())] * 3)
-    job = location.resolve_job_def("rollup_job")
-    sensor = new_log_batches_sensor(job, daily_partitions(Settings.from_environment()), interval_seconds=60)
+    sensor = new_log_batches_sensor(daily_partitions(Settings.from_environment()), interval_seconds=60)
     with build_sensor_context(instance=instance, cursor=IDLE, definitions=location) as context:
         result = sensor(context, database=RollupDatabase())
     assert sensor.minimum_interval_seconds == 60

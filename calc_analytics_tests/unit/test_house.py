@@ -70,6 +70,18 @@ def test_only_the_orchestration_layer_knows_dagster_and_only_config_reads_the_en
         assert not re.search(r"\bos\.(environ|getenv)|import environ", source)
 
 
+def test_only_one_module_imports_what_dagster_does_not_publish():
+    """Annotations' imports too. `alerts` is on its way out."""
+    private = {
+        ids(path): sorted(
+            name for name in imports(path) if re.match(r"dagster\w*(\.\w+)*\._|dagster_postgres\.utils", name)
+        )
+        for path in MODULES
+        if path.stem not in ("dagster_internals", "alerts")
+    }
+    assert {path: names for path, names in private.items() if names} == {}
+
+
 @pytest.mark.parametrize("path", [p for p in MODULES if p.read_text().strip()], ids=ids)
 def test_every_module_says_what_it_is_for(path: Path):
     assert ast.get_docstring(ast.parse(path.read_text()))
