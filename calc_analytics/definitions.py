@@ -2,7 +2,16 @@
 
 import warnings
 
-from dagster import BetaWarning, Definitions, PreviewWarning, define_asset_job, definitions, in_process_executor
+from dagster import (
+    AssetKey,
+    BetaWarning,
+    Definitions,
+    PreviewWarning,
+    define_asset_job,
+    definitions,
+    in_process_executor,
+    with_source_code_references,
+)
 
 from calc_analytics.config import Settings
 from calc_analytics.orchestration.alerts import check_failure_alerts, run_failure_alerts
@@ -23,15 +32,16 @@ def defs() -> Definitions:
     settings = Settings.from_environment()
     log, partitions = chosen_log(settings.rollups), daily_partitions(settings)
     with warnings.catch_warnings():
-        # Backfill policies and partitioned checks are new in Dagster 1.13, and relied upon.
+        # Backfill policies, partitioned checks and code references are new in Dagster 1.13, and relied upon.
         warnings.simplefilter("ignore", BetaWarning)
         warnings.simplefilter("ignore", PreviewWarning)
-        rollups = rollup_assets(log, partitions, freshness_policy(settings.cron))
+        (rollups,) = with_source_code_references([rollup_assets(log, partitions, freshness_policy(settings.cron))])
         checks = rollup_checks(log, partitions)
     rollup_job = define_asset_job(
         ROLLUP_JOB,
-        selection=[rollups],
-        description="Recounts days from the log in every rollup and proves them with their checks.",
+        selection=[AssetKey(name) for name in log.names],
+        description="Recounts days from the log in every rollup and evaluates their checks. The hourly schedule runs "
+        "it for today and yesterday, the sensor for days that are not built; launch it by hand for any days.",
     )
     return Definitions(
         assets=[calculation_logs, rollups],

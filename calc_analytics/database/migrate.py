@@ -28,7 +28,7 @@ from calc_analytics.database.engine import (
 from calc_analytics.errors import CalcAnalyticsError
 
 # The newest revision in migrations/versions.
-HEAD = "0005_log_relation"
+HEAD = "0006_comments"
 ADVISORY_LOCK = 7_244_100_501
 # Shorter than deadlock_timeout (one second): who waits for us is never the one that is aborted.
 LOCK_TIMEOUT = "800ms"

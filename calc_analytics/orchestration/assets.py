@@ -31,11 +31,13 @@ from calc_analytics.orchestration.metadata import (
     left_metadata,
     log_metadata,
     previews,
+    table_metadata,
 )
 from calc_analytics.orchestration.partitions import as_days
 from calc_analytics.orchestration.resources import RollupDatabase
 from calc_analytics.orchestration.retries import TRANSIENT_ERRORS, as_dagster_failure
 from calc_analytics.plurals import number
+from calc_analytics.rollups import LOG
 
 if TYPE_CHECKING:
     from calc_analytics.rollup.database import Database
@@ -52,11 +54,14 @@ ROLLUP_JOB = "rollup_job"
 DAYS_PER_RUN = 100
 
 calculation_logs = AssetSpec(
-    "calculation_logs",
+    LOG.name,
     group_name=GROUP,
     kinds={"postgres"},
-    description="One row per calculation, written by the API in batches. Not ours: observed with its size and with "
-    "the rows that the statistics have not counted yet.",
+    owners=["team:api"],
+    tags={"layer": "log"},
+    metadata=table_metadata(LOG.table),
+    description=f"{LOG.table.comment} The API owns the table; this project observes its size and the rows that the "
+    "statistics have not counted yet.",
 )
 
 
@@ -150,6 +155,10 @@ def _spec(log: "Log", declared: "Rollup", freshness: FreshnessPolicy) -> AssetSp
         description=_description(log, declared),
         group_name=GROUP,
         kinds={"postgres"},
+        owners=["team:analytics"],
+        tags={"layer": "statistics"},
+        metadata=table_metadata(declared.target),
+        code_version=declared.version,
         freshness_policy=freshness,
     )
 
@@ -208,13 +217,17 @@ def _attach(
     days: int,
     report: "RebuildReport",
 ) -> None:
-    """Metadata for every day of the run: the new figures, or why the day was left as it is."""
+    """Metadata for every day of the run: the new figures, or the reason why it was not rebuilt."""
+    from calc_analytics.rollup.figures import day_ratios
+
     rebuilt = [each for each in report.rebuilt if each.rollup == declared.name]
     left = [each for each in [*report.refused, *report.kept] if each.rollup == declared.name]
     seconds = report.seconds / days
     tables = previews(db, declared, [each.day for each in rebuilt])
+    ratios = day_ratios(db, declared, {each.day: each.measures for each in rebuilt})
     described = left_metadata(db, declared, left)
     for each in rebuilt:
-        described[each.day] = {**day_metadata(declared, each.measures, each.keys, seconds), **tables[each.day]}
+        figures = day_metadata(declared, each.measures, each.keys, ratios[each.day], seconds)
+        described[each.day] = {**figures, **tables[each.day]}
     for day, metadata in described.items():
         context.add_asset_metadata(metadata, asset_key=declared.name, partition_key=str(day))

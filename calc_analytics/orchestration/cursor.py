@@ -1,8 +1,16 @@
-"""What a sensor tick leaves for the next one, as the JSON text that Dagster stores."""
+"""What a sensor tick leaves for the next one, as JSON that a person can read: the UI shows it as the sensor's cursor.
+
+Empty fields are left out, and instants are ISO 8601. Cursors of earlier versions, with all fields and with seconds of
+the epoch, are read as well.
+"""
 
 import json
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from datetime import datetime, timezone
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -26,7 +34,7 @@ class CheckRequest:
 
 @dataclass
 class Cursor:
-    """Days are YYYY-MM-DD, instants are seconds of the epoch or ISO 8601."""
+    """Days are YYYY-MM-DD; instants are seconds of the epoch, and ISO 8601 in the stored text."""
 
     rebuild_requested_at: dict[str, float] = field(default_factory=dict)
     """When a rebuild of a day was last requested."""
@@ -35,13 +43,13 @@ class Cursor:
     """The requests for checks of days whose verdict changed, until that is reported."""
 
     different: dict[str, list[str]] = field(default_factory=dict)
-    """The days that differ, and in which rollups, as far as their checks have said so."""
+    """The days that differ, and in which rollups, as their checks last reported."""
 
     unreported: dict[str, Unreported] = field(default_factory=dict)
     """What no materialization has reported yet, per day."""
 
-    built_elsewhere: dict[str, list[str]] = field(default_factory=dict)
-    """Days built on the command line that no materialization has reported yet, and in which rollups."""
+    built_elsewhere: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    """Days built on the command line that no materialization has reported yet: per rollup the seconds it took."""
 
     reported_at: dict[str, float] = field(default_factory=dict)
     """When a materialization last reported added rows of a day."""
@@ -57,39 +65,67 @@ class Cursor:
 
     @classmethod
     def parse(cls, text: str | None) -> "Cursor | None":
-        """The cursor of the last tick; None on a first start, or if it is not one of this version."""
+        """The cursor of the last tick; None on a first start, or if it is not a cursor of this sensor."""
         try:
             values = json.loads(text or "")
-            return cls(
-                rebuild_requested_at=_instants(values["rebuild_requested_at"]),
-                checks_requested={str(day): _request(each) for day, each in values["checks_requested"].items()},
-                different=_names(values["different"]),
-                unreported={
-                    str(day): Unreported(int(each["rows"]), float(each["seconds"]))
-                    for day, each in values["unreported"].items()
-                },
-                built_elsewhere=_names(values["built_elsewhere"]),
-                reported_at=_instants(values["reported_at"]),
-                unobserved_rows=int(values["unobserved_rows"]),
-                built_elsewhere_until=values["built_elsewhere_until"],
-                looked_for_wiped_at=float(values.get("looked_for_wiped_at", 0.0)),
-            )
+            return cls(**{name: _READ[name](value) for name, value in values.items()})
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def text(self) -> str:
-        """The form Dagster stores."""
-        return json.dumps(asdict(self), sort_keys=True)
+        """The form that Dagster stores: one line per entry, without empty fields."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        kept = {name: _WRITE.get(name, _as_it_is)(value) for name, value in values.items() if value}
+        return json.dumps(kept, indent=1)
 
 
-def _request(values: Any) -> CheckRequest:
-    names = [[str(name) for name in values[of]] for of in ("rollups", "differs")]
-    return CheckRequest(float(values["at"]), int(values["after_event"]), *names)
+def _as_it_is(value: Any) -> Any:
+    return value
 
 
-def _instants(values: Any) -> dict[str, float]:
-    return {str(day): float(at) for day, at in values.items()}
+def _of_days(read: Callable[[Any], T]) -> Callable[[Any], dict[str, T]]:
+    """Reads or writes a value per day."""
+    return lambda values: {str(day): read(value) for day, value in values.items()}
 
 
-def _names(values: Any) -> dict[str, list[str]]:
-    return {str(day): [str(name) for name in names] for day, names in values.items()}
+def _instant(value: Any) -> float:
+    return datetime.fromisoformat(value).timestamp() if isinstance(value, str) else float(value)
+
+
+def _iso(at: float) -> str:
+    return datetime.fromtimestamp(at, timezone.utc).isoformat(timespec="milliseconds")
+
+
+def _names(value: Any) -> list[str]:
+    return [str(name) for name in value]
+
+
+def _request(value: Any) -> CheckRequest:
+    names = [_names(value[of]) for of in ("rollups", "differs")]
+    return CheckRequest(_instant(value["at"]), int(value["after_event"]), *names)
+
+
+def _seconds(value: Any) -> dict[str, float | None]:
+    """Per rollup; an earlier version kept a list of rollups."""
+    by_name = value if isinstance(value, dict) else dict.fromkeys(value)
+    return {str(name): None if seconds is None else float(seconds) for name, seconds in by_name.items()}
+
+
+_READ: dict[str, Callable[[Any], Any]] = {
+    "rebuild_requested_at": _of_days(_instant),
+    "checks_requested": _of_days(_request),
+    "different": _of_days(_names),
+    "unreported": _of_days(lambda each: Unreported(int(each["rows"]), float(each["seconds"]))),
+    "built_elsewhere": _of_days(_seconds),
+    "reported_at": _of_days(_instant),
+    "unobserved_rows": int,
+    "built_elsewhere_until": _as_it_is,
+    "looked_for_wiped_at": _instant,
+}
+_WRITE: dict[str, Callable[[Any], Any]] = {
+    "rebuild_requested_at": _of_days(_iso),
+    "checks_requested": _of_days(lambda each: {**vars(each), "at": _iso(each.at)}),
+    "unreported": _of_days(lambda each: {"rows": each.rows, "seconds": round(each.seconds, 4)}),
+    "reported_at": _of_days(_iso),
+    "looked_for_wiped_at": _iso,
+}

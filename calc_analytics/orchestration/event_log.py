@@ -1,11 +1,11 @@
-"""Reads and deletes rows of Dagster's event log: the one place that touches Dagster's own tables.
+"""Reads and deletes rows of Dagster's event log, in Dagster's own tables.
 
 Dagster deletes runs (`instance.delete_run`), but materializations and observations from a sensor's ticks belong to no
 run, and evaluations of checks outlive theirs; nothing public deletes those by age. Nor does anything public return the
-last results of many checks in all of their partitions with a fixed number of queries, or ignore the results that are
-announced by a run and not there yet. So this uses Dagster's own table definitions, and only for this project's assets.
+last results of many checks in all of their partitions with a fixed number of queries, without the results that a run
+has planned and not reported. So this uses Dagster's own table definitions, and only for this project's assets.
 
-Rows are deleted on the storage and the versions this was tested with and on no other. What the UI shows stays: of
+Rows are deleted only on the storage and the versions that this was tested with. What the UI shows stays: of
 every partition the latest materialization and observation, of every check and partition the latest evaluation with
 each result, and what these refer to. Imported when used: it needs SQLAlchemy.
 """
@@ -43,7 +43,7 @@ from calc_analytics.orchestration.dagster_internals import (
 TESTED_MINOR = TESTED_WITH.rpartition(".")[0] + "."
 # Rows per transaction.
 BATCH = 2_000
-# Of a check that fails in more partitions, the newest are looked at.
+# Of a check that fails in more partitions, the newest are read.
 FAILED_AT_MOST = 100
 NO_RUN = ""
 
@@ -62,7 +62,7 @@ class UnknownEventLog(CalcAnalyticsError):
 
 
 @dataclass
-class Kept:
+class Retained:
     """Ids of event-log rows and of check executions that must stay, and the runs that hold them."""
 
     events: set[int] = field(default_factory=set)
@@ -85,7 +85,7 @@ class LastResults:
 def last_results(instance: DagsterInstance, keys: Sequence[AssetCheckKey]) -> dict[AssetCheckKey, LastResults]:
     """The last result of each check in each partition, in two queries; of the checks that were ever evaluated.
 
-    A run announces its evaluations when it begins. Until they are there, the ones before count.
+    A run plans its evaluations when it begins. Until they are reported, the previous ones count.
     """
     storage = instance.event_log_storage
     if not isinstance(storage, SqlEventLogStorage):
@@ -126,9 +126,9 @@ def storage_of(instance: DagsterInstance) -> PostgresEventLogStorage:
     return storage
 
 
-def kept(storage: PostgresEventLogStorage, assets: Sequence[AssetKey]) -> Kept:
-    """What the UI shows of these assets now. Whatever is newer later only makes some of it superfluous."""
-    found = Kept()
+def find_retained(storage: PostgresEventLogStorage, assets: Sequence[AssetKey]) -> Retained:
+    """What the UI shows of these assets now; events that come later can only replace some of it."""
+    found = Retained()
     keys = [asset.to_string() for asset in assets]
     latest = (
         select(func.max(events.id))
@@ -158,7 +158,7 @@ def _latest_executions(keys: list[str]) -> "Select[Any]":
 
 
 def prune_executions(
-    storage: PostgresEventLogStorage, assets: Sequence[AssetKey], before: datetime, keep: Kept
+    storage: PostgresEventLogStorage, assets: Sequence[AssetKey], before: datetime, keep: Retained
 ) -> Iterator[int]:
     """Deletes old check executions, and the events of those that belong to no run; yields how many rows it deletes.
 
@@ -177,7 +177,7 @@ def prune_executions(
 
 
 def prune_events(
-    storage: PostgresEventLogStorage, assets: Sequence[AssetKey], before: datetime, keep: Kept
+    storage: PostgresEventLogStorage, assets: Sequence[AssetKey], before: datetime, keep: Retained
 ) -> Iterator[int]:
     """Deletes old materializations, observations and freshness changes that belong to no run; yields how many."""
     old = (

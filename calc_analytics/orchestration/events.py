@@ -56,7 +56,7 @@ def report_days(
     return events, replace(
         cursor,
         unreported={key: each for key, each in cursor.unreported.items() if key in left},
-        built_elsewhere={key: names for key, names in cursor.built_elsewhere.items() if key in left},
+        built_elsewhere={key: each for key, each in cursor.built_elsewhere.items() if key in left},
         reported_at={
             **{key: at for key, at in cursor.reported_at.items() if now - at < longest},
             **{key: now for key in due if key in cursor.unreported},
@@ -75,15 +75,15 @@ def _remember(db: "Database", followed: "FollowReport", cursor: Cursor) -> Curso
         unreported[str(day)] = Unreported(before.rows + rows, before.seconds + followed.seconds)
     since = cursor.built_elsewhere_until
     others = built_by_others(db, datetime.fromisoformat(since) if since else None, BUILT_ELSEWHERE_PER_TICK)
-    built = {key: list(names) for key, names in cursor.built_elsewhere.items()}
-    for day, name, _ in others:
-        built[str(day)] = sorted({*built.get(str(day), []), name})
+    built = {key: dict(seconds) for key, seconds in cursor.built_elsewhere.items()}
+    for each in others:
+        built.setdefault(str(each.day), {})[each.rollup] = each.seconds
     return replace(
         cursor,
         unreported=unreported,
         built_elsewhere=built,
         unobserved_rows=cursor.unobserved_rows + followed.rows,
-        built_elsewhere_until=others[-1][2].isoformat() if others else since,
+        built_elsewhere_until=others[-1].built_at.isoformat() if others else since,
     )
 
 
@@ -112,18 +112,22 @@ def _materializations(db: "Database", cursor: Cursor, days: Sequence[date]) -> E
 
 
 def _of_rollup(db: "Database", declared: "Rollup", cursor: Cursor, days: Sequence[date]) -> Events:
-    from calc_analytics.rollup.figures import day_totals
+    from calc_analytics.rollup.figures import day_ratios, day_totals
 
-    days = [
-        day
-        for day in days
-        if str(day) in cursor.unreported or declared.name in cursor.built_elsewhere.get(str(day), [])
-    ]
+    built = {key for key, seconds in cursor.built_elsewhere.items() if declared.name in seconds}
+    days = [day for day in days if str(day) in built or str(day) in cursor.unreported]
     totals = day_totals(db, declared, days) if days else {}
-    tables = previews(db, declared, list(totals))
+    ratios, tables = day_ratios(db, declared, totals), previews(db, declared, list(totals))
     events: Events = []
     for day, measures in totals.items():
-        added = cursor.unreported.get(str(day), Unreported())
-        metadata = {**day_metadata(declared, measures, measures["keys"], added.seconds, added.rows), **tables[day]}
+        seconds, rows = _work(declared, cursor, str(day))
+        metadata = {**day_metadata(declared, measures, measures["keys"], ratios[day], seconds, rows), **tables[day]}
         events.append(AssetMaterialization(AssetKey(declared.name), partition=str(day), metadata=metadata))
     return events
+
+
+def _work(declared: "Rollup", cursor: Cursor, key: str) -> tuple[float | None, int | None]:
+    """How long the refreshes or the rebuild took, and the rows that refreshes added; None is not known."""
+    if key in cursor.unreported:
+        return cursor.unreported[key].seconds, cursor.unreported[key].rows
+    return cursor.built_elsewhere[key].get(declared.name), None

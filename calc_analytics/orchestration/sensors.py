@@ -1,8 +1,8 @@
-"""The sensor: does the small work in place (refreshes) and asks for runs where the work is big (rebuilds, checks).
+"""The sensor: refreshes inside the tick, and requests runs for what takes long (rebuilds, checks).
 
-Dagster's daemon looks every five seconds and starts a tick only if the interval has passed since the last one began,
-which with five seconds is at every second look. So a tick follows the logs until just before that look, and the
-follower's thread bridges the time between two ticks.
+Dagster's daemon checks sensors every five seconds and starts a tick only if the interval has passed since the last one
+began, which with five seconds is at every second check. So a tick follows the logs until just before that check, and
+the follower's thread bridges the time between two ticks.
 """
 
 import threading
@@ -35,8 +35,16 @@ if TYPE_CHECKING:
 
 INTERVAL_SECONDS = 5
 DAEMON_LOOP_SECONDS = 5
-# How long the follower goes on without a tick; a tick that overruns delays the next by five seconds.
+# How long the follower continues without a tick; a tick that overruns delays the next by five seconds.
 LINGER_SECONDS = 10
+
+DESCRIPTION = """Adds new log rows to the statistics within a second of each batch, and proves built days in turn.
+
+Ticks follow each other without a gap, every ten seconds. Rows are counted inside the tick, so **a grey (skipped) tick
+is normal: it counted the new rows and needed no run**; its message says how many rows. A green tick requested runs:
+rebuilds of days that are not built, or checks of days that differ or no longer do. A red tick failed; it is repeated
+within seconds, and nothing is lost or counted twice. While the sensor is off, statistics are as old as the last hourly
+run."""
 
 stopping = threading.Event()
 
@@ -67,8 +75,7 @@ def new_log_batches_sensor(
         job_name=ROLLUP_JOB,
         minimum_interval_seconds=interval_seconds,
         default_status=DefaultSensorStatus.RUNNING,
-        description="Keeps built days exact within a second of each batch and proves them in turn. Requests runs: "
-        "rebuilds of days that are not built, and checks of days that differ, or are right again.",
+        description=DESCRIPTION,
     )
     def new_log_batches(context: SensorEvaluationContext, database: RollupDatabase) -> SensorResult:
         """One tick: audits and proofs that are due, the new rows, run requests and events."""

@@ -1,6 +1,6 @@
 """Figures about the log and the statistics for people: size, top keys, violations of checks. Nothing is changed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any
@@ -10,7 +10,7 @@ from sqlalchemy import text
 from calc_analytics.database.engine import WHOLE_DAYS, transaction
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.rollup.database import Database
-from calc_analytics.rollup.declaration import Check, Rollup, quote_literal, to_sql
+from calc_analytics.rollup.declaration import Check, Ratio, Rollup, quote_literal, to_sql
 from calc_analytics.rollup.status import lag
 from calc_analytics.rollup.totals import totals_by_day
 from calc_analytics.rollup.windows import has_a_day, has_no_day, local_date, of_day, windows
@@ -106,21 +106,87 @@ def day_totals(db: Database, rollup: Rollup, days: Sequence[date]) -> dict[date,
     return {day: {"keys": keys, **measures} for day, (keys, measures) in found.items()}
 
 
-def built_by_others(db: Database, since: datetime | None, limit: int) -> list[tuple[date, str, datetime]]:
-    """The first days built after `since` by another application than this engine's: day, rollup, when; oldest first.
+def day_ratios(db: Database, rollup: Rollup, totals: Mapping[date, Mapping[str, int]]) -> dict[date, dict[str, float]]:
+    """The rollup's ratios for the days of these totals; one is left out where what it is per is zero or not counted.
 
-    Days are built under the state's lock, so no build that commits later has an earlier time.
+    A ratio per rows of another rollup is read in one statement, for days that are built in both rollups.
     """
-    statement = """
+    found: dict[date, dict[str, float]] = {day: {} for day in totals}
+    for ratio in rollup.ratios:
+        if isinstance(ratio.per, str):
+            pairs = {day: (each[ratio.measure], each[ratio.per]) for day, each in totals.items()}
+        else:
+            pairs = _amounts_per_other(db, rollup, ratio, to_sql(ratio.per), list(totals))
+        for day, (amount, per) in pairs.items():
+            if per:
+                found[day][ratio.name] = round(amount / per, 4)
+    return found
+
+
+def _amounts_per_other(
+    db: Database, rollup: Rollup, ratio: Ratio, per: str, days: Sequence[date]
+) -> dict[date, tuple[int, int]]:
+    """Per day, the measure and what it is divided by."""
+    if ratio.other not in db.log.names:
+        return {}
+    statement = f"""
+        select date, own.amount, other.per
+        from (select date, sum({ratio.measure}) as amount from {rollup.name} where date = any(:days) group by date) own
+        join (select date, {per} as per from {ratio.other} where date = any(:days) group by date) other
+            using (date)
+        where 2 = (select count(*) from rollup_days d
+                   where d.date = own.date and d.status = 'built' and d.rollup in (:rollup, :other))
+    """
+    parameters = {"days": list(days), "rollup": rollup.name, "other": ratio.other}
+    with transaction(db.engine) as connection:
+        rows = connection.execute(text(statement), parameters)
+        return {row.date: (int(row.amount), int(row.per or 0)) for row in rows}
+
+
+@dataclass(frozen=True)
+class BuiltDay:
+    """A day of a rollup that another application built, and its share of how long that took (None: not known)."""
+
+    day: date
+    rollup: str
+    built_at: datetime
+    seconds: float | None
+
+
+def built_by_others(db: Database, since: datetime | None, limit: int) -> list[BuiltDay]:
+    """The first days built after `since` by another application than this engine's; oldest build first.
+
+    Days are built under the state's lock, so no build that commits later has an earlier time. How long a rebuild took
+    is in the journal, once for all of its days.
+    """
+    parameters = {"log": db.log.name, "rollups": db.log.names, "since": since, "limit": limit}
+    with transaction(db.engine) as connection:
+        return [BuiltDay(*row) for row in connection.execute(_BUILT_BY_OTHERS, parameters)]
+
+
+_BUILT_BY_OTHERS = text(
+    """
+    with built as materialized (
         select date, rollup, built_at from rollup_days
         where rollup = any(cast(:rollups as text[])) and status = 'built'
           and built_by <> current_setting('application_name')
           and (cast(:since as timestamptz) is null or built_at > :since)
         order by built_at, date limit :limit
+    ),
+    -- The rebuilds since the first of them, each with its days and the seconds per day.
+    rebuilds as materialized (
+        select at, days, seconds / (select count(*) from jsonb_object_keys(days)) as seconds from rollup_journal
+        where log = :log and operation = 'rebuild' and not failed and days <> '{}'
+          and at >= (select min(built_at) from built)
+    )
+    select b.date, b.rollup, b.built_at, r.seconds
+    from built b left join lateral (
+        select seconds from rebuilds
+        where at >= b.built_at and days -> cast(b.date as text) -> b.rollup is not null order by at limit 1
+    ) r on true
+    order by b.built_at, b.date
     """
-    with transaction(db.engine) as connection:
-        rows = connection.execute(text(statement), {"rollups": db.log.names, "since": since, "limit": limit})
-        return [(row.date, row.rollup, row.built_at) for row in rows]
+)
 
 
 def top_keys(db: Database, rollup: Rollup, days: Sequence[date], limit: int = 10) -> list[dict[str, Any]]:
