@@ -1,4 +1,4 @@
-"""The assets: the API's log table (external, observed) and one per rollup that is kept of it.
+"""The assets: the API's log table (external, observed) and one for each rollup of it.
 
 The rollups are one multi-asset: a run recounts the selected ones of its days in one pass.
 """
@@ -70,8 +70,8 @@ class RebuildConfig(Config):
 
     allow_shrink: bool = Field(
         default=False,
-        description="Recount days whose log rows were deleted from what is left, which lowers their statistics for "
-        "good.",
+        description="Recount days whose log rows were deleted from the rows that are left. This lowers their "
+        "statistics and cannot be undone.",
     )
     keep: bool = Field(
         default=False,
@@ -79,7 +79,7 @@ class RebuildConfig(Config):
     )
     automatic: bool = Field(
         default=False,
-        description="Leave every day alone whose log is not what was counted. Schedule and sensor set it.",
+        description="Do not change days whose log is not what was counted. Schedule and sensor set it.",
     )
 
     @property
@@ -98,7 +98,7 @@ AUTOMATIC = {"ops": {REBUILD: {"config": {"automatic": True}}}}
 
 
 def automatic(keys: Sequence[str], at: str | None = None) -> list[RunRequest]:
-    """A run of all rollups for each of these partitions, once per `at`; no run of it decides anything."""
+    """A run of all rollups for each of these partitions, once per `at`; these runs never decide about a day."""
     return [RunRequest(run_key=f"{key}@{at}" if at else None, partition_key=key, run_config=AUTOMATIC) for key in keys]
 
 
@@ -132,8 +132,8 @@ def rollup_assets(log: "Log", partitions: PartitionsDefinition, freshness: Fresh
     ) -> Iterator[MaterializeResult]:
         """Recounts the days of the run from the log, in the selected rollups.
 
-        A day whose log is not what was counted, or whose log rows are gone, stays as it is: the run says so in one
-        line, and the check of the day says what is wrong and what to do.
+        A day whose log is not what was counted, or whose log rows were deleted, is not changed: the run logs the reason
+        in one line, and the day's check reports what is wrong and what to do.
         """
         days, db = as_days(context.partition_keys), database.db
         chosen = [each for each in db.log.rollups if AssetKey(each.name) in context.selected_asset_keys]
@@ -169,7 +169,7 @@ def _description(log: "Log", declared: "Rollup") -> str:
         f"{declared.description}\n\nGrain: one row per date, {', '.join(declared.keys)}. Source: {log.name}; the date "
         f"is that of {log.event_time} in the reporting time zone. Materializing a partition recounts that day from "
         "the log; between runs the sensor keeps built days exact within a second. A day is never final: late rows are "
-        "added to the day they belong to. A day whose log is not what was counted stays as it is until a person "
+        "added to the day they belong to. A day whose log is not what was counted is not changed until a person "
         "decides (`keep` or `allow_shrink` in the launchpad)."
     )
 

@@ -30,8 +30,8 @@ from dagster._core.storage.event_log.schema import (
 )
 from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
 
-# The tag of a run that holds the address of its code server.
-from dagster._core.storage.tags import GRPC_INFO_TAG
+# Tags of a run: the address of its code server, and whether the daemon repeats the run.
+from dagster._core.storage.tags import GRPC_INFO_TAG, WILL_RETRY_TAG
 
 # The code server. Its thread that looks for orphaned runs ends with the first database error; see `code_server`.
 from dagster._grpc.server import DagsterApiServer
@@ -49,6 +49,7 @@ TESTED_WITH = "1.13.27"
 __all__ = [
     "GRPC_INFO_TAG",
     "TESTED_WITH",
+    "WILL_RETRY_TAG",
     "AssetCheckExecutionRecordStatus",
     "AssetCheckExecutionsTable",
     "AssetEventTagsTable",

@@ -167,13 +167,13 @@ def prune_executions(
     old = (checks.asset_key.in_([asset.to_string() for asset in assets]), checks.evaluation_event_timestamp < before)
     columns = select(checks.id, checks.run_id, checks.evaluation_event_storage_id)
     for batch in _batches(storage, columns, AssetCheckExecutionsTable, *old):
-        gone = [row for row in batch if row.id not in keep.checks]
-        runless = {row.evaluation_event_storage_id for row in gone if (row.run_id or NO_RUN) == NO_RUN}
+        deleted = [row for row in batch if row.id not in keep.checks]
+        runless = {row.evaluation_event_storage_id for row in deleted if (row.run_id or NO_RUN) == NO_RUN}
         stale = runless - keep.events - {None}
         with storage.index_transaction() as connection:
-            connection.execute(delete(AssetCheckExecutionsTable).where(checks.id.in_([row.id for row in gone])))
+            connection.execute(delete(AssetCheckExecutionsTable).where(checks.id.in_([row.id for row in deleted])))
             connection.execute(delete(SqlEventLogStorageTable).where(events.id.in_(stale), events.run_id == NO_RUN))
-        yield len(gone) + len(stale)
+        yield len(deleted) + len(stale)
 
 
 def prune_events(
@@ -187,11 +187,11 @@ def prune_events(
         events.timestamp < before,
     )
     for batch in _batches(storage, select(events.id), SqlEventLogStorageTable, *old):
-        gone = [row.id for row in batch if row.id not in keep.events]
+        deleted = [row.id for row in batch if row.id not in keep.events]
         with storage.index_transaction() as connection:
-            connection.execute(delete(AssetEventTagsTable).where(tags.event_id.in_(gone)))
-            connection.execute(delete(SqlEventLogStorageTable).where(events.id.in_(gone)))
-        yield len(gone)
+            connection.execute(delete(AssetEventTagsTable).where(tags.event_id.in_(deleted)))
+            connection.execute(delete(SqlEventLogStorageTable).where(events.id.in_(deleted)))
+        yield len(deleted)
 
 
 def _batches(

@@ -1,5 +1,5 @@
-"""Which events a tick of the sensor stores: materializations of days that rows were added to, and an observation of the
-log. Evaluations of checks come from runs only.
+"""The events that a sensor tick stores: materializations of days that rows were added to, and an observation of the log.
+Evaluations of checks come from runs only.
 
 Under steady load, with four rollups, today and late rows for the two days before, an hour stores 198 rows of the event
 log: 30 x 4 materializations of today, 6 x 2 x 4 of the others, and 30 observations (at most 42). The two hourly runs
@@ -35,18 +35,18 @@ Events = list[AssetMaterialization | AssetObservation]
 
 def report_days(
     db: "Database",
-    followed: "FollowReport",
+    report: "FollowReport",
     differing: dict[str, list[str]],
     cursor: Cursor,
     partitions: PartitionsDefinition,
 ) -> tuple[Events, Cursor]:
-    """The events of this tick: of each day at once after a quiet time, then every few minutes.
+    """The events of this tick: for each day immediately after a quiet time, then every few minutes.
 
     A day that differs is not materialized: the UI would no longer show that its check failed.
     """
-    cursor = _remember(db, followed, cursor)
-    now, wanted = time.time(), {*cursor.unreported, *cursor.built_elsewhere}
-    keys = keys_of([date.fromisoformat(key) for key in wanted], partitions)
+    cursor = _collect(db, report, cursor)
+    now, days = time.time(), {*cursor.unreported, *cursor.built_elsewhere}
+    keys = keys_of([date.fromisoformat(key) for key in days], partitions)
     due = [key for key in _due(db, cursor, keys, now) if key not in differing]
     events = _materializations(db, cursor, as_days(due))
     if events:
@@ -65,25 +65,27 @@ def report_days(
     )
 
 
-def _remember(db: "Database", followed: "FollowReport", cursor: Cursor) -> Cursor:
-    """The cursor with what the tick's refreshes added, and with the days built on the command line since the last."""
+def _collect(db: "Database", report: "FollowReport", cursor: Cursor) -> Cursor:
+    """The cursor with the rows that the tick's refreshes added, and the days built on the command line since the last."""
     from calc_analytics.rollup.figures import built_by_others
+    from calc_analytics.rollup.journal import rebuild_seconds
 
     unreported = dict(cursor.unreported)
-    for day, rows in followed.rows_by_day.items():
+    for day, rows in report.rows_by_day.items():
         before = unreported.get(str(day), Unreported())
-        unreported[str(day)] = Unreported(before.rows + rows, before.seconds + followed.seconds)
+        unreported[str(day)] = Unreported(before.rows + rows, before.seconds + report.seconds)
     since = cursor.built_elsewhere_until
     others = built_by_others(db, datetime.fromisoformat(since) if since else None, BUILT_ELSEWHERE_PER_TICK)
-    built = {key: dict(seconds) for key, seconds in cursor.built_elsewhere.items()}
-    for each in others:
-        built.setdefault(str(each.day), {})[each.rollup] = each.seconds
+    built = {key: dict(each) for key, each in cursor.built_elsewhere.items()}
+    seconds = rebuild_seconds(db, others)
+    for day, name, _ in others:
+        built.setdefault(str(day), {})[name] = seconds.get((day, name))
     return replace(
         cursor,
         unreported=unreported,
         built_elsewhere=built,
-        unobserved_rows=cursor.unobserved_rows + followed.rows,
-        built_elsewhere_until=others[-1].built_at.isoformat() if others else since,
+        unobserved_rows=cursor.unobserved_rows + report.rows,
+        built_elsewhere_until=others[-1][2].isoformat() if others else since,
     )
 
 

@@ -1,9 +1,9 @@
 """Housekeeping, once a day: old records of this project in Dagster's storage are deleted, old minutes of the journal
 are summed up per day.
 
-Streaming leaves up to 400 rows an hour in Dagster's event log, and each run about a hundred. Ticks are not the job's:
-Dagster itself deletes them (`retention` in dagster.yaml). The two parts need two databases, so each is an op of its own
-that runs whether or not the other failed.
+Streaming leaves up to 400 rows an hour in Dagster's event log, and each run about a hundred. Ticks are not part of it:
+Dagster itself deletes them (`retention` in dagster.yaml). The two parts need two databases, so each is an op that runs
+whether or not the other failed.
 """
 
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ from calc_analytics.rollups import LOG
 if TYPE_CHECKING:
     from calc_analytics.orchestration.event_log import Retained
 
-# Of all declared rollups: one that ROLLUPS leaves out now may have been kept before.
+# Of all declared rollups: one that ROLLUPS leaves out now may have events from before.
 ASSETS = (*(AssetKey(name) for name in LOG.names), calculation_logs.key)
 JOBS = ("rollup_job", "housekeeping")
 # Outside the hours that clocks skip or repeat.
@@ -112,7 +112,7 @@ def daily_housekeeping(settings: Settings) -> ScheduleDefinition:
 def prune(instance: DagsterInstance, keep_events_days: int, keep_runs_days: int, location: str | None = None) -> Pruned:
     """Deletes what is older, in transactions of a few thousand rows; safe to repeat and while everything runs.
 
-    Runs of other code locations than `location` are left alone. Raises `UnknownEventLog` before anything is deleted.
+    Runs of other code locations than `location` stay. Raises `UnknownEventLog` before anything is deleted.
     """
     from calc_analytics.orchestration import event_log
 

@@ -82,17 +82,17 @@ def new_log_batches_sensor(
         before, db = Cursor.parse(context.cursor), database.db
         _patrol(db).walk()
         with telemetry.record_failures("refresh", db=db):
-            followed = _follow(database, 0 if before is None else follow_seconds(interval_seconds), interval_seconds)
+            report = _follow(database, 0 if before is None else follow_seconds(interval_seconds), interval_seconds)
         rebuilds, cursor = request_rebuilds(db, before, partitions)
         differing = _differing(db)
         checks, cursor = request_checks(context.instance, db, differing, cursor, partitions)
         cursor = report_wiped(context.instance, db, cursor, partitions)
-        events, cursor = report_days(db, followed, differing, cursor, partitions)
+        events, cursor = report_days(db, report, differing, cursor, partitions)
         requests = [*rebuilds, *checks]
         return SensorResult(
             run_requests=requests,
             asset_events=list(events),
-            skip_reason=None if requests else SkipReason(_summary(followed)),
+            skip_reason=None if requests else SkipReason(_summary(report)),
             cursor=cursor.text(),
         )
 
@@ -110,10 +110,10 @@ def _follow(database: RollupDatabase, seconds: float, interval_seconds: int) -> 
         from calc_analytics.rollup.follow import FollowReport
         from calc_analytics.rollup.refresh import refresh
 
-        followed, report = FollowReport(probes=1), refresh(database.db)
-        telemetry.refreshed(report)
-        followed.add(report)
-        return followed
+        report, refreshed = FollowReport(probes=1), refresh(database.db)
+        telemetry.refreshed(refreshed)
+        report.add(refreshed)
+        return report
     return _follower(database.db, database.settings.debounce_seconds).follow(seconds, LINGER_SECONDS)
 
 
@@ -124,7 +124,7 @@ def _differing(db: "Database") -> dict[str, list[str]]:
     return {str(day): names for day, names in different_days(db).items()}
 
 
-def _summary(followed: "FollowReport") -> str:
-    if not followed.refreshes:
-        return f"no new log rows: compared the logs with the stored snapshot {followed.probes} times"
-    return f"counted {followed.rows:,} rows in {number(followed.refreshes, 'refresh')}; no run is needed"
+def _summary(report: "FollowReport") -> str:
+    if not report.refreshes:
+        return f"no new log rows: compared the logs with the stored snapshot {report.probes} times"
+    return f"counted {report.rows:,} rows in {number(report.refreshes, 'refresh')}; no run is needed"

@@ -1,4 +1,4 @@
-"""Days that Dagster no longer shows as materialized, after `dagster asset wipe` for example: they are reported again.
+"""Reports days again that Dagster no longer shows as materialized, after `dagster asset wipe` for example.
 
 The statistics do not depend on Dagster's record, so nothing is rebuilt.
 """
@@ -47,6 +47,6 @@ def _missing(
     instance: DagsterInstance, db: "Database", built: Mapping[date, list[str]], keys: set[str]
 ) -> list[tuple[str, str]]:
     """Partitions that are built in a rollup and not materialized, with the rollup's name; newest first."""
-    there = {name: instance.get_materialized_partitions(AssetKey(name)) for name in db.log.names}
+    materialized = {name: instance.get_materialized_partitions(AssetKey(name)) for name in db.log.names}
     pairs = [(str(day), name) for day, names in built.items() for name in names if str(day) in keys]
-    return sorted(((key, name) for key, name in pairs if key not in there[name]), reverse=True)
+    return sorted(((key, name) for key, name in pairs if key not in materialized[name]), reverse=True)

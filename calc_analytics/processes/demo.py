@@ -133,7 +133,7 @@ class _Proof:
     """The verdict of `verify` on the shown days in every rollup, renewed every few seconds."""
 
     def __init__(self, db: Database) -> None:
-        self.db, self.at, self.said = db, 0.0, ""
+        self.db, self.at, self.line = db, 0.0, ""
 
     def text(self) -> str:
         """For example 'verify: difference 0 in 4 rollups at 12:00:05'."""
@@ -141,8 +141,8 @@ class _Proof:
             report = verify(self.db, _shown_days(self.db))
             self.at = time.monotonic()
             where = f"in {number(len(self.db.log.rollups), 'rollup')} at {time.strftime('%H:%M:%S')}"
-            self.said = f"verify: difference {report.difference:,} {where}"
-        return self.said
+            self.line = f"verify: difference {report.difference:,} {where}"
+        return self.line
 
 
 def _shown_days(db: Database) -> Sequence[date]:

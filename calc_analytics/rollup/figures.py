@@ -143,50 +143,21 @@ def _amounts_per_other(
         return {row.date: (int(row.amount), int(row.per or 0)) for row in rows}
 
 
-@dataclass(frozen=True)
-class BuiltDay:
-    """A day of a rollup that another application built, and its share of how long that took (None: not known)."""
+def built_by_others(db: Database, since: datetime | None, limit: int) -> list[tuple[date, str, datetime]]:
+    """The first days built after `since` by another application than this engine's: day, rollup, when; oldest first.
 
-    day: date
-    rollup: str
-    built_at: datetime
-    seconds: float | None
-
-
-def built_by_others(db: Database, since: datetime | None, limit: int) -> list[BuiltDay]:
-    """The first days built after `since` by another application than this engine's; oldest build first.
-
-    Days are built under the state's lock, so no build that commits later has an earlier time. How long a rebuild took
-    is in the journal, once for all of its days.
+    Days are built under the state's lock, so no build that commits later has an earlier time.
     """
-    parameters = {"log": db.log.name, "rollups": db.log.names, "since": since, "limit": limit}
-    with transaction(db.engine) as connection:
-        return [BuiltDay(*row) for row in connection.execute(_BUILT_BY_OTHERS, parameters)]
-
-
-_BUILT_BY_OTHERS = text(
-    """
-    with built as materialized (
+    statement = """
         select date, rollup, built_at from rollup_days
         where rollup = any(cast(:rollups as text[])) and status = 'built'
           and built_by <> current_setting('application_name')
           and (cast(:since as timestamptz) is null or built_at > :since)
         order by built_at, date limit :limit
-    ),
-    -- The rebuilds since the first of them, each with its days and the seconds per day.
-    rebuilds as materialized (
-        select at, days, seconds / (select count(*) from jsonb_object_keys(days)) as seconds from rollup_journal
-        where log = :log and operation = 'rebuild' and not failed and days <> '{}'
-          and at >= (select min(built_at) from built)
-    )
-    select b.date, b.rollup, b.built_at, r.seconds
-    from built b left join lateral (
-        select seconds from rebuilds
-        where at >= b.built_at and days -> cast(b.date as text) -> b.rollup is not null order by at limit 1
-    ) r on true
-    order by b.built_at, b.date
     """
-)
+    with transaction(db.engine) as connection:
+        rows = connection.execute(text(statement), {"rollups": db.log.names, "since": since, "limit": limit})
+        return [(row.date, row.rollup, row.built_at) for row in rows]
 
 
 def top_keys(db: Database, rollup: Rollup, days: Sequence[date], limit: int = 10) -> list[dict[str, Any]]:
