@@ -1,4 +1,4 @@
-"""The events that a sensor tick stores: materializations of days that rows were added to, and an observation of the log.
+"""The events of a sensor tick: materializations of days that rows were added to, and an observation of the log.
 Evaluations of checks come from runs only.
 
 Under steady load, with four rollups, today and late rows for the two days before, an hour stores 198 rows of the event
@@ -66,7 +66,7 @@ def report_days(
 
 
 def _collect(db: "Database", report: "FollowReport", cursor: Cursor) -> Cursor:
-    """The cursor with the rows that the tick's refreshes added, and the days built on the command line since the last."""
+    """The cursor with the rows that the tick's refreshes added, and the days that were built on the command line."""
     from calc_analytics.rollup.figures import built_by_others
     from calc_analytics.rollup.journal import rebuild_seconds
 
