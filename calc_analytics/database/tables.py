@@ -50,17 +50,17 @@ def _publisher_and_date() -> tuple[Column[Any], ...]:
 
 def _totals() -> tuple[Column[int], ...]:
     return (
-        _count("total_calculations", comment="log rows"),
-        _count("cache_hits", comment="log rows that were answered from the cache"),
+        _count("total_calculations", comment="calculations: log rows"),
+        _count("cache_hits", comment="calculations that were answered from the cache"),
         _count("total_response_time_ms", BigInteger, "sum of the response times in milliseconds; null counts as 0"),
     )
 
 
 def _sources() -> tuple[Column[int], ...]:
     return (
-        _count("source_web", comment="log rows of source 1: web UI"),
-        _count("source_api", comment="log rows of source 2: authenticated API"),
-        _count("source_external", comment="log rows of source 3: external API (machine to machine)"),
+        _count("source_web", comment="calculations of source 1: web UI"),
+        _count("source_api", comment="calculations of source 2: authenticated API"),
+        _count("source_external", comment="calculations of source 3: external API (machine to machine)"),
     )
 
 
@@ -140,7 +140,7 @@ calculation_latency_daily = Table(
         autoincrement=False,
         comment="rounded down to 7 significant bits, exact below 128; -1: null or negative",
     ),
-    _count("calculations", comment="log rows"),
+    _count("calculations", comment="calculations: log rows"),
     comment="Calculations per publisher, source and response time: a histogram, exact below 128 ms.",
     postgresql_with={"fillfactor": 70},
 )

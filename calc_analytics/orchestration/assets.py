@@ -14,9 +14,11 @@ from dagster import (
     AssetsDefinition,
     AssetSpec,
     BackfillPolicy,
+    CodeReferencesMetadataValue,
     Config,
     Failure,
     FreshnessPolicy,
+    LocalFileCodeReference,
     MaterializeResult,
     PartitionsDefinition,
     RunRequest,
@@ -31,6 +33,7 @@ from calc_analytics.orchestration.metadata import (
     left_metadata,
     log_metadata,
     previews,
+    runbook,
     table_metadata,
 )
 from calc_analytics.orchestration.partitions import as_days
@@ -157,9 +160,16 @@ def _spec(log: "Log", declared: "Rollup", freshness: FreshnessPolicy) -> AssetSp
         kinds={"postgres"},
         owners=["team:analytics"],
         tags={"layer": "statistics"},
-        metadata=table_metadata(declared.target),
+        metadata={**table_metadata(declared.target), "dagster/code_references": _links()},
         code_version=declared.version,
         freshness_policy=freshness,
+    )
+
+
+def _links() -> CodeReferencesMetadataValue:
+    """Shown under "Source code", where Dagster adds the asset's function."""
+    return CodeReferencesMetadataValue(
+        code_references=[LocalFileCodeReference(file_path=runbook(), label="runbook.md")]
     )
 
 

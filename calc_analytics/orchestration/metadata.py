@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def table_metadata(table: "Table") -> dict[str, Any]:
-    """Of an asset's definition: the table's columns with types and descriptions, its name, and the runbook."""
+    """Of an asset's definition: the table's name, and its columns with types and descriptions."""
     columns = [
         TableColumn(
             column.name,
@@ -33,8 +33,12 @@ def table_metadata(table: "Table") -> dict[str, Any]:
     return {
         "dagster/column_schema": TableSchema(columns),
         "dagster/table_name": table.name,
-        "runbook": MetadataValue.path(str(project_root() / "docs" / "runbook.md")),
     }
+
+
+def runbook() -> str:
+    """Where the runbook is, in the checkout."""
+    return str(project_root() / "docs" / "runbook.md")
 
 
 def day_metadata(
@@ -73,7 +77,11 @@ def left_metadata(db: "Database", declared: "Rollup", left: "Sequence[Refused]")
 
 def _reason(left: "Refused") -> dict[str, Any]:
     deleted = max(left.counted_rows - left.log_rows, 0)
-    return {**({"rows_without_logs": deleted} if deleted else {}), "not_rebuilt": describe_left(left)}
+    return {
+        **({"rows_without_logs": deleted} if deleted else {}),
+        "not_rebuilt": describe_left(left),
+        "runbook": MetadataValue.path(runbook()),
+    }
 
 
 def describe_left(left: "Refused") -> str:

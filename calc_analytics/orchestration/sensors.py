@@ -40,8 +40,8 @@ LINGER_SECONDS = 10
 
 DESCRIPTION = """Adds new log rows to the statistics within a second of each batch, and proves built days in turn.
 
-Ticks follow each other without a gap, every ten seconds. Rows are counted inside the tick, so **a grey (skipped) tick
-is normal: it counted the new rows and needed no run**; its message says how many rows. A green tick requested runs:
+Ticks follow each other without a gap, every ten seconds. Rows are counted inside the tick, so a grey (skipped) tick is
+normal: it counted the new rows and needed no run; its message says how many rows. A green tick requested runs:
 rebuilds of days that are not built, or checks of days that differ or no longer do. A red tick failed; it is repeated
 within seconds, and nothing is lost or counted twice. While the sensor is off, statistics are as old as the last hourly
 run."""

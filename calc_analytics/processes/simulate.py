@@ -7,6 +7,7 @@ some are null, and a few rows are late. History and live rows come from the same
 """
 
 import itertools
+import math
 import random
 import threading
 import time
@@ -41,8 +42,10 @@ LOCALITIES_PER_PUBLISHER = 6
 # Weights of web, API and external, for three kinds of publishers: web sites, apps, partners.
 SOURCE_MIXES = ((8, 1, 1), (4, 5, 1), (2, 2, 6))
 CACHE_HIT_SHARE = 0.6
-# The share grew by this much a day, for so many days.
-CACHE_HIT_GROWTH, CACHE_HIT_GROWTH_DAYS = 0.003, 40
+# The share grew by this much a day, for so many days, and swings by this much within two weeks.
+CACHE_HIT_GROWTH, GROWTH_DAYS, CACHE_HIT_SWING = 0.003, 40, 0.015
+# So many publishers came each day.
+PUBLISHER_GROWTH = 1.5
 NULL_RESPONSE_SHARE = 0.02
 # Of the rows that are not cache hits: they take up to 20 times as long.
 SLOW_SHARE = 0.01
@@ -239,6 +242,9 @@ class _Rows:
     def _line(self, asked_at: float, publisher: int, rank: int) -> str:
         at = datetime.fromtimestamp(asked_at, fixed_zone.utc)
         hit = self.random.random() < self._cache_hit_share(asked_at)
+        publisher = 1 + (publisher - 1) % max(
+            int(len(self.publishers) - PUBLISHER_GROWTH * self._age_days(asked_at)), 1
+        )
         (source,) = self.random.choices((1, 2, 3), weights=SOURCE_MIXES[publisher % len(SOURCE_MIXES)])
         values = (
             publisher,
@@ -253,8 +259,11 @@ class _Rows:
         return "\t".join(map(str, values)) + "\n"
 
     def _cache_hit_share(self, asked_at: float) -> float:
-        age_days = min(max(self.now - asked_at, 0.0) / DAY_SECONDS, CACHE_HIT_GROWTH_DAYS)
-        return CACHE_HIT_SHARE - CACHE_HIT_GROWTH * age_days
+        age = self._age_days(asked_at)
+        return CACHE_HIT_SHARE - CACHE_HIT_GROWTH * age - CACHE_HIT_SWING * math.sin(age * math.tau / 14)
+
+    def _age_days(self, asked_at: float) -> float:
+        return min(max(self.now - asked_at, 0.0) / DAY_SECONDS, GROWTH_DAYS)
 
     def _days_ahead(self) -> int:
         """Most ask about today, the others about days around it."""

@@ -108,6 +108,7 @@ def day_totals(db: Database, rollup: Rollup, days: Sequence[date]) -> dict[date,
 
 def day_ratios(db: Database, rollup: Rollup, totals: Mapping[date, Mapping[str, int]]) -> dict[date, dict[str, float]]:
     """The rollup's ratios for the days of these totals; one is left out where what it is per is zero or not counted.
+    Four significant digits.
 
     A ratio per rows of another rollup is read in one statement, for days that are built in both rollups.
     """
@@ -119,7 +120,7 @@ def day_ratios(db: Database, rollup: Rollup, totals: Mapping[date, Mapping[str, 
             pairs = _amounts_per_other(db, rollup, ratio, to_sql(ratio.per), list(totals))
         for day, (amount, per) in pairs.items():
             if per:
-                found[day][ratio.name] = round(amount / per, 4)
+                found[day][ratio.name] = float(f"{amount / per:.4g}")
     return found
 
 

@@ -2,10 +2,11 @@
 
 import warnings
 from datetime import date, timedelta
+from pathlib import Path
 
 import pytest
 from dagster import AssetKey, Definitions
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
 
 from calc_analytics.database.comments import describe_tables
 from calc_analytics.database.tables import metadata as tables
@@ -14,7 +15,7 @@ from calc_analytics.rollup.figures import built_by_others, day_ratios, day_total
 from calc_analytics.rollup.journal import rebuild_seconds
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollups import LATENCY, LOG, STATS
-from calc_analytics_tests.logs import execute, row, utc, write
+from calc_analytics_tests.logs import OWNER, execute, row, utc, write
 
 DAY = date(2026, 3, 1)
 
@@ -45,11 +46,11 @@ def test_the_page_of_an_asset_describes_each_column_as_the_database_does(locatio
 def test_every_asset_has_owner_tags_kind_runbook_and_the_rollups_a_version_and_their_source(location):
     for name, spec in specs(location).items():
         assert (spec.owners, spec.kinds, set(spec.tags) >= {"layer"}) == ([spec.owners[0]], {"postgres"}, True)
-        assert str(spec.metadata["runbook"].value).endswith("docs/runbook.md")
         if name != LOG.name:
             assert spec.code_version == LOG.rollup(name).version
-            (reference,) = spec.metadata["dagster/code_references"].code_references
-            assert reference.file_path.endswith("orchestration/assets.py")
+            runbook, function = spec.metadata["dagster/code_references"].code_references
+            assert Path(runbook.file_path).is_file()
+            assert function.file_path.endswith("orchestration/assets.py")
 
 
 def test_a_version_changes_with_what_is_counted():
@@ -65,17 +66,20 @@ def test_sensor_schedules_and_jobs_say_what_how_often_and_what_a_grey_tick_means
 
 
 def test_loading_is_quiet(database):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
         defs()
+    assert [str(each.message) for each in found if each.category.__module__.startswith("dagster")] == []
 
 
 def test_comments_of_the_api_stay_and_ours_follow(engine, db):
+    """Set by the owner of the tables, as `migrate` is."""
     execute(db, "comment on table calculation_logs is 'the API''s word'")
     execute(db, "comment on column calculation_stats_daily.cache_hits is 'hits'")
     execute(db, "comment on column calculation_stats_hourly.cache_hits is 'old words'")
     execute(db, "comment on table calculation_stats_daily is null")
-    with engine.begin() as connection:
+    owner = create_engine(engine.url.set(**OWNER))
+    with owner.begin() as connection:
         describe_tables(connection)
         describe_tables(connection)
         found = connection.execute(
@@ -89,6 +93,7 @@ def test_comments_of_the_api_stay_and_ours_follow(engine, db):
             )
         ).one()
     stats = tables.tables["calculation_stats_daily"]
+    owner.dispose()
     ours = tables.tables["calculation_stats_hourly"].c.cache_hits.comment
     assert tuple(found) == ("the API's word", stats.comment, "hits", ours)
 
