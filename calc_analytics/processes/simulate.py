@@ -242,9 +242,7 @@ class _Rows:
     def _line(self, asked_at: float, publisher: int, rank: int) -> str:
         at = datetime.fromtimestamp(asked_at, fixed_zone.utc)
         hit = self.random.random() < self._cache_hit_share(asked_at)
-        publisher = 1 + (publisher - 1) % max(
-            int(len(self.publishers) - PUBLISHER_GROWTH * self._age_days(asked_at)), 1
-        )
+        publisher = 1 + (publisher - 1) % self._publishers(asked_at)
         (source,) = self.random.choices((1, 2, 3), weights=SOURCE_MIXES[publisher % len(SOURCE_MIXES)])
         values = (
             publisher,
@@ -261,6 +259,9 @@ class _Rows:
     def _cache_hit_share(self, asked_at: float) -> float:
         age = self._age_days(asked_at)
         return CACHE_HIT_SHARE - CACHE_HIT_GROWTH * age - CACHE_HIT_SWING * math.sin(age * math.tau / 14)
+
+    def _publishers(self, asked_at: float) -> int:
+        return max(int(len(self.publishers) - PUBLISHER_GROWTH * self._age_days(asked_at)), 1)
 
     def _age_days(self, asked_at: float) -> float:
         return min(max(self.now - asked_at, 0.0) / DAY_SECONDS, GROWTH_DAYS)

@@ -128,7 +128,8 @@ def test_a_cursor_is_for_people_too():
     ]
 
 
-def test_a_batch_is_counted_in_place_and_told_of_once_per_day(location, instance, db, connect):
+def test_a_batch_is_counted_in_place_and_told_of_once_per_day(location, instance, db, connect, monkeypatch):
+    monkeypatch.setattr(sensors, "follow_seconds", lambda interval: 6.0)
     rebuild(db, [OLD, today()])
     writer = connect()
     write(writer, [row(now(), publisher=n, cache_hit=True) for n in range(6)])
