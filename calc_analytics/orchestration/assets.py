@@ -167,10 +167,9 @@ def _spec(log: "Log", declared: "Rollup", freshness: FreshnessPolicy) -> AssetSp
 
 
 def _links() -> CodeReferencesMetadataValue:
-    """Shown under "Source code", where Dagster adds the asset's function."""
-    return CodeReferencesMetadataValue(
-        code_references=[LocalFileCodeReference(file_path=runbook(), label="runbook.md")]
-    )
+    """The runbook, shown under "Source code", where Dagster adds the asset's function."""
+    link = LocalFileCodeReference(file_path=str(runbook()), label="runbook.md")
+    return CodeReferencesMetadataValue(code_references=[link] if runbook().is_file() else [])
 
 
 def _description(log: "Log", declared: "Rollup") -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import date
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dagster import MetadataValue, TableColumn, TableColumnConstraints, TableSchema
@@ -36,9 +37,9 @@ def table_metadata(table: "Table") -> dict[str, Any]:
     }
 
 
-def runbook() -> str:
-    """Where the runbook is, in the checkout."""
-    return str(project_root() / "docs" / "runbook.md")
+def runbook() -> Path:
+    """The runbook in the checkout; an installation without one has no such file."""
+    return project_root() / "docs" / "runbook.md"
 
 
 def day_metadata(
@@ -80,7 +81,7 @@ def _reason(left: "Refused") -> dict[str, Any]:
     return {
         **({"rows_without_logs": deleted} if deleted else {}),
         "not_rebuilt": describe_left(left),
-        "runbook": MetadataValue.path(runbook()),
+        "runbook": MetadataValue.path(str(runbook())),
     }
 
 
