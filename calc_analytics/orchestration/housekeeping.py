@@ -56,7 +56,7 @@ class HousekeepingConfig(Config):
 
 
 @dataclass(frozen=True)
-class Pruned:
+class PruneCounts:
     """The numbers of deleted event-log rows and check executions, and runs (with all of their rows)."""
 
     rows: int
@@ -109,7 +109,9 @@ def daily_housekeeping(settings: Settings) -> ScheduleDefinition:
     )
 
 
-def prune(instance: DagsterInstance, keep_events_days: int, keep_runs_days: int, location: str | None = None) -> Pruned:
+def prune(
+    instance: DagsterInstance, keep_events_days: int, keep_runs_days: int, location: str | None = None
+) -> PruneCounts:
     """Deletes what is older, in transactions of a few thousand rows; safe to repeat and while everything runs.
 
     Runs of other code locations than `location` stay. Raises `UnknownEventLog` before anything is deleted.
@@ -126,7 +128,7 @@ def prune(instance: DagsterInstance, keep_events_days: int, keep_runs_days: int,
     for run_id in runs:
         instance.compute_log_manager.delete_logs(prefix=[run_id])
         instance.delete_run(run_id)
-    return Pruned(rows, len(runs))
+    return PruneCounts(rows, len(runs))
 
 
 def _old_runs(instance: DagsterInstance, before: datetime, keep: "Retained", location: str | None) -> Iterator[str]:

@@ -128,7 +128,7 @@ def test_a_cursor_is_for_people_too():
     ]
 
 
-def test_a_batch_is_counted_in_place_and_told_of_once_per_day(location, instance, db, connect, monkeypatch):
+def test_a_batch_is_counted_in_place_and_reported_once_per_day(location, instance, db, connect, monkeypatch):
     monkeypatch.setattr(sensors, "follow_seconds", lambda interval: 6.0)
     rebuild(db, [OLD, today()])
     writer = connect()
@@ -139,12 +139,16 @@ def test_a_batch_is_counted_in_place_and_told_of_once_per_day(location, instance
     more.join()
     assert result.run_requests == []
     assert stored(db) == oracle(db)
-    told = {(event.asset_key.to_user_string(), event.partition): event for event in of(result, AssetMaterialization)}
-    assert set(told) == {(name, str(day)) for name in LOG.names for day in (OLD, today())}
+    reported_events = {
+        (event.asset_key.to_user_string(), event.partition): event for event in of(result, AssetMaterialization)
+    }
+    assert set(reported_events) == {(name, str(day)) for name in LOG.names for day in (OLD, today())}
     for name in LOG.names:
-        assert told[name, str(today())].metadata["rows_counted"].value == 7
-    told = {day: event for (name, day), event in told.items() if name == "calculation_stats_daily"}
-    figures = {key: value.value for key, value in told[str(today())].metadata.items()}
+        assert reported_events[name, str(today())].metadata["rows_counted"].value == 7
+    reported_events = {
+        day: event for (name, day), event in reported_events.items() if name == "calculation_stats_daily"
+    }
+    figures = {key: value.value for key, value in reported_events[str(today())].metadata.items()}
     assert (figures["total_calculations"], figures["rows_counted"], figures["publishers"], figures["cache_hits"]) == (
         7,
         7,
@@ -198,8 +202,8 @@ def test_an_hour_of_steady_load_stores_fewer_than_400_rows_of_the_event_log(
         for seconds in range(0, 3600, 10):
             patch.setattr(events.time, "time", lambda seconds=seconds: at + seconds)
             followed = FollowReport(dict.fromkeys(days, 5), refreshes=1, seconds=0.01)
-            told, cursor = events.report_days(db, followed, {}, cursor, partitions)
-            reported += told
+            new, cursor = events.report_days(db, followed, {}, cursor, partitions)
+            reported += new
     assert rows_counted(reported) + sum(each.rows for each in cursor.unreported.values()) == 360 * 5 * 3
     job = location.resolve_job_def("rollup_job")
     runs = [job.execute_in_process(instance=stored_instance, partition_key=str(day)) for day in days[:2]]
@@ -210,8 +214,8 @@ def test_an_hour_of_steady_load_stores_fewer_than_400_rows_of_the_event_log(
 
 def rows_counted(reported: list) -> int:
     """The rows that these events report of the table of publishers."""
-    told = [event for event in reported if event.asset_key == AssetKey("calculation_stats_daily")]
-    return sum(event.metadata["rows_counted"].value for event in told)
+    reported_events = [event for event in reported if event.asset_key == AssetKey("calculation_stats_daily")]
+    return sum(event.metadata["rows_counted"].value for event in reported_events)
 
 
 def test_an_idle_tick_says_what_it_compared(location, instance, db):
@@ -425,11 +429,11 @@ def test_the_follower_bridges_the_time_to_the_next_tick(location, instance, db, 
     deadline = time.monotonic() + 5
     while stored(db) != oracle(db):
         assert time.monotonic() < deadline
-    told = of(tick(location, instance, later(first.cursor, events.TODAY_SECONDS)), AssetMaterialization)
-    assert [event.metadata["rows_counted"].value for event in told] == [3] * len(LOG.names)
+    reported_events = of(tick(location, instance, later(first.cursor, events.TODAY_SECONDS)), AssetMaterialization)
+    assert [event.metadata["rows_counted"].value for event in reported_events] == [3] * len(LOG.names)
 
 
-def test_a_tick_ends_at_once_when_the_server_is_told_to_stop(location, instance, monkeypatch):
+def test_a_tick_ends_immediately_when_the_server_stops(location, instance, monkeypatch):
     monkeypatch.setattr(sensors, "follow_seconds", lambda interval: 60.0)
     stop = threading.Timer(0.3, sensors.stopping.set)
     stop.start()
