@@ -2,12 +2,21 @@
 
 import warnings
 
-from dagster import BetaWarning, Definitions, PreviewWarning, define_asset_job, definitions, in_process_executor
+from dagster import (
+    AssetKey,
+    BetaWarning,
+    Definitions,
+    PreviewWarning,
+    define_asset_job,
+    definitions,
+    in_process_executor,
+    with_source_code_references,
+)
 
 from calc_analytics import logs
 from calc_analytics.config import Settings
 from calc_analytics.orchestration.alerts import check_failure_alerts, run_failure_alerts
-from calc_analytics.orchestration.assets import calculation_logs, rollup_assets
+from calc_analytics.orchestration.assets import ROLLUP_JOB, calculation_logs, rollup_assets
 from calc_analytics.orchestration.checks import rollup_checks
 from calc_analytics.orchestration.cron import freshness_policy
 from calc_analytics.orchestration.housekeeping import daily_housekeeping, housekeeping_job
@@ -25,23 +34,24 @@ def defs() -> Definitions:
     logs.configure(settings.log_format, settings.log_level)
     log, partitions = chosen_log(settings.rollups), daily_partitions(settings)
     with warnings.catch_warnings():
-        # Backfill policies and partitioned checks are new in Dagster 1.13, and relied upon.
+        # Backfill policies, partitioned checks and code references are new in Dagster 1.13, and relied upon.
         warnings.simplefilter("ignore", BetaWarning)
         warnings.simplefilter("ignore", PreviewWarning)
-        rollups = rollup_assets(log, partitions, freshness_policy(settings.cron))
+        (rollups,) = with_source_code_references([rollup_assets(log, partitions, freshness_policy(settings.cron))])
         checks = rollup_checks(log, partitions)
     rollup_job = define_asset_job(
-        "rollup_job",
-        selection=[rollups],
-        description="Recounts days from the log in every rollup and proves them with their checks.",
+        ROLLUP_JOB,
+        selection=[AssetKey(name) for name in log.names],
+        description="Recounts days from the log in every rollup and evaluates their checks. The hourly schedule runs "
+        "it for today and yesterday, the sensor for days that are not built; launch it by hand for any days.",
     )
     return Definitions(
         assets=[calculation_logs, rollups],
         asset_checks=[checks],
         jobs=[rollup_job, housekeeping_job],
-        schedules=[hourly_schedule(rollup_job, partitions, settings), daily_housekeeping(settings)],
+        schedules=[hourly_schedule(settings), daily_housekeeping(settings)],
         sensors=[
-            new_log_batches_sensor(rollup_job, partitions),
+            new_log_batches_sensor(partitions),
             run_failure_alerts(settings),
             check_failure_alerts(settings),
         ],

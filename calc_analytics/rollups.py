@@ -19,7 +19,7 @@ from calc_analytics.database.tables import (
     calculation_stats_hourly,
 )
 from calc_analytics.rollup.database import Database
-from calc_analytics.rollup.declaration import Check, Log, Rollup, Suspect, UnknownRollup
+from calc_analytics.rollup.declaration import Check, Log, Ratio, Rollup, Suspect, UnknownRollup
 from calc_analytics.rollup.expressions import rounded_down, utc_hour
 
 if TYPE_CHECKING:
@@ -41,6 +41,14 @@ SOURCES = {
     "source_api": func.count().filter(logs.source == 2),
     "source_external": func.count().filter(logs.source == 3),
 }
+# The average is over the rows that have a response time, which only the histogram counts.
+MEASURED = func.sum(calculation_latency_daily.c.calculations).filter(
+    calculation_latency_daily.c.response_time_ms != NO_RESPONSE_TIME
+)
+RATIOS = (
+    Ratio("cache_hit_ratio", "cache_hits", per="total_calculations"),
+    Ratio("average_response_time_ms", "total_response_time_ms", per=MEASURED),
+)
 
 
 def _cache_hits_within_total(target: Table) -> Check:
@@ -56,7 +64,8 @@ STATS = Rollup(
     target=calculation_stats_daily,
     key_expressions={"publisher_id": logs.publisher_id},
     aggregates={**COUNTS, **SOURCES},
-    description="Calculations per publisher and day.",
+    description=str(calculation_stats_daily.comment),
+    ratios=RATIOS,
     suspects=(Suspect("negative_response_times", logs.response_time_ms < 0),),
     match_check="stats_match_logs",
     checks=(
@@ -82,14 +91,16 @@ LOCALITIES = Rollup(
     target=calculation_locality_stats_daily,
     key_expressions={"publisher_id": logs.publisher_id, "locality_id": logs.locality_id},
     aggregates=COUNTS,
-    description="Calculations per publisher, locality and day.",
+    description=str(calculation_locality_stats_daily.comment),
+    ratios=RATIOS,
     checks=(_cache_hits_within_total(calculation_locality_stats_daily),),
 )
 HOURS = Rollup(
     target=calculation_stats_hourly,
     key_expressions={"publisher_id": logs.publisher_id, "hour": utc_hour(logs.created_at)},
     aggregates={**COUNTS, **SOURCES},
-    description="Calculations per publisher and UTC hour.",
+    description=str(calculation_stats_hourly.comment),
+    ratios=RATIOS,
     checks=(_cache_hits_within_total(calculation_stats_hourly),),
 )
 LATENCY = Rollup(
@@ -100,7 +111,7 @@ LATENCY = Rollup(
         "response_time_ms": rounded_down(logs.response_time_ms, NO_RESPONSE_TIME),
     },
     aggregates={"calculations": func.count()},
-    description="Calculations per publisher, source and response time: a histogram, exact below 128 ms.",
+    description=str(calculation_latency_daily.comment),
 )
 
 LOG = Log(table=calculation_logs, event_time="created_at", rollups=(STATS, LOCALITIES, HOURS, LATENCY))

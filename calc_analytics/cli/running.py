@@ -4,6 +4,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -65,7 +66,13 @@ def up(settings: Settings, ui_port: int, service_port: int) -> None:
 @click.command()
 @ui_port_option
 @service_port_option
-@click.option("--rate", default=100.0, show_default=True, type=FiniteRange(min=0.1), help="Live rows per second.")
+@click.option(
+    "--rate",
+    default=1.0,
+    show_default=True,
+    type=FiniteRange(min=0.1),
+    help="Mean log rows per second, live and in the history (there at most 100,000 a day).",
+)
 @click.option(
     "--days",
     "history",
@@ -100,8 +107,10 @@ def demo(settings: Settings, ui_port: int, service_port: int, rate: float, histo
     stop = _stop_on_signals(insisting=False)
     _prepare(settings, stop)
     missing = demonstration.missing_history(settings, history)
-    with terminal.bar("writing history", len(missing) * demonstration.ROWS_PER_DAY) as advance:
-        demonstration.write_days(settings, missing, stop, advance)
+    total = sum(demonstration.rows_of(day, rate, settings.timezone) for day in missing)
+    with terminal.bar("writing history", total) as advance:
+        demonstration.write_days(settings, missing, rate, stop, advance)
+    settings = replace(settings, start_date=demonstration.first_partition(settings))
     with _running(settings, ui_port, service_port, stop) as supervisor:
         with terminal.live_table() as draw:
             for frame in demonstration.live(settings, rate, seconds, stop):
@@ -117,7 +126,7 @@ def _running(settings: Settings, ui_port: int, service_port: int, stop: threadin
     if (spare := writable(data_folder())) != data_folder():
         click.echo(f"logs      {spare}, since the project folder cannot be written to")
     click.echo("starting Dagster: about ten seconds")
-    supervisor = Supervisor(ui_port, service_port, stop)
+    supervisor = Supervisor(ui_port, service_port, stop, start_date=settings.start_date)
     try:
         supervisor.start()
         click.echo(f"service   http://127.0.0.1:{service_port}/health/rollup")

@@ -37,37 +37,59 @@ class PgSnapshot(UserDefinedType[str]):
         return "pg_snapshot"
 
 
-def _count(name: str, type_: type[Integer] | type[BigInteger] = Integer) -> Column[int]:
-    return Column(name, type_, nullable=False, server_default=text("0"))
+def _count(name: str, type_: type[Integer] | type[BigInteger] = Integer, comment: str | None = None) -> Column[int]:
+    return Column(name, type_, nullable=False, server_default=text("0"), comment=comment)
 
 
 def _publisher_and_date() -> tuple[Column[Any], ...]:
     return (
-        Column("publisher_id", Integer, primary_key=True, autoincrement=False),
-        Column("date", Date, primary_key=True),
+        Column("publisher_id", Integer, primary_key=True, autoincrement=False, comment="whose zmanim were calculated"),
+        Column("date", Date, primary_key=True, comment="day of created_at in the reporting time zone"),
     )
 
 
 def _totals() -> tuple[Column[int], ...]:
-    return _count("total_calculations"), _count("cache_hits"), _count("total_response_time_ms", BigInteger)
+    return (
+        _count("total_calculations", comment="calculations: log rows"),
+        _count("cache_hits", comment="calculations that were answered from the cache"),
+        _count("total_response_time_ms", BigInteger, "sum of the response times in milliseconds; null counts as 0"),
+    )
 
 
 def _sources() -> tuple[Column[int], ...]:
-    return tuple(_count(f"source_{name}") for name in ("web", "api", "external"))
+    return (
+        _count("source_web", comment="calculations of source 1: web UI"),
+        _count("source_api", comment="calculations of source 2: authenticated API"),
+        _count("source_external", comment="calculations of source 3: external API (machine to machine)"),
+    )
 
 
 calculation_logs = Table(
     "calculation_logs",
     metadata,
     Column("id", BigInteger, primary_key=True, autoincrement=True),
-    Column("publisher_id", Integer, nullable=False),
-    Column("locality_id", BigInteger, nullable=False),
-    Column("date_calculated", Date, nullable=False),
-    Column("cache_hit", Boolean, nullable=False, server_default=text("false")),
-    Column("response_time_ms", SmallInteger),
-    Column("zman_count", SmallInteger),
-    Column("source", SmallInteger, nullable=False),
-    Column("created_at", DateTime(timezone=True), nullable=False, server_default=text("now()")),
+    Column("publisher_id", Integer, nullable=False, comment="whose zmanim were calculated"),
+    Column("locality_id", BigInteger, nullable=False, comment="the place that was asked about"),
+    Column("date_calculated", Date, nullable=False, comment="the date that was asked about, past or future"),
+    Column(
+        "cache_hit", Boolean, nullable=False, server_default=text("false"), comment="whether the cache had the answer"
+    ),
+    Column("response_time_ms", SmallInteger, comment="milliseconds, 0 to 32767; null: not measured"),
+    Column("zman_count", SmallInteger, comment="times of day that were calculated"),
+    Column(
+        "source",
+        SmallInteger,
+        nullable=False,
+        comment="1: web UI; 2: authenticated API; 3: external API (machine to machine); anything else is unknown",
+    ),
+    Column(
+        "created_at",
+        DateTime(timezone=True),
+        nullable=False,
+        server_default=text("now()"),
+        comment="when it was asked, by the clock of the API server",
+    ),
+    comment="One row per calculation, written by the API in batches.",
 )
 
 calculation_stats_daily = Table(
@@ -76,14 +98,16 @@ calculation_stats_daily = Table(
     *_publisher_and_date(),
     *_totals(),
     *_sources(),
+    comment="Calculations per publisher and day.",
 )
 
 calculation_locality_stats_daily = Table(
     "calculation_locality_stats_daily",
     metadata,
     *_publisher_and_date(),
-    Column("locality_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("locality_id", BigInteger, primary_key=True, autoincrement=False, comment="the place that was asked about"),
     *_totals(),
+    comment="Calculations per publisher, locality and day.",
     postgresql_with={"fillfactor": 70},
 )
 
@@ -91,9 +115,10 @@ calculation_stats_hourly = Table(
     "calculation_stats_hourly",
     metadata,
     *_publisher_and_date(),
-    Column("hour", DateTime(timezone=True), primary_key=True, comment="the start of the UTC hour"),
+    Column("hour", DateTime(timezone=True), primary_key=True, comment="start of the UTC hour"),
     *_totals(),
     *_sources(),
+    comment="Calculations per publisher and UTC hour.",
     postgresql_with={"fillfactor": 70},
 )
 
@@ -101,7 +126,13 @@ calculation_latency_daily = Table(
     "calculation_latency_daily",
     metadata,
     *_publisher_and_date(),
-    Column("source", SmallInteger, primary_key=True, autoincrement=False),
+    Column(
+        "source",
+        SmallInteger,
+        primary_key=True,
+        autoincrement=False,
+        comment="1: web UI; 2: authenticated API; 3: external API (machine to machine); anything else is unknown",
+    ),
     Column(
         "response_time_ms",
         Integer,
@@ -109,7 +140,8 @@ calculation_latency_daily = Table(
         autoincrement=False,
         comment="rounded down to 7 significant bits, exact below 128; -1: null or negative",
     ),
-    _count("calculations"),
+    _count("calculations", comment="calculations: log rows"),
+    comment="Calculations per publisher, source and response time: a histogram, exact below 128 ms.",
     postgresql_with={"fillfactor": 70},
 )
 
@@ -131,6 +163,7 @@ rollup_state = Table(
     Column("log_relation", BigInteger, comment="the oid of the log table whose rows are counted"),
     Column("rollups", ARRAY(Text), nullable=False, comment="the rollups that every refresh adds to"),
     Column("audited_at", DateTime(timezone=True), comment="when all days were last audited"),
+    comment="One row per log: the snapshot up to which its rows are counted.",
     postgresql_with={"fillfactor": 50},
 )
 
@@ -162,6 +195,7 @@ rollup_days = Table(
     Column("finding", Text, comment="what kind of difference that was"),
     Column("audited_at", DateTime(timezone=True), comment="when its statistics were last compared with `counted`"),
     Column("audit_difference", BigInteger, comment="what that found: zero, or somebody changed the statistics"),
+    comment="The ledger: per rollup and day what was counted and deleted, and when it was built and proven.",
     postgresql_with={"fillfactor": 50},
 )
 
@@ -190,6 +224,7 @@ rollup_journal = Table(
     Index(
         "rollup_journal_summed", "log", "operation", "failed", "at", "by", unique=True, postgresql_where=text("summed")
     ),
+    comment="The journal: one row per operation, or per minute of refreshes; append-only.",
     postgresql_with={"fillfactor": 50},
 )
 

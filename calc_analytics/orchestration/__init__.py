@@ -1,1 +1,1 @@
-"""The orchestration layer: each body opens the database, calls one domain function, reports. No SQL here."""
+"""The orchestration layer: each body opens the database, calls one domain function and reports its result. No SQL."""

@@ -1,4 +1,4 @@
-"""The assets: the API's log table (external, observed) and one per rollup that is kept of it.
+"""The assets: the API's log table (external, observed) and one for each rollup of it.
 
 The rollups are one multi-asset: a run recounts the selected ones of its days in one pass.
 """
@@ -14,9 +14,11 @@ from dagster import (
     AssetsDefinition,
     AssetSpec,
     BackfillPolicy,
+    CodeReferencesMetadataValue,
     Config,
     Failure,
     FreshnessPolicy,
+    LocalFileCodeReference,
     MaterializeResult,
     PartitionsDefinition,
     RunRequest,
@@ -31,11 +33,14 @@ from calc_analytics.orchestration.metadata import (
     left_metadata,
     log_metadata,
     previews,
+    runbook,
+    table_metadata,
 )
 from calc_analytics.orchestration.partitions import as_days
 from calc_analytics.orchestration.resources import RollupDatabase
 from calc_analytics.orchestration.retries import TRANSIENT_ERRORS, as_dagster_failure
 from calc_analytics.plurals import number
+from calc_analytics.rollups import LOG
 
 if TYPE_CHECKING:
     from calc_analytics.rollup.database import Database
@@ -46,15 +51,20 @@ if TYPE_CHECKING:
 GROUP = "calculations"
 # The name of the step, and of its section in a run's config.
 REBUILD = "rebuild"
+# The job of the rollups and their checks, by which sensor and schedule refer to it.
+ROLLUP_JOB = "rollup_job"
 # A run rebuilds up to this many days in one pass: starting a run takes longer than rebuilding a quarter.
 DAYS_PER_RUN = 100
 
 calculation_logs = AssetSpec(
-    "calculation_logs",
+    LOG.name,
     group_name=GROUP,
     kinds={"postgres"},
-    description="One row per calculation, written by the API in batches. Not ours: observed with its size and with "
-    "the rows that the statistics have not counted yet.",
+    owners=["team:api"],
+    tags={"layer": "log"},
+    metadata=table_metadata(LOG.table),
+    description=f"{LOG.table.comment} The API owns the table; this project observes its size and the rows that the "
+    "statistics have not counted yet.",
 )
 
 
@@ -63,8 +73,8 @@ class RebuildConfig(Config):
 
     allow_shrink: bool = Field(
         default=False,
-        description="Recount days whose log rows were deleted from what is left, which lowers their statistics for "
-        "good.",
+        description="Recount days whose log rows were deleted from the rows that are left. This lowers their "
+        "statistics and cannot be undone.",
     )
     keep: bool = Field(
         default=False,
@@ -72,7 +82,7 @@ class RebuildConfig(Config):
     )
     automatic: bool = Field(
         default=False,
-        description="Leave every day alone whose log is not what was counted. Schedule and sensor set it.",
+        description="Do not change days whose log is not what was counted. Schedule and sensor set it.",
     )
 
     @property
@@ -91,7 +101,7 @@ AUTOMATIC = {"ops": {REBUILD: {"config": {"automatic": True}}}}
 
 
 def automatic(keys: Sequence[str], at: str | None = None) -> list[RunRequest]:
-    """A run of all rollups for each of these partitions, once per `at`; no run of it decides anything."""
+    """A run of all rollups for each of these partitions, once per `at`; these runs never decide about a day."""
     return [RunRequest(run_key=f"{key}@{at}" if at else None, partition_key=key, run_config=AUTOMATIC) for key in keys]
 
 
@@ -125,8 +135,8 @@ def rollup_assets(log: "Log", partitions: PartitionsDefinition, freshness: Fresh
     ) -> Iterator[MaterializeResult]:
         """Recounts the days of the run from the log, in the selected rollups.
 
-        A day whose log is not what was counted, or whose log rows are gone, stays as it is: the run says so in one
-        line, and the check of the day says what is wrong and what to do.
+        A day whose log is not what was counted, or whose log rows were deleted, is not changed: the run logs the reason
+        in one line, and the day's check reports what is wrong and what to do.
         """
         days, db = as_days(context.partition_keys), database.db
         chosen = [each for each in db.log.rollups if AssetKey(each.name) in context.selected_asset_keys]
@@ -148,8 +158,18 @@ def _spec(log: "Log", declared: "Rollup", freshness: FreshnessPolicy) -> AssetSp
         description=_description(log, declared),
         group_name=GROUP,
         kinds={"postgres"},
+        owners=["team:analytics"],
+        tags={"layer": "statistics"},
+        metadata={**table_metadata(declared.target), "dagster/code_references": _links()},
+        code_version=declared.version,
         freshness_policy=freshness,
     )
+
+
+def _links() -> CodeReferencesMetadataValue:
+    """The runbook, shown under "Source code", where Dagster adds the asset's function."""
+    link = LocalFileCodeReference(file_path=str(runbook()), label="runbook.md")
+    return CodeReferencesMetadataValue(code_references=[link] if runbook().is_file() else [])
 
 
 def _description(log: "Log", declared: "Rollup") -> str:
@@ -158,7 +178,7 @@ def _description(log: "Log", declared: "Rollup") -> str:
         f"{declared.description}\n\nGrain: one row per date, {', '.join(declared.keys)}. Source: {log.name}; the date "
         f"is that of {log.event_time} in the reporting time zone. Materializing a partition recounts that day from "
         "the log; between runs the sensor keeps built days exact within a second. A day is never final: late rows are "
-        "added to the day they belong to. A day whose log is not what was counted stays as it is until a person "
+        "added to the day they belong to. A day whose log is not what was counted is not changed until a person "
         "decides (`keep` or `allow_shrink` in the launchpad)."
     )
 
@@ -206,13 +226,17 @@ def _attach(
     days: int,
     report: "RebuildReport",
 ) -> None:
-    """Metadata for every day of the run: the new figures, or why the day was left as it is."""
+    """Metadata for every day of the run: the new figures, or the reason why it was not rebuilt."""
+    from calc_analytics.rollup.figures import day_ratios
+
     rebuilt = [each for each in report.rebuilt if each.rollup == declared.name]
     left = [each for each in [*report.refused, *report.kept] if each.rollup == declared.name]
     seconds = report.seconds / days
     tables = previews(db, declared, [each.day for each in rebuilt])
+    ratios = day_ratios(db, declared, {each.day: each.measures for each in rebuilt})
     described = left_metadata(db, declared, left)
     for each in rebuilt:
-        described[each.day] = {**day_metadata(declared, each.measures, each.keys, seconds), **tables[each.day]}
+        figures = day_metadata(declared, each.measures, each.keys, ratios[each.day], seconds)
+        described[each.day] = {**figures, **tables[each.day]}
     for day, metadata in described.items():
         context.add_asset_metadata(metadata, asset_key=declared.name, partition_key=str(day))

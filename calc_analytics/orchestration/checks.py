@@ -25,13 +25,14 @@ from dagster import (
 
 from calc_analytics import logs
 from calc_analytics.days import today_and_yesterday
-from calc_analytics.orchestration.evaluations import Target, targets
+from calc_analytics.orchestration.evaluations import latest_materializations
 from calc_analytics.orchestration.partitions import as_days
 from calc_analytics.orchestration.resources import RollupDatabase
 from calc_analytics.orchestration.retries import TRANSIENT_ERRORS, as_dagster_failure
 from calc_analytics.plurals import number
 
 if TYPE_CHECKING:
+    from calc_analytics.orchestration.dagster_internals import EvaluationTarget
     from calc_analytics.rollup.database import Database
     from calc_analytics.rollup.declaration import Check, Log, Rollup
     from calc_analytics.rollup.figures import Violations
@@ -47,7 +48,7 @@ MATCH_DESCRIPTION = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a check says of one day."""
+    """The result of a check for one day."""
 
     passed: bool
     description: str
@@ -115,11 +116,11 @@ def _check(run: OpExecutionContext, db: "Database") -> Iterator[AssetCheckResult
 
 
 def _log_each(run: OpExecutionContext, found: dict[AssetCheckKey, Verdicts], days: Sequence[date]) -> None:
-    events, keys = run.instance.event_log_storage, [str(day) for day in days]
-    of = {asset: targets(events, asset, keys) for asset in {key.asset_key for key in found}}
+    keys = [str(day) for day in days]
+    targets = {asset: latest_materializations(run.instance, asset, keys) for asset in {key.asset_key for key in found}}
     for key, verdicts in found.items():
         for day, verdict in verdicts.items():
-            _log(run, _evaluation(key, verdict, str(day), of[key.asset_key].get(str(day))))
+            _log(run, _evaluation(key, verdict, str(day), targets[key.asset_key].get(str(day))))
         _log(run, _evaluation(key, _together(verdicts)))
 
 
@@ -128,7 +129,7 @@ def _log(run: OpExecutionContext, evaluation: AssetCheckEvaluation) -> None:
 
 
 def _evaluation(
-    key: AssetCheckKey, verdict: Verdict, partition: str | None = None, target: Target | None = None
+    key: AssetCheckKey, verdict: Verdict, partition: str | None = None, target: "EvaluationTarget | None" = None
 ) -> AssetCheckEvaluation:
     return AssetCheckEvaluation(
         asset_key=key.asset_key,
@@ -140,7 +141,7 @@ def _evaluation(
 
 
 def _together(verdicts: Verdicts) -> Verdict:
-    """One verdict over all days: a single day's own, else what is wrong with which."""
+    """One verdict over all days: a single day's own, otherwise the descriptions of those that failed."""
     if len(verdicts) == 1:
         return next(iter(verdicts.values()))
     wrong = [verdict for verdict in verdicts.values() if not verdict.passed]
@@ -154,7 +155,7 @@ def _together(verdicts: Verdicts) -> Verdict:
 
 
 def evaluate(db: "Database", keys: Collection[AssetCheckKey], days: Sequence[date]) -> dict[AssetCheckKey, Verdicts]:
-    """What each of these checks says of each of these days."""
+    """The result of each of these checks for each of these days."""
     found: dict[AssetCheckKey, Verdicts] = {}
     compared = [declared for declared in db.log.rollups if match_key(declared) in keys]
     if compared:
@@ -174,29 +175,33 @@ def _compare(db: "Database", compared: "Sequence[Rollup]", days: Sequence[date])
         report = verify(db, days, [declared.name for declared in compared])
     logs.log_verify(report)
     proofs = {(proof.rollup, proof.day): proof for proof in report.days}
-    stray = rows_without_a_day(db)
+    dayless_rows = rows_without_a_day(db)
     return {
-        match_key(declared): {day: _with_stray_rows(_proof(proofs.get((declared.name, day))), stray) for day in days}
+        match_key(declared): {
+            day: _with_dayless_rows(_proof(proofs.get((declared.name, day))), dayless_rows) for day in days
+        }
         for declared in compared
     }
 
 
-def _with_stray_rows(verdict: Verdict, rows: int) -> Verdict:
+def _with_dayless_rows(verdict: Verdict, rows: int) -> Verdict:
     """Out-of-range rows belong to no partition, so every partition reports them."""
     if not rows:
         return verdict
-    said = f"{verdict.description}; of all logs, {number(rows, 'row')} without a day (created_at is out of range)"
-    return replace(verdict, description=said, metadata={**verdict.metadata, "rows_without_a_day": rows})
+    description = (
+        f"{verdict.description}; in the whole log, {number(rows, 'row')} without a day (created_at is out of range)"
+    )
+    return replace(verdict, description=description, metadata={**verdict.metadata, "rows_without_a_day": rows})
 
 
 def _proof(proof: "DayProof | None") -> Verdict:
     if proof is None:
         return Verdict(True, "no log rows and no statistics")
-    said = proof.describe()
-    said += "".join(f"; {rows:,} {name.replace('_', ' ')}" for name, rows in proof.suspects.items())
+    description = proof.describe()
+    description += "".join(f"; {rows:,} {name.replace('_', ' ')}" for name, rows in proof.suspects.items())
     is_frozen = proof.status == "frozen" and not proof.is_different
     severity = AssetCheckSeverity.WARN if is_frozen else AssetCheckSeverity.ERROR
-    return Verdict(proof.is_proven, said, _proof_metadata(proof), severity)
+    return Verdict(proof.is_proven, description, _proof_metadata(proof), severity)
 
 
 def _proof_metadata(proof: "DayProof") -> dict[str, Any]:
@@ -229,19 +234,19 @@ def _violations(db: "Database", declared: "Rollup", check: "Check", days: Sequen
 
 
 def _describe_violations(day: date, declared: "Rollup", check: "Check", found: "Violations") -> str:
-    """What does not hold in which rows, and the log rows that explain it, if there are any."""
+    """The rows that violate the check, and the log rows that explain it, if there are any."""
     where = f"{number(found.rows, 'row')} of {declared.name} ({_named(declared, found.examples, found.rows)})"
     if check.explained_in is None:
         return f"{day}: {where}: the rule is '{check.description}'"
     column = str(check.explained_in.name)
     explained = [f"{number(rows, 'row')} of {column} {value}" for value, rows in found.explained.items()]
     left = found.amount - sum(found.explained.values())
-    said = ", ".join(explained)
+    reasons = ", ".join(explained)
     if left > 0 or not explained:
         amount = f"{number(left, 'calculation')} too many or too few" if left > 0 else "the parts do not add up"
-        said += f"{'; and ' if said else ''}{amount}, and the log holds no row that explains it: the statistics were "
-        said += "changed, or the log rows were deleted"
-    return f"{day}: {said}; in {where}"
+        reasons += f"{'; and ' if reasons else ''}{amount}, and the log holds no row that explains it: the statistics "
+        reasons += "were changed, or the log rows were deleted"
+    return f"{day}: {reasons}; in {where}"
 
 
 def _named(declared: "Rollup", examples: Sequence[dict[str, Any]], rows: int) -> str:

@@ -1,42 +1,42 @@
 """Dagster's code server, with graceful SIGTERM handling, and able to outlast a database that is away for a while.
 
 `calc-analytics up` starts it as `python -m calc_analytics.orchestration.code_server --port N`; the arguments are those
-of `dagster api grpc`. Told to stop, Dagster waits for calls and runs in flight however long they take: here a
-streaming tick ends at once, and a run gets a few seconds and is then killed (its transaction is rolled back).
+of `dagster api grpc`. On SIGTERM Dagster waits for calls and runs in flight, however long they take. Here a streaming
+tick ends immediately; runs get a few seconds and are then killed, which rolls back their transactions.
 """
 
 import functools
 import logging
 import multiprocessing
+import runpy
 import signal
 import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
 
-from dagster._cli import cli
-from dagster._grpc.server import DagsterApiServer
-
+from calc_analytics.orchestration.dagster_internals import DagsterApiServer
 from calc_analytics.orchestration.sensors import stopping
 
-RUNS_MAY_END_SECONDS = 2.0
+GRACE_SECONDS = 2.0
 
 
 def main() -> None:
-    """Installs the handler (Dagster maps SIGTERM to the handler of SIGINT) and serves."""
+    """Installs the handler (Dagster maps SIGTERM to the handler of SIGINT) and serves, as `python -m dagster` does."""
     signal.signal(signal.SIGINT, _stop)
-    # Dagster's watch over run workers would end with the first database error, and their runs would never end.
-    DagsterApiServer._check_for_orphaned_runs = _tried_again(  # type: ignore[assignment]
+    # Without this the thread that looks for orphaned runs ends with the first database error, and such runs never end.
+    DagsterApiServer._check_for_orphaned_runs = log_errors(  # type: ignore[assignment]
         DagsterApiServer._check_for_orphaned_runs
     )
-    cli(["api", "grpc", "--module-name", "calc_analytics.definitions", *sys.argv[1:]])
+    sys.argv[1:1] = ["api", "grpc", "--module-name", "calc_analytics.definitions"]
+    runpy.run_module("dagster", run_name="__main__")
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
     stopping.set()
-    patience = threading.Timer(RUNS_MAY_END_SECONDS, _kill_run_workers)
-    patience.daemon = True
-    patience.start()
+    killing = threading.Timer(GRACE_SECONDS, _kill_run_workers)
+    killing.daemon = True
+    killing.start()
     signal.default_int_handler(signum, frame)
 
 
@@ -45,8 +45,8 @@ def _kill_run_workers() -> None:
         worker.kill()
 
 
-def _tried_again(check: Callable[[DagsterApiServer], None]) -> Callable[[DagsterApiServer], None]:
-    """The check, an error of which is logged; Dagster's thread calls it twice a second anyway."""
+def log_errors(check: Callable[[DagsterApiServer], None]) -> Callable[[DagsterApiServer], None]:
+    """The check with its errors logged instead of raised; Dagster's thread calls it twice a second."""
 
     @functools.wraps(check)
     def checked(server: DagsterApiServer) -> None:
@@ -54,7 +54,7 @@ def _tried_again(check: Callable[[DagsterApiServer], None]) -> Callable[[Dagster
             check(server)
         except Exception as error:
             logging.getLogger("dagster.code_server").error(
-                f"cannot look after run workers at the moment ({type(error).__name__})"
+                f"cannot look for orphaned runs at the moment ({type(error).__name__})"
             )
 
     return checked

@@ -1,16 +1,21 @@
-"""The schedule's cron line: whether it is one, how far apart its ticks are, and when statistics count as stale."""
+"""The schedule's cron line: the longest time between two ticks, and when statistics count as stale."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
+from functools import lru_cache
+from itertools import pairwise
 
-from dagster import FreshnessPolicy
-from dagster._utils.schedules import cron_string_iterator, is_valid_cron_schedule
+from dagster import DagsterInvalidDefinitionError, FreshnessPolicy, TimeWindowPartitionsDefinition
 
 from calc_analytics.config import InvalidSetting
 
 # A Friday, so that a line for working days shows its weekend early. No clock: loading must not depend on it.
 FROM = datetime(2026, 1, 2, tzinfo=timezone.utc)
-AT_LEAST = timedelta(days=9)
-TICKS_AT_LEAST, TICKS_AT_MOST = 12, 3_000
+# A week and the weekend after it; doubled until there are enough ticks.
+FIRST_SPAN = timedelta(days=9)
+ENOUGH_TICKS = 14
+LONGEST_SPAN = timedelta(days=100_000)
+FORMAT = "%Y-%m-%d %H:%M"
 
 
 def freshness_policy(cron: str) -> FreshnessPolicy:
@@ -21,18 +26,27 @@ def freshness_policy(cron: str) -> FreshnessPolicy:
     return FreshnessPolicy.time_window(fail_window=2 * longest_pause(cron))
 
 
+@lru_cache
 def longest_pause(cron: str) -> timedelta:
     """The longest time between two ticks, nights and weekends included: an hour for '0 * * * *'.
 
-    Raises `InvalidSetting` for a line that is none, or that never comes.
+    Dagster's time windows follow the same cron lines as its schedules. Raises `InvalidSetting` for a line that is not
+    one, or whose time never comes.
     """
-    if not is_valid_cron_schedule(cron):
-        raise InvalidSetting(f"ROLLUP_CRON: '{cron}' is not a cron line such as '0 * * * *'")
-    ticks = cron_string_iterator(FROM.timestamp(), cron, "UTC")
-    last, longest = next(ticks), timedelta(0)
-    for n in range(TICKS_AT_MOST):
-        tick = next(ticks)
-        longest, last = max(longest, tick - last), tick
-        if n >= TICKS_AT_LEAST and last - FROM > AT_LEAST:
-            break
-    return longest
+    try:
+        at = [datetime.strptime(key, FORMAT) for key in _ticks(cron)]
+    except (DagsterInvalidDefinitionError, ValueError):
+        raise InvalidSetting(f"ROLLUP_CRON: '{cron}' is not a cron line such as '0 * * * *'") from None
+    return max(later - earlier for earlier, later in pairwise(at))
+
+
+def _ticks(cron: str) -> Sequence[str]:
+    """At least ENOUGH_TICKS of the line; `ValueError` if they never come."""
+    ticks = TimeWindowPartitionsDefinition(start=FROM, fmt=FORMAT, cron_schedule=cron)
+    span, keys = FIRST_SPAN, ticks.get_partition_keys(current_time=FROM + FIRST_SPAN)
+    while len(keys) < ENOUGH_TICKS:
+        if span > LONGEST_SPAN:
+            raise ValueError(cron)
+        span *= 2
+        keys = ticks.get_partition_keys(current_time=FROM + span)
+    return keys

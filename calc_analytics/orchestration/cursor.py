@@ -1,8 +1,31 @@
-"""What a sensor tick leaves for the next one, as the JSON text that Dagster stores."""
+"""What a sensor tick leaves for the next one, as JSON that a person can read: the UI shows it as the sensor's cursor.
 
-import json
-from dataclasses import asdict, dataclass, field
-from typing import Any
+Empty fields are left out, and instants are ISO 8601. Cursors of earlier versions, with all fields and with seconds of
+the epoch, are read as well.
+"""
+
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, ConfigDict, PlainSerializer, TypeAdapter, ValidationError
+
+
+def _read_instant(value: Any) -> Any:
+    return datetime.fromisoformat(value).timestamp() if isinstance(value, str) else value
+
+
+def _write_instant(at: float) -> str:
+    return datetime.fromtimestamp(at, timezone.utc).isoformat(timespec="milliseconds")
+
+
+def _read_rollups(value: Any) -> Any:
+    """Per rollup the seconds; an earlier version kept a list of rollups."""
+    return dict.fromkeys(value) if isinstance(value, list) else value
+
+
+Instant = Annotated[float, BeforeValidator(_read_instant), PlainSerializer(_write_instant)]
+BuildSeconds = Annotated[dict[str, float | None], BeforeValidator(_read_rollups)]
 
 
 @dataclass
@@ -10,7 +33,7 @@ class Unreported:
     """Rows that refreshes added to a day since it was last reported, and how long these refreshes took."""
 
     rows: int = 0
-    seconds: float = 0.0
+    seconds: Annotated[float, PlainSerializer(lambda seconds: round(seconds, 4))] = 0.0
 
 
 @dataclass(frozen=True)
@@ -18,7 +41,7 @@ class CheckRequest:
     """When the checks of a day were requested, the last event of its checks before, the rollups concerned, and those
     that differed then."""
 
-    at: float
+    at: Instant
     after_event: int
     rollups: list[str]
     differs: list[str]
@@ -26,24 +49,26 @@ class CheckRequest:
 
 @dataclass
 class Cursor:
-    """Days are YYYY-MM-DD, instants are seconds of the epoch or ISO 8601."""
+    """Days are YYYY-MM-DD; instants are seconds of the epoch, and ISO 8601 in the stored text."""
 
-    rebuild_requested_at: dict[str, float] = field(default_factory=dict)
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    rebuild_requested_at: dict[str, Instant] = field(default_factory=dict)
     """When a rebuild of a day was last requested."""
 
     checks_requested: dict[str, CheckRequest] = field(default_factory=dict)
     """The requests for checks of days whose verdict changed, until that is reported."""
 
     different: dict[str, list[str]] = field(default_factory=dict)
-    """The days that differ, and in which rollups, as far as their checks have said so."""
+    """The days that differ, and in which rollups, as their checks last reported."""
 
     unreported: dict[str, Unreported] = field(default_factory=dict)
     """What no materialization has reported yet, per day."""
 
-    built_elsewhere: dict[str, list[str]] = field(default_factory=dict)
-    """Days built on the command line that no materialization has reported yet, and in which rollups."""
+    built_elsewhere: dict[str, BuildSeconds] = field(default_factory=dict)
+    """Days built on the command line that no materialization has reported yet: per rollup the seconds it took."""
 
-    reported_at: dict[str, float] = field(default_factory=dict)
+    reported_at: dict[str, Instant] = field(default_factory=dict)
     """When a materialization last reported added rows of a day."""
 
     unobserved_rows: int = 0
@@ -52,44 +77,21 @@ class Cursor:
     built_elsewhere_until: str | None = None
     """Up to which instant days built on the command line are reported or in `built_elsewhere`."""
 
-    looked_for_wiped_at: float = 0.0
+    looked_for_wiped_at: Instant = 0.0
     """When days that Dagster no longer shows as materialized were last looked for."""
 
     @classmethod
     def parse(cls, text: str | None) -> "Cursor | None":
-        """The cursor of the last tick; None on a first start, or if it is not one of this version."""
+        """The cursor of the last tick; None on a first start, or if it is not a cursor of this sensor."""
         try:
-            values = json.loads(text or "")
-            return cls(
-                rebuild_requested_at=_instants(values["rebuild_requested_at"]),
-                checks_requested={str(day): _request(each) for day, each in values["checks_requested"].items()},
-                different=_names(values["different"]),
-                unreported={
-                    str(day): Unreported(int(each["rows"]), float(each["seconds"]))
-                    for day, each in values["unreported"].items()
-                },
-                built_elsewhere=_names(values["built_elsewhere"]),
-                reported_at=_instants(values["reported_at"]),
-                unobserved_rows=int(values["unobserved_rows"]),
-                built_elsewhere_until=values["built_elsewhere_until"],
-                looked_for_wiped_at=float(values.get("looked_for_wiped_at", 0.0)),
-            )
-        except (ValueError, KeyError, TypeError, AttributeError):
+            return _CURSOR.validate_json(text or "")
+        except (ValidationError, TypeError):
             return None
 
     def text(self) -> str:
-        """The form Dagster stores."""
-        return json.dumps(asdict(self), sort_keys=True)
+        """The form that Dagster stores: one line per entry, without empty fields."""
+        filled = {name for name, value in vars(self).items() if value}
+        return _CURSOR.dump_json(self, indent=1, include=filled).decode()
 
 
-def _request(values: Any) -> CheckRequest:
-    names = [[str(name) for name in values[of]] for of in ("rollups", "differs")]
-    return CheckRequest(float(values["at"]), int(values["after_event"]), *names)
-
-
-def _instants(values: Any) -> dict[str, float]:
-    return {str(day): float(at) for day, at in values.items()}
-
-
-def _names(values: Any) -> dict[str, list[str]]:
-    return {str(day): [str(name) for name in names] for day, names in values.items()}
+_CURSOR = TypeAdapter(Cursor)

@@ -1,7 +1,7 @@
-"""Evaluations of checks as Dagster wants them, so that the UI holds them for current.
+"""Evaluations of checks in Dagster's record: the last results, and what new ones must refer to.
 
-An evaluation counts for its partition only if it names the partition's latest materialization. Dagster fills that in
-for what a check returns in a run of one partition; for all others this module finds it.
+The UI shows an evaluation as current only if it names the partition's latest materialization. Dagster fills that in for
+what a check returns in a run of one partition; for all others `latest_materializations` finds it.
 """
 
 from collections.abc import Sequence
@@ -9,19 +9,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dagster import AssetCheckKey, AssetKey, AssetRecordsFilter, DagsterEventType, DagsterInstance
-from dagster._core.definitions.asset_checks.asset_check_evaluation import (
-    AssetCheckEvaluationTargetMaterializationData as Target,
-)
 
 if TYPE_CHECKING:
-    from dagster._core.storage.event_log import EventLogStorage
+    from calc_analytics.orchestration.dagster_internals import EvaluationTarget
 
 
 @dataclass(frozen=True)
 class LastResult:
     """The last evaluation of a check for a partition. `event` grows with each evaluation.
 
-    One that is not current is not shown as the partition's: it was materialized again since.
+    It is current unless the partition was materialized again since; the UI hides one that is not.
     """
 
     passed: bool
@@ -30,16 +27,22 @@ class LastResult:
     event: int
 
 
-def targets(events: "EventLogStorage", asset: AssetKey, partitions: Sequence[str]) -> dict[str, Target]:
+def latest_materializations(
+    instance: DagsterInstance, asset: AssetKey, partitions: Sequence[str]
+) -> dict[str, "EvaluationTarget"]:
     """The latest materialization of each of these partitions, in two queries; a partition without one is left out."""
-    found = events.get_latest_storage_id_by_partition(asset, DagsterEventType.ASSET_MATERIALIZATION, set(partitions))
+    from calc_analytics.orchestration.dagster_internals import EvaluationTarget
+
+    kind = DagsterEventType.ASSET_MATERIALIZATION
+    found = instance.event_log_storage.get_latest_storage_id_by_partition(asset, kind, set(partitions))
     latest = {found[key]: key for key in partitions if key in found}
     if not latest:
         return {}
-    wanted = AssetRecordsFilter(asset, storage_ids=list(latest))
-    records = events.fetch_materializations(wanted, limit=len(latest)).records
+    records = instance.fetch_materializations(
+        AssetRecordsFilter(asset, storage_ids=list(latest)), limit=len(latest)
+    ).records
     return {
-        latest[record.storage_id]: Target(
+        latest[record.storage_id]: EvaluationTarget(
             storage_id=record.storage_id, run_id=record.run_id, timestamp=record.timestamp
         )
         for record in records

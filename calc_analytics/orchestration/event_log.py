@@ -1,11 +1,11 @@
-"""Reads and deletes rows of Dagster's event log: the one place that touches Dagster's own tables.
+"""Reads and deletes rows of Dagster's event log, in Dagster's own tables.
 
 Dagster deletes runs (`instance.delete_run`), but materializations and observations from a sensor's ticks belong to no
 run, and evaluations of checks outlive theirs; nothing public deletes those by age. Nor does anything public return the
-last results of many checks in all of their partitions with a fixed number of queries, or ignore the results that are
-announced by a run and not there yet. So this uses Dagster's own table definitions, and only for this project's assets.
+last results of many checks in all of their partitions with a fixed number of queries, without the results that a run
+has planned and not reported. So this uses Dagster's own table definitions, and only for this project's assets.
 
-Rows are deleted on the storage and the versions this was tested with and on no other. What the UI shows stays: of
+Rows are deleted only on the storage and the versions that this was tested with. What the UI shows stays: of
 every partition the latest materialization and observation, of every check and partition the latest evaluation with
 each result, and what these refer to. Imported when used: it needs SQLAlchemy.
 """
@@ -23,25 +23,27 @@ from dagster import (
     DagsterEventType,
     DagsterInstance,
     EventLogEntry,
+    deserialize_value,
 )
-from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
-from dagster._core.storage.event_log.schema import (
-    AssetCheckExecutionsTable,
-    AssetEventTagsTable,
-    SqlEventLogStorageTable,
-)
-from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
-from dagster._serdes import deserialize_value
 from dagster_postgres import PostgresEventLogStorage
 from sqlalchemy import ColumnElement, Select, Table, delete, func, or_, select
 from sqlalchemy.engine import Row
 
 from calc_analytics.errors import CalcAnalyticsError
+from calc_analytics.orchestration.dagster_internals import (
+    TESTED_WITH,
+    AssetCheckExecutionRecordStatus,
+    AssetCheckExecutionsTable,
+    AssetEventTagsTable,
+    SqlEventLogStorage,
+    SqlEventLogStorageTable,
+)
 
-TESTED_WITH = "1.13."
+# Patch releases of Dagster keep its tables.
+TESTED_MINOR = TESTED_WITH.rpartition(".")[0] + "."
 # Rows per transaction.
 BATCH = 2_000
-# Of a check that fails in more partitions, the newest are looked at.
+# Of a check that fails in more partitions, the newest are read.
 FAILED_AT_MOST = 100
 NO_RUN = ""
 
@@ -60,7 +62,7 @@ class UnknownEventLog(CalcAnalyticsError):
 
 
 @dataclass
-class Kept:
+class Retained:
     """Ids of event-log rows and of check executions that must stay, and the runs that hold them."""
 
     events: set[int] = field(default_factory=set)
@@ -83,7 +85,7 @@ class LastResults:
 def last_results(instance: DagsterInstance, keys: Sequence[AssetCheckKey]) -> dict[AssetCheckKey, LastResults]:
     """The last result of each check in each partition, in two queries; of the checks that were ever evaluated.
 
-    A run announces its evaluations when it begins. Until they are there, the ones before count.
+    A run plans its evaluations when it begins. Until they are reported, the previous ones count.
     """
     storage = instance.event_log_storage
     if not isinstance(storage, SqlEventLogStorage):
@@ -116,17 +118,17 @@ def _evaluation(event: str) -> tuple[datetime, AssetCheckEvaluation]:
 def storage_of(instance: DagsterInstance) -> PostgresEventLogStorage:
     """The instance's event log; raises `UnknownEventLog` unless pruning it was tested."""
     storage = instance.event_log_storage
-    if not isinstance(storage, PostgresEventLogStorage) or not dagster.__version__.startswith(TESTED_WITH):
+    if not isinstance(storage, PostgresEventLogStorage) or not dagster.__version__.startswith(TESTED_MINOR):
         raise UnknownEventLog(
             f"the event log is {type(storage).__name__} of Dagster {dagster.__version__}, but pruning was tested with "
-            f"PostgreSQL and Dagster {TESTED_WITH}*: nothing was deleted; switch the schedule daily_housekeeping off"
+            f"PostgreSQL and Dagster {TESTED_MINOR}*: nothing was deleted; switch the schedule daily_housekeeping off"
         )
     return storage
 
 
-def kept(storage: PostgresEventLogStorage, assets: Sequence[AssetKey]) -> Kept:
-    """What the UI shows of these assets now. Whatever is newer later only makes some of it superfluous."""
-    found = Kept()
+def find_retained(storage: PostgresEventLogStorage, assets: Sequence[AssetKey]) -> Retained:
+    """What the UI shows of these assets now; events that come later can only replace some of it."""
+    found = Retained()
     keys = [asset.to_string() for asset in assets]
     latest = (
         select(func.max(events.id))
@@ -156,7 +158,7 @@ def _latest_executions(keys: list[str]) -> "Select[Any]":
 
 
 def prune_executions(
-    storage: PostgresEventLogStorage, assets: Sequence[AssetKey], before: datetime, keep: Kept
+    storage: PostgresEventLogStorage, assets: Sequence[AssetKey], before: datetime, keep: Retained
 ) -> Iterator[int]:
     """Deletes old check executions, and the events of those that belong to no run; yields how many rows it deletes.
 
@@ -165,17 +167,17 @@ def prune_executions(
     old = (checks.asset_key.in_([asset.to_string() for asset in assets]), checks.evaluation_event_timestamp < before)
     columns = select(checks.id, checks.run_id, checks.evaluation_event_storage_id)
     for batch in _batches(storage, columns, AssetCheckExecutionsTable, *old):
-        gone = [row for row in batch if row.id not in keep.checks]
-        runless = {row.evaluation_event_storage_id for row in gone if (row.run_id or NO_RUN) == NO_RUN}
+        deleted = [row for row in batch if row.id not in keep.checks]
+        runless = {row.evaluation_event_storage_id for row in deleted if (row.run_id or NO_RUN) == NO_RUN}
         stale = runless - keep.events - {None}
         with storage.index_transaction() as connection:
-            connection.execute(delete(AssetCheckExecutionsTable).where(checks.id.in_([row.id for row in gone])))
+            connection.execute(delete(AssetCheckExecutionsTable).where(checks.id.in_([row.id for row in deleted])))
             connection.execute(delete(SqlEventLogStorageTable).where(events.id.in_(stale), events.run_id == NO_RUN))
-        yield len(gone) + len(stale)
+        yield len(deleted) + len(stale)
 
 
 def prune_events(
-    storage: PostgresEventLogStorage, assets: Sequence[AssetKey], before: datetime, keep: Kept
+    storage: PostgresEventLogStorage, assets: Sequence[AssetKey], before: datetime, keep: Retained
 ) -> Iterator[int]:
     """Deletes old materializations, observations and freshness changes that belong to no run; yields how many."""
     old = (
@@ -185,11 +187,11 @@ def prune_events(
         events.timestamp < before,
     )
     for batch in _batches(storage, select(events.id), SqlEventLogStorageTable, *old):
-        gone = [row.id for row in batch if row.id not in keep.events]
+        deleted = [row.id for row in batch if row.id not in keep.events]
         with storage.index_transaction() as connection:
-            connection.execute(delete(AssetEventTagsTable).where(tags.event_id.in_(gone)))
-            connection.execute(delete(SqlEventLogStorageTable).where(events.id.in_(gone)))
-        yield len(gone)
+            connection.execute(delete(AssetEventTagsTable).where(tags.event_id.in_(deleted)))
+            connection.execute(delete(SqlEventLogStorageTable).where(events.id.in_(deleted)))
+        yield len(deleted)
 
 
 def _batches(

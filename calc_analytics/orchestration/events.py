@@ -1,5 +1,5 @@
-"""Which events a tick of the sensor stores: materializations of days that rows were added to, and an observation of the
-log. Evaluations of checks come from runs only.
+"""The events of a sensor tick: materializations of days that rows were added to, and an observation of the log.
+Evaluations of checks come from runs only.
 
 Under steady load, with four rollups, today and late rows for the two days before, an hour stores 198 rows of the event
 log: 30 x 4 materializations of today, 6 x 2 x 4 of the others, and 30 observations (at most 42). The two hourly runs
@@ -35,18 +35,18 @@ Events = list[AssetMaterialization | AssetObservation]
 
 def report_days(
     db: "Database",
-    followed: "FollowReport",
+    report: "FollowReport",
     differing: dict[str, list[str]],
     cursor: Cursor,
     partitions: PartitionsDefinition,
 ) -> tuple[Events, Cursor]:
-    """The events of this tick: of each day at once after a quiet time, then every few minutes.
+    """The events of this tick: for each day immediately after a quiet time, then every few minutes.
 
     A day that differs is not materialized: the UI would no longer show that its check failed.
     """
-    cursor = _remember(db, followed, cursor)
-    now, wanted = time.time(), {*cursor.unreported, *cursor.built_elsewhere}
-    keys = keys_of([date.fromisoformat(key) for key in wanted], partitions)
+    cursor = _collect(db, report, cursor)
+    now, days = time.time(), {*cursor.unreported, *cursor.built_elsewhere}
+    keys = keys_of([date.fromisoformat(key) for key in days], partitions)
     due = [key for key in _due(db, cursor, keys, now) if key not in differing]
     events = _materializations(db, cursor, as_days(due))
     if events:
@@ -56,7 +56,7 @@ def report_days(
     return events, replace(
         cursor,
         unreported={key: each for key, each in cursor.unreported.items() if key in left},
-        built_elsewhere={key: names for key, names in cursor.built_elsewhere.items() if key in left},
+        built_elsewhere={key: each for key, each in cursor.built_elsewhere.items() if key in left},
         reported_at={
             **{key: at for key, at in cursor.reported_at.items() if now - at < longest},
             **{key: now for key in due if key in cursor.unreported},
@@ -65,24 +65,26 @@ def report_days(
     )
 
 
-def _remember(db: "Database", followed: "FollowReport", cursor: Cursor) -> Cursor:
-    """The cursor with what the tick's refreshes added, and with the days built on the command line since the last."""
+def _collect(db: "Database", report: "FollowReport", cursor: Cursor) -> Cursor:
+    """The cursor with the rows that the tick's refreshes added, and the days that were built on the command line."""
+    from calc_analytics.rollup.journal import rebuild_seconds
     from calc_analytics.rollup.ledger import days_built_by_others
 
     unreported = dict(cursor.unreported)
-    for day, rows in followed.rows_by_day.items():
+    for day, rows in report.rows_by_day.items():
         before = unreported.get(str(day), Unreported())
-        unreported[str(day)] = Unreported(before.rows + rows, before.seconds + followed.seconds)
+        unreported[str(day)] = Unreported(before.rows + rows, before.seconds + report.seconds)
     since = cursor.built_elsewhere_until
     others = days_built_by_others(db, datetime.fromisoformat(since) if since else None, BUILT_ELSEWHERE_PER_TICK)
-    built = {key: list(names) for key, names in cursor.built_elsewhere.items()}
+    built = {key: dict(each) for key, each in cursor.built_elsewhere.items()}
+    seconds = rebuild_seconds(db, others)
     for day, name, _ in others:
-        built[str(day)] = sorted({*built.get(str(day), []), name})
+        built.setdefault(str(day), {})[name] = seconds.get((day, name))
     return replace(
         cursor,
         unreported=unreported,
         built_elsewhere=built,
-        unobserved_rows=cursor.unobserved_rows + followed.rows,
+        unobserved_rows=cursor.unobserved_rows + report.rows,
         built_elsewhere_until=others[-1][2].isoformat() if others else since,
     )
 
@@ -112,18 +114,22 @@ def _materializations(db: "Database", cursor: Cursor, days: Sequence[date]) -> E
 
 
 def _of_rollup(db: "Database", declared: "Rollup", cursor: Cursor, days: Sequence[date]) -> Events:
-    from calc_analytics.rollup.figures import day_totals
+    from calc_analytics.rollup.figures import day_ratios, day_totals
 
-    days = [
-        day
-        for day in days
-        if str(day) in cursor.unreported or declared.name in cursor.built_elsewhere.get(str(day), [])
-    ]
+    built = {key for key, seconds in cursor.built_elsewhere.items() if declared.name in seconds}
+    days = [day for day in days if str(day) in built or str(day) in cursor.unreported]
     totals = day_totals(db, declared, days) if days else {}
-    tables = previews(db, declared, list(totals))
+    ratios, tables = day_ratios(db, declared, totals), previews(db, declared, list(totals))
     events: Events = []
     for day, measures in totals.items():
-        added = cursor.unreported.get(str(day), Unreported())
-        metadata = {**day_metadata(declared, measures, measures["keys"], added.seconds, added.rows), **tables[day]}
+        seconds, rows = _work(declared, cursor, str(day))
+        metadata = {**day_metadata(declared, measures, measures["keys"], ratios[day], seconds, rows), **tables[day]}
         events.append(AssetMaterialization(AssetKey(declared.name), partition=str(day), metadata=metadata))
     return events
+
+
+def _work(declared: "Rollup", cursor: Cursor, key: str) -> tuple[float | None, int | None]:
+    """How long the refreshes or the rebuild took, and the rows that refreshes added; None is not known."""
+    if key in cursor.unreported:
+        return cursor.unreported[key].seconds, cursor.unreported[key].rows
+    return cursor.built_elsewhere[key].get(declared.name), None

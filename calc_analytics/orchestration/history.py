@@ -15,15 +15,12 @@ from dagster import (
     AssetCheckKey,
     AssetCheckSeverity,
     AssetKey,
+    DagsterError,
     DagsterInstance,
     DagsterRun,
+    DagsterRunStatus,
     RunsFilter,
 )
-from dagster._core.definitions.run_request import InstigatorType
-from dagster._core.errors import DagsterError
-from dagster._core.scheduler.instigation import TickStatus
-from dagster._core.storage.dagster_run import FINISHED_STATUSES
-from dagster_postgres.utils import DagsterPostgresException
 from sqlalchemy.exc import DBAPIError
 
 from calc_analytics.config import Settings, dagster_home, redact_url
@@ -32,19 +29,22 @@ from calc_analytics.database.engine import engine_for, transaction, with_timeout
 from calc_analytics.database.errors import DatabaseError
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.orchestration import event_log
+from calc_analytics.orchestration.dagster_internals import DagsterPostgresException, InstigatorType
 from calc_analytics.orchestration.incidents import name_check
 from calc_analytics.orchestration.storage import DAEMON, without_plugin
 from calc_analytics.rollups import LOG, chosen_log
 
 if TYPE_CHECKING:
-    from dagster._core.scheduler.instigation import InstigatorState
     from sqlalchemy.engine import Engine
+
+    from calc_analytics.orchestration.dagster_internals import InstigatorState
 
 # What counting and the hourly rebuild need; others (backfills, freshness) are reported, but nothing stops with them.
 NEEDED_DAEMONS = ("SENSOR", "SCHEDULER", "QUEUED_RUN_COORDINATOR")
 # Names of all checks; one that several rollups have, once.
 CHECKS = tuple(dict.fromkeys(name for rollup in LOG.rollups for name in rollup.check_names))
 SENSOR, SCHEDULE, HOUSEKEEPING = "new_log_batches", "hourly_rollup", "daily_housekeeping"
+FINISHED = [DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED]
 
 
 class DagsterTrouble(CalcAnalyticsError):
@@ -172,7 +172,7 @@ def schedule(dagster: DagsterInstance, name: str = SCHEDULE) -> Instigator | Non
 
 def last_run(dagster: DagsterInstance, schedule: str = SCHEDULE) -> LastRun | None:
     """The last run of the schedule that ended."""
-    wanted = RunsFilter(tags={"dagster/schedule_name": schedule}, statuses=FINISHED_STATUSES)
+    wanted = RunsFilter(tags={"dagster/schedule_name": schedule}, statuses=FINISHED)
     with _translate_db_errors():
         for record in dagster.get_run_records(wanted, limit=1):
             run: DagsterRun = record.dagster_run
@@ -214,11 +214,11 @@ def _instigator(dagster: DagsterInstance, kind: InstigatorType, name: str) -> In
 
 def _with_ticks(dagster: DagsterInstance, state: "InstigatorState") -> Instigator:
     ticks = dagster.get_ticks(state.instigator_origin_id, state.selector_id, limit=5)
-    ended = [tick for tick in ticks if tick.status != TickStatus.STARTED]
+    ended = [tick for tick in ticks if tick.status.value != "STARTED"]
     last = None
     if ended:
         error = _last_cause(ended[0].error) if ended[0].error else None
-        count = ended[0].consecutive_failure_count if ended[0].status == TickStatus.FAILURE else 0
+        count = ended[0].consecutive_failure_count if ended[0].status.value == "FAILURE" else 0
         last = Tick(_instant(ended[0].timestamp), ended[0].status.value.lower(), max(count, bool(error)), error)
     return Instigator(state.instigator_name, state.is_running, last, _instant(ticks[0].timestamp) if ticks else None)
 

@@ -1,26 +1,61 @@
-"""Domain reports as Dagster metadata: what the operator reads on a run's and a partition's page."""
+"""Tables and domain reports as Dagster metadata: what an operator reads about assets and partitions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dagster import MetadataValue
+from dagster import MetadataValue, TableColumn, TableColumnConstraints, TableSchema
+
+from calc_analytics.config import project_root
+from calc_analytics.rollup.declaration import type_to_sql
 
 if TYPE_CHECKING:
+    from sqlalchemy import Table
+
     from calc_analytics.rollup.database import Database
     from calc_analytics.rollup.declaration import Rollup
     from calc_analytics.rollup.reports import Refused
 
 
-def day_metadata(
-    declared: "Rollup", measures: dict[str, int], keys: int, seconds: float | None = None, added: int | None = None
-) -> dict[str, Any]:
-    """A day's totals (rows are log rows), how long the rebuild or the refreshes took, and the rows these just added."""
+def table_metadata(table: "Table") -> dict[str, Any]:
+    """Of an asset's definition: the table's name, and its columns with types and descriptions."""
+    columns = [
+        TableColumn(
+            column.name,
+            type_to_sql(column.type).lower(),
+            description=column.comment,
+            constraints=TableColumnConstraints(
+                nullable=bool(column.nullable), other=["primary key"] if column.primary_key else []
+            ),
+        )
+        for column in table.columns
+    ]
     return {
-        "rows": measures[declared.count],
-        **({} if added is None else {"rows_added": added}),
-        name_of_keys(declared): keys,
+        "dagster/column_schema": TableSchema(columns),
+        "dagster/table_name": table.name,
+    }
+
+
+def runbook() -> Path:
+    """The runbook in the checkout; an installation without one has no such file."""
+    return project_root() / "docs" / "runbook.md"
+
+
+def day_metadata(
+    declared: "Rollup",
+    measures: Mapping[str, int],
+    keys: int,
+    ratios: Mapping[str, float],
+    seconds: float | None = None,
+    counted: int | None = None,
+) -> dict[str, Any]:
+    """A day's totals; how long the rebuild or the refreshes took, and the log rows that these refreshes counted."""
+    return {
+        **({} if counted is None else {"rows_counted": counted}),
         **{name: measures[name] for name in declared.measure_names},
+        name_of_keys(declared): keys,
+        **ratios,
         **({} if seconds is None else {"duration_seconds": round(seconds, 4)}),
     }
 
@@ -32,21 +67,26 @@ def name_of_keys(declared: "Rollup") -> str:
 
 
 def left_metadata(db: "Database", declared: "Rollup", left: "Sequence[Refused]") -> dict[date, dict[str, Any]]:
-    """Days that a rebuild left as they are: what their statistics hold, and why."""
-    from calc_analytics.rollup.figures import day_totals
+    """Days that were not rebuilt: what their statistics hold, and the reason."""
+    from calc_analytics.rollup.figures import day_ratios, day_totals
 
     totals = day_totals(db, declared, [each.day for each in left]) if left else {}
-    held = {day: day_metadata(declared, measures, measures["keys"]) for day, measures in totals.items()}
-    return {each.day: {**held.get(each.day, {}), **_why(each)} for each in left}
+    ratios = day_ratios(db, declared, totals) if left else {}
+    held = {day: day_metadata(declared, each, each["keys"], ratios[day]) for day, each in totals.items()}
+    return {each.day: {**held.get(each.day, {}), **_reason(each)} for each in left}
 
 
-def _why(left: "Refused") -> dict[str, Any]:
-    gone = max(left.counted_rows - left.log_rows, 0)
-    return {**({"rows_without_logs": gone} if gone else {}), "left_as_it_is": describe_left(left)}
+def _reason(left: "Refused") -> dict[str, Any]:
+    deleted = max(left.counted_rows - left.log_rows, 0)
+    return {
+        **({"rows_without_logs": deleted} if deleted else {}),
+        "not_rebuilt": describe_left(left),
+        "runbook": MetadataValue.path(str(runbook())),
+    }
 
 
 def describe_left(left: "Refused") -> str:
-    """One line: why the day was not recounted, or by which decision its statistics were kept."""
+    """One line: the reason why the day was not recounted, or by which decision its statistics were kept."""
     if left.reason not in ("keep", "announced"):
         return str(left)
     by = "LOGS_KEPT_DAYS" if left.reason == "announced" else "the option keep"
@@ -57,7 +97,7 @@ def describe_left(left: "Refused") -> str:
 
 
 def previews(db: "Database", declared: "Rollup", days: Sequence[date]) -> dict[date, dict[str, Any]]:
-    """Each day's largest rows as a table, of a rollup with a single key; of others there is no table."""
+    """Each day's largest rows as a table, for rollups with a single key."""
     if len(declared.keys) > 1 or not days:
         return {day: {} for day in days}
     import pandas
@@ -65,13 +105,13 @@ def previews(db: "Database", declared: "Rollup", days: Sequence[date]) -> dict[d
     from calc_analytics.rollup.figures import top_keys
 
     name = f"top_{name_of_keys(declared)}"
-    nothing = MetadataValue.md("no calculations on this day")
-    found: dict[date, dict[str, Any]] = {day: {name: nothing} for day in days}
+    empty = MetadataValue.md("no calculations on this day")
+    found: dict[date, dict[str, Any]] = {day: {name: empty} for day in days}
     largest = pandas.DataFrame(top_keys(db, declared, days))
     if largest.empty:
         return found
     if "cache_hits" in largest:
-        largest["cache_hit_rate"] = (largest["cache_hits"] / largest[declared.count]).map("{:.0%}".format)
+        largest["cache_hit_ratio"] = (largest["cache_hits"] / largest[declared.count]).map("{:.0%}".format)
     for day, table in largest.groupby("date"):
         found[day] = {name: MetadataValue.md(table.drop(columns="date").to_markdown(index=False))}
     return found

@@ -11,7 +11,7 @@ from calc_analytics.days import ONE_DAY, parse_day
 
 
 def daily_partitions(settings: Settings) -> DailyPartitionsDefinition:
-    """One partition per day; `end_offset=1` because today is wanted while it is still going on."""
+    """One partition per day; `end_offset=1` includes today, which has not ended."""
     return DailyPartitionsDefinition(
         start_date=settings.start_date.isoformat(), timezone=settings.timezone, end_offset=1
     )
@@ -23,7 +23,7 @@ def as_days(partition_keys: Sequence[str]) -> list[date]:
 
 
 def keys_of(days: Iterable[date], partitions: PartitionsDefinition) -> list[str]:
-    """The partition keys of those days that are partitions at all, in order."""
+    """The partition keys of those of these days that have a partition, in order."""
     existing = set(partitions.get_partition_keys())
     return [key for key in (day.isoformat() for day in sorted(days)) if key in existing]
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @lru_cache(maxsize=4)
 def _database(url: "URL", settings: Settings) -> "Database":
-    """The embedded database is the project's own, so it is migrated when first used; yours waits for `migrate`."""
+    """The embedded database belongs to the project and is migrated when first used; others need `migrate`."""
     from calc_analytics.database.create import ensure_database
     from calc_analytics.database.engine import engine_for
     from calc_analytics.rollup.install import install

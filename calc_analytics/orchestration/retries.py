@@ -1,10 +1,9 @@
-"""What is tried again: transient database errors, with exponential backoff and jitter, and nothing else."""
+"""Retries: transient database errors only, with exponential backoff and jitter."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from dagster import Backoff, Failure, Jitter, RetryPolicy
-from dagster._core.errors import DagsterExecutionInterruptedError
+from dagster import Backoff, DagsterExecutionInterruptedError, Failure, Jitter, RetryPolicy
 
 from calc_analytics.errors import CalcAnalyticsError
 
@@ -19,7 +18,7 @@ def as_dagster_failure() -> Iterator[None]:
     except Failure:
         raise
     except DagsterExecutionInterruptedError:
-        # Dagster takes an interrupt for one more reason to retry: a run that was terminated in the UI went on.
+        # Dagster would retry an interrupt: a run that was terminated in the UI would continue.
         raise Failure(description="interrupted", allow_retries=False) from None
     except CalcAnalyticsError as error:
         raise Failure(description=str(error), allow_retries=error.transient) from None

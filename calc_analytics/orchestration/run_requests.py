@@ -1,4 +1,4 @@
-"""Which runs a tick of the sensor requests: rebuilds of days that wait, and checks of days whose verdict changed.
+"""The runs that a sensor tick requests: rebuilds of waiting days, and checks of days whose verdict changed.
 
 As few runs as possible: consecutive days of the same rollups are one run over a range of partitions.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from calc_analytics.rollup.database import Database
 
 # A requested run that has not done its work by then is requested again.
-ASK_AGAIN_SECONDS = 300
+REQUEST_AGAIN_SECONDS = 300
 RUNS_PER_TICK = 10
 
 
@@ -40,12 +40,12 @@ def request_rebuilds(
         wanted.update(dict.fromkeys(today_and_yesterday(db.timezone), db.log.names))
     cursor, now = before or Cursor(), time.time()
     keys = keys_of(wanted, partitions)
-    still = {key: at for key, at in cursor.rebuild_requested_at.items() if key in keys and _is_recent(at, now)}
-    rollups = {day: tuple(wanted[day]) for day in as_days(keys) if str(day) not in still}
+    recent = {key: at for key, at in cursor.rebuild_requested_at.items() if key in keys and _is_recent(at, now)}
+    rollups = {day: tuple(wanted[day]) for day in as_days(keys) if str(day) not in recent}
     spans = _spans(rollups)[-RUNS_PER_TICK:]
     requested = {key: now for span, _ in spans for key in span}
     requests = [automatic_range(span, names) for span, names in spans]
-    return requests, replace(cursor, rebuild_requested_at={**still, **requested})
+    return requests, replace(cursor, rebuild_requested_at={**recent, **requested})
 
 
 def _spans(rollups: dict[date, tuple[str, ...]]) -> list[tuple[list[str], tuple[str, ...]]]:
@@ -59,12 +59,12 @@ def _spans(rollups: dict[date, tuple[str, ...]]) -> list[tuple[list[str], tuple[
 
 
 def _is_recent(at: float, now: float) -> bool:
-    return now - at < ASK_AGAIN_SECONDS
+    return now - at < REQUEST_AGAIN_SECONDS
 
 
 @dataclass(frozen=True)
 class _Change:
-    """A day whose verdict is not what its checks last said: the rollups concerned, and those that differ now."""
+    """A day whose verdict is not what its checks last reported: the rollups concerned, and those that differ now."""
 
     key: str
     rollups: tuple[str, ...]
@@ -82,7 +82,7 @@ class _Change:
         return CheckRequest(at, self.last_event, list(self.rollups), sorted(self.differs))
 
     def is_reported(self, request: CheckRequest | None) -> bool:
-        """Whether the checks have said by now what is so, or were evaluated since that was requested."""
+        """Whether the checks have reported the verdict by now, or were evaluated since that was requested."""
         return all(self._is_reported(name, self.last.get(name), request) for name in self.rollups)
 
     def _is_reported(self, name: str, last: LastResult | None, request: CheckRequest | None) -> bool:
@@ -100,22 +100,22 @@ def request_checks(
     cursor: Cursor,
     partitions: PartitionsDefinition,
 ) -> tuple[list[RunRequest], Cursor]:
-    """Runs of checks for days that differ, or are right again, where the checks last said something else."""
+    """Runs of checks for days that differ, or no longer do, where the checks last reported something else."""
     now, changes = time.time(), _changes(instance, db, differing, cursor, partitions)
-    # A request from before the day's verdict changed once more does not answer what is asked now.
+    # A request from before the verdict changed once more is out of date.
     requested = {
         key: each
         for key, each in cursor.checks_requested.items()
         if sorted(each.differs) == sorted(differing.get(key, []))
     }
     open_ = {change.key: change for change in changes if not change.is_reported(requested.get(change.key))}
-    still = {key: each for key, each in requested.items() if key in open_ and _is_recent(each.at, now)}
-    spans = _spans({parse_day(key): each.rollups for key, each in open_.items() if key not in still})[-RUNS_PER_TICK:]
+    recent = {key: each for key, each in requested.items() if key in open_ and _is_recent(each.at, now)}
+    spans = _spans({parse_day(key): each.rollups for key, each in open_.items() if key not in recent})[-RUNS_PER_TICK:]
     new = {key: open_[key].request(now) for span, _ in spans for key in span}
     different = {key: names for key, names in differing.items() if key not in open_}
     different.update({key: names for key, names in cursor.different.items() if key in open_})
     requests = [_check_range(db, span, names) for span, names in spans]
-    return requests, replace(cursor, different=different, checks_requested={**still, **new})
+    return requests, replace(cursor, different=different, checks_requested={**recent, **new})
 
 
 def _changes(
@@ -125,8 +125,8 @@ def _changes(
     cursor: Cursor,
     partitions: PartitionsDefinition,
 ) -> list[_Change]:
-    """The days whose verdict is not what the cursor says that their checks said, or whose checks were requested and may
-    have said either; days without a partition have none."""
+    """The days whose verdict is not what their checks last reported by the cursor, or whose checks were requested and
+    may have reported either; days without a partition are left out."""
     changed = {
         day: {*differing.get(day, [])} ^ {*cursor.different.get(day, [])} for day in {*differing, *cursor.different}
     }

@@ -1,36 +1,35 @@
-"""The hourly safety net: today and yesterday are recounted and proven in every rollup, whatever the sensor did."""
+"""The hourly safety net: today and yesterday are recounted and checked in every rollup."""
 
 from dagster import (
     DefaultScheduleStatus,
-    JobDefinition,
-    PartitionsDefinition,
     RunRequest,
     ScheduleDefinition,
     ScheduleEvaluationContext,
     schedule,
 )
-from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from calc_analytics.config import Settings
 from calc_analytics.days import today_and_yesterday
-from calc_analytics.orchestration.assets import automatic
+from calc_analytics.orchestration.assets import ROLLUP_JOB, automatic
+
+DESCRIPTION = """Recounts today and yesterday from the log in every rollup and evaluates their checks: the safety net
+below the sensor, which normally has counted everything before. Two runs per tick, at ROLLUP_CRON in the reporting time
+zone (by default every hour). Days whose log is not what was counted are not changed; their checks fail."""
 
 
-def hourly_schedule(
-    job: JobDefinition | UnresolvedAssetJobDefinition, partitions: PartitionsDefinition, settings: Settings
-) -> ScheduleDefinition:
+def hourly_schedule(settings: Settings) -> ScheduleDefinition:
     """`hourly_rollup`: on by default, at ROLLUP_CRON in the reporting time zone."""
 
     @schedule(
         name="hourly_rollup",
         cron_schedule=settings.cron,
-        job=job,
+        job_name=ROLLUP_JOB,
         execution_timezone=settings.timezone,
         default_status=DefaultScheduleStatus.RUNNING,
-        description="Recounts and checks today and yesterday in every rollup, whatever the sensor did.",
+        description=DESCRIPTION,
     )
     def hourly_rollup(context: ScheduleEvaluationContext) -> list[RunRequest]:
-        """Recounts and checks today and yesterday, as the scheduler in the API server was meant to do."""
+        """A run for each of today and yesterday in the reporting time zone."""
         at = context.scheduled_execution_time
         days = [day for day in today_and_yesterday(settings.timezone, at) if day >= settings.start_date]
         return automatic([str(day) for day in days], at.isoformat())

@@ -1,8 +1,8 @@
-"""The sensor: does the small work in place (refreshes) and asks for runs where the work is big (rebuilds, checks).
+"""The sensor: refreshes inside the tick, and requests runs for what takes long (rebuilds, checks).
 
-Dagster's daemon looks every five seconds and starts a tick only if the interval has passed since the last one began,
-which with five seconds is at every second look. So a tick follows the logs until just before that look, and the
-follower's thread bridges the time between two ticks.
+Dagster's daemon checks sensors every five seconds and starts a tick only if the interval has passed since the last one
+began, which with five seconds is at every second check. So a tick follows the logs until just before that check, and
+the follower's thread bridges the time between two ticks.
 """
 
 import threading
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from dagster import (
     DefaultSensorStatus,
-    JobDefinition,
     PartitionsDefinition,
     SensorDefinition,
     SensorEvaluationContext,
@@ -19,9 +18,9 @@ from dagster import (
     SkipReason,
     sensor,
 )
-from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from calc_analytics import logs
+from calc_analytics.orchestration.assets import ROLLUP_JOB
 from calc_analytics.orchestration.cursor import Cursor
 from calc_analytics.orchestration.events import report_days
 from calc_analytics.orchestration.resources import RollupDatabase
@@ -36,8 +35,16 @@ if TYPE_CHECKING:
 
 INTERVAL_SECONDS = 5
 DAEMON_LOOP_SECONDS = 5
-# How long the follower goes on without a tick; a tick that overruns delays the next by five seconds.
+# How long the follower continues without a tick; a tick that overruns delays the next by five seconds.
 LINGER_SECONDS = 10
+
+DESCRIPTION = """Adds new log rows to the statistics within a second of each batch, and proves built days in turn.
+
+Ticks follow each other without a gap, every ten seconds. Rows are counted inside the tick, so a grey (skipped) tick is
+normal: it counted the new rows and needed no run; its message says how many rows. A green tick requested runs:
+rebuilds of days that are not built, or checks of days that differ or no longer do. A red tick failed; it is repeated
+within seconds, and nothing is lost or counted twice. While the sensor is off, statistics are as old as the last hourly
+run."""
 
 stopping = threading.Event()
 
@@ -59,36 +66,33 @@ def _patrol(db: "Database") -> "Patrol":
 
 
 def new_log_batches_sensor(
-    job: JobDefinition | UnresolvedAssetJobDefinition,
-    partitions: PartitionsDefinition,
-    interval_seconds: int = INTERVAL_SECONDS,
+    partitions: PartitionsDefinition, interval_seconds: int = INTERVAL_SECONDS
 ) -> SensorDefinition:
     """`new_log_batches`, on by default. With a longer interval a tick refreshes once instead of streaming."""
 
     @sensor(
         name="new_log_batches",
-        job=job,
+        job_name=ROLLUP_JOB,
         minimum_interval_seconds=interval_seconds,
         default_status=DefaultSensorStatus.RUNNING,
-        description="Keeps built days exact within a second of each batch and proves them in turn. Requests runs: "
-        "rebuilds of days that are not built, and checks of days that differ, or are right again.",
+        description=DESCRIPTION,
     )
     def new_log_batches(context: SensorEvaluationContext, database: RollupDatabase) -> SensorResult:
         """One tick: audits and proofs that are due, the new rows, run requests and events."""
         before, db = Cursor.parse(context.cursor), database.db
         _patrol(db).walk()
         with logs.record_failures("refresh", db=db):
-            followed = _follow(database, 0 if before is None else follow_seconds(interval_seconds), interval_seconds)
+            report = _follow(database, 0 if before is None else follow_seconds(interval_seconds), interval_seconds)
         rebuilds, cursor = request_rebuilds(db, before, partitions)
         differing = _differing(db)
         checks, cursor = request_checks(context.instance, db, differing, cursor, partitions)
         cursor = report_wiped(context.instance, db, cursor, partitions)
-        events, cursor = report_days(db, followed, differing, cursor, partitions)
+        events, cursor = report_days(db, report, differing, cursor, partitions)
         requests = [*rebuilds, *checks]
         return SensorResult(
             run_requests=requests,
             asset_events=list(events),
-            skip_reason=None if requests else SkipReason(_summary(followed)),
+            skip_reason=None if requests else SkipReason(_summary(report)),
             cursor=cursor.text(),
         )
 
@@ -106,10 +110,10 @@ def _follow(database: RollupDatabase, seconds: float, interval_seconds: int) -> 
         from calc_analytics.rollup.follow import FollowReport
         from calc_analytics.rollup.refresh import refresh
 
-        followed, report = FollowReport(probes=1), refresh(database.db)
-        logs.log_refresh(report)
-        followed.add(report)
-        return followed
+        report, refreshed = FollowReport(probes=1), refresh(database.db)
+        logs.log_refresh(refreshed)
+        report.add(refreshed)
+        return report
     return _follower(database.db, database.settings.debounce_seconds).follow(seconds, LINGER_SECONDS)
 
 
@@ -120,7 +124,7 @@ def _differing(db: "Database") -> dict[str, list[str]]:
     return {str(day): names for day, names in different_days(db).items()}
 
 
-def _summary(followed: "FollowReport") -> str:
-    if not followed.refreshes:
-        return f"no new log rows: compared the logs with the stored snapshot {followed.probes} times"
-    return f"counted {followed.rows:,} rows in {number(followed.refreshes, 'refresh')}; no run is needed"
+def _summary(report: "FollowReport") -> str:
+    if not report.refreshes:
+        return f"no new log rows: compared the logs with the stored snapshot {report.probes} times"
+    return f"counted {report.rows:,} rows in {number(report.refreshes, 'refresh')}; no run is needed"

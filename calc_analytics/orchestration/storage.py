@@ -1,10 +1,10 @@
-"""Dagster's own storage: dagster-postgres, with the URL found the way the rest of the project finds it, and a pool.
+"""Dagster's own storage: dagster-postgres, at a URL from the settings, and with a pool of connections.
 
 `dagster.yaml` names `CalcAnalyticsStorage`. Dagster's `{env: NAME}` has no default, so a plain `postgres:` block could
 not fall back to the embedded server; this class does, and sets the driver that dagster-postgres needs.
 
-Outside of the webserver dagster-postgres opens a connection for every call: most of what PostgreSQL does at rest. It
-has no setting for that, so the URL names a plugin of SQLAlchemy, which is asked whenever an engine is made from it.
+Outside of the webserver dagster-postgres opens a connection for every call, which is most of the idle load of
+PostgreSQL. It has no setting for that, so the URL names a plugin of SQLAlchemy, which is called for each new engine.
 """
 
 import os
@@ -16,8 +16,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from dagster._config.config_schema import UserConfigSchema
-from dagster._serdes import ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage
 from sqlalchemy.dialects import plugins
 from sqlalchemy.engine import URL, CreateEnginePlugin, Engine
@@ -29,9 +27,9 @@ from calc_analytics.database.create import ensure_database
 from calc_analytics.database.engine import dagster_url
 from calc_analytics.database.schemas import ensure_schema
 
-# A server that vanished without a word is an error after half a minute, not after hours.
+# A connection to a host that disappeared fails after half a minute, not after hours.
 CONNECTION = {
-    "client_encoding": "utf8",  # whatever the database's: Dagster stores text of any kind
+    "client_encoding": "utf8",  # in any database: Dagster stores text of any kind
     "connect_timeout": "5",
     "keepalives_idle": "10",
     "keepalives_interval": "5",
@@ -41,17 +39,17 @@ CONNECTION = {
 # Per engine. Connections beyond the first are closed after use.
 POOL = {"pool_size": 1, "max_overflow": 20, "pool_recycle": 600, "pool_pre_ping": True}
 PLUGIN = "calc_analytics_pool"
-# How the sessions of Dagster's daemons begin their names.
+# How the names of the sessions of Dagster's daemons begin.
 DAEMON = "dagster daemon"
 # An instance has three: runs, events, schedules.
 _newest_engines: deque[Engine] = deque(maxlen=3)
 
 
 class SmallPool(CreateEnginePlugin):
-    """Gives an engine a small pool. A connection that died while nobody used it is replaced, not handed out.
+    """Gives an engine a small pool. An idle connection that died is replaced before use.
 
     A code server makes an instance for a tick, and Dagster does not close its engines. So each new engine closes the
-    idle connections of an older one, which opens a connection again if it is still used.
+    idle connections of an older one, which reconnects if it is still used.
     """
 
     def __init__(self, url: URL, kwargs: dict[str, Any]) -> None:
@@ -83,14 +81,12 @@ class CalcAnalyticsStorage(DagsterPostgresStorage):
     """
 
     @classmethod
-    def config_type(cls) -> UserConfigSchema:
+    def config_type(cls) -> dict[str, Any]:
         """Takes no configuration: everything comes from the environment."""
         return {}
 
     @classmethod
-    def from_config_value(
-        cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
-    ) -> "CalcAnalyticsStorage":
+    def from_config_value(cls, inst_data: Any, config_value: Mapping[str, Any]) -> "CalcAnalyticsStorage":
         """Called by Dagster when an instance is loaded; creates the database if it is missing."""
         url = dagster_url(Settings.from_environment())
         ensure_database(url)
@@ -109,8 +105,8 @@ _ensure_schema = lru_cache(maxsize=4)(ensure_schema)
 
 
 def _keep_pool(**limits: int) -> None:
-    """For the webserver Dagster would make other pools and set a statement_timeout for each session, which a pooler
-    hands to others; the pools are those of every process, and a role may have a statement_timeout of its own."""
+    """Replaces `optimize_for_webserver`, which would make other pools and set a statement_timeout per session, which a
+    pooler hands to other clients. A role may have its own statement_timeout."""
 
 
 def _named_after_process() -> dict[str, str]:
@@ -122,7 +118,7 @@ def _named_after_process() -> dict[str, str]:
 
 @lru_cache(maxsize=4)
 def require_room(url: URL) -> None:
-    """Raises `SharedDatabase` if Dagster would take a table of somebody else for its own; looked for once."""
+    """Raises `SharedDatabase` if Dagster would mistake another program's table for its own; checked once."""
     dagster_tables.require_room(url)
 
 

@@ -1,4 +1,4 @@
-"""Days that Dagster no longer shows as materialized, after `dagster asset wipe` for example: they are reported again.
+"""Reports days again that Dagster no longer shows as materialized, after `dagster asset wipe` for example.
 
 The statistics do not depend on Dagster's record, so nothing is rebuilt.
 """
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from calc_analytics.rollup.database import Database
 
 LOOK_SECONDS = 60
-# Materializations that one look reports; the next tick looks again if there may be more.
+# Materializations that one search reports; the next tick searches again if there may be more.
 PER_LOOK = 400
 
 
 def report_wiped(instance: DagsterInstance, db: "Database", cursor: Cursor, partitions: PartitionsDefinition) -> Cursor:
-    """The cursor with the built days that have no materialization, looked for once a minute, newest first.
+    """The cursor with the built days that have no materialization, searched for once a minute, newest first.
 
-    The first look is a minute after the first tick: until then days are reported for the first time.
+    The first search is a minute after the first tick: until then days are reported for the first time.
     """
     from calc_analytics.rollup.ledger import days_by_status
 
@@ -36,9 +36,9 @@ def report_wiped(instance: DagsterInstance, db: "Database", cursor: Cursor, part
         return cursor
     built = days_by_status(db, ["built"])
     missing = _missing(instance, db, built, set(keys_of(built, partitions)))
-    found = dict(cursor.built_elsewhere)
+    found = {key: dict(seconds) for key, seconds in cursor.built_elsewhere.items()}
     for key, name in missing[:PER_LOOK]:
-        found[key] = sorted({*found.get(key, []), name})
+        found.setdefault(key, {}).setdefault(name, None)
     looked_at = now if len(missing) <= PER_LOOK else now - LOOK_SECONDS
     return replace(cursor, built_elsewhere=found, looked_for_wiped_at=looked_at)
 
@@ -47,6 +47,6 @@ def _missing(
     instance: DagsterInstance, db: "Database", built: Mapping[date, list[str]], keys: set[str]
 ) -> list[tuple[str, str]]:
     """Partitions that are built in a rollup and not materialized, with the rollup's name; newest first."""
-    there = {name: instance.get_materialized_partitions(AssetKey(name)) for name in db.log.names}
+    materialized = {name: instance.get_materialized_partitions(AssetKey(name)) for name in db.log.names}
     pairs = [(str(day), name) for day, names in built.items() for name in names if str(day) in keys]
-    return sorted(((key, name) for key, name in pairs if key not in there[name]), reverse=True)
+    return sorted(((key, name) for key, name in pairs if key not in materialized[name]), reverse=True)

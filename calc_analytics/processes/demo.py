@@ -1,5 +1,9 @@
-"""`calc-analytics demo`: the whole picture in a minute: history, live batches, and a table that grows."""
+"""`calc-analytics demo`: history, live batches, and a table that grows, as a service of some size would write them.
 
+History and live rows have the same rate and rhythm, so that charts continue where the history ends.
+"""
+
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,16 +14,20 @@ from calc_analytics import days
 from calc_analytics.config import Settings
 from calc_analytics.database.engine import create_engine, database_url
 from calc_analytics.plurals import number
-from calc_analytics.processes.simulate import SimulationReport, Traffic, simulate, write_history
+from calc_analytics.processes.simulate import DAY_SECONDS, WEEK, SimulationReport, Traffic, simulate, write_history
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Rollup
 from calc_analytics.rollup.figures import day_totals
+from calc_analytics.rollup.ledger import built_days
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.verify import verify
 from calc_analytics.rollups import database
 
 SHOWN_DAYS = 5
-ROWS_PER_DAY = 5_000
+# Traffic grew by this factor a day until today, and varies by this much from day to day.
+GROWTH, NOISE = 1.008, 0.05
+# History is written in seconds: with a higher rate it has fewer rows than the live days.
+HISTORY_ROWS_PER_DAY = 100_000
 REDRAW_SECONDS = 1.0
 VERIFY_EVERY_SECONDS = 5.0
 
@@ -33,24 +41,44 @@ class Frame(NamedTuple):
 
 
 def missing_history(settings: Settings, count: int) -> list[date]:
-    """The days of the `count` before today that have no statistics yet."""
+    """The days of the `count` before today that have no statistics yet, and today."""
     db, today = database(create_engine(settings), settings), days.today(settings.timezone)
     past = days.days_between(today - timedelta(days=count), today)
     there = day_totals(db, db.log.rollups[0], past)
     return [day for day in past if day not in there]
 
 
+def rows_of(day: date, rate: float, timezone: str) -> int:
+    """The log rows of a whole day at a mean of `rate` rows per second today: by the weekday, and fewer in the past."""
+    age = (days.today(timezone) - day).days
+    noise = 1.0 if age == 0 else random.Random(day.toordinal()).uniform(1 - NOISE, 1 + NOISE)
+    mean = min(rate * DAY_SECONDS, HISTORY_ROWS_PER_DAY)
+    return round(mean * WEEK[day.weekday()] * noise / GROWTH**age)
+
+
 def write_days(
-    settings: Settings, missing: Sequence[date], stop: threading.Event, progress: Callable[[int], object]
+    settings: Settings,
+    missing: Sequence[date],
+    rate: float,
+    stop: threading.Event,
+    progress: Callable[[int], object],
 ) -> None:
-    """Writes `ROWS_PER_DAY` log rows for each day and counts them. `progress` gets the rows of each batch."""
+    """Writes the log rows of each day and counts them. `progress` gets the rows of each batch."""
     db = database(create_engine(settings), settings)
-    traffic = Traffic(rate=1, writers=1)
+    traffic = Traffic(rate=rate, writers=1)
     for day in missing:
         if stop.is_set():
             return
-        write_history(database_url(settings), [day], ROWS_PER_DAY, traffic, settings.timezone, progress=progress)
+        rows = rows_of(day, rate, settings.timezone)
+        write_history(database_url(settings), [day], rows, traffic, settings.timezone, progress=progress)
         rebuild(db, [day])
+
+
+def first_partition(settings: Settings) -> date:
+    """The first day of the demo's history; ROLLUP_START_DATE if that is set."""
+    if settings.start_date != Settings().start_date:
+        return settings.start_date
+    return min(built_days(database(create_engine(settings), settings)), default=days.today(settings.timezone))
 
 
 def live(settings: Settings, rate: float, seconds: float | None, stop: threading.Event) -> Iterator[Frame]:
@@ -69,7 +97,7 @@ def live(settings: Settings, rate: float, seconds: float | None, stop: threading
 
 
 class _Writer(threading.Thread):
-    """The simulated API; keeps the number of rows written, and its error if it had to give up."""
+    """The simulated API, with the number of rows written, and the error that ended it."""
 
     def __init__(self, settings: Settings, rate: float, stop: threading.Event) -> None:
         super().__init__(name="simulated-api", daemon=True)
@@ -80,7 +108,7 @@ class _Writer(threading.Thread):
 
     def run(self) -> None:
         """Writes until `stop` is set."""
-        traffic = Traffic(rate=self.rate, writers=4)
+        traffic = Traffic(rate=self.rate, writers=4, rhythm=True, timezone=self.settings.timezone)
         try:
             self.report = simulate(database_url(self.settings), traffic, stop=self.stop, progress=self._count)
         except Exception as error:
@@ -105,7 +133,7 @@ class _Proof:
     """The verdict of `verify` on the shown days in every rollup, renewed every few seconds."""
 
     def __init__(self, db: Database) -> None:
-        self.db, self.at, self.said = db, 0.0, ""
+        self.db, self.at, self.line = db, 0.0, ""
 
     def text(self) -> str:
         """For example 'verify: difference 0 in 4 rollups at 12:00:05'."""
@@ -113,8 +141,8 @@ class _Proof:
             report = verify(self.db, _shown_days(self.db))
             self.at = time.monotonic()
             where = f"in {number(len(self.db.log.rollups), 'rollup')} at {time.strftime('%H:%M:%S')}"
-            self.said = f"verify: difference {report.difference:,} {where}"
-        return self.said
+            self.line = f"verify: difference {report.difference:,} {where}"
+        return self.line
 
 
 def _shown_days(db: Database) -> Sequence[date]:

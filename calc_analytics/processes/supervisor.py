@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -222,6 +223,7 @@ class Supervisor:
     ui_port: int
     service_port: int
     stop_asked: threading.Event = field(default_factory=threading.Event)
+    start_date: date | None = None
     code_port: int = field(default_factory=free_port)
     services: list[Service] = field(default_factory=list)
     database_retry_at: float = 0.0
@@ -294,6 +296,7 @@ class Supervisor:
             # A run's materializations are stored in batches.
             "DAGSTER_EVENT_BATCH_SIZE": os.environ.get("DAGSTER_EVENT_BATCH_SIZE", "100"),
             "PYTHONUNBUFFERED": "1",
+            **({} if self.start_date is None else {"ROLLUP_START_DATE": str(self.start_date)}),
         }
 
     def _write_workspace(self) -> Path:

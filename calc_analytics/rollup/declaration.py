@@ -4,6 +4,7 @@ Refresh, rebuild, verify, audit, prune and the live views are built from these d
 are in `calc_analytics/rollups.py`. Nothing here opens a connection.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -75,6 +76,24 @@ class Measure:
 
 
 @dataclass(frozen=True)
+class Ratio:
+    """A figure for people: a day's total of a measure, per something that is counted of the same log rows.
+
+    `per` is another measure of the same rollup, or an aggregate over the target of another rollup.
+    """
+
+    name: str
+    measure: str
+    per: str | ColumnElement[Any]
+
+    @property
+    def other(self) -> str:
+        """The name of the other rollup's target, for an aggregate."""
+        assert isinstance(self.per, ColumnElement)
+        return next(each.table.name for each in visitors.iterate(self.per) if isinstance(each, Column))
+
+
+@dataclass(frozen=True)
 class Suspect:
     """Log rows that are counted as they are, but that a person should look at: those that match the condition."""
 
@@ -115,6 +134,7 @@ class Rollup:
     checks: Sequence[Check] = ()
     match_check: str = ""
     """Name of the check that compares with the log; default: the target's name and `_match_logs`."""
+    ratios: Sequence[Ratio] = ()
 
     def __post_init__(self) -> None:
         columns, keys = set(self.target.columns.keys()), {*self.key_expressions, "date"}
@@ -132,6 +152,15 @@ class Rollup:
     def name(self) -> str:
         """The rollup's name: its target table's."""
         return self.target.name
+
+    @property
+    def version(self) -> str:
+        """Changes with what is counted: keys, measures, and the expressions that fill them."""
+        expressions = {**self.key_expressions, **self.aggregates}
+        counted = [
+            f"{name} {type_to_sql(self.target.columns[name].type)} {to_sql(expressions[name])}" for name in expressions
+        ]
+        return hashlib.sha256("\n".join(counted).encode()).hexdigest()[:8]
 
     @property
     def match_check_name(self) -> str:

@@ -1,6 +1,6 @@
 """Figures about the log and the statistics for people: size, top keys, violations of checks. Nothing is changed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
@@ -11,7 +11,7 @@ from calc_analytics.database.engine import WHOLE_DAYS, transaction
 from calc_analytics.database.sql import quote_literal
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.rollup.database import Database
-from calc_analytics.rollup.declaration import Check, Rollup, to_sql
+from calc_analytics.rollup.declaration import Check, Ratio, Rollup, to_sql
 from calc_analytics.rollup.status import lag
 from calc_analytics.rollup.totals import totals_by_day
 from calc_analytics.rollup.windows import has_a_day, has_no_day, local_date, of_day, windows
@@ -105,6 +105,44 @@ def day_totals(db: Database, rollup: Rollup, days: Sequence[date]) -> dict[date,
     with transaction(db.engine) as connection:
         found = totals_by_day(connection, rollup, days)
     return {day: {"keys": keys, **measures} for day, (keys, measures) in found.items()}
+
+
+def day_ratios(db: Database, rollup: Rollup, totals: Mapping[date, Mapping[str, int]]) -> dict[date, dict[str, float]]:
+    """The rollup's ratios for the days of these totals; one is left out where what it is per is zero or not counted.
+    Four significant digits.
+
+    A ratio per rows of another rollup is read in one statement, for days that are built in both rollups.
+    """
+    found: dict[date, dict[str, float]] = {day: {} for day in totals}
+    for ratio in rollup.ratios:
+        if isinstance(ratio.per, str):
+            pairs = {day: (each[ratio.measure], each[ratio.per]) for day, each in totals.items()}
+        else:
+            pairs = _amounts_per_other(db, rollup, ratio, to_sql(ratio.per), list(totals))
+        for day, (amount, per) in pairs.items():
+            if per:
+                found[day][ratio.name] = float(f"{amount / per:.4g}")
+    return found
+
+
+def _amounts_per_other(
+    db: Database, rollup: Rollup, ratio: Ratio, per: str, days: Sequence[date]
+) -> dict[date, tuple[int, int]]:
+    """Per day, the measure and what it is divided by."""
+    if ratio.other not in db.log.names:
+        return {}
+    statement = f"""
+        select date, own.amount, other.per
+        from (select date, sum({ratio.measure}) as amount from {rollup.name} where date = any(:days) group by date) own
+        join (select date, {per} as per from {ratio.other} where date = any(:days) group by date) other
+            using (date)
+        where 2 = (select count(*) from rollup_days d
+                   where d.date = own.date and d.status = 'built' and d.rollup in (:rollup, :other))
+    """
+    parameters = {"days": list(days), "rollup": rollup.name, "other": ratio.other}
+    with transaction(db.engine) as connection:
+        rows = connection.execute(text(statement), parameters)
+        return {row.date: (int(row.amount), int(row.per or 0)) for row in rows}
 
 
 def top_keys(db: Database, rollup: Rollup, days: Sequence[date], limit: int = 10) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ history` reads it, and so do the counters of `/metrics` and the figures of fresh
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date, datetime
 from typing import Any
@@ -184,6 +184,24 @@ def history(db: Database, day: date | None = None, rollup: str | None = None, li
         return [JournalEntry(**row) for row in rows]
 
 
+def rebuild_seconds(db: Database, built: Sequence[tuple[date, str, datetime]]) -> dict[tuple[date, str], float]:
+    """How long the rebuild of each of these days took: day, rollup and when it was built, to seconds.
+
+    An entry holds the seconds of all its days, which share them evenly. Days that no rebuild built are left out.
+    """
+    if not built:
+        return {}
+    since = min(at for _, _, at in built)
+    with transaction(db.engine) as connection:
+        entries = connection.execute(_REBUILDS, {"log": db.log.name, "since": since}).all()
+    found: dict[tuple[date, str], float] = {}
+    for entry in entries:
+        for day, rollup, at in built:
+            if at <= entry.at and rollup in entry.days.get(str(day), {}):
+                found.setdefault((day, rollup), entry.seconds / len(entry.days))
+    return found
+
+
 def freshness(db: Database, since: datetime) -> list[Freshness]:
     """For each minute since then with counted rows, the ages at which they were counted; oldest minute first."""
     with transaction(db.engine) as connection:
@@ -233,6 +251,13 @@ _NOTE = text(
     f"""
     insert into rollup_journal (log, at, operation, by, rows, seconds, failed, days, detail)
     values (:log, clock_timestamp(), :operation, {BY}, :rows, :seconds, :failed, cast(:days as jsonb), :detail)
+    """
+)
+# Noted in the transaction that built the days, a moment later.
+_REBUILDS = text(
+    """
+    select at, days, seconds from rollup_journal
+    where log = :log and operation = 'rebuild' and not failed and at >= :since order by at
     """
 )
 _NOTE_PROOF = text(

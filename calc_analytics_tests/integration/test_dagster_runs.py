@@ -86,7 +86,6 @@ def test_a_partition_is_rebuilt_in_every_rollup_with_its_figures_and_green_check
     preview = said.pop("top_publishers")
     assert said.pop("duration_seconds") > 0
     assert said == {
-        "rows": 10,
         "publishers": 2,
         "total_calculations": 10,
         "cache_hits": 4,
@@ -94,9 +93,11 @@ def test_a_partition_is_rebuilt_in_every_rollup_with_its_figures_and_green_check
         "source_web": 4,
         "source_api": 3,
         "source_external": 3,
+        "cache_hit_ratio": 0.4,
+        "average_response_time_ms": 10.0,
     }
     assert "publisher_id" in preview
-    assert "cache_hit_rate" in preview
+    assert "cache_hit_ratio" in preview
     assert {key.name for key in CHECKS if key.asset_key == STATS} == {
         "stats_match_logs",
         "source_breakdown_complete",
@@ -107,7 +108,7 @@ def test_a_partition_is_rebuilt_in_every_rollup_with_its_figures_and_green_check
     for rollup in LOG.rollups:
         kept = {key: value for key, value in stored(logs, rollup.name).items() if key[-1] == DAY}
         assert kept == oracle(logs, days=[DAY], relation=rollup.name)
-        assert metadata(instance, DAY, AssetKey(rollup.name))["rows"] == 10
+        assert metadata(instance, DAY, AssetKey(rollup.name))[rollup.count] == 10
     observed = instance.fetch_observations(AssetKey("calculation_logs"), limit=1).records[0]
     assert {"estimated_rows", "uncounted_rows", "lag_seconds"} <= set(observed.asset_observation.metadata)
 
@@ -117,7 +118,7 @@ def test_a_range_is_one_run_with_figures_and_checks_for_each_day(location, insta
     assert run(location, instance, DAY, last).success
     for n in range(3):
         day = DAY + timedelta(days=n)
-        assert metadata(instance, day)["rows"] == 10
+        assert metadata(instance, day)["total_calculations"] == 10
         assert check(instance, "stats_match_logs", day).passed
     assert check(instance, "stats_match_logs", None).description == "all 3 days pass"
     assert stored(logs) == oracle(logs)
@@ -226,9 +227,9 @@ def test_a_day_that_lost_logs_is_left_alone_in_one_line_and_its_check_fails(loca
     )
     assert said == [f"2026-03-01 of 4 rollups {decide}"]
     left = metadata(instance, DAY)
-    assert (left["rows"], left["rows_without_logs"]) == (10, 10)
-    assert left["left_as_it_is"] == f"2026-03-01 of calculation_stats_daily {decide}"
-    assert "left_as_it_is" not in metadata(instance, last)
+    assert (left["total_calculations"], left["rows_without_logs"]) == (10, 10)
+    assert left["not_rebuilt"] == f"2026-03-01 of calculation_stats_daily {decide}"
+    assert "not_rebuilt" not in metadata(instance, last)
     assert [check(instance, "stats_match_logs", DAY + timedelta(days=n)).passed for n in range(3)] == [
         False,
         True,
@@ -249,7 +250,7 @@ def test_a_person_decides_about_a_day_that_lost_logs(location, instance, logs):
     assert run(location, instance, DAY, run_config=config(keep=True)).success
     assert check(instance, "stats_match_logs", DAY).passed
     assert stored(logs) == before
-    assert "keeps its statistics by the option keep: 10 of 10" in metadata(instance, DAY)["left_as_it_is"]
+    assert "keeps its statistics by the option keep: 10 of 10" in metadata(instance, DAY)["not_rebuilt"]
     assert run(location, instance, DAY + timedelta(days=1), run_config=config(allow_shrink=True)).success
     assert {key: value for key, value in stored(logs).items() if key[1] != DAY} == oracle(logs)
 

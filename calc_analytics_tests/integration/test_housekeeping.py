@@ -27,7 +27,7 @@ from calc_analytics.config import Settings
 from calc_analytics.database.engine import engine_for
 from calc_analytics.definitions import defs
 from calc_analytics.orchestration import event_log
-from calc_analytics.orchestration.housekeeping import Pruned, daily_housekeeping, prune
+from calc_analytics.orchestration.housekeeping import PruneCounts, daily_housekeeping, prune
 from calc_analytics.processes.supervisor import free_port
 from calc_analytics.rollup import journal
 from calc_analytics.rollup.database import Database
@@ -125,13 +125,13 @@ def test_what_streamed_batches_left_goes_after_a_week_and_the_latest_stays(
     for _ in range(5):
         tick(stored_instance, *DAYS)
     before = shown(location, stored_instance)
-    assert prune(stored_instance, 7, 30) == Pruned(0, 0), "nothing is old"
+    assert prune(stored_instance, 7, 30) == PruneCounts(0, 0), "nothing is old"
     age(dagster_database, 8)
     # Of five ticks of three days' materializations per rollup and an observation, the last is kept.
-    assert prune(stored_instance, 7, 30) == Pruned(4 * (3 * 4 + 1), 0)
+    assert prune(stored_instance, 7, 30) == PruneCounts(4 * (3 * 4 + 1), 0)
     assert shown(location, stored_instance) == before
     assert count(dagster_database, "event_logs") == 3 * 4 + 1
-    assert prune(stored_instance, 7, 30) == Pruned(0, 0), "safe to repeat"
+    assert prune(stored_instance, 7, 30) == PruneCounts(0, 0), "safe to repeat"
 
 
 def test_what_older_versions_left_of_checks_outside_of_runs_goes_too(stored_instance, dagster_database):
@@ -207,7 +207,7 @@ def test_what_belongs_to_others_is_left_alone(location, stored_instance, dagster
 
     their_job.execute_in_process(instance=stored_instance)
     age(dagster_database, 90)
-    assert prune(stored_instance, 7, 30) == Pruned(2, 0)
+    assert prune(stored_instance, 7, 30) == PruneCounts(2, 0)
     assert len(stored_instance.fetch_materializations(other, limit=10).records) == 3
     assert [r.job_name for r in stored_instance.get_runs()] == ["their_job"]
 

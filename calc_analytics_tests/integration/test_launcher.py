@@ -1,4 +1,4 @@
-"""Looking after run workers: a living one is known from a dead one, and nothing ends the look."""
+"""The health check of run workers tells living from dead ones, and survives errors."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._core.test_utils import create_run_for_test
 
 from calc_analytics.orchestration import launcher
-from calc_analytics.orchestration.code_server import _tried_again
+from calc_analytics.orchestration.code_server import log_errors
 from calc_analytics.orchestration.launcher import WatchfulRunLauncher
 from calc_analytics.processes.supervisor import free_port, is_listening
 from calc_analytics_tests.acceptance.conftest import eventually
@@ -81,7 +81,7 @@ def test_a_living_worker_runs(instance: DagsterInstance, health: Health, worker:
 
 
 @pytest.mark.usefixtures("_settled")
-def test_a_killed_worker_has_failed_though_nobody_has_buried_it(
+def test_a_killed_worker_has_failed_while_it_is_still_a_zombie(
     instance: DagsterInstance, health: Health, worker: "subprocess.Popen[bytes]", port: int
 ):
     run = launched(instance, worker.pid, port)
@@ -107,14 +107,14 @@ def test_a_later_process_with_the_workers_number_is_not_the_worker(
 
 
 @pytest.mark.usefixtures("_settled")
-def test_a_run_whose_code_server_does_not_answer_is_taken_to_be_well(instance: DagsterInstance, health: Health):
+def test_a_run_whose_code_server_does_not_answer_counts_as_running(instance: DagsterInstance, health: Health):
     assert health(launched(instance, 2**22 + 1, 4000, "code.example.org")) == WorkerStatus.RUNNING
     assert health(launched(instance, 2**22 + 1, free_port())) == WorkerStatus.RUNNING
     assert health(create_run_for_test(instance)) == WorkerStatus.RUNNING
 
 
 @pytest.mark.usefixtures("_settled")
-def test_a_run_that_another_machines_code_server_has_never_heard_of_has_failed(
+def test_a_run_that_another_machines_code_server_does_not_know_has_failed(
     instance: DagsterInstance, health: Health, port: int, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(launcher, "_is_of_this_machine", lambda run: False)
@@ -135,11 +135,11 @@ def test_a_dead_workers_run_fails_only_when_one_code_server_has_answered_for_a_w
         assert health(run) == WorkerStatus.RUNNING, "another server"
 
 
-def test_the_code_servers_look_at_its_workers_survives_a_database_that_is_away(caplog: pytest.LogCaptureFixture):
+def test_the_code_servers_search_for_orphaned_runs_survives_a_database_that_is_away(caplog: pytest.LogCaptureFixture):
     def look(server: object) -> None:
         raise ConnectionError("a URL with a password")
 
-    _tried_again(look)(None)
+    log_errors(look)(None)
     assert [record.message for record in caplog.records] == [
-        "cannot look after run workers at the moment (ConnectionError)"
+        "cannot look for orphaned runs at the moment (ConnectionError)"
     ]

@@ -4,8 +4,14 @@ from datetime import datetime
 from zoneinfo import ZoneInfo
 
 import pytest
-from dagster import DagsterInstance, DefaultScheduleStatus, Definitions, RunRequest, build_schedule_context
-from dagster._core.definitions.partitions.context import partition_loading_context
+from dagster import (
+    DagsterInstance,
+    DefaultScheduleStatus,
+    Definitions,
+    RunRequest,
+    build_schedule_context,
+    partition_loading_context,
+)
 
 from calc_analytics.definitions import defs
 
@@ -59,7 +65,7 @@ def test_before_the_start_date_nothing_is_asked_for(database, instance, monkeypa
     assert [request.partition_key for request in requests(defs(), instance, at)] == ["2026-03-05"]
 
 
-def test_the_next_hour_asks_again_whatever_became_of_the_last(location, instance):
+def test_the_next_hour_requests_again_whether_or_not_the_last_succeeded(location, instance):
     first = requests(location, instance, datetime(2026, 3, 5, 12, tzinfo=ZoneInfo("UTC")))
     second = requests(location, instance, datetime(2026, 3, 5, 13, tzinfo=ZoneInfo("UTC")))
     assert {r.run_key for r in first}.isdisjoint(r.run_key for r in second)

@@ -114,7 +114,22 @@ def test_a_cursor_is_read_as_it_was_written():
     assert Cursor.parse(cursor.text()) == cursor
 
 
-def test_a_batch_is_counted_in_place_and_told_of_once_per_day(location, instance, db, connect):
+def test_a_cursor_is_for_people_too():
+    """Instants are ISO 8601, empty fields are left out, and each entry has a line of its own."""
+    assert Cursor().text() == "{}"
+    text = Cursor(reported_at={str(OLD): utc(2026, 3, 1, 5).timestamp()}, unobserved_rows=7).text()
+    assert text.splitlines() == [
+        "{",
+        ' "reported_at": {',
+        '  "2026-03-01": "2026-03-01T05:00:00.000+00:00"',
+        " },",
+        ' "unobserved_rows": 7',
+        "}",
+    ]
+
+
+def test_a_batch_is_counted_in_place_and_reported_once_per_day(location, instance, db, connect, monkeypatch):
+    monkeypatch.setattr(sensors, "follow_seconds", lambda interval: 6.0)
     rebuild(db, [OLD, today()])
     writer = connect()
     write(writer, [row(now(), publisher=n, cache_hit=True) for n in range(6)])
@@ -124,13 +139,22 @@ def test_a_batch_is_counted_in_place_and_told_of_once_per_day(location, instance
     more.join()
     assert result.run_requests == []
     assert stored(db) == oracle(db)
-    told = {(event.asset_key.to_user_string(), event.partition): event for event in of(result, AssetMaterialization)}
-    assert set(told) == {(name, str(day)) for name in LOG.names for day in (OLD, today())}
+    reported_events = {
+        (event.asset_key.to_user_string(), event.partition): event for event in of(result, AssetMaterialization)
+    }
+    assert set(reported_events) == {(name, str(day)) for name in LOG.names for day in (OLD, today())}
     for name in LOG.names:
-        assert told[name, str(today())].metadata["rows_added"].value == 7
-    told = {day: event for (name, day), event in told.items() if name == "calculation_stats_daily"}
-    figures = {key: value.value for key, value in told[str(today())].metadata.items()}
-    assert (figures["rows"], figures["rows_added"], figures["publishers"], figures["cache_hits"]) == (7, 7, 6, 6)
+        assert reported_events[name, str(today())].metadata["rows_counted"].value == 7
+    reported_events = {
+        day: event for (name, day), event in reported_events.items() if name == "calculation_stats_daily"
+    }
+    figures = {key: value.value for key, value in reported_events[str(today())].metadata.items()}
+    assert (figures["total_calculations"], figures["rows_counted"], figures["publishers"], figures["cache_hits"]) == (
+        7,
+        7,
+        6,
+        6,
+    )
     assert figures["duration_seconds"] > 0
     assert "publisher_id" in figures["top_publishers"]
     (observation,) = of(result, AssetObservation)
@@ -160,7 +184,7 @@ def test_under_steady_load_events_report_today_every_two_minutes(location, insta
     assert second.asset_events == []
     assert Cursor.parse(second.cursor).unreported[str(today())].rows == 4
     third = tick(location, instance, later(second.cursor, events.TODAY_SECONDS))
-    assert {event.metadata["rows_added"].value for event in of(third, AssetMaterialization)} == {4}
+    assert {event.metadata["rows_counted"].value for event in of(third, AssetMaterialization)} == {4}
     (observation,) = of(third, AssetObservation)
     assert observation.metadata["rows_counted"].value == 4
 
@@ -178,9 +202,9 @@ def test_an_hour_of_steady_load_stores_fewer_than_400_rows_of_the_event_log(
         for seconds in range(0, 3600, 10):
             patch.setattr(events.time, "time", lambda seconds=seconds: at + seconds)
             followed = FollowReport(dict.fromkeys(days, 5), refreshes=1, seconds=0.01)
-            told, cursor = events.report_days(db, followed, {}, cursor, partitions)
-            reported += told
-    assert rows_added(reported) + sum(each.rows for each in cursor.unreported.values()) == 360 * 5 * 3
+            new, cursor = events.report_days(db, followed, {}, cursor, partitions)
+            reported += new
+    assert rows_counted(reported) + sum(each.rows for each in cursor.unreported.values()) == 360 * 5 * 3
     job = location.resolve_job_def("rollup_job")
     runs = [job.execute_in_process(instance=stored_instance, partition_key=str(day)) for day in days[:2]]
     of_runs = sum(len(stored_instance.all_logs(run.run_id)) for run in runs)
@@ -188,10 +212,10 @@ def test_an_hour_of_steady_load_stores_fewer_than_400_rows_of_the_event_log(
     assert len(reported) + of_runs + len(runs) * 8 < 400, (len(reported), of_runs)
 
 
-def rows_added(reported: list) -> int:
+def rows_counted(reported: list) -> int:
     """The rows that these events report of the table of publishers."""
-    told = [event for event in reported if event.asset_key == AssetKey("calculation_stats_daily")]
-    return sum(event.metadata["rows_added"].value for event in told)
+    reported_events = [event for event in reported if event.asset_key == AssetKey("calculation_stats_daily")]
+    return sum(event.metadata["rows_counted"].value for event in reported_events)
 
 
 def test_an_idle_tick_says_what_it_compared(location, instance, db):
@@ -210,7 +234,7 @@ def test_a_day_that_was_never_built_is_requested_once_in_five_minutes(location, 
     assert [(days_of(request), names(request)) for request in first.run_requests] == [([OLD], LOG.names)]
     second = tick(location, instance, first.cursor)
     assert second.run_requests == []
-    overdue = later(second.cursor, run_requests.ASK_AGAIN_SECONDS)
+    overdue = later(second.cursor, run_requests.REQUEST_AGAIN_SECONDS)
     assert [days_of(request) for request in tick(location, instance, overdue).run_requests] == [[OLD]]
     rebuild(db, [OLD])
     assert tick(location, instance, overdue).run_requests == []
@@ -246,8 +270,12 @@ def test_days_built_on_the_command_line_are_reported_once(location, instance, db
     write(connect(), [row(utc(2026, 3, 1, 5))] * 5)
     rebuild(db, [OLD])
     result = tick(location, instance)
-    told = {(event.asset_key.to_user_string(), event.partition) for event in of(result, AssetMaterialization)}
-    assert told == {(name, str(OLD)) for name in LOG.names}
+    reported = {event.asset_key.to_user_string(): event for event in of(result, AssetMaterialization)}
+    assert {(name, event.partition) for name, event in reported.items()} == {(name, str(OLD)) for name in LOG.names}
+    (entry,) = [each for each in journal.history(db) if each.operation == "rebuild"]
+    for event in reported.values():
+        assert event.metadata["duration_seconds"].value == round(entry.seconds, 4) > 0
+        assert "rows_counted" not in event.metadata
     assert tick(location, instance, later(result.cursor, 3600)).asset_events == []
 
 
@@ -268,7 +296,7 @@ def test_a_day_that_differs_gets_one_run_of_its_checks_and_another_when_it_is_ri
     assert (request.partition_key, list(request.asset_selection)) == (str(OLD), [])
     assert set(request.asset_check_keys) == set(check_keys(LOG, ["calculation_stats_daily"]))
     assert tick(location, instance, first.cursor).run_requests == [], "the run is given time"
-    overdue = later(first.cursor, run_requests.ASK_AGAIN_SECONDS)
+    overdue = later(first.cursor, run_requests.REQUEST_AGAIN_SECONDS)
     assert len(tick(location, instance, overdue).run_requests) == 1, "it never came"
     run_checks(location, instance, request)
     second = tick(location, instance, overdue)
@@ -345,7 +373,7 @@ def test_a_day_that_differs_is_not_materialized_until_it_is_right_again(location
     execute(db, "delete from calculation_stats_daily where publisher_id = 9")
     verify(db, [today()])
     second = tick(location, instance, first.cursor)
-    assert {event.metadata["rows_added"].value for event in of(second, AssetMaterialization)} == {2}
+    assert {event.metadata["rows_counted"].value for event in of(second, AssetMaterialization)} == {2}
 
 
 def test_the_patrol_finds_changed_statistics_while_the_tick_follows(location, instance, db, connect):
@@ -401,11 +429,11 @@ def test_the_follower_bridges_the_time_to_the_next_tick(location, instance, db, 
     deadline = time.monotonic() + 5
     while stored(db) != oracle(db):
         assert time.monotonic() < deadline
-    told = of(tick(location, instance, later(first.cursor, events.TODAY_SECONDS)), AssetMaterialization)
-    assert [event.metadata["rows_added"].value for event in told] == [3] * len(LOG.names)
+    reported_events = of(tick(location, instance, later(first.cursor, events.TODAY_SECONDS)), AssetMaterialization)
+    assert [event.metadata["rows_counted"].value for event in reported_events] == [3] * len(LOG.names)
 
 
-def test_a_tick_ends_at_once_when_the_server_is_told_to_stop(location, instance, monkeypatch):
+def test_a_tick_ends_immediately_when_the_server_stops(location, instance, monkeypatch):
     monkeypatch.setattr(sensors, "follow_seconds", lambda interval: 60.0)
     stop = threading.Timer(0.3, sensors.stopping.set)
     stop.start()
@@ -417,8 +445,7 @@ def test_a_tick_ends_at_once_when_the_server_is_told_to_stop(location, instance,
 def test_a_longer_interval_keeps_its_meaning(database, location, instance, db, connect):
     rebuild(db, [today()])
     write(connect(), [row(now())] * 3)
-    job = location.resolve_job_def("rollup_job")
-    sensor = new_log_batches_sensor(job, daily_partitions(Settings.from_environment()), interval_seconds=60)
+    sensor = new_log_batches_sensor(daily_partitions(Settings.from_environment()), interval_seconds=60)
     with build_sensor_context(instance=instance, cursor=IDLE, definitions=location) as context:
         result = sensor(context, database=RollupDatabase())
     assert sensor.minimum_interval_seconds == 60

@@ -11,7 +11,7 @@ from sqlalchemy import text
 from calc_analytics.cli import terminal
 from calc_analytics.config import Settings
 from calc_analytics.processes import demo
-from calc_analytics.processes.simulate import RHYTHM, Traffic, simulate, write_history
+from calc_analytics.processes.simulate import RHYTHM, WEEK, Traffic, relative_load, simulate, write_history
 from calc_analytics.rollup.figures import day_totals
 from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.status import different_days, recent_days
@@ -82,9 +82,12 @@ def test_history_of_today_ends_now(engine, url):
     assert last is None or last <= now + timedelta(seconds=1)
 
 
+RATE = 0.05
+
+
 def write_demo_history(url: str, count: int) -> None:
     settings = Settings(database_url=url)
-    demo.write_days(settings, demo.missing_history(settings, count), threading.Event(), lambda rows: None)
+    demo.write_days(settings, demo.missing_history(settings, count), RATE, threading.Event(), lambda rows: None)
 
 
 def test_the_demo_counts_its_history_in_every_rollup_and_a_second_demo_adds_nothing(db, url):
@@ -94,7 +97,44 @@ def test_the_demo_counts_its_history_in_every_rollup_and_a_second_demo_adds_noth
     assert len(found) == 3 * len(db.log.rollups)
     assert {day.status for day in found} == {"built"}
     past = [day for day in found if day.day != max(each.day for each in found)]
-    assert {day.rows for day in past} == {demo.ROWS_PER_DAY}
+    assert {(day.day, day.rows) for day in past} == {(day.day, demo.rows_of(day.day, RATE, "UTC")) for day in past}
+    assert demo.first_partition(Settings(database_url=url)) == min(day.day for day in found)
+
+
+def test_the_demos_history_and_its_live_rows_have_the_same_rate():
+    """Over the week before today: as many rows as live rows would be at the same hours, but for growth and noise."""
+    today = datetime.now(timezone.utc).date()
+    hours = [datetime(2026, 3, 2 + day, hour, tzinfo=timezone.utc) for day in range(7) for hour in range(24)]
+    live = sum(relative_load(at) * 3600 for at in hours)
+    history = sum(demo.rows_of(today - timedelta(days=n), 1, "UTC") for n in range(7))
+    assert 0.9 < history / live < 1.05
+    assert demo.rows_of(today, 1, "UTC") == round(86_400 * WEEK[today.weekday()])
+    a_month_before = today - timedelta(days=28)
+    assert 0.7 < demo.rows_of(a_month_before, 1, "UTC") / demo.rows_of(today, 1, "UTC") < 0.9
+
+
+def test_what_is_written_looks_like_a_service(engine, url):
+    """The cache improves over the weeks, response times have a tail, kinds of publishers differ in their sources."""
+    now = datetime.now(timezone.utc)
+    long_ago = now.date() - timedelta(days=30)
+    write_history(url, [long_ago, now.date() - timedelta(days=1)], 8_000, Traffic(rate=1, writers=1, seed=1))
+    statement = """
+        select cast(created_at at time zone 'UTC' as date) as day, avg(cache_hit::int) as hits,
+               percentile_cont(0.5) within group (order by response_time_ms) as p50,
+               percentile_cont(0.995) within group (order by response_time_ms) as p995,
+               avg((source = 1)::int) filter (where publisher_id % 3 = 0) as web_of_sites,
+               avg((source = 3)::int) filter (where publisher_id % 3 = 2) as external_of_partners,
+               count(distinct locality_id) filter (where publisher_id = 1) as localities
+        from calculation_logs group by 1 order by 1
+    """
+    with engine.begin() as connection:
+        past, recent = connection.execute(text(statement)).all()
+    assert 0.47 < past.hits < 0.55 < recent.hits < 0.65
+    assert past.p50 < 20
+    assert past.p995 > 10 * past.p50
+    assert past.web_of_sites > 0.7
+    assert past.external_of_partners > 0.5
+    assert past.localities > 3
 
 
 def test_the_demo_prints_live_totals_and_the_proof_of_all_rollups(db, url, capsys):

@@ -1,4 +1,4 @@
-"""Dagster's storage keeps few connections, however many instances a process makes, and gets over their death."""
+"""Dagster's storage keeps few connections for any number of instances, and replaces those that died."""
 
 import gc
 from collections.abc import Callable, Iterator
@@ -56,7 +56,7 @@ def test_calls_share_connections(stored_instance: DagsterInstance, backends):
     assert len(before) == 3
 
 
-def test_connections_that_died_while_nobody_used_them_fail_no_call(stored_instance, backends, server: Engine):
+def test_idle_connections_that_died_fail_no_call(stored_instance, backends, server: Engine):
     for _ in range(2):
         use(stored_instance)
         before = backends()

@@ -88,7 +88,7 @@ def test_deleted_log_rows_stay_red_and_the_statistics_what_they_were(location, i
     said = check(instance, MATCH, YESTERDAY).description
     assert "log rows are missing: 5 log rows, 10 counted" in said
     assert f"'calc-analytics rollup --day {YESTERDAY} --keep'" in said
-    assert "5 log rows but 10 counted" in metadata(instance, YESTERDAY)["left_as_it_is"]
+    assert "5 log rows but 10 counted" in metadata(instance, YESTERDAY)["not_rebuilt"]
 
 
 def test_announced_deletions_are_kept_and_green(location, instance, built, connect, monkeypatch):
@@ -98,7 +98,7 @@ def test_announced_deletions_are_kept_and_green(location, instance, built, conne
     execute(built, "delete from calculation_logs where created_at < '2026-03-02'")
     assert run(location, instance, OLD, run_config=config(automatic=True)).success
     assert all(matches(instance, OLD).values())
-    assert "LOGS_KEPT_DAYS" in metadata(instance, OLD)["left_as_it_is"]
+    assert "LOGS_KEPT_DAYS" in metadata(instance, OLD)["not_rebuilt"]
     assert stored(built)[1, OLD][0] == 4
 
 
@@ -127,7 +127,7 @@ def test_changed_statistics_of_a_pruned_day_stay_red_and_say_so(location, instan
     said = check(instance, MATCH, YESTERDAY).description
     assert "somebody changed the statistics: 8 stored but 10 counted" in said
     assert "Log rows were deleted, so they cannot be recounted" in said
-    assert "10 of its 10 counted log rows were deleted" in metadata(instance, YESTERDAY)["left_as_it_is"]
+    assert "10 of its 10 counted log rows were deleted" in metadata(instance, YESTERDAY)["not_rebuilt"]
 
 
 def test_a_day_that_is_frozen_is_a_warning(location, instance, built):
@@ -138,4 +138,4 @@ def test_a_day_that_is_frozen_is_a_warning(location, instance, built):
     assert run(location, instance, OLD, run_config=config(automatic=True)).success
     said = check(instance, MATCH, OLD)
     assert (said.passed, said.severity.value) == (False, "WARN"), said.description
-    assert "its log rows are gone" in metadata(instance, OLD)["left_as_it_is"]
+    assert "its log rows are gone" in metadata(instance, OLD)["not_rebuilt"]

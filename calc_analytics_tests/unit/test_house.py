@@ -70,6 +70,17 @@ def test_only_the_orchestration_layer_knows_dagster_and_only_config_reads_the_en
         assert not re.search(r"\bos\.(environ|getenv)|import environ", source)
 
 
+PRIVATE = re.compile(r"dagster\w*(\.\w+)*\._|dagster_postgres\.\w+\.|dagster_shared")
+
+
+def test_only_one_module_imports_what_dagster_does_not_publish():
+    """Imports for annotations too. `alerts` is about to be deleted."""
+    private = {ids(path): [name for name in sorted(imports(path)) if PRIVATE.match(name)] for path in MODULES}
+    allowed = ("orchestration/dagster_internals.py", "orchestration/alerts.py")
+    assert private[allowed[0]]
+    assert {path: names for path, names in private.items() if names and path not in allowed} == {}
+
+
 @pytest.mark.parametrize("path", [p for p in MODULES if p.read_text().strip()], ids=ids)
 def test_every_module_says_what_it_is_for(path: Path):
     assert ast.get_docstring(ast.parse(path.read_text()))
