@@ -5,7 +5,6 @@ import warnings
 from dagster import BetaWarning, Definitions, PreviewWarning, define_asset_job, definitions, in_process_executor
 
 from calc_analytics.config import Settings
-from calc_analytics.orchestration.alerts import check_failure_alerts, run_failure_alerts
 from calc_analytics.orchestration.assets import calculation_logs, rollup_assets
 from calc_analytics.orchestration.checks import rollup_checks
 from calc_analytics.orchestration.cron import freshness_policy
@@ -38,11 +37,7 @@ def defs() -> Definitions:
         asset_checks=[checks],
         jobs=[rollup_job, housekeeping_job],
         schedules=[hourly_schedule(rollup_job, partitions, settings), daily_housekeeping(settings)],
-        sensors=[
-            new_log_batches_sensor(rollup_job, partitions),
-            run_failure_alerts(settings),
-            check_failure_alerts(settings),
-        ],
+        sensors=[new_log_batches_sensor(rollup_job, partitions)],
         resources={"database": RollupDatabase()},
         executor=in_process_executor,
     )

@@ -5,6 +5,7 @@ from datetime import date
 from typing import Any
 
 import pytest
+from calc_analytics.orchestration.webhook import AlertNotDelivered
 from dagster import (
     AssetCheckEvaluation,
     AssetCheckSeverity,
@@ -38,7 +39,6 @@ from sqlalchemy.engine import Engine
 
 from calc_analytics.definitions import defs
 from calc_analytics.orchestration import alerts, webhook
-from calc_analytics.orchestration.webhook import AlertNotDelivered
 from calc_analytics.rollups import HOURS, LATENCY, LOCALITIES, LOG, STATS
 from calc_analytics_tests.logs import execute, row, utc, write
 from calc_analytics_tests.receiver import SECRET, Receiver, receiving
