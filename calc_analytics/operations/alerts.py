@@ -17,6 +17,8 @@ LOOKS = 2
 # What fails again within this time must pass twice as many looks to count as resolved, up to the limit: a finding that
 # flaps stays one open alert.
 FLAPPING, LOOKS_LIMIT = timedelta(hours=1), 40
+# While the second is wrong, the first is a consequence: ticks stop with the daemon.
+FOLLOWS = {"sensor": "daemon"}
 LINES, SUBJECTS, DETAIL_LENGTH = 10, 5, 600
 Key = tuple[str, str]
 """The probe, and the subject of one of its problems ('' for the finding itself)."""
@@ -49,8 +51,8 @@ class Alert:
             detail = "" if self.is_posted else f", {self.detail}"
             return f"resolved: {subjects} (failed {_clock(self.since)}{detail}; ok since {_clock(self.over_at)})"
         word = "warning" if self.level == NOTE else "failed"
-        command = f" Next: {' && '.join(self.command.splitlines())}" if self.command else ""
-        return f"{word}: {subjects} (since {_clock(self.since)}): {self.detail}{command}"
+        command = f". Next: {' && '.join(self.command.splitlines())}" if self.command else ""
+        return f"{word}: {subjects} (since {_clock(self.since)}): {self.detail.rstrip('.')}{command}"
 
 
 class Alerts:
@@ -68,7 +70,7 @@ class Alerts:
             alert.detail, alert.command, alert.level = _shorten(problem.detail), command, problem.level
             alert.seen, alert.missed, alert.over_at = alert.seen + 1, 0, None
             self._open[key] = alert
-        unknown = {finding.name for finding in health.findings if not finding.is_known}
+        unknown = _unknown(health)
         for key in [key for key in self._open if key not in problems and key[0] not in unknown]:
             self._miss(key, health.at)
 
@@ -128,18 +130,23 @@ def _problems(health: Health) -> dict[Key, tuple[Problem, str]]:
     """What is to be alerted: the problems of each finding, or the finding itself, with the next command.
 
     What cannot be read because its database does not answer, or for the reason that an earlier finding has, is left
-    out.
+    out, and so is what follows from an earlier one.
     """
     found: dict[Key, tuple[Problem, str]] = {}
-    unknown = {finding.name for finding in health.findings if not finding.is_known}
+    wrong = {finding.name for finding in health.wrong}
+    unknown = _unknown(health)
     causes: set[str | None] = set()
     for finding in health.findings:
-        is_said = finding.name in unknown and (finding.code in causes or PROBES[finding.name].root in unknown)
-        if not is_said:
+        is_unread = finding.name in unknown and (finding.code in causes or PROBES[finding.name].root in unknown)
+        if not is_unread and FOLLOWS.get(finding.name) not in wrong:
             found.update({(finding.name, key): (problem, finding.command) for key, problem in _each(finding)})
         if is_common_cause(finding):
             causes.add(finding.code)
     return found
+
+
+def _unknown(health: Health) -> set[str]:
+    return {finding.name for finding in health.findings if not finding.is_known}
 
 
 def _each(finding: Finding) -> list[tuple[str, Problem]]:

@@ -359,7 +359,7 @@ def _runs(facts: Facts) -> Finding:
         if not _is_made_good(run, rebuilt) and not (scheduled and run.run_id == scheduled.run_id)
     ]
     if not failed:
-        return ok("no run failed that was not made good")
+        return ok("no run of the last days failed without a later success")
     newest = failed[-1]
     problems = tuple(Problem(_subject(run), f"{run.error} (run {run.run_id[:8]})") for run in failed)
     public = f"{number(len(failed), 'run')} failed: {first_of([_subject(run) for run in reversed(failed)])}"

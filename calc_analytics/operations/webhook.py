@@ -11,7 +11,7 @@ from concurrent.futures import wait
 from functools import partial
 from urllib.parse import urlsplit
 
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
 from tenacity.nap import sleep_using_event
 from tenacity.stop import stop_when_event_set
 
@@ -47,7 +47,7 @@ def post(url: str, text: str, stopping: threading.Event) -> None:
     attempts = Retrying(
         retry=retry_if_exception(lambda error: isinstance(error, _Failed) and error.is_transient),
         stop=stop_after_attempt(ATTEMPTS) | stop_when_event_set(stopping),
-        wait=wait_exponential_jitter(FIRST_PAUSE_SECONDS, jitter=FIRST_PAUSE_SECONDS),
+        wait=wait_exponential(multiplier=FIRST_PAUSE_SECONDS) + wait_random(0, FIRST_PAUSE_SECONDS),
         sleep=sleep_using_event(stopping),
         reraise=True,
     )
