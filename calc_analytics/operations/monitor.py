@@ -54,21 +54,24 @@ class Monitor:
         """How many alerts are due and not delivered."""
         return len(self.alerts.due())
 
+    def look(self, posts_alerts: bool = True) -> None:
+        """Reads health once, logs its change, and posts what is due."""
+        found = health(self.sources, self.prober)
+        if self.stopping.is_set():
+            return
+        self._log_change(found)
+        if self.webhook_url and posts_alerts:
+            self.alerts.look(found)
+            self._deliver(self.webhook_url, found)
+
     def _run(self) -> None:
         alerts_from = time.monotonic() + START_SECONDS
-        while True:
+        while not self.stopping.is_set():
             try:
-                found = health(self.sources, self.prober)
-                if self.stopping.is_set():
-                    return
-                self.log_change(found)
-                if self.webhook_url and time.monotonic() >= alerts_from:
-                    self.alerts.look(found)
-                    self._deliver(self.webhook_url, found)
+                self.look(posts_alerts=time.monotonic() >= alerts_from)
             except Exception:
                 logs.line(logging.ERROR, "monitor", exc_info=True)
-            if self.stopping.wait(LOOK_SECONDS):
-                return
+            self.stopping.wait(LOOK_SECONDS)
 
     def _deliver(self, url: str, found: Health) -> None:
         """Posts what is due, unless the webhook failed a short time ago; what it does not take stays due."""
@@ -86,7 +89,7 @@ class Monitor:
         self.alerts.delivered(found.at)
         logs.line(logging.INFO, "alert", posted=len(due), to=place(url))
 
-    def log_change(self, found: Health) -> None:
+    def _log_change(self, found: Health) -> None:
         """A line when the health changes, and one for each error that the last report did not have."""
         errors: dict[str, str] = {}
         for finding in found.wrong:
