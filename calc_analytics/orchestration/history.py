@@ -353,8 +353,8 @@ def _with_ticks(dagster: DagsterInstance, state: "InstigatorState") -> Instigato
 
 
 def _last_cause(error: Any) -> str:
-    """The innermost cause in one line, as the project's own errors are written."""
-    while error.cause:
+    """The innermost cause in one line, as the project's own errors are written; gRPC's own have no such line."""
+    while error.cause and not error.cause.message.startswith("grpc."):
         error = error.cause
     return str(error.message).strip().splitlines()[0].removeprefix(f"{error.cls_name}: ")
 
