@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta, timezone
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from calc_analytics.config import Settings
 from calc_analytics.operations.probes import Answer, Prober, Question
@@ -19,6 +19,7 @@ from calc_analytics.rollup import diagnosis, install, journal, row_security, sta
 if TYPE_CHECKING:
     from calc_analytics.orchestration.history import FailedRun, Heartbeat, Instigator, LastCheck, LastRun
 
+T = TypeVar("T")
 # Freshness in /metrics is that of the worst of the last minutes in which rows were counted.
 FRESH_MINUTES = timedelta(minutes=5)
 
@@ -64,79 +65,46 @@ class Totals:
     ages: list[journal.Freshness]
 
 
+class Group(Generic[T]):
+    """An attribute of `Facts`: the value of the answer of its name; raises `Unanswered` if there is none."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, facts: "Facts", owner: type) -> T:
+        answer: Answer[T] = facts.answers[self.name]
+        if not answer.answered:
+            raise Unanswered(answer)
+        return cast(T, answer.value)
+
+
 @dataclass(frozen=True)
 class Facts:
-    """The answers by name. A property returns the value, or raises `Unanswered`."""
+    """The answers by name, and the values of those that health is made of."""
 
     settings: Settings
     answers: Mapping[str, Answer[Any]]
     at: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
 
-    def value(self, name: str) -> Any:
-        """The value; raises `Unanswered`."""
-        answer = self.answers[name]
-        if not answer.answered:
-            raise Unanswered(answer)
-        return answer.value
+    interval = Group[float]()
+    server = Group[status.Server]()
+    catalogs = Group[Catalogs]()
+    ledger = Group[status.LedgerReport]()
+    log = Group[status.LogReport]()
+    unrecorded = Group[list[date]]()
+    daemons = Group[Daemons]()
+    instigators = Group[dict[str, "Instigator"]]()
+    runs = Group[Runs]()
+    checks = Group[list["LastCheck"]]()
 
     def known(self, name: str) -> Any:
-        """The value; None if there is none."""
+        """The value of a group; None if it was not read or not answered."""
         answer = self.answers.get(name)
         return answer.value if answer else None
 
     def age(self, at: datetime | None) -> float | None:
         """Seconds since that instant, by this machine's clock."""
         return None if at is None else max((self.at - at).total_seconds(), 0.0)
-
-    @property
-    def server(self) -> status.Server:
-        """The server that answered."""
-        return self.value("server")
-
-    @property
-    def catalogs(self) -> Catalogs:
-        """What PostgreSQL's catalogs say."""
-        return self.value("catalogs")
-
-    @property
-    def ledger(self) -> status.LedgerReport:
-        """What is counted and proven."""
-        return self.value("ledger")
-
-    @property
-    def log(self) -> status.LogReport:
-        """What is not counted yet."""
-        return self.value("log")
-
-    @property
-    def unrecorded(self) -> list[date]:
-        """Days with log rows that are not on record."""
-        return self.value("unrecorded")
-
-    @property
-    def interval(self) -> float:
-        """The longest time between two runs of the schedule, in seconds."""
-        return self.value("interval")
-
-    @property
-    def daemons(self) -> Daemons:
-        """Dagster's daemons."""
-        return self.value("daemons")
-
-    @property
-    def instigators(self) -> "dict[str, Instigator]":
-        """The sensors and schedules that a daemon has seen."""
-        return self.value("instigators")
-
-    @property
-    def runs(self) -> Runs:
-        """Runs that ended."""
-        return self.value("runs")
-
-    @property
-    def checks(self) -> "list[LastCheck]":
-        """The last results of checks."""
-        return self.value("checks")
 
 
 def read(sources: Sources, prober: Prober, names: Iterable[str], more: Mapping[str, Question] | None = None) -> Facts:
