@@ -6,7 +6,7 @@ heartbeats, ticks, runs and checks. No judgement here: `health.py` and `doctor.p
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
@@ -84,7 +84,7 @@ class Facts:
 
     settings: Settings
     answers: Mapping[str, Answer[Any]]
-    at: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
+    at: datetime
 
     interval = Group[float]()
     server = Group[status.Server]()
@@ -108,9 +108,11 @@ class Facts:
 
 
 def read(sources: Sources, prober: Prober, names: Iterable[str], more: Mapping[str, Question] | None = None) -> Facts:
-    """Reads these groups and `more` at the same time; returns within the prober's deadline."""
+    """Reads these groups and `more` at the same time; returns within the prober's deadline. Ages are measured from
+    the beginning."""
+    at = datetime.now(timezone.utc)
     questions = {name: partial(READERS[name], sources) for name in names}
-    return Facts(sources.settings, prober.ask({**questions, **(more or {})}))
+    return Facts(sources.settings, prober.ask({**questions, **(more or {})}), at)
 
 
 def server(sources: Sources) -> status.Server:

@@ -41,7 +41,7 @@ def samples() -> set[str]:
     }
     unknown = Answer(None, "not asked", 0.0)
     answers = {name: Answer(known[name], None, 0.0) if name in known else unknown for name in READERS}
-    found = metrics(Facts(Settings.from_environment({}), answers))
+    found = metrics(Facts(Settings.from_environment({}), answers, then))
     return {sample.name for metric in found for sample in metric.samples}
 
 
