@@ -15,7 +15,6 @@ from dagster import (
 
 from calc_analytics import logs
 from calc_analytics.config import Settings
-from calc_analytics.orchestration.alerts import check_failure_alerts, run_failure_alerts
 from calc_analytics.orchestration.assets import ROLLUP_JOB, calculation_logs, rollup_assets
 from calc_analytics.orchestration.checks import rollup_checks
 from calc_analytics.orchestration.cron import freshness_policy
@@ -50,11 +49,7 @@ def defs() -> Definitions:
         asset_checks=[checks],
         jobs=[rollup_job, housekeeping_job],
         schedules=[hourly_schedule(settings), daily_housekeeping(settings)],
-        sensors=[
-            new_log_batches_sensor(partitions),
-            run_failure_alerts(settings),
-            check_failure_alerts(settings),
-        ],
+        sensors=[new_log_batches_sensor(partitions)],
         resources={"database": RollupDatabase()},
         executor=in_process_executor,
     )

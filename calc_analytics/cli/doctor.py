@@ -11,7 +11,7 @@ from calc_analytics.config import Settings
 from calc_analytics.plurals import number
 
 if TYPE_CHECKING:
-    from calc_analytics.operations.doctor import Finding
+    from calc_analytics.operations.findings import Finding
 
 DEADLINE_SECONDS = 15.0
 MARKS = {"ok": ("ok", "green"), "note": ("--", "yellow"), "wrong": ("!!", "red")}
@@ -47,8 +47,8 @@ def lines(found: "list[Finding]") -> Iterator[str]:
     part = ""
     for finding in found:
         mark, colour = MARKS[finding.level]
-        shown = "" if finding.part == part else finding.part
-        part = finding.part
+        shown = "" if finding.name == part else finding.name
+        part = finding.name
         yield f"  {click.style(mark, fg=colour)}  {shown:<12} {finding.fact}"
         if finding.why:
             yield f"      {'':<12} {finding.why}"

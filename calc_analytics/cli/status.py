@@ -1,4 +1,4 @@
-"""`calc-analytics status`: in one look what is fresh, what lags, who holds an old transaction, and what to type."""
+"""`calc-analytics status`: what is fresh, what lags, which transactions are open, and what to type, on one screen."""
 
 import json
 import time
@@ -12,12 +12,13 @@ from calc_analytics.cli.options import only_rollups
 from calc_analytics.config import Settings
 
 if TYPE_CHECKING:
-    from calc_analytics.operations.health import Finding
+    from calc_analytics.operations.findings import Finding
     from calc_analytics.operations.status import Status
     from calc_analytics.rollup.status import Days, DayStatus, Writer
 
 DEADLINE_SECONDS = 10.0
 WATCH_SECONDS = 2.0
+NAME_WIDTH = 13
 # What a day is, the worst first.
 WORDS = ("differs", "overflow", "pending", "stale", "frozen", "pruned", "built")
 COLOURS = {"differs": "red", "overflow": "red", "pruned": "cyan", "built": None}
@@ -31,10 +32,10 @@ COLOURS = {"differs": "red", "overflow": "red", "pruned": "cyan", "built": None}
     "--json", "as_json", is_flag=True, help="Print one JSON object instead of text; with --watch one per line."
 )
 def status(shown_days: int, names: tuple[str, ...], watch: bool, as_json: bool) -> None:
-    """Show what is fresh, what lags, and who holds an old transaction.
+    """Show what is fresh, what lags, and which transactions are open.
 
     Per day how it was built and proven and which rollup differs, the lag in rows and seconds, the last refresh, rebuild
-    and proof, Dagster's heartbeats. Reports what is down and goes on with the rest. Exit code 1 unless all is well.
+    and proof, Dagster's heartbeats. Reports what is down and goes on with the rest. Exit code 1 unless healthy.
     """
     from calc_analytics.operations.probes import Prober
     from calc_analytics.operations.sources import Sources
@@ -65,9 +66,10 @@ def lines(found: "Status") -> Iterator[str]:
     word = click.style("healthy", fg="green") if health.healthy else click.style("NOT HEALTHY", fg="red", bold=True)
     yield f"{click.style('calc_analytics', bold=True)} is {word} at {found.at:%Y-%m-%d %H:%M:%S} UTC"
     yield f"{found.database or 'no database'}, days in {found.timezone}"
-    if health.wrong:
+    if health.wrong or health.notes:
         yield ""
-        yield from _wrong(health.wrong)
+        yield from _findings(health.wrong, "!!", "red")
+        yield from _findings(health.notes, "--", "yellow")
     yield ""
     yield from _counting(found)
     if found.recent:
@@ -78,18 +80,19 @@ def lines(found: "Status") -> Iterator[str]:
         yield from _writers(found.writers, found)
     yield ""
     for finding in health.findings:
-        if finding.ok:
-            yield f"  {click.style('ok', fg='green')}  {finding.name:<10} {finding.compared}"
+        if finding.level == "ok":
+            yield f"  {click.style('ok', fg='green')}  {finding.name:<{NAME_WIDTH}} {finding.fact}"
 
 
-def _wrong(wrong: "list[Finding]") -> Iterator[str]:
-    """What is wrong and what to type; what several probes say alike is said once."""
-    for said in dict.fromkeys(finding.compared for finding in wrong):
-        alike = [finding for finding in wrong if finding.compared == said]
+def _findings(findings: "list[Finding]", mark: str, colour: str) -> Iterator[str]:
+    """What was found and what to type; a fact that several probes share is printed once."""
+    for fact in dict.fromkeys(finding.fact for finding in findings):
+        alike = [finding for finding in findings if finding.fact == fact]
         names = ", ".join(finding.name for finding in alike)
-        yield f"  {click.style('!!', fg='red', bold=True)}  {names + ':' if len(alike) > 1 else names:<10} {said}"
-        if alike[0].next_command:
-            yield f"      {'':<10} {click.style('-> ' + alike[0].next_command, bold=True)}"
+        shown = f"{names}:" if len(alike) > 1 else f"{names:<{NAME_WIDTH}}"
+        yield f"  {click.style(mark, fg=colour, bold=True)}  {shown} {fact}"
+        if alike[0].command:
+            yield f"      {'':<{NAME_WIDTH}} {click.style('-> ' + alike[0].command, bold=True)}"
 
 
 def _counting(found: "Status") -> Iterator[str]:
@@ -98,8 +101,8 @@ def _counting(found: "Status") -> Iterator[str]:
     from calc_analytics.rollup.status import LAG_ROWS_LIMIT
 
     if found.lag is None or found.refreshed is None or found.days is None:
-        said = {finding.compared for finding in found.health.wrong}
-        unknown = next((trouble for trouble in found.trouble.values() if trouble not in said), "see above")
+        above = {finding.fact for finding in found.health.wrong}
+        unknown = next((error for error in found.errors.values() if error not in above), "see above")
         yield f"  counting   not known: {unknown}"
         return
     days = found.together

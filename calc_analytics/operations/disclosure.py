@@ -1,4 +1,4 @@
-"""What anybody may learn of an error over HTTP: a code and general words, never a name, an address, a path or SQL.
+"""What an error may disclose over HTTP: a code and general words, never a name, an address, a path or SQL.
 
 The error's own line goes to the log, `status` and `doctor`. An error of a class that is not listed here is described by
 the first sentence of its docstring, which holds no values.
@@ -61,13 +61,13 @@ _BY_CLASS = {
     "InvalidSetting": ("invalid_setting", "a setting is not usable"),
     "NoDatabase": ("no_database", "the database does not exist"),
     "EmbeddedServerFailed": ("database_unreachable", "the database is unreachable"),
-    "DagsterTrouble": ("dagster_unavailable", "Dagster's storage does not answer, or its configuration is not usable"),
+    "DagsterUnavailable": ("dagster_unavailable", "Dagster's storage is unreachable, or its configuration not usable"),
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Cause:
-    """Why something failed, for anybody: the code is for programs, the words for people."""
+    """Why something failed, in public words: the code is for programs, the words for people."""
 
     code: str
     words: str
@@ -75,10 +75,10 @@ class Cause:
 
 
 def cause_of(error: BaseException) -> Cause:
-    """What may be said of the error."""
+    """The public cause of the error."""
     if isinstance(error, DatabaseError):
         return _of_database(error, DATABASE, "")
-    if type(error).__name__ == "DagsterTrouble" and isinstance(error.__cause__, DatabaseError):
+    if type(error).__name__ == "DagsterUnavailable" and isinstance(error.__cause__, DatabaseError):
         return _of_database(error.__cause__, DAGSTER, "dagster_")
     if not isinstance(error, CalcAnalyticsError):
         return Cause("internal_error", "internal error")
@@ -86,17 +86,17 @@ def cause_of(error: BaseException) -> Cause:
     return Cause(code, words, _COMMANDS.get(code, DOCTOR))
 
 
-def _of_database(trouble: DatabaseError, place: str, prefix: str) -> Cause:
-    code = _code(trouble)
+def _of_database(error: DatabaseError, place: str, prefix: str) -> Cause:
+    code = _code(error)
     command = DOCTOR if prefix else _COMMANDS.get(code, DOCTOR)
     return Cause(f"{prefix}{code}", _WORDS[code].format(place=place), command)
 
 
-def _code(trouble: DatabaseError) -> str:
-    if trouble.sqlstate is not None:
-        return next((code for state, code in _BY_STATE.items() if trouble.sqlstate.startswith(state)), "database_error")
-    said = str(trouble)
-    return next((code for words, code in _BY_WORDS.items() if re.search(words, said)), "database_unreachable")
+def _code(error: DatabaseError) -> str:
+    if error.sqlstate is not None:
+        return next((code for state, code in _BY_STATE.items() if error.sqlstate.startswith(state)), "database_error")
+    message = str(error)
+    return next((code for words, code in _BY_WORDS.items() if re.search(words, message)), "database_unreachable")
 
 
 def _snake_case(error: BaseException) -> str:

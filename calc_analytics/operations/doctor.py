@@ -1,6 +1,7 @@
-"""The doctor: what is misconfigured, why it matters, and the command that resolves it. One examination per part.
+"""Doctor: what is misconfigured, why it matters, and the command that resolves it. One examination per part.
 
-Findings are 'ok', 'note' (works, and could be better) or 'wrong'. Nothing is changed.
+Findings have the shape that the health report has, and facts that both need are read by the same functions
+(`facts.py`). Nothing is changed.
 """
 
 import json
@@ -8,7 +9,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from functools import partial
 from typing import Any
@@ -20,17 +21,18 @@ from calc_analytics.database.embedded import data_folder, writable
 from calc_analytics.database.engine import transaction
 from calc_analytics.database.log_columns import UnfitTable
 from calc_analytics.errors import CalcAnalyticsError
-from calc_analytics.operations.health import STOP_ONE, TWO_DAEMONS, schedule_seconds
-from calc_analytics.operations.probes import Answer, Prober
+from calc_analytics.operations import facts
+from calc_analytics.operations.findings import OK, WRONG, Finding, note, ok, unanswered, wrong
+from calc_analytics.operations.health import STOP_ONE, TWO_DAEMONS
+from calc_analytics.operations.probes import Prober
 from calc_analytics.operations.sources import Sources
 from calc_analytics.operations.words import USE_THE_PRIMARY, ago
 from calc_analytics.plurals import number
 from calc_analytics.processes.supervisor import HOST, is_listening
-from calc_analytics.rollup import diagnosis, install, ledger, overflow, status, widen
+from calc_analytics.rollup import diagnosis, install, ledger, overflow, widen
 from calc_analytics.rollup.foreign import adopt_sql
 from calc_analytics.rollups import LOG, chosen_log
 
-OK, NOTE, WRONG = "ok", "note", "wrong"
 OLDEST, NEWEST = 15, 18
 SKEW_SECONDS = 5.0
 TICKS_KEPT_DAYS = 90
@@ -51,21 +53,6 @@ UNFIT_COMMANDS: dict[type[Exception], str] = {
     ledger.RollupsChanged: "set ROLLUPS back, or calc-analytics migrate",
 }
 UNFIT = tuple(UNFIT_COMMANDS)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A fact, and where it is not as it should be: why that matters and what to type (one command per line)."""
-
-    part: str
-    level: str
-    fact: str
-    why: str = ""
-    command: str = ""
-
-    def as_dict(self) -> dict[str, str]:
-        """Plain values for JSON."""
-        return asdict(self)
 
 
 Findings = Iterator[Finding]
@@ -90,13 +77,14 @@ def examine(sources: Sources, prober: Prober, ports: Ports) -> list[Finding]:
     for name, answer in answers.items():
         if is_lost and name in OF_TABLES:
             continue
-        listed = answer.value if answer.value is not None else [_unanswered(name, answer)]
+        why, command = UNANSWERED.get(name, ("this part could not be examined", "calc-analytics status"))
+        listed = answer.value if answer.value is not None else [unanswered(answer, why, command)]
         # Where the database is away, its error is reported once.
-        found += [replace(each, part=name) for each in listed if each.level == OK or not _said(each, found)]
+        found += [replace(each, name=name) for each in listed if each.level == OK or not _is_reported(each, found)]
     return found
 
 
-def _said(finding: Finding, before: list[Finding]) -> bool:
+def _is_reported(finding: Finding, before: list[Finding]) -> bool:
     return finding.fact in [each.fact for each in before]
 
 
@@ -104,46 +92,29 @@ def _listed(examination: "Callable[[Sources], Findings]", sources: Sources) -> l
     return list(examination(sources))
 
 
-def _ok(fact: str) -> Finding:
-    return Finding("", OK, fact)
-
-
-def _note(fact: str, why: str, command: str = "") -> Finding:
-    return Finding("", NOTE, fact, why, command)
-
-
-def _wrong(fact: str, why: str, command: str) -> Finding:
-    return Finding("", WRONG, fact, why, command)
-
-
-def _unanswered(part: str, answer: Answer[Any]) -> Finding:
-    why, command = UNANSWERED.get(part, ("this part could not be examined", "calc-analytics status"))
-    return _wrong(answer.trouble or "", why, command)
-
-
 def _database(sources: Sources) -> Findings:
-    server, place = status.server(sources.engine()), redact_url(sources.url())
+    server, place = facts.server(sources), redact_url(sources.url())
     fact = f"PostgreSQL {server.version} at {place}"
     major = server.version_number // 10_000
     if server.read_only and (resets := diagnosis.read_only_settings(sources.engine())):
         why = "nothing can be counted there"
-        yield _wrong(f"{fact} is read-only by default_transaction_read_only", why, ";\n".join(resets) + ";")
+        yield wrong(f"{fact} is read-only by default_transaction_read_only", why, ";\n".join(resets) + ";")
     elif server.read_only:
-        yield _wrong(f"{fact} is read-only (a standby?)", "nothing can be counted there", USE_THE_PRIMARY)
+        yield wrong(f"{fact} is read-only (a standby?)", "nothing can be counted there", USE_THE_PRIMARY)
     elif major < OLDEST:
         why = f"the project relies on what PostgreSQL {OLDEST} brought"
-        yield _wrong(fact, why, f"upgrade the server to {OLDEST} or newer")
+        yield wrong(fact, why, f"upgrade the server to {OLDEST} or newer")
     elif major > NEWEST:
-        yield _note(fact, f"newer than the project was tested with ({OLDEST} to {NEWEST})")
+        yield note(fact, f"newer than the project was tested with ({OLDEST} to {NEWEST})")
     else:
-        yield _ok(fact)
+        yield ok(fact)
     full = diagnosis.connections(sources.engine())
     fact = f"{full.used} of {full.allowed} connections are in use"
     if full.allowed - full.used < FREE_CONNECTIONS:
         why = "Dagster's processes open many at a time; without a free one, ticks and runs fail"
-        yield _note(fact, why, "alter system set max_connections = 200  -- and restart PostgreSQL")
+        yield note(fact, why, "alter system set max_connections = 200  -- and restart PostgreSQL")
     else:
-        yield _ok(fact)
+        yield ok(fact)
 
 
 def _schemas(sources: Sources) -> Findings:
@@ -153,21 +124,21 @@ def _schemas(sources: Sources) -> Findings:
         found = schemas.look(connection, install.table_names(db.log), db.log.name)
     for each in found.hidden:
         why = "'migrate' would have to create a second, empty one, and what is in this one is not counted"
-        yield _wrong(each.fact, why, each.statement)
+        yield wrong(each.fact, why, each.statement)
     if found.copies:
         fact = f"{db.log.name} is also in the schema {', '.join(found.copies)}"
         why = "rows written there are not counted here: the search_path decides which one is"
-        yield _note(fact, why)
+        yield note(fact, why)
     if found.ignores is not None:
         fact = f"the search_path is {found.path}, and not {found.ignores}, as the URL or PGOPTIONS asks"
         why = "a pooler ignores start-up options: other tables are found than you mean"
-        yield _wrong(fact, why, f'alter role "{found.role}" set search_path = {found.ignores}')
+        yield wrong(fact, why, f'alter role "{found.role}" set search_path = {found.ignores}')
     if not found.hidden and found.creates_in is None:
         fact = f"the search_path ({found.path}) names no schema that exists and that the role may use"
         why = "no table is found, and none can be created"
-        yield _wrong(fact, why, f'alter role "{found.role}" set search_path = public  -- or the schema of the tables')
+        yield wrong(fact, why, f'alter role "{found.role}" set search_path = public  -- or the schema of the tables')
     elif not found.hidden:
-        yield _ok(f"the search_path finds the tables in {found.where}")
+        yield ok(f"the search_path finds the tables in {found.where}")
 
 
 def _tables(sources: Sources) -> Findings:
@@ -179,13 +150,13 @@ def _tables(sources: Sources) -> Findings:
             install.require_fit_tables(connection, db.log)
     except UnfitTable as error:
         why = "its rows cannot be counted exactly, and 'migrate' refuses it"
-        yield _wrong(str(error), why, f"{error.statement};" if error.statement else "alter it as it says")
+        yield wrong(str(error), why, f"{error.statement};" if error.statement else "alter it as it says")
         return
     if install.is_installed(db):
-        yield _ok("tables, views and migrations are there")
+        yield ok("tables, views and migrations are there")
     else:
         why = "without the newest migration nothing is counted"
-        yield _wrong("the newest migration has not run, or not for these rollups", why, "calc-analytics migrate")
+        yield wrong("the newest migration has not run, or not for these rollups", why, "calc-analytics migrate")
 
 
 def _columns(sources: Sources) -> Findings:
@@ -196,39 +167,38 @@ def _columns(sources: Sources) -> Findings:
     for change in narrow:
         fact = f"{change.table}.{change.column} is {change.before}, but {db.log.name} has {change.after}"
         why = "a day with a value that does not fit is set aside and not counted"
-        yield _wrong(fact, why, f"calc-analytics widen {change.column}")
+        yield wrong(fact, why, f"calc-analytics widen {change.column}")
     for misfit in overflow.known(db):
         fact = f"{misfit.day} of {misfit.rollup} is set aside: {misfit}"
         command = f"calc-analytics widen {misfit.column}\ncalc-analytics rollup --day {misfit.day}"
-        yield _wrong(fact, "its statistics are not kept up to date, and rows are missing in them", command)
+        yield wrong(fact, "its statistics are not kept up to date, and rows are missing in them", command)
     if not narrow:
-        yield _ok("the columns of the statistics are as wide as the log's")
+        yield ok("the columns of the statistics are as wide as the log's")
 
 
 def _settings(sources: Sources) -> Findings:
     """Values that are read only when they are used."""
     settings = sources.settings
     try:
-        longest = schedule_seconds(sources)
-        yield _ok(f"the schedule is '{settings.cron}': at most {ago(longest)} between two runs")
+        longest = facts.interval(sources)
+        yield ok(f"the schedule is '{settings.cron}': at most {ago(longest)} between two runs")
     except CalcAnalyticsError as error:
-        why = "Dagster cannot load the schedule, so no day is rebuilt by itself"
-        yield _wrong(str(error), why, "set ROLLUP_CRON to a cron line such as '0 * * * *', or unset it")
+        why = "Dagster cannot load the schedule, so no day is rebuilt automatically"
+        yield wrong(str(error), why, "set ROLLUP_CRON to a cron line such as '0 * * * *', or unset it")
     try:
         names = chosen_log(settings.rollups).names
-        yield _ok(f"{number(len(names), 'rollup')} of {len(LOG.names)} are kept: {', '.join(names)}")
+        yield ok(f"{number(len(names), 'rollup')} of {len(LOG.names)} are kept: {', '.join(names)}")
     except CalcAnalyticsError as error:
-        yield _wrong(str(error), "nothing is counted", f"set ROLLUPS to some of {','.join(LOG.names)}")
+        yield wrong(str(error), "nothing is counted", f"set ROLLUPS to some of {','.join(LOG.names)}")
     yield from _folder()
 
 
 def _state(sources: Sources) -> Findings:
-    db = sources.database()
     try:
-        status.refreshed(db)
-        yield _ok("the stored snapshot belongs to this cluster; time zone and rollups are those of the settings")
+        facts.ledger(sources).require_usable()
+        yield ok("the stored snapshot belongs to this cluster; time zone and rollups are those of the settings")
     except UNFIT as error:
-        yield _wrong(str(error), "refresh, rebuild and verify stop until that is resolved", UNFIT_COMMANDS[type(error)])
+        yield wrong(str(error), "refresh, rebuild and verify stop until that is resolved", UNFIT_COMMANDS[type(error)])
 
 
 def _permissions(sources: Sources) -> Findings:
@@ -236,23 +206,23 @@ def _permissions(sources: Sources) -> Findings:
     role = diagnosis.role(db)
     if role.missing:
         why = "counting, rebuilding or proving fails without"
-        yield _wrong(f"the role '{role.name}' lacks rights", why, ";\n".join(role.missing) + ";")
+        yield wrong(f"the role '{role.name}' lacks rights", why, ";\n".join(role.missing) + ";")
     else:
-        yield _ok(f"the role '{role.name}' may do all that counting needs")
+        yield ok(f"the role '{role.name}' may do all that counting needs")
     for each in diagnosis.hidden(db):
         why = "nothing is counted, and live views raise an error: what is counted under a policy is wrong"
-        yield _wrong(f"row-level security hides rows of {each.table} from the role '{each.role}'", why, f"{each.sql};")
+        yield wrong(f"row-level security hides rows of {each.table} from the role '{each.role}'", why, f"{each.sql};")
     if role.superuser and not sources.settings.embedded:
         why = "the project needs no superuser; a mistake of one reaches everything"
-        yield _note(f"'{role.name}' is a superuser", why, "set DATABASE_URL to an ordinary role")
+        yield note(f"'{role.name}' is a superuser", why, "set DATABASE_URL to an ordinary role")
     if not role.sees_others:
         why = "the age and state of other roles' transactions are hidden from 'status' and from the metrics"
-        yield _note(
+        yield note(
             f"'{role.name}' is no member of pg_read_all_stats", why, f'grant pg_read_all_stats to "{role.name}";'
         )
     if not role.may_prune:
         why = "only 'calc-analytics prune' and 'calc-analytics erase' need it"
-        yield _note(f"'{role.name}' may not delete log rows", why, f'grant delete on {db.log.name} to "{role.name}";')
+        yield note(f"'{role.name}' may not delete log rows", why, f'grant delete on {db.log.name} to "{role.name}";')
 
 
 def _indexes(sources: Sources) -> Findings:
@@ -262,15 +232,15 @@ def _indexes(sources: Sources) -> Findings:
         command = ";\n".join(index.statements) + ";"
         if index.state == "left over":
             fact = f"{index.table} has its {wanted} more than once: one is left over from a build that was interrupted"
-            yield _note(fact, "each insert pays for it", command)
+            yield note(fact, "each insert pays for it", command)
         elif index.state == "not attached":
             fact = f"the {wanted} of {index.table} is not that of all its partitions"
-            yield _note(fact, "new partitions get one of their own, and old ones may have two", command)
+            yield note(fact, "new partitions get one of their own, and old ones may have two", command)
         elif index.state != "there":
             why = "every refresh reads the whole table to find the new rows"
-            yield _wrong(f"the index of {index.table} on (xact_id, hour of created_at) is {index.state}", why, command)
+            yield wrong(f"the index of {index.table} on (xact_id, hour of created_at) is {index.state}", why, command)
     if all(index.state == "there" for index in found):
-        yield _ok(f"the {wanted} is there, on {number(len(found), 'table')}")
+        yield ok(f"the {wanted} is there, on {number(len(found), 'table')}")
 
 
 def _xact_id(sources: Sources) -> Findings:
@@ -280,30 +250,30 @@ def _xact_id(sources: Sources) -> Findings:
             wrong = True
             yield finding
     if not wrong:
-        yield _ok(f"each row of {db.log.name} gets its transaction's id, whichever way it is inserted")
+        yield ok(f"each row of {db.log.name} gets its transaction's id, whichever way it is inserted")
 
 
 def _of_table(table: diagnosis.LogTable) -> Findings:
     name = table.name
     uncounted = "rows written there carry no id, or a wrong one: they are missed or counted twice"
     if not table.has_column:
-        yield _wrong(f"{name} has no column xact_id", uncounted, "calc-analytics migrate")
+        yield wrong(f"{name} has no column xact_id", uncounted, "calc-analytics migrate")
         return
     if table.foreign:
-        yield _wrong(f"{name} is a foreign table", "its transactions are another cluster's", f"{table.detach};")
+        yield wrong(f"{name} is a foreign table", "its transactions are another cluster's", f"{table.detach};")
     if not table.default_in_place:
         default = f"is {table.default}" if table.default else "is missing"
-        yield _wrong(f"the default of {name}.xact_id {default}", uncounted, "calc-analytics migrate")
+        yield wrong(f"the default of {name}.xact_id {default}", uncounted, "calc-analytics migrate")
     for trigger in table.triggers_setting_it:
-        yield _wrong(
-            f"the trigger {trigger} of {name} speaks of xact_id", uncounted, f"drop trigger {trigger} on {name};"
+        yield wrong(
+            f"the trigger {trigger} of {name} mentions xact_id", uncounted, f"drop trigger {trigger} on {name};"
         )
     for rule in table.insert_rules:
         why = "rows may end up elsewhere than where they are counted"
-        yield _wrong(f"the rule {rule} of {name} rewrites inserts", why, f"drop rule {rule} on {name};")
+        yield wrong(f"the rule {rule} of {name} rewrites inserts", why, f"drop rule {rule} on {name};")
     if table.subscriptions:
         why = "replicated rows bring the ids of the cluster they come from"
-        yield _wrong(f"{name} is filled by logical replication", why, "leave xact_id out of the publication's columns")
+        yield wrong(f"{name} is filled by logical replication", why, "leave xact_id out of the publication's columns")
 
 
 def _rows(sources: Sources) -> Findings:
@@ -311,15 +281,13 @@ def _rows(sources: Sources) -> Findings:
     rebase = "find the writer that names xact_id; then calc-analytics rebase && calc-analytics rollup"
     if rows.from_the_future:
         fact = f"{number(rows.from_the_future, 'log row')} or more have an xact_id that no transaction has had yet"
-        yield _wrong(
-            fact, "they were written by another cluster, or by hand, and are not counted", adopt_sql(LOG) + ";"
-        )
+        yield wrong(fact, "they were written by another cluster, or by hand, and are not counted", adopt_sql(LOG) + ";")
     if rows.without_id:
         fact = f"{number(rows.without_id, 'log row')} of the last hour have no xact_id"
         why = "normal within an hour after 'migrate'; else a writer sets it to null, and its rows are missed"
-        yield _note(fact, why, rebase)
+        yield note(fact, why, rebase)
     if not rows.from_the_future and not rows.without_id:
-        yield _ok("no log row of the last hour came past the default")
+        yield ok("no log row of the last hour came past the default")
 
 
 def _clock(sources: Sources) -> Findings:
@@ -332,9 +300,9 @@ def _clock(sources: Sources) -> Findings:
     fact = f"the server's clock is {abs(skew):.2f} s {'ahead of' if skew > 0 else 'behind'} this machine's"
     if abs(skew) > SKEW_SECONDS + uncertain:
         why = "'today' begins at different times here and there, and ages are wrong by as much"
-        yield _wrong(fact, why, "timedatectl set-ntp true  # on both machines")
+        yield wrong(fact, why, "timedatectl set-ntp true  # on both machines")
     else:
-        yield _ok(fact)
+        yield ok(fact)
 
 
 def _time_zone(sources: Sources) -> Findings:
@@ -345,11 +313,11 @@ def _time_zone(sources: Sources) -> Findings:
     differ = [at for at, offset in zip(instants, there, strict=True) if offset != _offset(here, at)]
     if differ:
         fact = f"Python and PostgreSQL disagree about {name} from {differ[0]:%Y-%m-%d} on"
-        yield _wrong(
+        yield wrong(
             fact, "days would begin at different times", "pip install -U tzdata, and update the server's tzdata"
         )
     else:
-        yield _ok(f"days are in {name}; it is {days.today(name)} there")
+        yield ok(f"days are in {name}; it is {days.today(name)} there")
 
 
 def _offset(zone: Any, at: datetime) -> float:
@@ -361,28 +329,27 @@ def _dagster(sources: Sources) -> Findings:
     from calc_analytics.orchestration import history
 
     dagster = sources.dagster()
-    yield _ok(f"Dagster's storage answers: {history.storage(dagster)}")
-    if len(connected := history.daemons(dagster)) > 1:
-        yield _wrong(f"{len(connected)} daemons run at once: {', '.join(connected)}", TWO_DAEMONS, STOP_ONE)
+    yield ok(f"Dagster's storage answers: {history.storage(dagster)}")
+    if len(connected := facts.daemons(sources).connected) > 1:
+        yield wrong(f"{len(connected)} daemons run at once: {', '.join(connected)}", TWO_DAEMONS, STOP_ONE)
     yield from _ticks(history.tick_retention_days(dagster))
-    yield _housekeeping(
-        history.schedule(dagster, history.HOUSEKEEPING), history.last_run(dagster, history.HOUSEKEEPING)
-    )
+    schedule = facts.instigators(sources).get(history.HOUSEKEEPING)
+    yield _housekeeping(schedule, history.last_run(dagster, history.HOUSEKEEPING))
 
 
 def _housekeeping(schedule: Any, run: Any) -> Finding:
     """The schedule that prunes Dagster's event log, and its last run."""
     why = "streaming stores some hundred events an hour, which nothing else removes"
     if schedule is None:
-        return _ok("the clean-up of Dagster's event log begins with the daemon")
+        return ok("the clean-up of Dagster's event log begins with the daemon")
     if not schedule.on:
         fact = f"the schedule {schedule.name} is turned off"
-        return _note(fact, why, f"dagster schedule start {schedule.name}")
+        return note(fact, why, f"dagster schedule start {schedule.name}")
     if run is not None and not run.succeeded:
         fact = f"the last clean-up of Dagster's event log failed (run {run.run_id[:8]})"
-        return _note(fact, why, f"open run {run.run_id} in the Dagster UI")
+        return note(fact, why, f"open run {run.run_id} in the Dagster UI")
     last = f"last at {run.ended_at:%Y-%m-%d %H:%M} UTC" if run else "not yet for the first time"
-    return _ok(f"Dagster's event log is cleaned up daily, {last}")
+    return ok(f"Dagster's event log is cleaned up daily, {last}")
 
 
 def _ticks(kept: dict[str, int]) -> Findings:
@@ -393,9 +360,9 @@ def _ticks(kept: dict[str, int]) -> Findings:
     counted = {name: kept_days for name, kept_days in kept.items() if name != "started"}
     if any(kept_days < 0 or kept_days > TICKS_KEPT_DAYS for kept_days in counted.values()):
         why = "the sensor ticks every ten seconds, 8,640 rows a day"
-        yield _note(fact, why, "copy the block 'retention' of the project's dagster.yaml into DAGSTER_HOME's")
+        yield note(fact, why, "copy the block 'retention' of the project's dagster.yaml into DAGSTER_HOME's")
     else:
-        yield _ok(fact)
+        yield ok(fact)
 
 
 def _folder() -> Findings:
@@ -403,7 +370,7 @@ def _folder() -> Findings:
     folder, place = data_folder(), writable(data_folder())
     if place != folder:
         why = f"logs and the output of runs go to {place}, which may be lost at a restart of the machine"
-        yield _note(f"{folder} cannot be written to", why, f"make {folder.parent} writable")
+        yield note(f"{folder} cannot be written to", why, f"make {folder.parent} writable")
 
 
 def _ports(ports: Ports) -> Findings:
@@ -413,12 +380,12 @@ def _ports(ports: Ports) -> Findings:
     )
     for port, option, path, key, name in asked:
         if not is_listening(port):
-            yield _ok(f"port {port} is free for {name}")
+            yield ok(f"port {port} is free for {name}")
         elif _answers(port, path, key):
-            yield _ok(f"{name} answers on port {port}")
+            yield ok(f"{name} answers on port {port}")
         else:
             why = f"'calc-analytics up' wants it for {name}"
-            yield _wrong(f"another program has port {port}", why, f"calc-analytics up {option} {port + 1}")
+            yield wrong(f"another program has port {port}", why, f"calc-analytics up {option} {port + 1}")
 
 
 def _answers(port: int, path: str, key: str) -> bool:

@@ -1,32 +1,49 @@
-"""The health report: are the rollups kept up to date, and are they right? One finding per probe, with what it compared.
+"""The health report: are the rollups kept up to date, and are they right? One finding per probe.
 
-The same report answers `GET /health/rollup`, the gauges of `/metrics` and the head of `calc-analytics status`.
+Each probe is a pure function of facts, so that it can be tested without a database. The report answers
+`GET /health/rollup`, the gauges of `/metrics` and the head of `calc-analytics status`; alerts are its transitions.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from datetime import date, datetime, timezone
-from functools import partial
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
 from calc_analytics import __version__
-from calc_analytics.operations.disclosure import NO_ANSWER, Cause
-from calc_analytics.operations.probes import Answer, Prober, Question
+from calc_analytics.errors import CalcAnalyticsError
+from calc_analytics.operations import facts as facts_
+from calc_analytics.operations.disclosure import cause_of
+from calc_analytics.operations.facts import Facts, Unanswered
+from calc_analytics.operations.findings import (
+    NOTE,
+    WRONG,
+    Finding,
+    Problem,
+    is_common_cause,
+    note,
+    ok,
+    unanswered,
+    wrong,
+)
+from calc_analytics.operations.probes import Answer, Prober
 from calc_analytics.operations.sources import Sources
 from calc_analytics.operations.words import USE_THE_PRIMARY, ago, first_of, in_rollups, instant
 from calc_analytics.plurals import number
-from calc_analytics.rollup import diagnosis, install, ledger, overflow, status
-from calc_analytics.rollup.database import Database
 
-# Dagster's daemons write a heartbeat every 30 seconds; the scheduler sleeps from minute to minute. Two that are missing
-# tell of a death.
+if TYPE_CHECKING:
+    from calc_analytics.orchestration.history import FailedRun, Heartbeat, Instigator
+
+STATUS, UP, VERIFY = "calc-analytics status", "calc-analytics up", "calc-analytics verify"
+# Dagster's daemons write a heartbeat every 30 seconds; the scheduler sleeps from minute to minute. A daemon that missed
+# two is dead.
 HEARTBEAT_SECONDS = {"SENSOR": 30, "QUEUED_RUN_COORDINATOR": 30, "SCHEDULER": 60}
 HEARTBEATS_MISSED = 2
 TWO_DAEMONS = "two of Dagster's daemons run at once, so that ticks and runs come twice"
 STOP_ONE = "stop one of them: 'dagster dev' beside 'calc-analytics up', or a second 'up' on another machine"
 # The sensor begins a tick every ten seconds; one that has much to count may take longer.
 TICK_SECONDS = 60
-RED_TICKS = 2
+# A sensor's failed tick is retried within seconds; a schedule's is not.
+FAILED_TICKS = {"sensor": 2, "schedule": 1}
 FRESH_INTERVALS = 2
 # All days are audited every hour; three hours without are two audits that failed.
 AUDIT_SECONDS = 3 * 3600.0
@@ -40,41 +57,11 @@ ROUNDS, PATROL_SHARE = 2, 0.01
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Whether something is as it should be, what was compared, and the command for where it is not.
-
-    `public` is what anybody may read over HTTP, if that is less than `compared`; `code` is for programs.
-    """
-
-    ok: bool
-    compared: str
-    command: str = ""
-    facts: dict[str, Any] = field(default_factory=dict)
-    public: str = ""
-    code: str | None = None
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A probe's verdict, with its name and how long it took to answer. `public` and `code` as in `Verdict`."""
-
-    name: str
-    ok: bool
-    compared: str
-    next_command: str | None
-    seconds: float
-    public: str
-    code: str | None = None
-
-    def as_dict(self, compared: str) -> dict[str, Any]:
-        """Plain values for JSON, with that text of what was compared."""
-        values = {name: value for name, value in asdict(self).items() if name != "public"}
-        return {**values, "compared": compared, "seconds": round(self.seconds, 4)}
-
-
-@dataclass(frozen=True)
 class Health:
-    """All findings. `running`: the daemon, its sensor and its schedule; `healthy`: everything."""
+    """All findings. `running`: the daemon, its sensor and its schedule; `healthy`: everything.
+
+    `last_run` is when rows were last counted, as an ISO instant.
+    """
 
     at: datetime
     findings: list[Finding]
@@ -82,8 +69,8 @@ class Health:
 
     @property
     def healthy(self) -> bool:
-        """Whether every probe found what it should."""
-        return all(finding.ok for finding in self.findings)
+        """Whether nothing is wrong."""
+        return not self.wrong
 
     @property
     def running(self) -> bool:
@@ -92,16 +79,21 @@ class Health:
 
     @property
     def wrong(self) -> list[Finding]:
-        """What is not as it should be."""
+        """The findings that are wrong."""
         return [finding for finding in self.findings if not finding.ok]
+
+    @property
+    def notes(self) -> list[Finding]:
+        """The findings that are not wrong and should be looked at."""
+        return [finding for finding in self.findings if finding.level == NOTE]
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, for `status --json`."""
-        return self._as_dict([finding.as_dict(finding.compared) for finding in self.findings])
+        return self._as_dict([finding.as_probe(finding.fact) for finding in self.findings])
 
     def public(self) -> dict[str, Any]:
-        """The `data` of `GET /health/rollup`, which anybody may read."""
-        return self._as_dict([finding.as_dict(finding.public) for finding in self.findings])
+        """The `data` of `GET /health/rollup`, which is public."""
+        return self._as_dict([finding.as_probe(finding.public) for finding in self.findings])
 
     def _as_dict(self, probes: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -116,256 +108,303 @@ class Health:
 
 
 def health(sources: Sources, prober: Prober) -> Health:
-    """Asks every probe and returns within the prober's deadline."""
-    return report(prober.ask(questions(sources)))
+    """Reads the facts and reports; returns within the prober's deadline."""
+    return report(facts_.read(sources, prober, NEEDED))
 
 
-def questions(sources: Sources) -> dict[str, Question]:
-    """The probes, ready to be asked."""
-    return {name: partial(probe, sources) for name, probe in PROBES.items()}
+def report(facts: Facts) -> Health:
+    """The health report that follows from the facts."""
+    findings = [_judge(name, probe, facts) for name, probe in PROBES.items()]
+    ledger = facts.known("ledger")
+    last = ledger.refreshed.at if ledger and ledger.refreshed else None
+    return Health(facts.at, _each_cause_once(findings), instant(last) if last else None)
 
 
-def report(answers: Mapping[str, Answer[Verdict]]) -> Health:
-    """The health report from the probes' answers; others among the answers are left aside."""
-    fresh = answers["freshness"].value
-    return Health(
-        at=datetime.now(timezone.utc),
-        findings=_each_cause_once([_finding(name, answers[name]) for name in PROBES]),
-        last_run=fresh.facts["refreshed_at"] if fresh else None,
-    )
+@dataclass(frozen=True)
+class Probe:
+    """A finding of the report: how it follows from the facts, and of which groups.
+
+    While the probe `root` cannot be answered, this one cannot be answered either, for the same reason.
+    """
+
+    judge: Callable[[Facts], Finding]
+    groups: tuple[str, ...]
+    root: str = ""
 
 
-def _finding(name: str, answer: Answer[Verdict]) -> Finding:
-    if answer.value is None:
-        cause = answer.cause or Cause("internal_error", "internal error")
-        return Finding(name, False, answer.trouble or "", cause.command, answer.seconds, cause.words, cause.code)
-    verdict = answer.value
-    command = None if verdict.ok else verdict.command or "calc-analytics status"
-    public = verdict.public or verdict.compared
-    return Finding(name, verdict.ok, verdict.compared, command, answer.seconds, public, verdict.code)
+def _judge(name: str, probe: Probe, facts: Facts) -> Finding:
+    try:
+        found = probe.judge(facts)
+    except Unanswered as error:
+        found = unanswered(error.answer)
+    except CalcAnalyticsError as error:
+        found = unanswered(Answer(None, str(error), 0.0, cause_of(error)))
+    command = found.command or ("" if found.ok else STATUS)
+    seconds = max(facts.answers[group].seconds for group in probe.groups)
+    return replace(found, name=name, command=command, public=found.public or found.fact, seconds=seconds)
 
 
 def _each_cause_once(findings: list[Finding]) -> list[Finding]:
-    """The findings, of which the first alone says what several have in common; the others name that one."""
+    """The findings, of which the first alone states what several have in common; the others name that one."""
     first: dict[str, str] = {}
     found = []
     for each in findings:
-        named = each.name if each.code in (None, NO_ANSWER) else first.setdefault(str(each.code), each.name)
+        named = first.setdefault(str(each.code), each.name) if is_common_cause(each) else each.name
         found.append(each if named == each.name else replace(each, public=f"not known: see the probe {named}"))
     return found
 
 
-def _database(sources: Sources) -> Verdict:
-    # On a connection of its own: it answers while every other one waits for a lock.
-    server = status.server(sources.engine("calc_analytics probe"))
-    said, public = f"PostgreSQL {server.version} answered", "the database answered"
-    if server.read_only:
+def _database(facts: Facts) -> Finding:
+    fact, public = f"PostgreSQL {facts.server.version} answered", "the database answered"
+    if facts.server.read_only:
         but = ", but it is read-only (a standby?): nothing can be counted"
-        return Verdict(False, said + but, USE_THE_PRIMARY, public=public + but, code="read_only")
-    return Verdict(True, said, public=public)
+        return wrong(fact + but, command=USE_THE_PRIMARY, public=public + but, code="read_only")
+    return ok(fact, public)
 
 
-def _tables(sources: Sources) -> Verdict:
-    if install.is_installed(sources.database()):
-        return Verdict(True, "tables, views and migrations are there")
-    said = "the newest migration has not run, or ROLLUPS names other rollups than those that are kept"
-    return Verdict(False, said, "calc-analytics migrate", code="not_installed")
+def _tables(facts: Facts) -> Finding:
+    if facts.catalogs.is_installed:
+        return ok("tables, views and migrations are there")
+    fact = "the newest migration has not run, or ROLLUPS names other rollups than those that are kept"
+    return wrong(fact, command="calc-analytics migrate", code="not_installed")
 
 
-def _state(sources: Sources) -> Verdict:
-    db = sources.database()
-    status.refreshed(db)
-    for each in diagnosis.hidden(db):
-        return Verdict(
-            False, f"row-level security hides rows of {each.table} from the role '{each.role}'", f"{each.sql};"
-        )
-    diagnosis.require_own_rows(db)
-    kept = number(len(db.log.rollups), "rollup")
-    return Verdict(True, f"the stored snapshot is this cluster's; {kept}, days in {db.timezone}")
+def _state(facts: Facts) -> Finding:
+    facts.ledger.require_usable()
+    for each in facts.catalogs.hidden:
+        fact = f"row-level security hides rows of {each.table} from the role '{each.role}'"
+        return wrong(fact, command=f"{each.sql};", public="row-level security hides rows")
+    if facts.log.error is not None:
+        raise facts.log.error
+    kept = number(len(facts.ledger.days), "rollup")
+    return ok(f"the stored snapshot is this cluster's; {kept}, days in {facts.settings.timezone}")
 
 
-def schedule_seconds(sources: Sources) -> float:
-    """The longest time between two runs of the schedule."""
-    from calc_analytics.orchestration.cron import longest_pause
-
-    return longest_pause(sources.settings.cron).total_seconds()
-
-
-def _freshness(sources: Sources) -> Verdict:
-    limit = FRESH_INTERVALS * schedule_seconds(sources)
-    last = status.refreshed(sources.database())
-    facts = {"refreshed_at": instant(last.at) if last.at else None}
-    against = f"the limit is {ago(limit)}, twice the schedule's interval"
-    if last.seconds_ago is None:
-        return Verdict(False, "nothing was ever counted", "calc-analytics up, or calc-analytics refresh", facts)
-    said = f"last counted {ago(last.seconds_ago)} ago; {against}"
-    return Verdict(last.seconds_ago <= limit, said, "calc-analytics status", facts)
+def _freshness(facts: Facts) -> Finding:
+    limit = FRESH_INTERVALS * facts.interval
+    facts.ledger.require_usable()
+    last = facts.ledger.refreshed
+    if last is None or last.seconds_ago is None:
+        return wrong("nothing was ever counted", command=f"{UP}, or calc-analytics refresh")
+    fact = f"last counted {ago(last.seconds_ago)} ago; the limit is {ago(limit)}, twice the schedule's interval"
+    return ok(fact) if last.seconds_ago <= limit else wrong(fact)
 
 
-def _proofs(sources: Sources) -> Verdict:
-    db = sources.database()
-    different = status.different_days(db)
-    if different:
-        said = f"{number(len(different), 'day')} {'differs' if len(different) == 1 else 'differ'} from the log or from "
-        kept = len(db.log.rollups)
-        named = first_of([f"{day} ({in_rollups(rollups, kept)})" for day, rollups in different.items()])
-        return Verdict(
-            False, f"{said}what was counted: {named}", f"calc-analytics verify --day {next(iter(different))}"
-        )
-    if verdict := _set_aside(db):
-        return verdict
-    if waiting := _waiting_days(sources):
+def _proofs(facts: Facts) -> Finding:
+    ledger, kept = facts.ledger, len(facts.ledger.days)
+    if ledger.different:
+        verb = "differs" if len(ledger.different) == 1 else "differ"
+        fact = f"{number(len(ledger.different), 'day')} {verb} from the log or from what was counted"
+        return _of_days(f"{fact}: {_named(ledger.different, kept)}", ledger.different, kept, "differs", "verify")
+    if ledger.overflowing:
+        return _overflowing(facts)
+    waiting = {**{day: list(ledger.days) for day in facts.unrecorded}, **ledger.waiting}
+    if waiting:
         verb = "waits" if len(waiting) == 1 else "wait"
-        said = f"{number(len(waiting), 'day')} with log rows {verb} for a rebuild: {first_of(list(map(str, waiting)))}"
-        return Verdict(False, f"{said}; no statistic has all of their rows", "calc-analytics rollup")
-    built = max((days.by_status.get("built", 0) for days in status.days(db).values()), default=0)
-    return Verdict(True, f"no day differs; {number(built, 'day')} built in {number(len(db.log.rollups), 'rollup')}")
+        fact = (
+            f"{number(len(waiting), 'day')} with log rows {verb} for a rebuild: {first_of(sorted(map(str, waiting)))}"
+        )
+        found = _of_days(f"{fact}; no statistic has all of their rows", waiting, kept, "waits for a rebuild", "rollup")
+        return replace(found, command="calc-analytics rollup")
+    built = max((days.by_status.get("built", 0) for days in ledger.days.values()), default=0)
+    return ok(f"no day differs; {number(built, 'day')} built in {number(kept, 'rollup')}")
 
 
-def _set_aside(db: Database) -> Verdict | None:
-    """The days that are not counted because a value does not fit its column; None if there are none."""
-    days = ledger.days_by_status(db, ["overflow"])
-    if not days:
-        return None
-    named = first_of([f"{day} ({in_rollups(rollups, len(db.log.rollups))})" for day, rollups in days.items()])
-    said = f"{number(len(days), 'day')} set aside, because a value does not fit its column: {named}"
-    why = "".join(f"; {misfit}" for misfit in overflow.known(db)[:1])
-    return Verdict(False, said + why, f"calc-analytics verify --day {next(iter(days))}", public=said, code="overflow")
+def _overflowing(facts: Facts) -> Finding:
+    """Days that are not counted because a value does not fit its column."""
+    days, kept = facts.ledger.overflowing, len(facts.ledger.days)
+    fact = f"{number(len(days), 'day')} set aside, because a value does not fit its column: {_named(days, kept)}"
+    reason = "".join(f"; {misfit}" for misfit in facts.ledger.reasons[:1])
+    found = _of_days(fact + reason, days, kept, "is set aside: a value does not fit its column", "verify")
+    return replace(found, public=fact, code="overflow")
 
 
-def _waiting_days(sources: Sources) -> list[date]:
-    """Days that were never counted whole: those on record, and those that nobody has recorded yet."""
-    db = sources.database()
-    return sorted({*ledger.waiting_days(db), *sources.search.days(db)})
+def _named(days: dict[Any, list[str]], kept: int) -> str:
+    return first_of([f"{day} ({in_rollups(rollups, kept)})" for day, rollups in days.items()])
 
 
-def _audit(sources: Sources) -> Verdict:
+def _of_days(fact: str, days: dict[Any, list[str]], kept: int, detail: str, command: str) -> Finding:
+    """Something is wrong with each of these days."""
+    problems = tuple(Problem(f"day {day}", f"{detail} in {in_rollups(of, kept)}") for day, of in days.items())
+    return replace(wrong(fact, command=f"calc-analytics {command} --day {next(iter(days))}"), problems=problems)
+
+
+def _audit(facts: Facts) -> Finding:
     """Ages are measured up to the last refresh: while nothing is counted, other probes are red."""
-    ages = diagnosis.proof_ages(sources.database())
-    if not ages.days or ages.refreshed_at is None or ages.noted_since is None:
-        return Verdict(True, "no day is on record, so there is nothing to prove")
+    facts.ledger.require_usable()
+    ages = facts.ledger.proofs
+    if ages is None or not ages.days or ages.refreshed_at is None or ages.noted_since is None:
+        return ok("no day is on record, so there is nothing to prove")
     audited = (ages.refreshed_at - (ages.audited_at or ages.noted_since)).total_seconds()
-    last = f"all days were last audited {_since(_age(ages.audited_at))} (limit {ago(AUDIT_SECONDS)} of counting)"
+    last = f"all days were last audited {_since(facts, ages.audited_at)} (limit {ago(AUDIT_SECONDS)} of counting)"
     if audited > AUDIT_SECONDS:
-        return Verdict(False, last, "calc-analytics up")
+        return wrong(last, command=UP)
     if ages.recent_at and (ages.refreshed_at - ages.recent_at).total_seconds() > RECENT_AUDIT_SECONDS:
-        recent = f"today and yesterday were last audited {_since(_age(ages.recent_at))}"
-        return Verdict(False, f"{recent} (limit {ago(RECENT_AUDIT_SECONDS)} of counting)", "calc-analytics verify")
+        recent = f"today and yesterday were last audited {_since(facts, ages.recent_at)}"
+        return wrong(f"{recent} (limit {ago(RECENT_AUDIT_SECONDS)} of counting)", command=VERIFY)
     if ages.oldest_proof_at is None:
-        return Verdict(True, f"{last}; no day is built")
+        return ok(f"{last}; no day is built")
     limit = max(PROOF_SECONDS, ROUNDS * ages.round_seconds / PATROL_SHARE)
-    said = f"{last}; the oldest proof is {ago(_age(ages.oldest_proof_at) or 0.0)} old (limit {ago(limit)})"
+    fact = f"{last}; the oldest proof is {ago(facts.age(ages.oldest_proof_at) or 0.0)} old (limit {ago(limit)})"
     unproven = (ages.refreshed_at - max(ages.oldest_proof_at, ages.noted_since)).total_seconds()
-    return Verdict(unproven <= limit, said, "calc-analytics verify")
+    return ok(fact) if unproven <= limit else wrong(fact, command=VERIFY)
 
 
-def _daemon(sources: Sources) -> Verdict:
-    from calc_analytics.orchestration import history
-
-    dagster = sources.dagster()
-    needed = [beat for beat in history.heartbeats(dagster) if beat.needed]
-    connected = history.daemons(dagster)
-    if sources.heartbeat_ids.take_turns(needed) or len(connected) > 1:
-        named = f": {', '.join(connected)}" if len(connected) > 1 else ""
-        return Verdict(False, TWO_DAEMONS + named, STOP_ONE, public=TWO_DAEMONS, code="two_daemons")
-    dead = [beat.daemon for beat in needed if not is_alive(beat)]
-    said = ", ".join(f"{name_of(beat)} {_since(_age(beat.at))} (limit {_limit(beat)} s)" for beat in needed)
-    return Verdict(not dead, f"last heartbeats: {said}", "calc-analytics up")
+def _daemon(facts: Facts) -> Finding:
+    needed = [beat for beat in facts.daemons.heartbeats if beat.needed]
+    if facts.daemons.is_alternating or len(facts.daemons.connected) > 1:
+        named = f": {', '.join(facts.daemons.connected)}" if len(facts.daemons.connected) > 1 else ""
+        return wrong(TWO_DAEMONS + named, command=STOP_ONE, public=TWO_DAEMONS, code="two_daemons")
+    beats = ", ".join(f"{name_of(beat)} {_since(facts, beat.at)} (limit {_limit(beat)} s)" for beat in needed)
+    alive = all(is_alive(beat, facts) for beat in needed)
+    return ok(f"last heartbeats: {beats}") if alive else wrong(f"last heartbeats: {beats}", command=UP)
 
 
-def name_of(beat: Any) -> str:
+def name_of(beat: "Heartbeat") -> str:
     """The daemon's name for people: 'queued run coordinator'."""
-    return str(beat.daemon).lower().replace("_", " ")
+    return beat.daemon.lower().replace("_", " ")
 
 
-def is_alive(beat: Any) -> bool:
-    """Whether the daemon of this `history.Heartbeat` missed fewer than two."""
-    age = _age(beat.at)
+def is_alive(beat: "Heartbeat", facts: Facts) -> bool:
+    """Whether the daemon missed fewer than two heartbeats."""
+    age = facts.age(beat.at)
     return age is not None and age <= _limit(beat)
 
 
-def _limit(beat: Any) -> int:
+def _limit(beat: "Heartbeat") -> int:
     return HEARTBEATS_MISSED * HEARTBEAT_SECONDS.get(beat.daemon, 30)
 
 
-def _sensor(sources: Sources) -> Verdict:
+def _sensor(facts: Facts) -> Finding:
     from calc_analytics.orchestration import history
 
-    found = history.sensor(sources.dagster())
-    verdict = _instigator(found, history.SENSOR, "sensor")
-    age = _age(found.started_at if found else None)
-    if verdict.ok and (age is None or age > TICK_SECONDS):
-        return Verdict(False, f"its last tick began {_since(age)}; the limit is {TICK_SECONDS} s", "calc-analytics up")
-    return verdict
+    sensor = facts.instigators.get(history.SENSOR)
+    found = _instigator(sensor, history.SENSOR, "sensor", facts)
+    age = facts.age(sensor.started_at if sensor else None)
+    if found.ok and (age is None or age > TICK_SECONDS):
+        began = _since(facts, sensor.started_at if sensor else None)
+        return wrong(f"its last tick began {began}; the limit is {TICK_SECONDS} s", command=UP)
+    return found
 
 
-def _schedule(sources: Sources) -> Verdict:
+def _schedule(facts: Facts) -> Finding:
     from calc_analytics.orchestration import history
 
-    return _instigator(history.schedule(sources.dagster()), history.SCHEDULE, "schedule")
+    return _instigator(facts.instigators.get(history.SCHEDULE), history.SCHEDULE, "schedule", facts)
 
 
-def _instigator(found: Any, name: str, kind: str) -> Verdict:
-    """The `history.Instigator` is there, on, and does not keep failing."""
+def _housekeeping(facts: Facts) -> Finding:
+    """Off is a choice here: nothing depends on it for weeks; `doctor` notes it."""
+    from calc_analytics.orchestration import history
+
+    found = facts.instigators.get(history.HOUSEKEEPING)
+    if found is None or not found.on:
+        return ok(f"the schedule {history.HOUSEKEEPING} is not on")
+    return _instigator(found, history.HOUSEKEEPING, "schedule", facts)
+
+
+def _instigator(found: "Instigator | None", name: str, kind: str, facts: Facts) -> Finding:
+    """The sensor or schedule is there, on, and does not keep failing."""
     if found is None:
-        return Verdict(False, f"no daemon has ever seen the {kind} {name}", "calc-analytics up")
+        return wrong(f"no daemon has ever seen the {kind} {name}", command=UP)
     if not found.on:
-        return Verdict(False, f"the {kind} {name} is turned off", f"dagster {kind} start {name}")
+        return wrong(f"the {kind} {name} is turned off", command=f"dagster {kind} start {name}")
     tick = found.last_tick
     if tick is None:
-        return Verdict(True, f"the {kind} {name} is on and has not ticked yet")
-    if tick.failures_in_a_row >= RED_TICKS:
-        said = f"the last {tick.failures_in_a_row} ticks of the {kind} {name} failed"
-        return Verdict(False, f"{said}: {tick.error}", "calc-analytics doctor", public=said)
-    return Verdict(
-        True, f"the {kind} {name} is on; the last tick that ended began {_since(_age(tick.at))}: {tick.status}"
+        return ok(f"the {kind} {name} is on and has not ticked yet")
+    if tick.failures_in_a_row >= FAILED_TICKS[kind]:
+        last = "last tick" if tick.failures_in_a_row == 1 else f"last {tick.failures_in_a_row} ticks"
+        public = f"the {last} of the {kind} {name} failed"
+        return wrong(f"{public}: {tick.error}", command="calc-analytics doctor", public=public)
+    return ok(f"the {kind} {name} is on; the last tick that ended began {_since(facts, tick.at)}: {tick.status}")
+
+
+def _checks(facts: Facts) -> Finding:
+    failed = [check for check in facts.checks if not check.passed and not check.warning]
+    warned = [check for check in facts.checks if not check.passed and check.warning]
+    problems = tuple(
+        Problem(f"check {check.name} of {each.day}", each.description, NOTE if each.warning else WRONG)
+        for check in facts.checks
+        for each in check.failed
     )
-
-
-def _checks(sources: Sources) -> Verdict:
-    from calc_analytics.orchestration import history
-
-    results = history.last_checks(sources.dagster())
-    failed = [check for check in results if not check.passed and not check.warning]
-    warned = [check for check in results if not check.passed and check.warning]
     if failed:
-        said = "; ".join(f"{check.name} failed {_since(_age(check.at))}" for check in failed)
-        return Verdict(False, f"{said}. {failed[0].description}", "calc-analytics verify", public=said)
-    said = "; ".join(f"{check.name} warns: {check.description}" for check in warned)
-    public = "; ".join(f"{check.name} warns" for check in warned)
-    return Verdict(True, said or f"the last results of {len(results)} checks passed", public=public)
+        public = "; ".join(f"{check.name} failed {_since(facts, check.at)}" for check in failed)
+        found = wrong(f"{public}. {failed[0].description}", command=VERIFY, public=public)
+    elif warned:
+        fact = "; ".join(f"{check.name} warns: {check.description}" for check in warned)
+        found = note(fact, command=VERIFY, public="; ".join(f"{check.name} warns" for check in warned))
+    else:
+        found = ok(f"the last results of {len(facts.checks)} checks passed")
+    return replace(found, problems=problems)
 
 
-def _last_run(sources: Sources) -> Verdict:
-    from calc_analytics.orchestration import history
-
-    run = history.last_run(sources.dagster())
+def _scheduled_run(facts: Facts) -> Finding:
+    run = facts.runs.scheduled
     if run is None:
-        return Verdict(True, "no run of the schedule has ended yet")
+        return ok("no run of the schedule has ended yet")
     ended = "succeeded" if run.succeeded else "did not succeed"
-    said = f"the schedule's last run ({run.run_id[:8]}, {run.partition}) {ended} {_since(_age(run.ended_at))}"
-    return Verdict(run.succeeded, said, f"open run {run.run_id} in the Dagster UI")
+    fact = f"the schedule's last run ({run.run_id[:8]}, {run.partition}) {ended} {_since(facts, run.ended_at)}"
+    if run.succeeded or run.will_retry:
+        return ok(fact + ("; Dagster starts it again" if run.will_retry else ""))
+    return wrong(fact, command=f"open run {run.run_id} in the Dagster UI")
 
 
-def _age(at: datetime | None) -> float | None:
-    return None if at is None else max((datetime.now(timezone.utc) - at).total_seconds(), 0.0)
+def _runs(facts: Facts) -> Finding:
+    """Runs that failed, unless the days were rebuilt since by whatever means."""
+    ledger, scheduled = facts.known("ledger"), facts.runs.scheduled
+    rebuilt = ledger.rebuilt if ledger else {}
+    failed = [
+        run
+        for run in facts.runs.failed
+        if not _is_made_good(run, rebuilt) and not (scheduled and run.run_id == scheduled.run_id)
+    ]
+    if not failed:
+        return ok("no run of the last days failed without a later success")
+    newest = failed[-1]
+    problems = tuple(Problem(_subject(run), f"{run.error} (run {run.run_id[:8]})") for run in failed)
+    public = f"{number(len(failed), 'run')} failed: {first_of([_subject(run) for run in reversed(failed)])}"
+    command = f"open run {newest.run_id} in the Dagster UI"
+    if newest.days:
+        command = f"calc-analytics rollup --from {newest.days[0]} --to {newest.days[1]}"
+    return replace(wrong(f"{public}. {newest.error}", command=command, public=public), problems=problems)
 
 
-def _since(age: float | None) -> str:
+def _subject(run: "FailedRun") -> str:
+    """'the rebuild of 2026-11-24', 'the rebuild of 2026-11-24 to 2026-11-26', 'job housekeeping'."""
+    if run.days is None:
+        return run.subject
+    span = " to ".join(dict.fromkeys(map(str, run.days)))
+    return f"{run.subject} {'on' if ' of ' in run.subject else 'of'} {span}"
+
+
+def _is_made_good(run: "FailedRun", rebuilt: dict[Any, datetime]) -> bool:
+    """Whether all its days were rebuilt after it failed, for example by the command line."""
+    if run.days is None:
+        return False
+    days = [day for day in rebuilt if run.days[0] <= day <= run.days[1]]
+    is_complete = len(days) == (run.days[1] - run.days[0]).days + 1
+    return is_complete and all(rebuilt[day] > run.ended_at for day in days)
+
+
+def _since(facts: Facts, at: datetime | None) -> str:
+    age = facts.age(at)
     return "never" if age is None else f"{ago(age)} ago"
 
 
-PROBES: dict[str, Callable[[Sources], Verdict]] = {
-    "database": _database,
-    "tables": _tables,
-    "state": _state,
-    "freshness": _freshness,
-    "proofs": _proofs,
-    "audit": _audit,
-    "daemon": _daemon,
-    "sensor": _sensor,
-    "schedule": _schedule,
-    "checks": _checks,
-    "last_run": _last_run,
+PROBES: dict[str, Probe] = {
+    "database": Probe(_database, ("server",)),
+    "tables": Probe(_tables, ("catalogs",), "database"),
+    "state": Probe(_state, ("ledger", "catalogs", "log"), "database"),
+    "freshness": Probe(_freshness, ("interval", "ledger"), "database"),
+    "proofs": Probe(_proofs, ("ledger", "unrecorded"), "database"),
+    "audit": Probe(_audit, ("ledger",), "database"),
+    "daemon": Probe(_daemon, ("daemons",)),
+    "sensor": Probe(_sensor, ("instigators",), "daemon"),
+    "schedule": Probe(_schedule, ("instigators",), "daemon"),
+    "housekeeping": Probe(_housekeeping, ("instigators",), "daemon"),
+    "checks": Probe(_checks, ("checks",), "daemon"),
+    "scheduled_run": Probe(_scheduled_run, ("runs",), "daemon"),
+    "runs": Probe(_runs, ("runs",), "daemon"),
 }
+NEEDED = tuple(dict.fromkeys(group for probe in PROBES.values() for group in probe.groups))
 RUNNING = ("daemon", "sensor", "schedule")

@@ -1,7 +1,7 @@
 """The HTTP service: thin endpoints over the health report, the metrics and the trigger.
 
-Answers are `{"data": …}`, errors `{"error": {"code", "message"}}`, at any path and whatever fails. Nobody learns
-anything of the inside (`disclosure.py`): details go to the log. `openapi.py` describes all of it.
+Answers are `{"data": …}`, errors `{"error": {"code", "message"}}`, at any path and whatever fails. Answers disclose
+nothing of the inside (`disclosure.py`): details go to the log. `openapi.py` describes all of it.
 """
 
 import asyncio
@@ -24,8 +24,9 @@ from calc_analytics import __version__, logs
 from calc_analytics.config import Settings
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.operations.disclosure import cause_of
-from calc_analytics.operations.health import Health, health
+from calc_analytics.operations.health import health
 from calc_analytics.operations.metrics import Exposition
+from calc_analytics.operations.monitor import Monitor
 from calc_analytics.operations.openapi import description
 from calc_analytics.operations.probes import Prober, in_background
 from calc_analytics.operations.sources import Sources
@@ -46,16 +47,17 @@ CODES = {
 
 @dataclass
 class Service:
-    """The endpoints and what they need. Nothing is connected until somebody asks."""
+    """The endpoints and what they need. Nothing is connected before the service starts."""
 
     settings: Settings
     prober: Prober = field(default_factory=Prober)
-    _was_healthy: bool | None = None
-    _reported: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         self.sources, self.rebuilding = Sources(self.settings), Trigger(self.settings)
-        self.exposition = Exposition(self.sources, self.prober)
+        # A prober of its own: a request is answered from facts that are read after it came in.
+        looking = Prober(self.prober.deadline_seconds)
+        self.monitor = Monitor(self.sources, looking, self.settings.alert_webhook_url)
+        self.exposition = Exposition(self.sources, self.prober, self.monitor.waiting)
 
     def app(self) -> Starlette:
         """The ASGI application."""
@@ -69,7 +71,7 @@ class Service:
                 Route("/internal/rollup/trigger", self.trigger, methods=["POST"]),
             ],
             exception_handlers={HTTPException: _refused, Exception: _failed},
-            lifespan=self._warm_up,
+            lifespan=self._monitoring,
         )
         app.router.redirect_slashes = False
         return app
@@ -90,7 +92,6 @@ class Service:
     async def rollup(self, request: Request) -> Response:
         """200 if nothing is wrong, else 503; in general words, with a code, either way."""
         found = await run_in_threadpool(health, self.sources, self.prober)
-        self._log_change(found)
         return JSONResponse({"data": found.public()}, 200 if found.healthy else 503, FRESH)
 
     async def metrics(self, request: Request) -> Response:
@@ -125,29 +126,12 @@ class Service:
         right = hmac.compare_digest(token.strip().encode(), self.settings.trigger_token.encode())
         return right and scheme.lower() == "bearer"
 
-    def _log_change(self, found: Health) -> None:
-        """A line when the health changes, and one for each error that the last report did not have."""
-        errors: dict[str, str] = {}
-        for finding in found.wrong:
-            if finding.code:
-                errors.setdefault(finding.compared, finding.name)
-        for said, name in errors.items():
-            if said not in self._reported:
-                logs.log(logging.WARNING, "probe", name=name, failed=said)
-        self._reported = frozenset(errors)
-        if found.healthy != self._was_healthy:
-            self._was_healthy = found.healthy
-            if found.healthy:
-                logs.log(logging.INFO, "health", status="ok")
-            else:
-                wrong = [finding.name for finding in found.wrong]
-                logs.log(logging.WARNING, "health", status="unhealthy", wrong=wrong, first=found.wrong[0].compared)
-
     @asynccontextmanager
-    async def _warm_up(self, app: Starlette) -> AsyncIterator[None]:
-        """Imports and connects in the background, so that the first who asks need not wait for it."""
-        in_background("warm-up", partial(health, self.sources, self.prober))
+    async def _monitoring(self, app: Starlette) -> AsyncIterator[None]:
+        """The monitor's first look also imports and connects, so that the first request need not wait for it."""
+        self.monitor.start()
         yield
+        await run_in_threadpool(self.monitor.stop)
 
 
 def _error(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:

@@ -1,4 +1,4 @@
-"""`GET /metrics`: counters from the journal, and gauges read from the database and Dagster, when somebody asks.
+"""`GET /metrics`: counters from the journal, and gauges from the facts of the health report, read on each request.
 
 The journal is written in each operation's own transaction, whichever process runs it, so the counters are exact,
 survive restarts, and never fall. While the database is down there are none.
@@ -6,8 +6,7 @@ survive restarts, and never fall. While the database is down there are none.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
-from functools import partial
+from datetime import datetime
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Metric
@@ -17,85 +16,78 @@ from prometheus_client.metrics_core import InfoMetricFamily
 from prometheus_client.registry import Collector
 
 from calc_analytics import __version__
+from calc_analytics.operations import facts as facts_
 from calc_analytics.operations import health
-from calc_analytics.operations.probes import Answer, Prober, Question
+from calc_analytics.operations.facts import Facts
+from calc_analytics.operations.probes import Prober
 from calc_analytics.operations.sources import Sources
-from calc_analytics.operations.status import figures
 from calc_analytics.rollup import journal, status
-from calc_analytics.rollup.database import Database
 
 PREFIX = "calc_analytics"
 TIMED = ("refresh", "rebuild", "verify", "audit")
 MAY_FAIL = ("refresh", "rebuild", "verify")
-# Freshness is that of the worst of the last minutes in which rows were counted.
-FRESH_MINUTES = timedelta(minutes=5)
 
 
 @dataclass
 class Exposition:
-    """Answers Prometheus, whatever is down."""
+    """Answers Prometheus, whatever is down. `waiting`: how many alerts the webhook has not taken yet."""
 
     sources: Sources
     prober: Prober
+    waiting: Callable[[], int]
 
     def text(self, accept: str) -> tuple[bytes, str]:
         """All metrics, and their content type; the format is what `accept` prefers."""
+        facts = facts_.read(self.sources, self.prober, (*health.NEEDED, "writers", "totals"))
         registry = CollectorRegistry()
-        registry.register(Collected(list(metrics(self.prober.ask(questions(self.sources))))))
+        registry.register(Collected([*metrics(facts), *_alerts(self.waiting())]))
         encode, content_type = choose_encoder(accept)
         return encode(registry), content_type
 
 
 class Collected(Collector):
-    """Metrics that are there already, as the library wants them."""
+    """Metrics that are made already, in the form of the library."""
 
     def __init__(self, metrics: list[Metric]) -> None:
         self.metrics = metrics
 
     def describe(self) -> list[Metric]:
-        """PendingAnswer at registration."""
+        """For the registration."""
         return self.metrics
 
     def collect(self) -> list[Metric]:
-        """PendingAnswer when they are written out."""
+        """For the exposition."""
         return self.metrics
 
 
-def questions(sources: Sources) -> dict[str, Question]:
-    """The health probes, the figures beside them, and what the journal adds up to."""
-    own: dict[str, Question] = {
-        "totals": partial(sources.ask, journal.totals),
-        "ages": partial(sources.ask, _fresh),
-    }
-    return {**health.questions(sources), **figures(sources), **own}
-
-
-def _fresh(db: Database) -> list[journal.Freshness]:
-    return journal.freshness(db, datetime.now(timezone.utc) - FRESH_MINUTES)
-
-
-def metrics(answers: Mapping[str, Answer[Any]]) -> Iterator[Metric]:
-    """The counters and gauges that the answers hold; of what was not answered there is no sample."""
-    report = health.report(answers)
-    ok = {finding.name: finding.ok for finding in report.findings}
-    up = ok["database"] and ok["tables"] and ok["state"]
+def metrics(facts: Facts) -> Iterator[Metric]:
+    """The counters and gauges that the facts hold; a group that was not answered has no sample."""
+    report = health.report(facts)
+    passes = {finding.name: finding.ok for finding in report.findings}
+    up = passes["database"] and passes["tables"] and passes["state"]
     yield InfoMetricFamily(f"{PREFIX}_build", "The version that answers.", {"version": __version__})
     yield _gauge("up", "Whether the database answers and the rollup's state can be read.", up)
-    yield _gauge("healthy", "Whether every probe of /health/rollup is green.", report.healthy)
-    yield _labelled("probe_ok", "Whether the probe is green.", "probe", ok)
-    for name, family in FAMILIES.items():
-        if answers[name].value is not None:
-            yield from family(answers[name].value)
+    yield _gauge("healthy", "Whether every probe of /health/rollup passes.", report.healthy)
+    yield _labelled("probe_ok", "Whether the probe passes.", "probe", passes)
+    for group, family in FAMILIES.items():
+        if (value := facts.known(group)) is not None:
+            yield from family(value)
 
 
-def _lag(lag: status.Lag) -> Iterator[Metric]:
+def _alerts(waiting: int) -> Iterator[Metric]:
+    yield _gauge("alerts_waiting", "Alerts that the webhook of ALERT_WEBHOOK_URL has not taken yet.", waiting)
+
+
+def _log(log: status.LogReport) -> Iterator[Metric]:
     limit = f"{status.LAG_ROWS_LIMIT:,}"
-    yield _gauge("lag_rows", f"Committed log rows that are not counted yet (at most {limit}).", lag.rows)
-    yield _gauge("lag_seconds", "How long the oldest of them has waited at most.", lag.seconds)
+    yield _gauge("lag_rows", f"Committed log rows that are not counted yet (at most {limit}).", log.lag.rows)
+    yield _gauge("lag_seconds", "How long the oldest of them has waited at most.", log.lag.seconds)
 
 
-def _refreshed(last: status.Refreshed) -> Iterator[Metric]:
-    yield from _instant("last_refresh", "When new rows were last counted.", last.at)
+def _ledger(ledger: status.LedgerReport) -> Iterator[Metric]:
+    if ledger.refreshed:
+        yield from _instant("last_refresh", "When new rows were last counted.", ledger.refreshed.at)
+    yield from _days(ledger.days)
 
 
 def _days(days: dict[str, status.Days]) -> Iterator[Metric]:
@@ -103,7 +95,7 @@ def _days(days: dict[str, status.Days]) -> Iterator[Metric]:
     yield _per_rollup("partitions_pruned", "Days whose log rows were deleted.", days, lambda each: each.pruned)
     said = "Days that differ from the log or from what was counted, when last compared."
     yield _per_rollup("partitions_differing", said, days, lambda each: each.different)
-    said = "The sum of those differences: zero, or somebody must look."
+    said = "The sum of those differences: zero unless a day needs a decision or a repair."
     yield _per_rollup("difference", said, days, lambda each: each.difference)
     yield _instants("last_rebuild", "When a day was last rebuilt.", days, lambda each: each.rebuilt_at)
     yield _instants("last_verify", "When a day was last compared with its log.", days, lambda each: each.verified_at)
@@ -121,8 +113,9 @@ def _partitions(days: dict[str, status.Days]) -> Metric:
     return family
 
 
-def _totals(totals: list[dict[str, Any]]) -> Iterator[Metric]:
+def _totals(found: facts_.Totals) -> Iterator[Metric]:
     """The journal's sums as counters; each is there, at zero, before anything has happened."""
+    totals = found.operations
     done = {row["operation"]: row for row in totals if not row["failed"]}
 
     def total(column: str, *operations: str) -> float:
@@ -141,6 +134,7 @@ def _totals(totals: list[dict[str, Any]]) -> Iterator[Metric]:
     for name in TIMED:
         yield _duration(name, total("operations", name), total("seconds", name))
     yield _failures({row["operation"]: row["operations"] for row in totals if row["failed"]})
+    yield from _ages(found.ages)
 
 
 def _duration(operation: str, count: float, seconds: float) -> Metric:
@@ -188,10 +182,8 @@ def _interval(seconds: float) -> Iterator[Metric]:
 
 FAMILIES: dict[str, Any] = {
     "totals": _totals,
-    "ages": _ages,
-    "lag": _lag,
-    "refreshed": _refreshed,
-    "days": _days,
+    "log": _log,
+    "ledger": _ledger,
     "writers": _writers,
     "interval": _interval,
 }

@@ -61,6 +61,7 @@ _INDEX = _record(service=_TEXT, version=_TEXT, endpoints={"type": "array", "item
 _PROBE = _record(
     name=_TEXT,
     ok=_YES_OR_NO,
+    level={"enum": ["ok", "note", "wrong"]},
     compared=_TEXT,
     code={"type": ["string", "null"]},
     next_command={"type": ["string", "null"]},

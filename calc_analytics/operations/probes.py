@@ -1,7 +1,10 @@
-"""Asking several questions at once, each in a thread of its own and with a deadline.
+"""Asks several questions at once, each in a thread of its own, with one deadline for all.
 
-A question that hangs is answered by "no answer", and is not asked a second time beside itself: who asks meanwhile waits
-for the same answer. After a while it is given up and asked afresh, so that a connection lost for good is not the end.
+A question that hangs is answered by "no answer". Concurrent callers share the question already in flight. After a
+minute it is asked again beside the hanging one, so that a lost connection does not block it for ever.
+
+The threads are our own because they must be daemon threads: anyio's worker threads are not (4.16), so that one
+that hangs in a query would keep the process from ending.
 """
 
 import logging
@@ -20,7 +23,7 @@ from calc_analytics.operations.disclosure import NO_ANSWER, Cause, cause_of
 
 T = TypeVar("T")
 DEADLINE_SECONDS = 3.0
-# A question under way for that long is asked again; of one, so many threads may hang.
+# A question in flight for that long is asked again; at most so many threads of one question may hang.
 GIVEN_UP_SECONDS = 60.0
 HANGING_AT_MOST = 3
 Question = Callable[[], Any]
@@ -28,22 +31,22 @@ Question = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Answer(Generic[T]):
-    """What came back: a value, or the error in one line (`trouble`) and what anybody may know of it (`cause`)."""
+    """A value, or the error in one line and its public cause."""
 
     value: T | None
-    trouble: str | None
+    error: str | None
     seconds: float
     cause: Cause | None = None
 
     @property
     def answered(self) -> bool:
         """Whether there is a value (which may be None)."""
-        return self.trouble is None
+        return self.error is None
 
 
 @dataclass
 class PendingAnswer:
-    """A question under way."""
+    """A question in flight."""
 
     at: float
     answer: "Future[Answer[Any]]"
@@ -51,26 +54,26 @@ class PendingAnswer:
 
 @dataclass
 class Prober:
-    """Asks; keeps what is under way by name."""
+    """Asks questions; keeps those in flight by name."""
 
     deadline_seconds: float = DEADLINE_SECONDS
-    _under_way: dict[str, list[PendingAnswer]] = field(default_factory=dict)
+    _in_flight: dict[str, list[PendingAnswer]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def ask(self, questions: Mapping[str, Question]) -> dict[str, Answer[Any]]:
         """The answers by name, after the deadline at the latest. A name stands for one question, whoever asks it."""
         deadline = time.monotonic() + self.deadline_seconds
-        asked = {name: self._asked(name, question) for name, question in questions.items()}
+        asked = {name: self._start(name, question) for name, question in questions.items()}
         return {name: self._await(name, each, deadline) for name, each in asked.items()}
 
-    def _asked(self, name: str, question: Question) -> PendingAnswer:
+    def _start(self, name: str, question: Question) -> PendingAnswer:
         with self._lock:
-            under_way = [each for each in self._under_way.get(name, []) if not each.answer.done()]
-            if under_way and not _may_ask_again(under_way):
-                return under_way[-1]
+            in_flight = [each for each in self._in_flight.get(name, []) if not each.answer.done()]
+            if in_flight and not _may_ask_again(in_flight):
+                return in_flight[-1]
             at = time.monotonic()
             asked = PendingAnswer(at, in_background(f"probe {name}", partial(_answer, question, at)))
-            self._under_way[name] = [*under_way, asked]
+            self._in_flight[name] = [*in_flight, asked]
             return asked
 
     def _await(self, name: str, asked: PendingAnswer, deadline: float) -> Answer[Any]:
@@ -81,19 +84,19 @@ class Prober:
             return Answer(None, said, waited, Cause(NO_ANSWER, said))
 
 
-def _may_ask_again(under_way: list[PendingAnswer]) -> bool:
-    return len(under_way) < HANGING_AT_MOST and time.monotonic() - under_way[-1].at >= GIVEN_UP_SECONDS
+def _may_ask_again(in_flight: list[PendingAnswer]) -> bool:
+    return len(in_flight) < HANGING_AT_MOST and time.monotonic() - in_flight[-1].at >= GIVEN_UP_SECONDS
 
 
 def _answer(question: Question, at: float) -> Answer[Any]:
-    value = trouble = cause = None
+    value = failure = cause = None
     try:
         value = question()
     except Exception as error:
-        trouble, cause = logs.error_line(error), cause_of(error)
+        failure, cause = logs.error_line(error), cause_of(error)
         if not isinstance(error, CalcAnalyticsError):
-            logs.log(logging.ERROR, "probe", exc_info=True, failed=trouble)
-    return Answer(value, trouble, time.monotonic() - at, cause)
+            logs.log(logging.ERROR, "probe", exc_info=True, failed=failure)
+    return Answer(value, failure, time.monotonic() - at, cause)
 
 
 def in_background(name: str, work: Callable[[], T]) -> "Future[T]":

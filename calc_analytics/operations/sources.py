@@ -5,7 +5,6 @@ down.
 """
 
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -65,10 +64,6 @@ class Sources:
     def database(self) -> Database:
         """The log and the rollups that are kept of it; `UnknownRollup` if ROLLUPS names one that is not declared."""
         return rollups.database(self.engine(), self.settings)
-
-    def ask(self, question: Callable[..., Any], *more: Any) -> Any:
-        """What the question says of that database."""
-        return question(self.database(), *more)
 
     def dagster(self) -> Any:
         """Dagster's instance; if its storage does not answer, an error in one line, at once."""

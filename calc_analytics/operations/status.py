@@ -1,57 +1,111 @@
-"""The status report: what is fresh, what lags, who holds an old transaction, and the health report with it."""
+"""The status report: what is fresh, what lags, which transactions are open, and health, from the same facts."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from datetime import date, datetime, timezone
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import date, datetime
 from functools import partial
 from typing import Any
 
 from calc_analytics.config import redact_url
+from calc_analytics.operations import facts as facts_
 from calc_analytics.operations import health
-from calc_analytics.operations.probes import Answer, Prober, Question
+from calc_analytics.operations.facts import Facts
+from calc_analytics.operations.probes import Prober, Question
 from calc_analytics.operations.sources import Sources
 from calc_analytics.operations.words import instant
 from calc_analytics.rollup import status
 from calc_analytics.rollups import chosen_log
 
-Answers = Mapping[str, Answer[Any]]
+# The groups of facts behind each key of the JSON.
+GROUPS = {
+    "refreshed": "ledger", "days": "ledger", "different": "ledger", "lag": "log", "writers": "writers",
+    "interval": "interval", "recent": "recent", "heartbeats": "daemons", "url": "url",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Status:
-    """Everything that was answered. Fields are None where nothing was, and `trouble` says why.
+    """Everything that was answered, for the rollups that are `chosen`. What was not is None; `errors` says why."""
 
-    `days` are sums per rollup, `different` the days that differ with their rollups, `recent` the last days on record,
-    a row for each rollup.
-    """
-
-    at: datetime
-    database: str | None
-    timezone: str
+    facts: Facts
     health: health.Health
-    refreshed: status.Refreshed | None
-    lag: status.Lag | None
-    days: dict[str, status.Days] | None
-    different: dict[date, list[str]] | None
-    recent: list[status.DayStatus] | None
-    writers: list[status.Writer] | None
-    interval: float | None
-    heartbeats: list[Any] | None
-    trouble: dict[str, str]
+    chosen: tuple[str, ...]
+
+    @property
+    def at(self) -> datetime:
+        """When the facts were read, by this machine's clock."""
+        return self.facts.at
+
+    @property
+    def database(self) -> str | None:
+        """The database's URL, without its password."""
+        return self.facts.known("url")
+
+    @property
+    def timezone(self) -> str:
+        """The reporting time zone."""
+        return self.facts.settings.timezone
+
+    @property
+    def refreshed(self) -> status.Refreshed | None:
+        """When rows were last counted."""
+        ledger: status.LedgerReport | None = self.facts.known("ledger")
+        return ledger.refreshed if ledger else None
+
+    @property
+    def lag(self) -> status.Lag | None:
+        """What is not counted yet."""
+        log: status.LogReport | None = self.facts.known("log")
+        return log.lag if log else None
+
+    @property
+    def days(self) -> dict[str, status.Days] | None:
+        """Sums over the days on record, per rollup."""
+        ledger: status.LedgerReport | None = self.facts.known("ledger")
+        return {name: days for name, days in ledger.days.items() if name in self.chosen} if ledger else None
+
+    @property
+    def different(self) -> dict[date, list[str]] | None:
+        """The days that differ, with their rollups."""
+        ledger: status.LedgerReport | None = self.facts.known("ledger")
+        if ledger is None:
+            return None
+        of_day = {day: [name for name in each if name in self.chosen] for day, each in ledger.different.items()}
+        return {day: each for day, each in of_day.items() if each}
+
+    @property
+    def recent(self) -> list[status.DayStatus] | None:
+        """The last days on record, a row for each rollup."""
+        days: list[status.DayStatus] | None = self.facts.known("recent")
+        return None if days is None else [day for day in days if day.rollup in self.chosen]
+
+    @property
+    def writers(self) -> list[status.Writer] | None:
+        """The open transactions that have written."""
+        return self.facts.known("writers")
 
     @property
     def together(self) -> status.Days:
-        """The sums over all rollups."""
+        """The sums over all chosen rollups."""
         return status.together((self.days or {}).values())
+
+    @property
+    def errors(self) -> dict[str, str]:
+        """Why a part is not known."""
+        answers = {name: self.facts.answers[group] for name, group in GROUPS.items()}
+        errors = {name: str(answer.error) for name, answer in answers.items() if not answer.answered}
+        ledger: status.LedgerReport | None = self.facts.known("ledger")
+        return {**errors, **({"refreshed": str(ledger.error)} if ledger and ledger.error else {})}
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
+        daemons: facts_.Daemons | None = self.facts.known("daemons")
         return {
             "at": instant(self.at),
             "database": self.database,
             "timezone": self.timezone,
             "health": self.health.as_dict(),
-            "schedule_interval_seconds": self.interval,
+            "schedule_interval_seconds": self.facts.known("interval"),
             "lag": asdict(self.lag) if self.lag else None,
             "last": _plain({"refresh": self.refreshed.at if self.refreshed else None, **_instants(self.together)}),
             "days": self.days and {name: _sums(days) for name, days in self.days.items()},
@@ -60,59 +114,30 @@ class Status:
             "recent_days": _plain([{**asdict(day), "word": day.word} for day in self.recent or []]),
             "open_transactions": [asdict(writer) for writer in self.writers or []],
             "heartbeats": [
-                {"daemon": beat.daemon, "at": _plain(beat.at), "needed": beat.needed, "alive": health.is_alive(beat)}
-                for beat in self.heartbeats or []
+                {
+                    "daemon": beat.daemon,
+                    "at": _plain(beat.at),
+                    "needed": beat.needed,
+                    "alive": health.is_alive(beat, self.facts),
+                }
+                for beat in (daemons.heartbeats if daemons else [])
             ],
-            "trouble": self.trouble,
+            "errors": self.errors,
         }
 
 
 def report(sources: Sources, prober: Prober, recent_days: int, rollups: Sequence[str] = ()) -> Status:
-    """Asks all of it at once and returns within the prober's deadline; with `rollups` days of these alone.
+    """Reads all of it at once and returns within the prober's deadline; with `rollups` days of these alone.
 
     Raises `UnknownRollup` for a rollup that is not kept.
     """
     names = chosen_log(sources.settings.rollups).only(rollups or None).names
-    own: dict[str, Question] = {
-        **figures(sources),
-        "different": partial(sources.ask, status.different_days),
-        "recent": partial(sources.ask, status.recent_days, recent_days),
-        "heartbeats": partial(_heartbeats, sources),
+    more: dict[str, Question] = {
+        "recent": lambda: status.recent_days(sources.database(), recent_days),
         "url": partial(_shown_url, sources),
     }
-    answers = prober.ask({**health.questions(sources), **own})
-    values = {name: answers[name].value for name in own}
-    found = Status(
-        at=datetime.now(timezone.utc),
-        database=values.pop("url"),
-        timezone=sources.settings.timezone,
-        health=health.report(answers),
-        trouble={name: str(answers[name].trouble) for name in own if not answers[name].answered},
-        **values,
-    )
-    return _only(found, names) if rollups else found
-
-
-def figures(sources: Sources) -> dict[str, Question]:
-    """What is known beyond the health report; the gauges of `/metrics` ask the same."""
-    return {
-        "refreshed": partial(sources.ask, status.refreshed),
-        "lag": partial(sources.ask, status.lag),
-        "days": partial(sources.ask, status.days),
-        "writers": partial(sources.ask, status.writers),
-        "interval": partial(health.schedule_seconds, sources),
-    }
-
-
-def _only(found: Status, names: Sequence[str]) -> Status:
-    """The report with the days of these rollups alone."""
-    different = {day: [name for name in each if name in names] for day, each in (found.different or {}).items()}
-    return replace(
-        found,
-        days=found.days and {name: days for name, days in found.days.items() if name in names},
-        different=found.different and {day: each for day, each in different.items() if each},
-        recent=found.recent and [day for day in found.recent if day.rollup in names],
-    )
+    facts = facts_.read(sources, prober, (*health.NEEDED, "writers"), more)
+    return Status(facts, health.report(facts), tuple(names))
 
 
 def _instants(days: status.Days) -> dict[str, datetime | None]:
@@ -133,12 +158,6 @@ def _sums(days: status.Days) -> dict[str, Any]:
 
 def _shown_url(sources: Sources) -> str:
     return redact_url(sources.url())
-
-
-def _heartbeats(sources: Sources) -> Any:
-    from calc_analytics.orchestration import history
-
-    return history.heartbeats(sources.dagster())
 
 
 def _plain(value: Any) -> Any:

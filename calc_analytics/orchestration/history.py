@@ -1,13 +1,13 @@
-"""What Dagster has on record of this project: heartbeats, ticks, the last run, the last check results, retention.
+"""What Dagster has on record of this project: heartbeats, ticks, runs, the last check results, retention.
 
-Read through Dagster's own instance and handed on as plain values, so that the service needs to know nothing of
-Dagster. Each function asks its own question of the storage; trouble there is `DagsterTrouble`, in one line.
+Read through Dagster's own instance and handed on as plain values, so that `operations/` needs to know nothing of
+Dagster. An error of the storage is `DagsterUnavailable`, in one line.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import date, datetime, timedelta, timezone
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from dagster import (
     AssetCheckSeverity,
     AssetKey,
     DagsterError,
+    DagsterEventType,
     DagsterInstance,
     DagsterRun,
     DagsterRunStatus,
@@ -29,10 +30,10 @@ from calc_analytics.database.engine import engine_for, transaction, with_timeout
 from calc_analytics.database.errors import DatabaseError
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.orchestration import event_log
-from calc_analytics.orchestration.dagster_internals import DagsterPostgresException, InstigatorType
-from calc_analytics.orchestration.incidents import name_check
+from calc_analytics.orchestration.dagster_internals import WILL_RETRY_TAG, DagsterPostgresException, InstigatorType
+from calc_analytics.orchestration.housekeeping import JOBS
 from calc_analytics.orchestration.storage import DAEMON, without_plugin
-from calc_analytics.rollups import LOG, chosen_log
+from calc_analytics.rollups import LOG, STATS, chosen_log
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
@@ -46,8 +47,19 @@ CHECKS = tuple(dict.fromkeys(name for rollup in LOG.rollups for name in rollup.c
 SENSOR, SCHEDULE, HOUSEKEEPING = "new_log_batches", "hourly_rollup", "daily_housekeeping"
 FINISHED = [DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED]
 
+# Every sensor and schedule of the code location; the storage may know others, which earlier versions had.
+INSTIGATORS = {
+    SENSOR: InstigatorType.SENSOR,
+    SCHEDULE: InstigatorType.SCHEDULE,
+    HOUSEKEEPING: InstigatorType.SCHEDULE,
+}
+# Runs that failed within this time are reported until the same days succeed; at most so many.
+FAILED_RUN_DAYS, FAILED_RUNS_LIMIT, FINISHED_RUNS_LIMIT = 7, 50, 1000
+Span = tuple[date, date]
+"""First and last day."""
 
-class DagsterTrouble(CalcAnalyticsError):
+
+class DagsterUnavailable(CalcAnalyticsError):
     """Dagster's storage did not answer, or its configuration cannot be read."""
 
     transient = True
@@ -55,7 +67,7 @@ class DagsterTrouble(CalcAnalyticsError):
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """When a daemon last said that it lives (None: never), and whether the project's counting needs it."""
+    """When a daemon last sent a heartbeat (None: never), and whether the project's counting needs it."""
 
     daemon: str
     at: datetime | None
@@ -67,7 +79,7 @@ class Heartbeat:
 
 @dataclass(frozen=True)
 class Tick:
-    """One evaluation of a sensor or schedule: started, success, skipped or failure, and what a failed one said."""
+    """One evaluation of a sensor or schedule: started, success, skipped or failure, and the error of a failed one."""
 
     at: datetime
     status: str
@@ -88,12 +100,37 @@ class Instigator:
 
 @dataclass(frozen=True)
 class LastRun:
-    """The last run that ended, of those that the schedule asked for."""
+    """The last run that ended, of those that the schedule requested. `will_retry`: Dagster starts it again."""
 
     run_id: str
     succeeded: bool
     partition: str | None
     ended_at: datetime
+    will_retry: bool = False
+
+
+@dataclass(frozen=True)
+class FailedRun:
+    """A run that ended in an error, is not retried, and was not followed by a run of the same days that succeeded.
+
+    `subject` is what it was to do, for `days` or for none: 'the rebuild', 'the rebuild of calculation_stats_hourly',
+    'job housekeeping'.
+    """
+
+    run_id: str
+    subject: str
+    days: Span | None
+    ended_at: datetime
+    error: str
+
+
+@dataclass(frozen=True)
+class FailedDay:
+    """A day for which a check's last result failed."""
+
+    day: str
+    warning: bool
+    description: str
 
 
 @dataclass(frozen=True)
@@ -109,6 +146,8 @@ class LastCheck:
     warning: bool
     at: datetime
     description: str
+    failed: tuple[FailedDay, ...] = ()
+    """The newest days that failed, newest first."""
 
 
 @lru_cache(maxsize=1)
@@ -119,7 +158,7 @@ def instance() -> DagsterInstance:
 
 
 def require_answer(dagster: DagsterInstance) -> None:
-    """Raises `DagsterTrouble` at once if the storage's server does not answer; dagster-postgres tries for 12 s."""
+    """Raises `DagsterUnavailable` at once if the storage's server does not answer; dagster-postgres tries for 12 s."""
     url = getattr(dagster.run_storage, "postgres_url", None)
     if url is not None:
         with _translate_db_errors(), transaction(_engine(url)) as connection:
@@ -160,14 +199,15 @@ def daemons(dagster: DagsterInstance) -> list[str]:
         return [] if url is None else dagster_tables.sessions(_engine(url), DAEMON)
 
 
-def sensor(dagster: DagsterInstance) -> Instigator | None:
-    """The sensor `new_log_batches`; None if no daemon has ever seen it."""
-    return _instigator(dagster, InstigatorType.SENSOR, SENSOR)
-
-
-def schedule(dagster: DagsterInstance, name: str = SCHEDULE) -> Instigator | None:
-    """The schedule of that name; None if no daemon has ever seen it."""
-    return _instigator(dagster, InstigatorType.SCHEDULE, name)
+def instigators(dagster: DagsterInstance) -> dict[str, Instigator]:
+    """The project's sensors and schedules by name; those that no daemon has ever seen are left out."""
+    with _translate_db_errors():
+        found: dict[str, list[Instigator]] = {}
+        for state in dagster.all_instigator_state():
+            if INSTIGATORS.get(state.instigator_name) == state.instigator_type:
+                found.setdefault(state.instigator_name, []).append(_with_ticks(dagster, state))
+    # Of several that have the name (code locations come and go), the one that ticked last.
+    return {name: max(each, key=lambda one: one.started_at or _instant(0)) for name, each in found.items()}
 
 
 def last_run(dagster: DagsterInstance, schedule: str = SCHEDULE) -> LastRun | None:
@@ -177,8 +217,105 @@ def last_run(dagster: DagsterInstance, schedule: str = SCHEDULE) -> LastRun | No
         for record in dagster.get_run_records(wanted, limit=1):
             run: DagsterRun = record.dagster_run
             ended = _instant(record.end_time) if record.end_time else record.update_timestamp
-            return LastRun(run.run_id, run.is_success, run.tags.get("dagster/partition"), ended)
+            partition, will_retry = run.tags.get("dagster/partition"), run.tags.get(WILL_RETRY_TAG) == "true"
+            return LastRun(run.run_id, run.is_success, partition, ended, will_retry and not run.is_success)
     return None
+
+
+def failed_runs(dagster: DagsterInstance) -> list[FailedRun]:
+    """The failed runs of the last days that no later run has made good, oldest first; one query if none failed."""
+    since = datetime.now(timezone.utc) - timedelta(days=FAILED_RUN_DAYS)
+    failed = RunsFilter(statuses=[DagsterRunStatus.FAILURE], updated_after=since)
+    with _translate_db_errors():
+        records = list(dagster.get_run_records(failed, limit=FAILED_RUNS_LIMIT))
+        if not records:
+            return []
+        oldest = min(record.create_timestamp for record in records)
+        passed = RunsFilter(statuses=[DagsterRunStatus.SUCCESS], updated_after=oldest)
+        records += dagster.get_run_records(passed, limit=FINISHED_RUNS_LIMIT)
+        locations = _own_locations(dagster)
+        records = [each for each in records if _is_ours(each.dagster_run, locations)]
+        left = _not_made_good(sorted(records, key=lambda record: record.end_time or 0.0))
+        return [_failed_run(dagster, record, subject) for record, subject in left]
+
+
+def _not_made_good(records: "Sequence[Any]") -> list[tuple[Any, str]]:
+    """The failed of these run records, with what each was to do, that no later one covers."""
+    left: dict[tuple[str, Span | None], Any] = {}
+    for record in records:
+        run = record.dagster_run
+        if run.tags.get(WILL_RETRY_TAG) == "true":
+            continue
+        for subject in _subjects(run):
+            if run.is_success:
+                covered = [key for key in left if key[0] == subject and _covers(_days(run), key[1])]
+                for key in covered:
+                    del left[key]
+            else:
+                left[subject, _days(run)] = record
+    return [(record, subject) for (subject, _), record in left.items()]
+
+
+def _own_locations(dagster: DagsterInstance) -> set[str]:
+    """The names under which the daemon knows this code location, now and before."""
+    states = [state for state in dagster.all_instigator_state() if state.instigator_name == SENSOR]
+    return {state.origin.repository_origin.code_location_origin.location_name for state in states}
+
+
+def _is_ours(run: DagsterRun, locations: set[str]) -> bool:
+    """Whether the run is of these code locations; one started on the command line belongs to none, so its job or its
+    assets say so."""
+    if run.remote_job_origin is not None and locations:
+        return run.remote_job_origin.location_name in locations
+    keys = {*(run.asset_selection or ()), *(key.asset_key for key in run.asset_check_selection or ())}
+    return run.job_name in JOBS or bool(keys & {AssetKey(name) for name in LOG.names})
+
+
+def _covers(days: Span | None, failed: Span | None) -> bool:
+    if days is None or failed is None:
+        return days == failed
+    return days[0] <= failed[0] and failed[1] <= days[1]
+
+
+def _failed_run(dagster: DagsterInstance, record: Any, subject: str) -> FailedRun:
+    run: DagsterRun = record.dagster_run
+    reason = "no reason given"
+    for entry in dagster.all_logs(run.run_id, of_type=DagsterEventType.RUN_FAILURE):
+        event = entry.get_dagster_event()
+        step = event.job_failure_data.first_step_failure_event if event.event_specific_data else None
+        user = step.step_failure_data.user_failure_data if step else None
+        reason = (user.description if user else None) or event.message or reason
+    ended = _instant(record.end_time) if record.end_time else record.update_timestamp
+    return FailedRun(run.run_id, subject, _days(run), ended, " ".join(reason.split()))
+
+
+def _subjects(run: DagsterRun) -> list[str]:
+    """What the run is about. One of all rollups that succeeds makes failed runs of each good."""
+    if _days(run) is None:
+        return [f"job {run.job_name}"]
+    if run.asset_check_selection and not run.asset_selection:
+        return ["the run of checks"]
+    kept = chosen_log(Settings.from_environment().rollups).names
+    chosen = [name for name in kept if not run.asset_selection or AssetKey(name) in run.asset_selection]
+    together = ["the rebuild"] if chosen in ([], kept) else []
+    return together if together and not run.is_success else [*together, *(f"the rebuild of {name}" for name in chosen)]
+
+
+def _days(run: DagsterRun) -> Span | None:
+    ends = [run.tags.get(f"dagster/asset_partition_range_{end}") for end in ("start", "end")]
+    first, last = ends if all(ends) else [run.tags.get("dagster/partition")] * 2
+    try:
+        return (date.fromisoformat(first), date.fromisoformat(last)) if first and last else None
+    except ValueError:
+        return None
+
+
+def name_check(name: str, rollup: str) -> str:
+    """The check's name for people: with its rollup, unless the name says which.
+
+    The checks of the first rollup have the names that they had when it was the only one.
+    """
+    return name if rollup == STATS.name or rollup in name else f"{name} of {rollup}"
 
 
 def last_checks(dagster: DagsterInstance) -> list[LastCheck]:
@@ -204,14 +341,6 @@ def tick_retention_days(dagster: DagsterInstance) -> dict[str, int]:
     return {status.value.lower(): days for status, days in kept.items()}
 
 
-def _instigator(dagster: DagsterInstance, kind: InstigatorType, name: str) -> Instigator | None:
-    """Of several that have the name (code locations come and go), the one that ticked last."""
-    with _translate_db_errors():
-        states = [s for s in dagster.all_instigator_state(instigator_type=kind) if s.instigator_name == name]
-        found = [_with_ticks(dagster, state) for state in states]
-    return max(found, key=lambda each: each.started_at or _instant(0), default=None)
-
-
 def _with_ticks(dagster: DagsterInstance, state: "InstigatorState") -> Instigator:
     ticks = dagster.get_ticks(state.instigator_origin_id, state.selector_id, limit=5)
     ended = [tick for tick in ticks if tick.status.value != "STARTED"]
@@ -224,8 +353,8 @@ def _with_ticks(dagster: DagsterInstance, state: "InstigatorState") -> Instigato
 
 
 def _last_cause(error: Any) -> str:
-    """The innermost cause in one line, as the project's own errors are written."""
-    while error.cause:
+    """The innermost cause in one line, as the project's own errors are written; gRPC's own have no such line."""
+    while error.cause and not error.cause.message.startswith("grpc."):
         error = error.cause
     return str(error.message).strip().splitlines()[0].removeprefix(f"{error.cls_name}: ")
 
@@ -240,7 +369,11 @@ def _last_check(name: str, result: event_log.LastResults) -> LastCheck:
         description = f"{newest.partition}: {description}"
     if more:
         description += f"; {more:,} more {'day' if more == 1 else 'days'}"
-    return LastCheck(name, passed=False, warning=not errors, at=at, description=description)
+    failed = tuple(
+        FailedDay(each.partition or "", each.severity != AssetCheckSeverity.ERROR, each.description or "no description")
+        for _, each in result.failed
+    )
+    return LastCheck(name, passed=False, warning=not errors, at=at, description=description, failed=failed)
 
 
 def _instant(timestamp: float) -> datetime:
@@ -252,9 +385,9 @@ def _translate_db_errors() -> Iterator[None]:
     try:
         yield
     except DatabaseError as error:
-        raise DagsterTrouble(f"Dagster's storage: {error}") from error
+        raise DagsterUnavailable(f"Dagster's storage: {error}") from error
     except DBAPIError as error:
         said = str(error.orig).strip().splitlines() or [type(error.orig).__name__]
-        raise DagsterTrouble(f"Dagster's storage: {said[0]}") from error
+        raise DagsterUnavailable(f"Dagster's storage: {said[0]}") from error
     except (DagsterPostgresException, DagsterError) as error:
-        raise DagsterTrouble(f"Dagster's storage or configuration: {str(error).splitlines()[0]}") from error
+        raise DagsterUnavailable(f"Dagster's storage or configuration: {str(error).splitlines()[0]}") from error

@@ -1,7 +1,7 @@
 """What in a database can keep the counting from being right or cheap: facts for `doctor` and the health report.
 
-Nothing is changed. Read from PostgreSQL's catalogs, so that a role that may do little can still ask; only
-`rows_bypassing` looks at logs, and `proof_ages` at the ledger.
+Nothing is changed. Read from PostgreSQL's catalogs, so that a role with few rights can still ask; only
+`rows_bypassing` looks at logs.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,6 @@ from calc_analytics.database.engine import transaction
 from calc_analytics.database.log_index import TableIndex
 from calc_analytics.database.log_tree import TREE
 from calc_analytics.database.sql import quote_identifier
-from calc_analytics.rollup import ledger
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Log
 from calc_analytics.rollup.foreign import foreign_rows_sql, require_none
@@ -77,32 +76,6 @@ class Connections:
 
     allowed: int
     used: int
-
-
-@dataclass(frozen=True)
-class ProofAges:
-    """How old the proofs are. Instants are None where there is nothing yet: no refresh, no audit, no built day.
-
-    `noted_since` is when the journal begins: what was built before, by version 0.1, could not be proven earlier.
-    `recent_at` is when today or yesterday was last audited, None where neither is on record with statistics.
-    `round_seconds` is how long comparing every day with the log took, when each was last compared.
-    """
-
-    refreshed_at: datetime | None
-    noted_since: datetime | None
-    audited_at: datetime | None
-    oldest_proof_at: datetime | None
-    recent_at: datetime | None
-    days: int
-    round_seconds: float
-
-
-def proof_ages(db: Database) -> ProofAges:
-    """When all days were last audited, and since when some built day has not been compared with the log."""
-    with transaction(db.engine) as connection:
-        ledger.read(connection, db)
-        parameters = {"log": db.log.name, "rollups": db.log.names, "tz": db.timezone}
-        return ProofAges(**connection.execute(text(_PROOF_AGES), parameters).mappings().one())
 
 
 def needed_rights(log: Log) -> dict[str, tuple[str, ...]]:
@@ -219,21 +192,6 @@ _READ_ONLY_SETTINGS = """
       and d.setdatabase in (0, (select oid from pg_database where datname = current_database()))
       and d.setrole in (0, (select oid from pg_roles where rolname = current_user))
     order by d.setrole, d.setdatabase
-"""
-_PROOF_AGES = """
-    select s.refreshed_at, s.audited_at, d.*,
-           coalesce((select at from rollup_journal where log = s.log order by id limit 1), (
-               select min(built_at) from rollup_days where rollup = any(cast(:rollups as text[]))
-           )) as noted_since
-    from rollup_state s, (
-        select min(coalesce(verified_at, built_at)) filter (where status = 'built') as oldest_proof_at,
-               max(audited_at) filter (
-                   where counted is not null and date >= cast(clock_timestamp() at time zone :tz as date) - 1
-               ) as recent_at,
-               count(*) as days, coalesce(sum(verified_seconds) filter (where status = 'built'), 0) as round_seconds
-        from rollup_days where rollup = any(cast(:rollups as text[]))
-    ) d
-    where s.log = :log
 """
 _ROLE = """
     select current_user as role, current_database() as database,

@@ -1,6 +1,9 @@
-"""What is fresh, what lags, and who writes: figures for `status`, the health report and `/metrics`. Nothing is changed.
+"""What is fresh, what lags, what is proven, and who writes: figures for the health report, `status` and `/metrics`.
 
-Cost: the uncounted rows, up to a million of them, and the rows of the ledger.
+Nothing is changed. `ledger_report` and `log_report` read all that the health report needs, in one transaction each:
+the
+first touches the ledger only, the second the log as well. Cost: the uncounted rows, up to a million of them, and the
+rows of the ledger.
 """
 
 from collections.abc import Iterable
@@ -9,18 +12,21 @@ from datetime import date, datetime
 from typing import Any
 
 from sqlalchemy import text
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Connection, Engine
 
 from calc_analytics.database.engine import transaction
 from calc_analytics.database.log_tree import TREE
-from calc_analytics.rollup import ledger
+from calc_analytics.errors import CalcAnalyticsError
+from calc_analytics.rollup import foreign, ledger, overflow
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.snapshot import Snapshot, between, rows_between
 
-# Beyond that many uncounted rows the exact number helps nobody.
+# Lag is counted up to this many rows.
 LAG_ROWS_LIMIT = 1_000_000
 WRITERS_LIMIT = 20
 STATUSES = ("built", "pending", "stale", "frozen", "overflow")
+# For so long it is known when each day was rebuilt, to see whether a failed run was made good.
+RECENT_DAYS = 7
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,57 @@ class Days:
 
 
 @dataclass(frozen=True)
+class ProofAges:
+    """How old the proofs are. Instants are None where there is nothing yet: no refresh, no audit, no built day.
+
+    `noted_since` is when the journal begins: what was built before, by version 0.1, could not be proven earlier.
+    `recent_at` is when today or yesterday was last audited, None where neither is on record with statistics.
+    `round_seconds` is how long comparing every day with the log took, when each was last compared.
+    """
+
+    refreshed_at: datetime | None
+    noted_since: datetime | None
+    audited_at: datetime | None
+    oldest_proof_at: datetime | None
+    recent_at: datetime | None
+    days: int
+    round_seconds: float
+
+
+@dataclass(frozen=True)
+class LedgerReport:
+    """What the ledger says, at one moment.
+
+    `error` is why no operation may use the state (then `refreshed` and `proofs` are None). `different`, `overflowing`
+    and `waiting` are days with their rollups, oldest first; `reasons` say why days overflow. `rebuilt` holds the days
+    that were built in every rollup lately, and since when all of them are.
+    """
+
+    error: CalcAnalyticsError | None
+    refreshed: Refreshed | None
+    proofs: ProofAges | None
+    days: dict[str, Days]
+    different: dict[date, list[str]]
+    overflowing: dict[date, list[str]]
+    waiting: dict[date, list[str]]
+    reasons: list[overflow.Misfit]
+    rebuilt: dict[date, datetime]
+
+    def require_usable(self) -> None:
+        """Raises the error that every operation would raise."""
+        if self.error is not None:
+            raise self.error
+
+
+@dataclass(frozen=True)
+class LogReport:
+    """What the log says: the rows that are not counted yet, and the error if there are rows of another cluster."""
+
+    lag: Lag
+    error: foreign.ForeignRows | None
+
+
+@dataclass(frozen=True)
 class Writer:
     """An open transaction that has written something. A prepared one has a name and no pid; `seconds` is None where
     the role may not see it (pg_read_all_stats shows it)."""
@@ -144,6 +201,54 @@ def server(engine: Engine) -> Server:
     return Server(row.version, row.number, row.read_only)
 
 
+def ledger_report(db: Database) -> LedgerReport:
+    """Reads the state row and the ledger, in one transaction."""
+    with transaction(db.engine) as connection:
+        error, refreshed, proofs = _state(connection, db)
+        notable = connection.execute(text(_NOTABLE), {"rollups": db.log.names}).all()
+        overflowing = ledger.rollups_by_day(row for row in notable if row.status == "overflow")
+        return LedgerReport(
+            error=error,
+            refreshed=refreshed,
+            proofs=proofs,
+            days=_days(connection, db),
+            different=ledger.rollups_by_day(row for row in notable if row.differs),
+            overflowing=overflowing,
+            waiting=ledger.rollups_by_day(row for row in notable if row.status in ledger.WAITING),
+            reasons=overflow.known(db) if overflowing else [],
+            rebuilt=_rebuilt(connection, db),
+        )
+
+
+def _state(
+    connection: Connection, db: Database
+) -> tuple[CalcAnalyticsError | None, Refreshed | None, ProofAges | None]:
+    """When rows were last counted and proven; or why the state cannot be used."""
+    try:
+        ledger.read(connection, db)
+    except CalcAnalyticsError as error:
+        return error, None, None
+    parameters = {"log": db.log.name, "rollups": db.log.names, "tz": db.timezone}
+    row = dict(connection.execute(text(_PROOF_AGES), parameters).mappings().one())
+    return None, Refreshed(row["refreshed_at"], row.pop("now")), ProofAges(**row)
+
+
+def _rebuilt(connection: Connection, db: Database) -> dict[date, datetime]:
+    rows = connection.execute(text(_REBUILT), {"rollups": db.log.names, "days": RECENT_DAYS})
+    return {row.date: row.since for row in rows}
+
+
+def log_report(db: Database) -> LogReport:
+    """Reads what concerns the log, in one transaction; raises what `ledger.read` raises."""
+    with transaction(db.engine) as connection:
+        lag, error = _lag(connection, db), None
+        try:
+            foreign.require_none(connection, db.log)
+        except foreign.ForeignRows as found:
+            error = found
+        return LogReport(lag, error)
+
+
 def refreshed(db: Database) -> Refreshed:
     """When rows were last counted; raises what `ledger.read` raises if counting could not go on."""
     statement = "select refreshed_at, clock_timestamp() as now from rollup_state where log = :log"
@@ -154,11 +259,16 @@ def refreshed(db: Database) -> Refreshed:
 
 
 def lag(db: Database) -> Lag:
-    """What is not counted yet.
+    """What is not counted yet; raises what `ledger.read` raises.
 
     A row has waited since it was written and, at most, since the last refresh: late rows are written long after
-    their `created_at`, and where nobody writes nothing is refreshed.
+    their `created_at`, and where nothing is written nothing is refreshed.
     """
+    with transaction(db.engine) as connection:
+        return _lag(connection, db)
+
+
+def _lag(connection: Connection, db: Database) -> Lag:
     time_ = db.log.event_time
     statement = f"""
         select n.rows, greatest(0, least(
@@ -170,17 +280,20 @@ def lag(db: Database) -> Lag:
         ) n
         where s.log = :log
     """
-    with transaction(db.engine) as connection:
-        before = ledger.read(connection, db)
-        span = between(before.snapshot, Snapshot.now(connection))
-        row = connection.execute(text(statement), {"log": db.log.name, **span}).one()
+    before = ledger.read(connection, db)
+    span = between(before.snapshot, Snapshot.now(connection))
+    row = connection.execute(text(statement), {"log": db.log.name, **span}).one()
     return Lag(row.rows, float(row.seconds or 0.0) if row.rows else 0.0)
 
 
 def days(db: Database) -> dict[str, Days]:
     """All days on record, summed up per rollup."""
     with transaction(db.engine) as connection:
-        rows = connection.execute(text(_DAYS), {"rollups": db.log.names, "log": db.log.name}).all()
+        return _days(connection, db)
+
+
+def _days(connection: Connection, db: Database) -> dict[str, Days]:
+    rows = connection.execute(text(_DAYS), {"rollups": db.log.names, "log": db.log.name}).all()
     return {name: together(_of_status(row) for row in rows if row.rollup == name) for name in db.log.names}
 
 
@@ -273,6 +386,33 @@ _DAYS = f"""
            min(coalesce(verified_at, built_at)) filter (where status = 'built') as oldest_proof_at,
            count(*) filter (where status = 'built' and verified_at is null) as unproven
     from rollup_days where rollup = any(cast(:rollups as text[])) group by rollup, status
+"""
+_NOTABLE = f"""
+    select date, rollup, status, {_DIFFERS} as differs from rollup_days
+    where rollup = any(cast(:rollups as text[]))
+      and ({_DIFFERS} or status in ('overflow', 'pending', 'stale'))
+    order by date, array_position(cast(:rollups as text[]), rollup)
+"""
+_PROOF_AGES = """
+    select s.refreshed_at, clock_timestamp() as now, s.audited_at, d.*,
+           coalesce((select at from rollup_journal where log = s.log order by id limit 1), (
+               select min(built_at) from rollup_days where rollup = any(cast(:rollups as text[]))
+           )) as noted_since
+    from rollup_state s, (
+        select min(coalesce(verified_at, built_at)) filter (where status = 'built') as oldest_proof_at,
+               max(audited_at) filter (
+                   where counted is not null and date >= cast(clock_timestamp() at time zone :tz as date) - 1
+               ) as recent_at,
+               count(*) as days, coalesce(sum(verified_seconds) filter (where status = 'built'), 0) as round_seconds
+        from rollup_days where rollup = any(cast(:rollups as text[]))
+    ) d
+    where s.log = :log
+"""
+_REBUILT = """
+    select date, min(built_at) as since from rollup_days
+    where rollup = any(cast(:rollups as text[])) and status = 'built'
+    group by date
+    having count(*) = cardinality(cast(:rollups as text[])) and min(built_at) > now() - make_interval(days => :days)
 """
 # A transaction has an id from its first write on. Of other roles' transactions the age is hidden from those without
 # pg_read_all_stats. A prepared one belongs to no process; of its locks, one is on its own id.

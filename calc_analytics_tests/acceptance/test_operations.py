@@ -94,22 +94,23 @@ def test_a_failed_check_reaches_the_webhook_once_and_so_does_its_end(up: Up, rec
     eventually(lambda: one(engine, total) == 300, "the rows counted")
     execute(engine, "update calculation_stats_daily set cache_hits = cache_hits + 1000000")
     write(up, 100)
-    failures = [f"failed: check {name} of {today}" for name in ("cache_hits_within_total", "stats_match_logs")]
-    eventually(lambda: times_told(receiver, failures) == [1, 1], "an alert of each check")
-    told = len(receiver.taken)
-    assert [request["path"] for request in receiver.requests] == [f"/services/{SECRET}"] * (told + 2)
+    checks = [f"check {name} of {today}" for name in ("cache_hits_within_total", "stats_match_logs")]
+    eventually(lambda: times_posted(receiver, "failed", checks) == [1, 1], "an alert of each check")
+    posted = len(receiver.taken)
+    assert [request["path"] for request in receiver.requests] == [f"/services/{SECRET}"] * (posted + 2)
     assert up.project.cli("rollup").returncode == 0
-    ends = [failure.replace("failed", "resolved") for failure in failures]
-    eventually(lambda: times_told(receiver, ends) == [1, 1], "the recovery of each check")
-    assert times_told(receiver, failures) == [1, 1]
+    eventually(lambda: times_posted(receiver, "resolved", checks) == [1, 1], "the end of each check's failure")
+    assert times_posted(receiver, "failed", checks) == [1, 1]
     logs = "".join(path.read_text() for path in (up.project.folder / ".calc_analytics" / "logs").glob("*.log"))
     assert SECRET not in logs
     engine.dispose()
 
 
-def times_told(receiver: Receiver, beginnings: list[str]) -> list[int]:
-    """How often the webhook took a line with each of these."""
-    return ["\n".join(receiver.taken).count(beginning) for beginning in beginnings]
+def times_posted(receiver: Receiver, word: str, subjects: list[str]) -> list[int]:
+    """How often the webhook took a line with that word about each of these."""
+    lines = [line for text in receiver.taken for line in text.splitlines() if f"{word}: " in line]
+    named = [line.partition(f"{word}: ")[2].partition(" (since")[0].partition(" (failed")[0] for line in lines]
+    return [sum(subject in each.split(", ") for each in named) for subject in subjects]
 
 
 def launch(up: Up, job: str, partition: date | None = None, config: dict[str, Any] | None = None) -> str:

@@ -1,5 +1,6 @@
-"""The two alerting sensors, on a stored Dagster instance, a real database and a real webhook."""
+"""The monitor on a stored Dagster instance, a real database and a real webhook: what happens is posted."""
 
+import time
 from collections.abc import Iterator
 from datetime import date
 from typing import Any
@@ -10,83 +11,75 @@ from dagster import (
     AssetCheckSeverity,
     AssetKey,
     DagsterInstance,
-    DefaultSensorStatus,
-    Definitions,
     OpExecutionContext,
-    SensorResult,
-    build_sensor_context,
     job,
     op,
 )
-from dagster._core.definitions.freshness import FreshnessState, FreshnessStateChange
-from dagster._core.remote_origin import (
-    ManagedGrpcPythonEnvCodeLocationOrigin,
-    RemoteInstigatorOrigin,
-    RemoteRepositoryOrigin,
-)
-from dagster._core.scheduler.instigation import (
-    InstigatorState,
-    InstigatorStatus,
-    InstigatorType,
-    SensorInstigatorData,
-    TickData,
-    TickStatus,
-)
-from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
-from dagster._utils.error import SerializableErrorInfo
+from dagster._core.definitions.run_request import InstigatorType
+from dagster._core.scheduler.instigation import InstigatorStatus, TickStatus
+from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
+from calc_analytics.config import Settings
 from calc_analytics.definitions import defs
-from calc_analytics.orchestration import alerts, webhook
-from calc_analytics.orchestration.webhook import AlertNotDelivered
-from calc_analytics.rollups import HOURS, LATENCY, LOCALITIES, LOG, STATS
+from calc_analytics.operations import health, monitor, webhook
+from calc_analytics.operations.findings import Finding
+from calc_analytics.operations.monitor import Monitor
+from calc_analytics.operations.probes import Prober
+from calc_analytics.operations.sources import Sources
+from calc_analytics.orchestration import history
+from calc_analytics.rollup.database import Database
+from calc_analytics.rollup.rebuild import rebuild as rebuild_days
+from calc_analytics.rollup.refresh import refresh
+from calc_analytics.rollups import HOURS, LATENCY, LOG, STATS
 from calc_analytics_tests.logs import execute, row, utc, write
 from calc_analytics_tests.receiver import SECRET, Receiver, receiving
 
 DAY, NEXT = date(2026, 3, 1), date(2026, 3, 2)
-RUNS, CHECKS = "run_failure_alerts", "check_failure_alerts"
 
 
 @pytest.fixture
 def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
     """A webhook that takes everything, and ALERT_WEBHOOK_URL naming it."""
     monkeypatch.setattr(webhook, "ATTEMPT_SECONDS", 0.5)
-    monkeypatch.setattr(webhook, "PAUSES", (0.0, 0.02, 0.02))
+    monkeypatch.setattr(webhook, "FIRST_PAUSE_SECONDS", 0.02)
     with receiving() as receiver:
         monkeypatch.setenv("ALERT_WEBHOOK_URL", receiver.url)
         yield receiver
 
 
-class Ticking:
-    """One of the sensors, tick after tick: a tick that raises leaves the cursor, as in Dagster."""
+class Watched:
+    """The monitor of a service, look after look. Nothing runs here, so what only says that is left out."""
 
-    def __init__(self, name: str, instance: DagsterInstance, location: Definitions) -> None:
-        self.sensor, self.instance, self.location = location.resolve_sensor_def(name), instance, location
-        self.cursor: str | None = None
+    def __init__(self, instance: DagsterInstance, receiver: Receiver) -> None:
+        settings = Settings.from_environment()
+        self.instance, self.receiver = instance, receiver
+        self.monitor = Monitor(Sources(settings), Prober(60), settings.alert_webhook_url)
+        self.look()  # no daemon has ever run: posted here
+        receiver.taken.clear()
 
-    def tick(self) -> SensorResult:
-        """One evaluation."""
-        with build_sensor_context(
-            instance=self.instance, cursor=self.cursor, sensor_name=self.sensor.name, definitions=self.location
-        ) as context:
-            result = self.sensor(context)
-        self.cursor = result.cursor or self.cursor
-        assert SECRET not in (self.cursor or "")
-        return result
+    def look(self) -> list[str]:
+        """The lines that were posted, after two looks."""
+        before = len(self.receiver.taken)
+        for _ in range(2):
+            self.monitor.look()
+        lines = [line for text in self.receiver.taken[before:] for line in text.split("\n• ")]
+        assert SECRET not in "".join(lines)
+        return [line.removeprefix("calc_analytics: ") for line in lines if line != "calc_analytics:"]
 
-    def said(self) -> str:
-        """Why a tick did nothing in Dagster, which is what the UI shows of it."""
-        return str(self.tick().skip_reason.skip_message)
-
-
-@pytest.fixture
-def checks(receiver: Receiver, database, stored_instance: DagsterInstance) -> Ticking:
-    return Ticking(CHECKS, stored_instance, defs())
+    def finding(self, name: str) -> Finding:
+        """One finding of the report."""
+        found = health.health(self.monitor.sources, self.monitor.prober).findings
+        return next(finding for finding in found if finding.name == name)
 
 
 @pytest.fixture
-def runs(receiver: Receiver, database, stored_instance: DagsterInstance) -> Ticking:
-    return Ticking(RUNS, stored_instance, defs())
+def watched(
+    receiver: Receiver, database, db: Database, stored_instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> Watched:
+    refresh(db)
+    monkeypatch.setattr(history, "instance", lambda: stored_instance)
+    return Watched(stored_instance, receiver)
 
 
 def said(
@@ -118,7 +111,7 @@ def evaluate(instance: DagsterInstance, *evaluations: AssetCheckEvaluation) -> s
     return evaluating.execute_in_process(instance=instance).run_id
 
 
-def rebuild(ticking: Ticking, first: date, last: date | None = None, rollups: list[str] | None = None) -> bool:
+def rebuild(watched: Watched, first: date, last: date | None = None, rollups: list[str] | None = None) -> bool:
     """A run of `rollup_job` for one day, or for a range as a backfill does, and whether it succeeded."""
     ends = {"start": str(first), "end": str(last)}
     target: dict[str, Any] = {"partition_key": str(first)}
@@ -126,8 +119,8 @@ def rebuild(ticking: Ticking, first: date, last: date | None = None, rollups: li
         target = {"tags": {f"dagster/asset_partition_range_{end}": day for end, day in ends.items()}}
     if rollups is not None:
         target["asset_selection"] = [AssetKey(name) for name in rollups]
-    job = ticking.location.resolve_job_def("rollup_job")
-    return job.execute_in_process(instance=ticking.instance, raise_on_error=False, **target).success
+    rollup_job = defs().resolve_job_def("rollup_job")
+    return rollup_job.execute_in_process(instance=watched.instance, raise_on_error=False, **target).success
 
 
 @pytest.fixture
@@ -137,277 +130,242 @@ def logs(owner: Engine, connect) -> Engine:
     return owner
 
 
-def test_without_a_webhook_they_are_off_and_silent(stored_instance, database, monkeypatch):
-    monkeypatch.delenv("ALERT_WEBHOOK_URL", raising=False)
-    for name in (RUNS, CHECKS):
-        ticking = Ticking(name, stored_instance, defs())
-        assert ticking.sensor.default_status == DefaultSensorStatus.STOPPED
-        assert "ALERT_WEBHOOK_URL is not set" in ticking.said()
+def break_the_log(owner: Engine) -> None:
+    execute(owner, "alter table calculation_logs rename column source to origin")
 
 
-def test_with_one_they_are_on(runs, checks):
-    for ticking in (runs, checks):
-        assert ticking.sensor.default_status == DefaultSensorStatus.RUNNING
-        assert "nothing to tell" in ticking.said()
+def repair_the_log(owner: Engine) -> None:
+    execute(owner, "alter table calculation_logs rename column origin to source")
 
 
-def test_a_failed_check_is_told_once_for_its_day_and_so_is_its_recovery(checks, receiver):
-    evaluate(checks.instance, said(True), said(True, NEXT))
-    checks.tick()
-    assert receiver.taken == []
-    for _ in range(3):
-        evaluate(checks.instance, said(False), said(True, NEXT))
-        checks.tick()
-    (told,) = receiver.taken
-    assert "failed: check stats_match_logs of 2026-03-01" in told
-    assert told.endswith("error: differs by 5")
-    evaluate(checks.instance, said(True, NEXT))
-    checks.tick()
-    assert len(receiver.taken) == 1, "the other day passing says nothing of this one"
-    evaluate(checks.instance, said(True))
-    checks.tick()
-    assert "resolved: check stats_match_logs of 2026-03-01" in receiver.taken[1]
-    assert len(receiver.taken) == 2
+def beginnings(lines: list[str], word: str) -> list[str]:
+    """What these lines are about: 'check x of 2026-03-01' of 'failed: check x of 2026-03-01 (since …'."""
+    return [line.removeprefix(f"{word}: ").partition(" (")[0] for line in lines if line.startswith(f"{word}: ")]
 
 
-def test_every_day_of_a_run_over_several_is_told_and_not_their_summary(checks, receiver):
-    evaluate(checks.instance, said(False), said(False, NEXT), said(True, date(2026, 3, 3)), said(False, None))
-    checks.tick()
-    (told,) = receiver.taken
-    assert ["2026-03-01 (since" in told, "2026-03-02 (since" in told, told.count("failed: ")] == [True, True, 2]
+def test_a_failed_check_is_posted_once_for_its_day_and_so_is_its_end(watched):
+    evaluate(watched.instance, said(True), said(True, NEXT))
+    assert watched.look() == []
+    evaluate(watched.instance, said(False), said(True, NEXT))
+    (line,) = watched.look()
+    assert line.startswith("failed: check stats_match_logs of 2026-03-01 (since")
+    assert line.endswith("differs by 5. Next: calc-analytics verify")
+    evaluate(watched.instance, said(False), said(True, NEXT))
+    assert watched.look() == []
+    evaluate(watched.instance, said(True))
+    assert beginnings(watched.look(), "resolved") == ["check stats_match_logs of 2026-03-01"]
+    assert watched.look() == []
 
 
-def test_a_warning_is_told_as_one(checks, receiver):
-    evaluate(checks.instance, said(False, name="source_breakdown_complete", severity=AssetCheckSeverity.WARN))
-    checks.tick()
-    assert receiver.taken[0].endswith("warn: differs by 5")
+def test_every_day_is_posted_by_itself_and_not_their_summary(watched):
+    evaluate(watched.instance, said(False))
+    assert len(watched.look()) == 1
+    evaluate(watched.instance, said(False, NEXT), said(True, date(2026, 3, 3)), said(False, None))
+    assert beginnings(watched.look(), "failed") == ["check stats_match_logs of 2026-03-02"]
 
 
-def test_a_check_that_several_rollups_have_is_told_with_its_rollup(checks, receiver):
+def test_a_warning_is_posted_as_one_and_does_not_fail_health(watched):
+    evaluate(watched.instance, said(False, name="source_breakdown_complete", severity=AssetCheckSeverity.WARN))
+    (line,) = watched.look()
+    assert line.startswith("warning: check source_breakdown_complete of 2026-03-01 (since")
+    assert watched.finding("checks").ok
+    assert watched.finding("checks").level == "note"
+
+
+def test_a_check_that_several_rollups_have_is_named_with_its_rollup(watched):
     hits = [said(False, name="cache_hits_within_total", rollup=rollup.name) for rollup in (STATS, HOURS)]
-    matches = said(False, name=LATENCY.match_check_name, rollup=LATENCY.name)
-    evaluate(checks.instance, *hits, matches)
-    checks.tick()
-    assert [line.partition("failed: ")[2].partition(" (")[0] for line in receiver.taken[0].splitlines()[1:]] == [
-        "check cache_hits_within_total of 2026-03-01",
-        "check cache_hits_within_total of calculation_stats_hourly on 2026-03-01",
-        "check calculation_latency_daily_match_logs of 2026-03-01",
-    ]
-    evaluate(checks.instance, said(True, name="cache_hits_within_total"))
-    checks.tick()
-    assert "resolved: check cache_hits_within_total of 2026-03-01" in receiver.taken[1]
-    assert "hourly" not in receiver.taken[1], "another rollup's check of that name"
+    evaluate(watched.instance, *hits, said(False, name=LATENCY.match_check_name, rollup=LATENCY.name))
+    (line,) = watched.look()
+    for name in ("cache_hits_within_total", "cache_hits_within_total of calculation_stats_hourly"):
+        assert f"check {name} of 2026-03-01" in line
+    assert f"check {LATENCY.match_check_name} of 2026-03-01" in line
+    evaluate(watched.instance, said(True, name="cache_hits_within_total"))
+    assert beginnings(watched.look(), "resolved") == ["check cache_hits_within_total of 2026-03-01"]
 
 
-def test_a_failed_check_of_the_projects_own_runs_is_told(checks, logs, receiver):
-    assert rebuild(checks, DAY, NEXT)
-    checks.tick()
-    assert receiver.taken == []
+def test_a_failed_check_of_the_projects_own_runs_is_posted_for_each_rollup(watched, logs):
+    assert rebuild(watched, DAY, NEXT)
+    assert watched.look() == []
     execute(logs, "delete from calculation_logs where created_at < '2026-03-02'")
-    rebuild(checks, DAY, NEXT)
-    checks.tick()
-    (told,) = receiver.taken
+    rebuild(watched, DAY, NEXT)
+    text = "\n".join(watched.look())
     for rollup in LOG.rollups:
-        assert f"check {rollup.match_check_name} of 2026-03-01" in told
-    assert "of 2026-03-02" not in told
+        assert f"check {rollup.match_check_name} of 2026-03-01" in text
+    assert "day 2026-03-01 (since" in text
+    assert "2026-03-02 (since" not in text
 
 
-def test_checks_of_another_asset_are_not_ours(checks, receiver):
-    evaluate(checks.instance, said(False, rollup="other"))
-    checks.tick()
-    assert receiver.taken == []
+def test_checks_of_another_asset_are_not_ours(watched):
+    evaluate(watched.instance, said(False, rollup="other"))
+    assert watched.look() == []
 
 
-def freshness(instance: DagsterInstance, rollup: str, state: FreshnessState) -> None:
-    """What Dagster's daemon reports."""
-    change = FreshnessStateChange(
-        key=AssetKey(rollup), new_state=state, previous_state=FreshnessState.UNKNOWN, state_change_timestamp=0.0
-    )
-    instance._report_runless_asset_event(change)
+def test_a_failed_run_is_posted_once_until_one_of_its_days_succeeds(watched, logs):
+    assert rebuild(watched, DAY)
+    break_the_log(logs)
+    assert not rebuild(watched, DAY)
+    lines = watched.look()
+    assert "the rebuild of 2026-03-01" in beginnings(lines, "failed")
+    assert "calc-analytics migrate" in next(line for line in lines if "the rebuild" in line)
+    assert "Next: calc-analytics rollup --from 2026-03-01 --to 2026-03-01" in "\n".join(lines)
+    assert not rebuild(watched, DAY)
+    assert beginnings(watched.look(), "failed") == []
+    repair_the_log(logs)
+    assert rebuild(watched, NEXT)
+    assert "the rebuild of 2026-03-01" not in beginnings(watched.look(), "resolved")
+    assert rebuild(watched, DAY, NEXT)
+    assert "the rebuild of 2026-03-01" in beginnings(watched.look(), "resolved")
 
 
-def test_staleness_of_all_rollups_is_told_in_one_line_and_so_is_its_end(checks, receiver):
-    for state, word in ((FreshnessState.FAIL, "failed"), (FreshnessState.PASS, "resolved")):
-        for rollup in LOG.names:
-            freshness(checks.instance, rollup, state)
-        freshness(checks.instance, "another_project", state)
-        checks.tick()
-        assert f"{word}: freshness of {', '.join(LOG.names)} (" in receiver.taken[-1]
-    assert len(receiver.taken) == 2
+def test_a_failed_run_is_made_good_by_the_command_line_too(watched, logs, db):
+    rebuild_days(db, [DAY])
+    break_the_log(logs)
+    assert not rebuild(watched, DAY)
+    assert not watched.finding("runs").ok
+    repair_the_log(logs)
+    rebuild_days(db, [NEXT])
+    assert not watched.finding("runs").ok
+    rebuild_days(db, [DAY])
+    assert watched.finding("runs").ok
 
 
-def test_staleness_of_one_rollup_is_told_by_itself(checks, receiver):
-    freshness(checks.instance, LOCALITIES.name, FreshnessState.FAIL)
-    freshness(checks.instance, HOURS.name, FreshnessState.WARN)
-    checks.tick()
-    (told,) = receiver.taken
-    assert "failed: freshness of calculation_locality_stats_daily (since" in told
+def test_a_rebuild_of_some_rollups_makes_theirs_good_and_one_of_all_each(watched, logs):
+    assert rebuild(watched, DAY)
+    break_the_log(logs)
+    assert not rebuild(watched, DAY)
+    assert not rebuild(watched, DAY, rollups=[HOURS.name, LATENCY.name])
+    of = "the rebuild of {} on 2026-03-01"
+    text = "\n".join(watched.look())
+    assert all(subject in text for subject in ("the rebuild of 2026-03-01", of.format(HOURS.name)))
+    repair_the_log(logs)
+    assert rebuild(watched, DAY, rollups=[HOURS.name])
+    problems = {problem.subject for problem in watched.finding("runs").problems}
+    assert problems == {"the rebuild of 2026-03-01", of.format(LATENCY.name)}
+    assert rebuild(watched, DAY)
+    assert watched.finding("runs").ok
 
 
-def test_a_failed_run_is_told_once_until_one_succeeds(runs, logs, receiver):
-    execute(logs, "alter table calculation_logs rename column source to origin")
-    for _ in range(2):
-        assert not rebuild(runs, DAY)
-        runs.tick()
-    (told,) = receiver.taken
-    assert "failed: the rebuild of 2026-03-01" in told
-    assert "calc-analytics migrate" in told
-    execute(logs, "alter table calculation_logs rename column origin to source")
-    assert rebuild(runs, NEXT)
-    runs.tick()
-    assert len(receiver.taken) == 1
-    assert rebuild(runs, DAY, NEXT)
-    runs.tick()
-    assert "resolved: the rebuild of 2026-03-01" in receiver.taken[1]
-
-
-def test_a_rebuild_of_some_rollups_says_nothing_of_the_others_and_one_of_all_speaks_of_each(runs, logs, receiver):
-    execute(logs, "alter table calculation_logs rename column source to origin")
-    assert not rebuild(runs, DAY)
-    assert not rebuild(runs, DAY, rollups=[HOURS.name, LATENCY.name])
-    runs.tick()
-    everything, some = receiver.taken[0].splitlines()[1:]
-    assert "failed: the rebuild of 2026-03-01" in everything
-    assert "failed: the rebuild of calculation_stats_hourly, calculation_latency_daily on 2026-03-01" in some
-    execute(logs, "alter table calculation_logs rename column origin to source")
-    assert rebuild(runs, DAY, rollups=[HOURS.name])
-    runs.tick()
-    assert "resolved: the rebuild of calculation_stats_hourly on 2026-03-01" in receiver.taken[1]
-    assert rebuild(runs, DAY)
-    runs.tick()
-    assert "resolved: the rebuild of 2026-03-01" in receiver.taken[2]
-    assert "resolved: the rebuild of calculation_latency_daily on 2026-03-01" in receiver.taken[2]
-
-
-@pytest.mark.parametrize(("retries", "told"), [(0, True), (3, False)])
-def test_a_run_whose_process_died_is_told_unless_it_is_started_again(runs, logs, receiver, retries: int, told: bool):
+@pytest.mark.parametrize(("retries", "posted"), [(0, True), (3, False)])
+def test_a_run_whose_process_died_is_posted_unless_it_is_started_again(watched, logs, retries: int, posted: bool):
     tags = {"dagster/partition": str(DAY), "dagster/max_retries": str(retries)}
-    dead = runs.instance.create_run_for_job(runs.location.resolve_job_def("rollup_job"), tags=tags)
-    runs.instance.report_run_failed(dead, "the run's process ended unexpectedly")
-    runs.tick()
-    assert ["the run's process ended unexpectedly" in text for text in receiver.taken] == [True] * told
+    dead = watched.instance.create_run_for_job(defs().resolve_job_def("rollup_job"), tags=tags)
+    watched.instance.report_run_failed(dead, "the run's process ended unexpectedly")
+    assert ["the run's process ended unexpectedly" in line for line in watched.look()] == [True] * posted
+    assert watched.finding("scheduled_run").ok
 
 
-def test_there_is_a_thread_for_each_sensor_so_none_waits_for_a_webhook(database, stored_instance):
-    assert stored_instance.get_settings("sensors")["use_threads"]
-    assert stored_instance.get_settings("sensors")["num_workers"] >= len(list(defs().sensors))
+def test_a_failed_run_of_another_project_is_not_ours(watched):
+    @op
+    def breaking() -> None:
+        raise RuntimeError("not ours")
+
+    @job
+    def another() -> None:
+        breaking()
+
+    another.execute_in_process(instance=watched.instance, raise_on_error=False)
+    assert watched.look() == []
+    assert watched.finding("runs").ok
 
 
-def test_what_happened_before_the_first_tick_is_told_if_it_is_less_than_an_hour_old(checks, receiver):
-    evaluate(checks.instance, said(False))
-    checks.tick()
-    assert len(receiver.taken) == 1
+def test_the_schedules_failed_run_is_one_alert(watched, logs):
+    break_the_log(logs)
+    tags = {"dagster/schedule_name": "hourly_rollup"}
+    rollup_job = defs().resolve_job_def("rollup_job")
+    rollup_job.execute_in_process(instance=watched.instance, partition_key=str(DAY), tags=tags, raise_on_error=False)
+    lines = [line for line in watched.look() if "run" in line or "rebuild" in line]
+    assert beginnings(lines, "failed") == ["scheduled_run"]
 
 
-def test_a_webhook_that_fails_makes_the_tick_red_and_loses_nothing(checks, receiver, monkeypatch):
-    checks.tick()
+def instigator(instance: DagsterInstance, name: str, kind: InstigatorType, in_a_row: int) -> None:
+    from calc_analytics_tests.integration import test_history
+
+    state = test_history.instigator(instance, name, kind, InstigatorStatus.RUNNING)
+    test_history.tick(instance, state, TickStatus.FAILURE, 1.0, in_a_row)
+
+
+def test_failing_ticks_of_every_sensor_and_schedule_are_in_health(watched):
+    instigator(watched.instance, "new_log_batches", InstigatorType.SENSOR, 1)
+    assert watched.finding("sensor").ok, "a single failed tick is retried"
+    instigator(watched.instance, "hourly_rollup", InstigatorType.SCHEDULE, 1)
+    instigator(watched.instance, "daily_housekeeping", InstigatorType.SCHEDULE, 1)
+    assert "the last tick of the schedule hourly_rollup failed: the disk is full" in watched.finding("schedule").fact
+    assert "the last tick of the schedule daily_housekeeping failed" in watched.finding("housekeeping").public
+    assert "disk" not in watched.finding("housekeeping").public
+
+
+def test_the_code_location_has_no_sensor_or_schedule_that_health_does_not_know():
+    location = defs().get_repository_def()
+    assert {*(s.name for s in location.sensor_defs), *(s.name for s in location.schedule_defs)} == {
+        *history.INSTIGATORS
+    }
+
+
+def test_what_earlier_versions_left_in_dagsters_storage_does_not_fail_health(watched):
+    before = {finding.name: finding.ok for finding in health.health(watched.monitor.sources, Prober(60)).findings}
+    for name in ("run_failure_alerts", "check_failure_alerts"):
+        instigator(watched.instance, name, InstigatorType.SENSOR, 9)
+    after = {finding.name: finding.ok for finding in health.health(watched.monitor.sources, Prober(60)).findings}
+    assert after == before
+    assert watched.look() == []
+
+
+def test_nothing_that_ended_before_the_start_is_posted_and_what_is_open_is(watched, receiver):
+    evaluate(watched.instance, said(False), said(False, NEXT))
+    evaluate(watched.instance, said(True))
+    restarted = Monitor(watched.monitor.sources, Prober(60), receiver.url)
+    for _ in range(2):
+        restarted.look()
+    text = "\n".join(receiver.taken)
+    assert "check stats_match_logs of 2026-03-02" in text
+    assert "2026-03-01" not in text
+
+
+def test_a_webhook_that_fails_loses_nothing_and_is_tried_less_often(watched, receiver, monkeypatch):
     receiver.answers = [500] * 3
-    evaluate(checks.instance, said(False))
-    with pytest.raises(AlertNotDelivered, match="status 500") as raised:
-        checks.tick()
-    assert SECRET not in str(raised.value)
-    assert "alerts that wait: 1" in checks.said(), "the next attempt is not made at once"
+    evaluate(watched.instance, said(False))
+    assert watched.look() == []
+    assert watched.monitor.waiting() == 1
+    tried = len(receiver.requests)
+    evaluate(watched.instance, said(False, NEXT))
+    watched.look()
+    assert len(receiver.requests) == tried, "the next attempt is not made at once"
+    assert watched.monitor.waiting() == 2
+    monkeypatch.setattr(monitor.time, "monotonic", lambda now=time.monotonic: now() + 1_000)
+    assert len(watched.look()) == 2 - 1, "two days that failed for the same reason"
+    assert watched.monitor.waiting() == 0
+
+
+def test_a_webhook_that_hangs_does_not_keep_the_monitor_from_stopping(watched, receiver, monkeypatch):
+    monkeypatch.setattr(webhook, "ATTEMPT_SECONDS", 60.0)
+    monkeypatch.setattr(monitor, "START_SECONDS", 0.0)
+    monkeypatch.setattr(monitor, "LOOK_SECONDS", 0.1)
+    receiver.answers = ["hang"]
+    evaluate(watched.instance, said(False))
+    tried = len(receiver.requests)
+    watched.monitor.start()
+    while len(receiver.requests) == tried:
+        time.sleep(0.05)
+    started = time.monotonic()
+    watched.monitor.stop()
+    assert time.monotonic() - started < 10
+    assert not watched.monitor._thread.is_alive()
+
+
+def test_without_a_webhook_nothing_is_posted(watched, receiver):
+    silent = Monitor(watched.monitor.sources, Prober(60), None)
+    for _ in range(3):
+        silent.look()
     assert receiver.taken == []
-    monkeypatch.setattr(alerts.time, "monotonic", lambda start=alerts.time.monotonic: start() + 1_000)
-    assert "…: 1" in checks.said()
-    assert len(receiver.taken) == 1
-    assert "nothing to tell; open incidents that were told: 1" in checks.said()
 
 
-def test_two_bad_answers_are_got_over_within_the_tick(checks, receiver):
-    receiver.answers = [500, "hang"]
-    evaluate(checks.instance, said(False))
-    assert "…: 1" in checks.said()
-
-
-def test_while_the_webhook_fails_later_failures_join_and_a_recovery_is_told_with_them(checks, receiver, monkeypatch):
-    monkeypatch.setattr(alerts, "FIRST_PAUSE_SECONDS", 0)
-    receiver.answers = [404, 404]
-    evaluate(checks.instance, said(False))
-    with pytest.raises(AlertNotDelivered):
-        checks.tick()
-    evaluate(checks.instance, said(True), said(False, NEXT))
-    with pytest.raises(AlertNotDelivered):
-        checks.tick()
-    checks.tick()
-    (told,) = receiver.taken
-    assert "resolved: check stats_match_logs of 2026-03-01 (failed" in told
-    assert "failed: check stats_match_logs of 2026-03-02" in told
-
-
-def test_more_than_a_page_of_events_is_told_over_several_ticks_in_order(checks, receiver, monkeypatch):
-    monkeypatch.setattr(alerts, "RECORDS_PER_TICK", 3)
-    monkeypatch.setattr(alerts, "OVERLAP_IDS", 1)
-    checks.tick()
-    evaluate(checks.instance, said(True, NEXT), said(True, NEXT, "x"), said(False))
-    evaluate(checks.instance, said(True))
-    for _ in range(6):
-        checks.tick()
-    assert ["failed: check stats_match_logs of 2026-03-01" in text for text in receiver.taken] == [True, False]
-    assert "resolved: check stats_match_logs of 2026-03-01" in receiver.taken[1]
-
-
-def test_an_event_that_appears_late_is_read_all_the_same(checks, receiver, monkeypatch):
-    evaluate(checks.instance, said(True), said(True, NEXT))
-    checks.tick()
-    kind = "ASSET_CHECK_EVALUATION"
-    memory = alerts.Memory.parse(checks.cursor)
-    late, newest = memory.read[kind][0], memory.read[kind][-1]
-    memory.read[kind] = [newest]
-    checks.cursor = memory.text()
-    again = alerts._new_records(checks.instance, memory, alerts.DagsterEventType.ASSET_CHECK_EVALUATION)
-    assert [record.storage_id for record in again] == list(range(late, newest))
-    assert alerts._new_records(checks.instance, memory, alerts.DagsterEventType.ASSET_CHECK_EVALUATION) == []
-
-
-@pytest.mark.parametrize("cursor", ["", "{}", '{"read": 3, "incidents": []}', '{"read": {}, "incidents": [{"a": 1}]}'])
-def test_a_cursor_that_is_none_of_ours_is_a_first_start(checks, cursor: str):
-    checks.cursor = cursor
-    assert "nothing to tell" in checks.said()
-
-
-def instigator(instance: DagsterInstance, name: str) -> InstigatorState:
-    """A running sensor of this location, as the daemon records it."""
-    target = LoadableTargetOrigin(module_name="calc_analytics.definitions")
-    location = ManagedGrpcPythonEnvCodeLocationOrigin(target, location_name="calc_analytics")
-    origin = RemoteInstigatorOrigin(RemoteRepositoryOrigin(location, "__repository__"), name)
-    state = InstigatorState(
-        origin, InstigatorType.SENSOR, InstigatorStatus.RUNNING, SensorInstigatorData(min_interval=5)
-    )
-    return instance.add_instigator_state(state)
-
-
-def tick_of(instance: DagsterInstance, state: InstigatorState, status: TickStatus, at: float, in_a_row: int) -> None:
-    cause = SerializableErrorInfo("calc_analytics.database.engine.DatabaseError: cannot connect to x\n", [], None)
-    error = SerializableErrorInfo("dagster._core.errors.SensorExecutionError: Error occurred", [], None, cause)
-    data = TickData(
-        state.instigator_origin_id, state.instigator_name, InstigatorType.SENSOR, status, at,
-        selector_id=state.selector_id, consecutive_failure_count=in_a_row,
-        error=error if status == TickStatus.FAILURE else None,
-    )  # fmt: skip
-    instance.create_tick(data)
-
-
-def test_a_sensor_whose_ticks_keep_failing_is_told(runs, receiver, monkeypatch):
-    monkeypatch.setattr(alerts, "_own_location", lambda context: "calc_analytics")
-    state = instigator(runs.instance, "new_log_batches")
-    for in_a_row in (1, 2):
-        tick_of(runs.instance, state, TickStatus.FAILURE, float(in_a_row), in_a_row)
-        runs.tick()
-    assert receiver.taken == [], "a single red tick is retried"
-    for n in (3, 4):
-        tick_of(runs.instance, state, TickStatus.FAILURE, float(n), n)
-        runs.tick()
-    (told,) = receiver.taken
-    assert "failed: the sensor new_log_batches" in told
-    assert told.endswith("UTC): cannot connect to x")
-    tick_of(runs.instance, state, TickStatus.SKIPPED, 5.0, 0)
-    runs.tick()
-    assert "resolved: the sensor new_log_batches" in receiver.taken[1]
-
-
-def test_a_sensor_of_another_code_location_is_not_ours(runs, receiver, monkeypatch):
-    monkeypatch.setattr(alerts, "_own_location", lambda context: "another")
-    tick_of(runs.instance, instigator(runs.instance, "x"), TickStatus.FAILURE, 1.0, 9)
-    runs.tick()
-    assert receiver.taken == []
+def test_a_look_reads_each_fact_once(watched):
+    """Of the log's database, by kind of statement, whatever the number of probes."""
+    watched.finding("database")
+    asked: list[str] = []
+    engine = watched.monitor.sources.engine()
+    event.listen(engine, "before_cursor_execute", lambda *given: asked.append(" ".join(given[2].split())))
+    watched.finding("database")
+    assert len([each for each in asked if "set_config('timezone'" in each]) == 5, "transactions"
+    for part in ("s.audited_at", "as differs", "count(*) as days, count(*) filter", "xact_id >= cast"):
+        assert len([each for each in asked if part in each]) == 1, part

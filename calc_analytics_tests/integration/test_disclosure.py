@@ -157,7 +157,10 @@ def test_dagsters_storage_that_does_not_answer(database: URL, tmp_path: Path, mo
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", nowhere)
     shutil.copy("dagster.yaml", tmp_path)
     with serving(Settings.from_environment()) as served:
-        probes = {name: served.probes()[name] for name in ("daemon", "sensor", "schedule", "checks", "last_run")}
+        probes = {
+            name: served.probes()[name]
+            for name in ("daemon", "sensor", "schedule", "housekeeping", "checks", "scheduled_run", "runs")
+        }
         assert_said_once(probes, "daemon", "dagster_database_unreachable", "Dagster's storage is unreachable")
         assert_nothing_is_disclosed(served, Settings.from_environment({"DATABASE_URL": nowhere}).database_url)
 

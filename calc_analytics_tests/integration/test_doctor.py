@@ -17,7 +17,8 @@ from calc_analytics.cli.main import main
 from calc_analytics.config import InvalidSetting, Settings
 from calc_analytics.database.engine import engine_for
 from calc_analytics.operations import doctor
-from calc_analytics.operations.doctor import Finding, Ports, examine
+from calc_analytics.operations.doctor import Ports, examine
+from calc_analytics.operations.findings import Finding
 from calc_analytics.operations.probes import Prober
 from calc_analytics.operations.sources import Sources
 from calc_analytics.orchestration import history
@@ -64,7 +65,7 @@ def execute(owner: Engine, *statements: str) -> None:
 
 
 def level(found: list[Finding], wanted: str, part: str | None = None) -> list[Finding]:
-    return [finding for finding in found if finding.level == wanted and part in (None, finding.part)]
+    return [finding for finding in found if finding.level == wanted and part in (None, finding.name)]
 
 
 def commands(found: list[Finding]) -> list[str]:
@@ -87,7 +88,7 @@ def repaired(owner: Engine, found: list[Finding], again: Examine, part: str) -> 
 def test_of_a_database_that_is_ready_nothing_is_wrong(examined: Examine):
     found = examined()
     assert level(found, "wrong") == []
-    assert {finding.part for finding in found} == {*doctor.EXAMINATIONS, "ports"}
+    assert {finding.name for finding in found} == {*doctor.EXAMINATIONS, "ports"}
 
 
 def test_missing_rights_are_found_and_the_grants_fix_them(examined, owner, database, maintenance, monkeypatch):
@@ -295,7 +296,7 @@ def test_rollups_that_are_not_those_of_the_database_are_found(examined, monkeypa
 def test_a_rollup_that_nobody_declared_is_found(examined, monkeypatch):
     monkeypatch.setenv("ROLLUPS", "calculation_stats_daily,nothing")
     (wrong,) = level(examined(), "wrong")
-    assert (wrong.part, "there is no rollup 'nothing'" in wrong.fact) == ("settings", True)
+    assert (wrong.name, "there is no rollup 'nothing'" in wrong.fact) == ("settings", True)
     assert "calculation_stats_hourly" in wrong.command
 
 

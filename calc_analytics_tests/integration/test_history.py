@@ -30,8 +30,7 @@ from calc_analytics.operations import health
 from calc_analytics.operations.probes import Prober
 from calc_analytics.operations.sources import Sources
 from calc_analytics.orchestration import history
-from calc_analytics.orchestration.history import DagsterTrouble, LastCheck
-from calc_analytics.orchestration.incidents import name_check
+from calc_analytics.orchestration.history import DagsterUnavailable, LastCheck, name_check
 from calc_analytics.processes.supervisor import free_port
 from calc_analytics.rollups import HOURS, LOG, STATS
 from calc_analytics_tests.integration.test_alerts import DAY, NEXT, evaluate, said
@@ -107,11 +106,11 @@ def probes(database, *names: str) -> dict[str, health.Finding]:
 
 def test_of_an_instance_that_saw_nothing_nothing_is_known(dagster):
     assert {beat.at for beat in history.heartbeats(dagster)} == {None}
-    assert history.sensor(dagster) is None
-    assert history.schedule(dagster) is None
+    assert history.instigators(dagster).get(history.SENSOR) is None
+    assert history.instigators(dagster).get(history.SCHEDULE) is None
     assert history.last_run(dagster) is None
     assert history.last_checks(dagster) == []
-    assert history.schedule(dagster, history.HOUSEKEEPING) is None
+    assert history.instigators(dagster).get(history.HOUSEKEEPING) is None
 
 
 def test_heartbeats_say_which_daemons_the_counting_needs(dagster):
@@ -143,29 +142,29 @@ def test_a_sensor_that_ticks_is_content_and_one_that_was_turned_off_is_not(dagst
     state = instigator(dagster, "new_log_batches", InstigatorType.SENSOR, InstigatorStatus.DECLARED_IN_CODE)
     tick(dagster, state, TickStatus.SKIPPED, 12)
     tick(dagster, state, TickStatus.STARTED, 2)
-    found = history.sensor(dagster)
+    found = history.instigators(dagster).get(history.SENSOR)
     assert (found.on, found.last_tick.status, found.last_tick.error) == (True, "skipped", None)
     assert found.started_at > found.last_tick.at
     assert probes(database, "sensor")["sensor"].ok
     dagster.update_instigator_state(state.with_status(InstigatorStatus.STOPPED))
     finding = probes(database, "sensor")["sensor"]
-    assert (finding.ok, finding.next_command) == (False, "dagster sensor start new_log_batches")
+    assert (finding.ok, finding.command) == (False, "dagster sensor start new_log_batches")
 
 
 def test_a_sensor_that_ticked_long_ago_is_not_content(dagster, database):
     state = instigator(dagster, "new_log_batches", InstigatorType.SENSOR, InstigatorStatus.RUNNING)
     tick(dagster, state, TickStatus.SKIPPED, 90)
-    assert "its last tick began 90 s ago" in probes(database, "sensor")["sensor"].compared
+    assert "its last tick began 90 s ago" in probes(database, "sensor")["sensor"].fact
 
 
 @pytest.mark.parametrize(("in_a_row", "content"), [(1, True), (2, False)])
 def test_one_red_tick_is_tried_again_and_two_are_trouble(dagster, database, in_a_row: int, content: bool):
     state = instigator(dagster, "new_log_batches", InstigatorType.SENSOR, InstigatorStatus.RUNNING)
     tick(dagster, state, TickStatus.FAILURE, 5, in_a_row)
-    assert history.sensor(dagster).last_tick.error == "the disk is full"
+    assert history.instigators(dagster).get(history.SENSOR).last_tick.error == "the disk is full"
     finding = probes(database, "sensor")["sensor"]
     assert finding.ok is content
-    assert content or "the last 2 ticks of the sensor new_log_batches failed: the disk is full" in finding.compared
+    assert content or "the last 2 ticks of the sensor new_log_batches failed: the disk is full" in finding.fact
 
 
 def test_of_two_code_locations_the_one_that_ticked_last_counts(dagster):
@@ -173,12 +172,12 @@ def test_of_two_code_locations_the_one_that_ticked_last_counts(dagster):
     new = instigator(dagster, "new_log_batches", InstigatorType.SENSOR, InstigatorStatus.RUNNING)
     tick(dagster, old, TickStatus.SKIPPED, 1000)
     tick(dagster, new, TickStatus.SUCCESS, 10)
-    assert history.sensor(dagster).on
+    assert history.instigators(dagster).get(history.SENSOR).on
 
 
 def test_a_schedule_may_wait_for_its_first_tick(dagster, database):
     instigator(dagster, "hourly_rollup", InstigatorType.SCHEDULE, InstigatorStatus.DECLARED_IN_CODE)
-    assert "has not ticked yet" in probes(database, "schedule")["schedule"].compared
+    assert "has not ticked yet" in probes(database, "schedule")["schedule"].fact
     assert probes(database, "schedule")["schedule"].ok
 
 
@@ -186,11 +185,11 @@ def test_a_failed_check_is_unhealthy_and_a_warning_is_not(dagster, database):
     evaluate(dagster, said(True), said(False, name="source_breakdown_complete", **WARN))
     finding = probes(database, "checks")["checks"]
     assert finding.ok
-    assert "source_breakdown_complete warns: 2026-03-01: differs by 5" in finding.compared
+    assert "source_breakdown_complete warns: 2026-03-01: differs by 5" in finding.fact
     evaluate(dagster, said(False))
     finding = probes(database, "checks")["checks"]
     assert not finding.ok
-    assert "2026-03-01: differs by 5" in finding.compared
+    assert "2026-03-01: differs by 5" in finding.fact
 
 
 def test_a_failed_day_is_not_hidden_by_another_that_passed_later_and_is_over_when_it_passes_itself(dagster, database):
@@ -259,7 +258,7 @@ def test_the_last_run_is_that_of_the_schedule(dagster, location, database, conne
     job.execute_in_process(instance=dagster, partition_key=str(day), tags=tags)
     found = history.last_run(dagster)
     assert (found.succeeded, found.partition) == (True, "2026-03-01")
-    assert probes(database, "last_run")["last_run"].ok
+    assert probes(database, "scheduled_run")["scheduled_run"].ok
     assert {check.name for check in history.last_checks(dagster)} == EVERY_CHECK
 
     with pytest.MonkeyPatch.context() as patch:
@@ -274,9 +273,9 @@ def test_a_failed_run_of_the_schedule_names_the_run(dagster, location, database,
         patch.setattr("calc_analytics.rollup.rebuild.rebuild", lambda *given, **options: 1 / 0)
         tags = {"dagster/schedule_name": "hourly_rollup"}
         result = job.execute_in_process(instance=dagster, partition_key="2026-03-01", tags=tags, raise_on_error=False)
-    finding = probes(database, "last_run")["last_run"]
+    finding = probes(database, "scheduled_run")["scheduled_run"]
     assert not finding.ok
-    assert finding.next_command == f"open run {result.run_id} in the Dagster UI"
+    assert finding.command == f"open run {result.run_id} in the Dagster UI"
 
 
 def test_how_long_ticks_are_kept_is_read_from_the_configuration(dagster, tmp_path):
@@ -294,7 +293,7 @@ def test_a_storage_that_is_down_is_trouble_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", f"postgresql://me:hunter2@127.0.0.1:{free_port()}/dagster")
     history.instance.cache_clear()
-    with pytest.raises(DagsterTrouble, match="cannot connect to postgresql://me:") as raised:
+    with pytest.raises(DagsterUnavailable, match="cannot connect to postgresql://me:") as raised:
         history.instance()
     assert "hunter2" not in str(raised.value)
     assert "\n" not in str(raised.value)

@@ -17,7 +17,7 @@ from calc_analytics.database.adopt import UnfitTable
 from calc_analytics.database.engine import engine_for
 from calc_analytics.database.log_index import summarize
 from calc_analytics.operations.doctor import Ports, examine
-from calc_analytics.operations.health import questions
+from calc_analytics.operations.health import health
 from calc_analytics.operations.probes import Prober
 from calc_analytics.operations.sources import Sources
 from calc_analytics.processes.supervisor import free_port
@@ -189,10 +189,10 @@ def test_each_command_names_the_next_one(counted: Database, owner: Engine, datab
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     swap(owner, "a copy without ids", together=True)
     sources = Sources(Settings.from_environment())
-    with pytest.raises(LogReplaced):
-        questions(sources)["state"]()
+    (state,) = [finding for finding in health(sources, Prober(60.0)).wrong if finding.name == "state"]
+    assert state.code == "log_replaced"
     findings = examine(sources, Prober(60.0), Ports(free_port(), free_port()))
-    commands = [finding.command for finding in findings if "was replaced" in finding.fact and finding.part == "state"]
+    commands = [finding.command for finding in findings if "was replaced" in finding.fact and finding.name == "state"]
     assert commands == ["calc-analytics migrate && calc-analytics rebase && calc-analytics rollup"]
     run = CliRunner().invoke
     assert "run 'calc-analytics migrate' to adopt" in run(main, ["refresh"]).stderr

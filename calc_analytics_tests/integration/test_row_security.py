@@ -17,8 +17,9 @@ from calc_analytics.database.engine import engine_for
 from calc_analytics.database.errors import DatabaseError
 from calc_analytics.database.row_security import RowsHidden
 from calc_analytics.errors import CalcAnalyticsError
-from calc_analytics.operations.doctor import Finding, Ports, examine
-from calc_analytics.operations.health import questions
+from calc_analytics.operations.doctor import Ports, examine
+from calc_analytics.operations.findings import Finding
+from calc_analytics.operations.health import health
 from calc_analytics.operations.probes import Prober
 from calc_analytics.operations.sources import Sources
 from calc_analytics.orchestration import history
@@ -377,7 +378,7 @@ def examined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callab
         monkeypatch.setenv("DATABASE_URL", url.render_as_string(hide_password=False))
         found = examine(Sources(Settings.from_environment()), Prober(60.0), Ports(free_port(), free_port()))
         return [
-            finding for finding in found if finding.level == "wrong" and finding.part in ("permissions", "log rows")
+            finding for finding in found if finding.level == "wrong" and finding.name in ("permissions", "log rows")
         ]
 
     yield run
@@ -387,7 +388,7 @@ def examined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callab
 def test_the_doctor_names_the_statement_that_exempts_the_role(counted: Database, database: URL, examined, maintenance):
     hide(counted)
     hide(counted, "rollup_state", "true")
-    found = [finding for finding in examined(counted.engine.url) if finding.part == "permissions"]
+    found = [finding for finding in examined(counted.engine.url) if finding.name == "permissions"]
     assert {finding.command for finding in found} == {f'alter role "{ROLE}" bypassrls;'}
     assert {LOG.name, "rollup_state"} <= {finding.fact.split()[5] for finding in found}
     maintenance(found[0].command)
@@ -400,18 +401,23 @@ def test_the_doctor_names_the_statement_that_exempts_the_role(counted: Database,
 
 
 def test_the_health_report_is_red_with_that_statement(counted: Database, database: URL):
-    ask = questions(Sources(Settings.from_environment()))["state"]
-    assert ask().ok
+    sources = Sources(Settings.from_environment())
+
+    def state() -> Finding:
+        return next(finding for finding in health(sources, Prober(60.0)).findings if finding.name == "state")
+
+    assert state().ok
     hide(counted)
-    assert (ask().ok, ask().command) == (False, f'alter role "{ROLE}" bypassrls;')
+    assert (state().ok, state().command) == (False, f'alter role "{ROLE}" bypassrls;')
+    assert ROLE not in state().public
 
 
 def test_the_doctor_names_the_statement_that_exempts_the_owner(owned: Database, database: URL, examined):
     hide(owned)
     force(owned)
-    found = [finding for finding in examined(owned.engine.url) if finding.part == "permissions"]
+    found = [finding for finding in examined(owned.engine.url) if finding.name == "permissions"]
     assert [finding.command for finding in found] == ["alter table calculation_logs no force row level security;"]
     execute(owned, found[0].command)
-    assert [finding for finding in examined(owned.engine.url) if finding.part == "log rows"] == []
+    assert [finding for finding in examined(owned.engine.url) if finding.name == "log rows"] == []
     refresh(owned)
     assert_exact(owned)

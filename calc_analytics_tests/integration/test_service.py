@@ -29,7 +29,9 @@ from calc_analytics.config import Settings
 from calc_analytics.days import today_and_yesterday
 from calc_analytics.operations.health import PROBES
 from calc_analytics.operations.http import Service
+from calc_analytics.operations.monitor import Monitor
 from calc_analytics.operations.probes import Prober
+from calc_analytics.operations.sources import Sources
 from calc_analytics.orchestration import history
 from calc_analytics.processes.supervisor import free_port, is_listening
 from calc_analytics.rollup import journal
@@ -584,9 +586,9 @@ def test_many_who_ask_at_once_all_get_an_answer(served: Served):
 
 
 def test_a_change_of_health_is_one_line_and_the_same_health_is_none(settings: Settings, engine, capsys, monkeypatch):
-    with serving(settings) as served:
-        for _ in range(3):
-            served.ask("/health/rollup")
+    watching = Monitor(Sources(settings), Prober(deadline_seconds=20), None)
+    for _ in range(3):
+        watching.look()
     lines = [line for line in capsys.readouterr().err.splitlines() if " health " in line]
     assert len(lines) == 1
     assert "WARNING health status=unhealthy wrong=freshness,daemon,sensor,schedule" in lines[0]

@@ -326,7 +326,7 @@ def test_status_in_json_has_all_of_it(calc, db, engine, connect):
     assert answer["open_transactions"][0]["writes_logs"] is True
     assert {beat["daemon"] for beat in answer["heartbeats"]} >= {"SENSOR", "SCHEDULER"}
     assert answer["health"]["status"] == "unhealthy"
-    assert answer["trouble"] == {}
+    assert answer["errors"] == {}
     execute(engine, f"update rollup_days set difference = 3 where rollup = '{HOURS.name}'")
     answer = json.loads(refused(calc("status", "--json", "--rollup", HOURS.name)))
     assert list(answer["days"]) == [HOURS.name]
@@ -341,7 +341,7 @@ def test_status_of_a_database_that_is_down_says_so_once(calc, monkeypatch):
     assert "counting   not known: see above" in said
     assert "hunter2" not in said
     answer = json.loads(refused(calc("status", "--json")))
-    assert "cannot connect" in answer["trouble"]["lag"]
+    assert "cannot connect" in answer["errors"]["lag"]
     assert answer["lag"] is None
 
 
@@ -350,7 +350,6 @@ def test_status_while_dagsters_storage_is_down_says_so(calc, home, monkeypatch):
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", f"postgresql://me:hunter2@127.0.0.1:{free_port()}/dagster")
     said = refused(calc("status"))
     assert "0 rows wait to be counted" in said
-    assert (
-        "daemon, sensor, schedule, checks, last_run: Dagster's storage: cannot connect to postgresql://me:***" in said
-    )
+    names = "daemon, sensor, schedule, housekeeping, checks, scheduled_run, runs"
+    assert f"{names}: Dagster's storage: cannot connect to postgresql://me:***" in said
     assert "hunter2" not in said

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from calc_analytics.orchestration import webhook
-from calc_analytics.orchestration.webhook import AlertNotDelivered, place, post
+from calc_analytics.operations import webhook
+from calc_analytics.operations.webhook import AlertNotDelivered, place, post
 from calc_analytics.processes.supervisor import free_port
 from calc_analytics_tests.receiver import SECRET, receiving
 
@@ -16,7 +16,7 @@ RUNS_ON = threading.Event()
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(webhook, "ATTEMPT_SECONDS", 0.5)
-    monkeypatch.setattr(webhook, "PAUSES", (0.0, 0.02, 0.02))
+    monkeypatch.setattr(webhook, "FIRST_PAUSE_SECONDS", 0.02)
 
 
 def refused(url: str) -> str:
@@ -42,16 +42,16 @@ def test_it_posts_what_slack_takes():
     assert request["headers"]["Content-Type"] == "application/json"
 
 
-@pytest.mark.parametrize("trouble", [500, 503, 429, "drop", "hang", "drip"])
-def test_trouble_that_passes_is_tried_again(trouble):
-    with receiving(trouble, trouble) as receiver:
+@pytest.mark.parametrize("failure", [500, 503, 429, "drop", "hang", "drip"])
+def test_a_failure_that_passes_is_tried_again(failure):
+    with receiving(failure, failure) as receiver:
         post(receiver.url, "hello", RUNS_ON)
     assert receiver.taken == ["hello"]
     assert len(receiver.requests) == 3
 
 
 @pytest.mark.parametrize(
-    ("trouble", "said"),
+    ("failure", "said"),
     [
         (500, "status 500"),
         ("hang", "no answer in time"),
@@ -59,8 +59,8 @@ def test_trouble_that_passes_is_tried_again(trouble):
         ("drop", "RemoteDisconnected"),
     ],
 )
-def test_after_three_attempts_it_gives_up_for_now(trouble, said: str):
-    with receiving(*[trouble] * 9) as receiver:
+def test_after_three_attempts_it_gives_up_for_now(failure, said: str):
+    with receiving(*[failure] * 9) as receiver:
         assert said in refused(receiver.url)
     assert len(receiver.requests) == 3
 

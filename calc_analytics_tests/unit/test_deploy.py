@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from calc_analytics.config import project_root
-from calc_analytics.operations.health import PROBES, Verdict
+from calc_analytics.config import Settings, project_root
+from calc_analytics.operations.facts import READERS, Facts, Totals
+from calc_analytics.operations.health import PROBES
 from calc_analytics.operations.metrics import metrics
 from calc_analytics.operations.probes import Answer
 from calc_analytics.rollup.journal import Freshness
-from calc_analytics.rollup.status import STATUSES, Days, Lag, Refreshed
+from calc_analytics.rollup.status import STATUSES, Days, Lag, LedgerReport, LogReport, Refreshed
 from calc_analytics_tests.logs import utc
 
 DEPLOY = project_root() / "deploy"
@@ -30,17 +31,17 @@ def samples() -> set[str]:
     """The name of every sample that `/metrics` can have."""
     then = utc(2026, 3, 1)
     days = Days(rebuilt_at=then, verified_at=then, audited_at=then, oldest_proof_at=then)
+    ledger = LedgerReport(None, Refreshed(then, then), None, {"calculation_stats_daily": days}, {}, {}, {}, [], {})
     known = {
-        "totals": [],
-        "ages": [Freshness(then, 1, 0.1, 0.2, 0.3)],
-        "lag": Lag(0, 0.0),
-        "refreshed": Refreshed(then, then),
-        "days": {"calculation_stats_daily": days},
+        "totals": Totals([], [Freshness(then, 1, 0.1, 0.2, 0.3)]),
+        "log": LogReport(Lag(0, 0.0), None),
+        "ledger": ledger,
         "writers": [],
         "interval": 3600.0,
-        **dict.fromkeys(PROBES, Verdict(True, "", facts={"refreshed_at": None})),
     }
-    found = metrics({name: Answer(value, None, 0.0) for name, value in known.items()})
+    unknown = Answer(None, "not asked", 0.0)
+    answers = {name: Answer(known[name], None, 0.0) if name in known else unknown for name in READERS}
+    found = metrics(Facts(Settings.from_environment({}), answers, then))
     return {sample.name for metric in found for sample in metric.samples}
 
 

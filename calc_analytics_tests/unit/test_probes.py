@@ -1,4 +1,4 @@
-"""Questions with deadlines: one that hangs is one line of the answer, and is not asked twice."""
+"""Questions with deadlines: one that hangs is one line of the answer, and concurrent callers share it."""
 
 import threading
 import time
@@ -22,24 +22,24 @@ def fail(error: Exception):
     raise error
 
 
-def test_answers_and_trouble_come_back_by_name():
+def test_answers_and_errors_come_back_by_name():
     answers = Prober().ask(
-        {"two": lambda: 2, "none": lambda: None, "trouble": lambda: fail(CalcAnalyticsError("the disk is full"))}
+        {"two": lambda: 2, "none": lambda: None, "fails": lambda: fail(CalcAnalyticsError("the disk is full"))}
     )
     assert (answers["two"].value, answers["two"].answered) == (2, True)
     assert (answers["none"].value, answers["none"].answered) == (None, True)
-    assert (answers["trouble"].value, answers["trouble"].trouble) == (None, "the disk is full")
+    assert (answers["fails"].value, answers["fails"].error) == (None, "the disk is full")
 
 
-def test_of_a_bug_only_the_kind_is_told(capsys):
+def test_of_an_internal_error_only_the_class_is_reported(capsys):
     answers = Prober().ask({"bug": lambda: fail(ValueError("postgresql://me:hunter2@db"))})
-    assert answers["bug"].trouble == "internal error: ValueError"
+    assert answers["bug"].error == "internal error: ValueError"
 
 
 def test_a_question_that_hangs_delays_nobody_beyond_the_deadline(release):
     answers = Prober(deadline_seconds=0.2).ask({"hangs": release.wait, "quick": lambda: 1})
     assert answers["quick"].value == 1
-    assert answers["hangs"].trouble == "no answer within 0.2 s"
+    assert answers["hangs"].error == "no answer within 0.2 s"
 
 
 def test_it_is_not_asked_again_while_it_hangs_and_answers_who_waits(release):

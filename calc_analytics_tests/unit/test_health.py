@@ -1,0 +1,201 @@
+"""Health follows from facts: pure functions, no database and no Dagster."""
+
+from dataclasses import replace
+from datetime import date, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+
+from calc_analytics.config import Settings
+from calc_analytics.operations.disclosure import NO_ANSWER, Cause
+from calc_analytics.operations.facts import READERS, Catalogs, Daemons, Facts, Runs
+from calc_analytics.operations.findings import Finding
+from calc_analytics.operations.health import NEEDED, PROBES, report
+from calc_analytics.operations.probes import Answer
+from calc_analytics.orchestration.history import (
+    FailedDay,
+    FailedRun,
+    Heartbeat,
+    Instigator,
+    LastCheck,
+    LastRun,
+    Tick,
+)
+from calc_analytics.rollup.ledger import ClusterChanged
+from calc_analytics.rollup.status import Days, Lag, LedgerReport, LogReport, ProofAges, Refreshed, Server
+
+NOW = datetime(2026, 3, 2, 12, tzinfo=timezone.utc)
+DAY, NEXT = date(2026, 3, 1), date(2026, 3, 2)
+
+
+def ago(**given: float) -> datetime:
+    return NOW - timedelta(**given)
+
+
+PROOFS = ProofAges(ago(seconds=1), ago(days=9), ago(minutes=5), ago(hours=2), ago(minutes=1), 2, 3.0)
+LEDGER = LedgerReport(
+    None, Refreshed(ago(seconds=1), NOW), PROOFS, {"calculation_stats_daily": Days({"built": 2})}, {}, {}, {}, [], {}
+)
+ON = Instigator("new_log_batches", True, Tick(ago(seconds=12), "skipped"), ago(seconds=2))
+DAEMONS = ("SENSOR", "SCHEDULER", "QUEUED_RUN_COORDINATOR")
+# Facts of a deployment in which everything runs.
+GOOD: dict[str, Any] = {
+    "interval": 3600.0,
+    "server": Server("18.4", 180_004, False),
+    "catalogs": Catalogs(True, []),
+    "ledger": LEDGER,
+    "log": LogReport(Lag(0, 0.0), None),
+    "unrecorded": [],
+    "daemons": Daemons([Heartbeat(name, ago(seconds=20), True) for name in DAEMONS], ["daemon 1 on a"]),
+    "instigators": {"new_log_batches": ON, "hourly_rollup": replace(ON, name="hourly_rollup")},
+    "runs": Runs(LastRun("0a1b2c3d4e", True, "2026-03-02", ago(minutes=3)), []),
+    "checks": [LastCheck("stats_match_logs", True, False, ago(minutes=3), "")],
+}
+
+
+def facts(**changed: Any) -> Facts:
+    """Those facts, with some changed; an `Answer` is one as it is."""
+    values = {**GOOD, **changed}
+    answers = {
+        name: value if isinstance(value, Answer) else Answer(value, None, 0.01) for name, value in values.items()
+    }
+    return Facts(Settings.from_environment({}), answers, NOW)
+
+
+def finding(name: str, **changed: Any) -> Finding:
+    return next(found for found in report(facts(**changed)).findings if found.name == name)
+
+
+def wrong(**changed: Any) -> list[str]:
+    return [found.name for found in report(facts(**changed)).wrong]
+
+
+def unanswered(error: str = "no answer within 3 s", code: str = NO_ANSWER) -> Answer[Any]:
+    return Answer(None, error, 3.0, Cause(code, "general words"))
+
+
+def test_everything_that_is_as_it_should_be_is_healthy():
+    found = report(facts())
+    assert (found.healthy, found.running, found.wrong, found.notes) == (True, True, [], [])
+    assert all(each.public and not each.command for each in found.findings)
+
+
+def test_every_fact_that_health_needs_is_read_and_each_once():
+    assert set(NEEDED) <= set(READERS)
+    assert len(set(NEEDED)) == len(NEEDED)
+    assert set(NEEDED) == set(GOOD)
+
+
+def test_last_run_is_when_rows_were_last_counted():
+    assert report(facts()).last_run == "2026-03-02T11:59:59.000Z"
+    assert report(facts(ledger=unanswered())).last_run is None
+    assert "last_run" not in PROBES, "the probe of the schedule's run has a name of its own"
+
+
+@pytest.mark.parametrize("group", NEEDED)
+def test_a_group_that_does_not_answer_takes_only_its_own_probes_away(group: str):
+    found = report(facts(**{group: unanswered()}))
+    concerned = {name for name, probe in PROBES.items() if group in probe.groups}
+    assert {each.name for each in found.findings if not each.is_known} == concerned
+    assert {each.name for each in found.wrong} == concerned
+    assert all(each.fact == "no answer within 3 s" for each in found.wrong)
+
+
+def test_days_that_differ_are_named_even_if_the_log_does_not_answer():
+    ledger = replace(LEDGER, different={DAY: ["calculation_stats_daily"]})
+    found = finding("proofs", ledger=ledger, unrecorded=unanswered())
+    assert "1 day differs" in found.fact
+    assert [problem.subject for problem in found.problems] == ["day 2026-03-01"]
+
+
+def test_days_that_wait_are_wrong_whether_on_record_or_not():
+    found = finding("proofs", ledger=replace(LEDGER, waiting={DAY: ["calculation_stats_daily"]}), unrecorded=[NEXT])
+    assert found.fact.startswith("2 days with log rows wait for a rebuild: 2026-03-01, 2026-03-02;")
+    assert {problem.subject for problem in found.problems} == {"day 2026-03-01", "day 2026-03-02"}
+
+
+def test_a_state_that_cannot_be_used_says_what_resolves_it():
+    ledger = replace(LEDGER, error=ClusterChanged("restored into another cluster"), refreshed=None, proofs=None)
+    assert wrong(ledger=ledger) == ["state", "freshness", "audit"]
+    found = finding("state", ledger=ledger)
+    assert (found.code, found.command) == ("restored_elsewhere", "calc-analytics rebase")
+    assert finding("audit", ledger=ledger).public == "not known: see the probe state"
+
+
+def test_freshness_is_twice_the_interval():
+    def refreshed(seconds: float) -> LedgerReport:
+        return replace(LEDGER, refreshed=Refreshed(ago(seconds=seconds), NOW))
+
+    assert wrong(ledger=refreshed(7190)) == []
+    assert wrong(ledger=refreshed(7210)) == ["freshness"]
+    assert wrong(ledger=refreshed(7210), interval=7200.0) == []
+    assert wrong(ledger=replace(LEDGER, refreshed=Refreshed(None, NOW))) == ["freshness"]
+
+
+def test_of_daemons_the_dead_and_the_second_are_wrong():
+    beats = [Heartbeat(name, ago(seconds=70), True) for name in DAEMONS]
+    assert wrong(daemons=Daemons(beats, ["one"])) == ["daemon"]
+    assert wrong(daemons=Daemons(GOOD["daemons"].heartbeats, ["one", "two"])) == ["daemon"]
+    assert finding("daemon", daemons=Daemons(GOOD["daemons"].heartbeats, [], True)).code == "two_daemons"
+
+
+def test_a_sensor_may_fail_once_and_a_schedule_may_not():
+    def failing(name: str, times: int) -> dict[str, Instigator]:
+        tick = Tick(ago(seconds=5), "failure", times, "the disk is full")
+        return {**GOOD["instigators"], name: Instigator(name, True, tick, ago(seconds=5))}
+
+    assert wrong(instigators=failing("new_log_batches", 1)) == []
+    assert wrong(instigators=failing("new_log_batches", 2)) == ["sensor"]
+    assert wrong(instigators=failing("hourly_rollup", 1)) == ["schedule"]
+    assert wrong(instigators=failing("daily_housekeeping", 1)) == ["housekeeping"]
+    assert "disk" not in finding("sensor", instigators=failing("new_log_batches", 2)).public
+
+
+def test_the_housekeeping_may_be_off_and_the_others_may_not():
+    off = {name: replace(ON, name=name, on=False) for name in ("new_log_batches", "hourly_rollup")}
+    assert wrong(instigators=off) == ["sensor", "schedule"]
+    assert wrong(instigators={**GOOD["instigators"], "daily_housekeeping": replace(ON, on=False)}) == []
+
+
+def failed_run(first: date, last: date, at: datetime, run_id: str = "9f8e7d6c") -> FailedRun:
+    return FailedRun(run_id, "the rebuild", (first, last), at, "the disk is full")
+
+
+def test_a_failed_run_is_wrong_until_all_its_days_are_rebuilt():
+    runs = Runs(None, [failed_run(DAY, NEXT, ago(hours=1))])
+    found = finding("runs", runs=runs)
+    assert found.command == "calc-analytics rollup --from 2026-03-01 --to 2026-03-02"
+    assert "the rebuild of 2026-03-01 to 2026-03-02" in found.public
+    assert "disk" not in found.public
+    for rebuilt, is_wrong in (
+        ({DAY: ago(minutes=1)}, True),
+        ({DAY: ago(minutes=1), NEXT: ago(hours=2)}, True),
+        ({DAY: ago(minutes=1), NEXT: ago(minutes=1)}, False),
+    ):
+        assert ("runs" in wrong(runs=runs, ledger=replace(LEDGER, rebuilt=rebuilt))) is is_wrong
+
+
+def test_the_schedules_failed_run_is_reported_by_one_probe():
+    failed = failed_run(DAY, DAY, ago(minutes=2))
+    scheduled = LastRun(failed.run_id, False, str(DAY), ago(minutes=2))
+    assert wrong(runs=Runs(scheduled, [failed])) == ["scheduled_run"]
+    assert wrong(runs=Runs(replace(scheduled, will_retry=True), [])) == []
+
+
+def test_checks_that_fail_are_wrong_and_those_that_warn_are_a_note():
+    day = FailedDay("2026-03-01", False, "differs by 5")
+    failed = LastCheck("stats_match_logs", False, False, ago(minutes=1), "2026-03-01: differs by 5", (day,))
+    assert wrong(checks=[failed]) == ["checks"]
+    assert "differs" not in finding("checks", checks=[failed]).public
+    warned = replace(failed, warning=True, failed=(replace(day, warning=True),))
+    found = report(facts(checks=[warned]))
+    assert (found.healthy, [each.name for each in found.notes]) == (True, ["checks"])
+    assert [problem.level for problem in found.notes[0].problems] == ["note"]
+
+
+def test_a_cause_that_several_share_is_public_once():
+    down = unanswered("cannot connect to postgresql://me:***@db", "database_unreachable")
+    found = report(facts(server=down, catalogs=down, ledger=down, log=down, unrecorded=down))
+    public = {each.name: each.public for each in found.wrong}
+    assert public.pop("database") == "general words"
+    assert set(public.values()) == {"not known: see the probe database"}
