@@ -91,6 +91,7 @@ def _running(settings: Settings, ui_port: int, service_port: int, stop: threadin
     supervisor = Supervisor(ui_port, service_port, stop)
     try:
         supervisor.start()
+        click.echo(f"page      http://127.0.0.1:{service_port}")
         click.echo(f"service   http://127.0.0.1:{service_port}/health/rollup")
         click.echo(f"Dagster   http://127.0.0.1:{ui_port}   (Ctrl-C stops everything)")
         yield supervisor
@@ -172,8 +173,9 @@ def simulate(
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @port_option("--port", SERVICE_PORT, "Port to listen on.")
-def serve(host: str, port: int) -> None:
-    """Serve /health/rollup, /health/live, /metrics and the manual trigger, in the foreground.
+@click.option("--ui-port", type=click.IntRange(1, 65535), help="Port of Dagster's UI here, for the page's link to it.")
+def serve(host: str, port: int, ui_port: int | None) -> None:
+    """Serve the page, /health/rollup, /health/live, /metrics and the manual trigger, in the foreground.
 
     `up` does this too. It starts, and stays up, while the database and Dagster are down, and says so with status 503.
     """
@@ -181,7 +183,7 @@ def serve(host: str, port: int) -> None:
 
     settings = Settings.from_environment()
     chosen_log(settings.rollups)  # an unknown name is an error now, not of every probe
-    serve_http(settings, host, port)
+    serve_http(settings, host, port, ui_port)
 
 
 def _stop_on_signals(insisting: bool = True) -> threading.Event:
