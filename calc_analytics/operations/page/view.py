@@ -71,13 +71,13 @@ def render(health: Mapping[str, Any], figures: Figures, timezone: str, dagster_u
     return _template().render(
         health=health,
         headline=headline(health["probes"]),
+        failing=_failing(health["probes"]),
         figures=figures,
         timezone=timezone,
         clock=lambda at: at.astimezone(zone).strftime("%H:%M:%S"),
         moment=lambda at: at.astimezone(zone).strftime("%Y-%m-%d %H:%M:%S"),
         age=lambda at: ago(max((figures.now - at).total_seconds(), 0.0)),
         today=_today(figures),
-        lag=_lag(figures),
         chart=chart(figures.ages.value or [], figures.since, LAG_HOURS, zone),
         lag_hours=LAG_HOURS,
         days=_days(figures) if figures.overview.value else None,
@@ -102,47 +102,65 @@ def headline(probes: Sequence[Mapping[str, Any]]) -> Sentence:
 
 def missing(answer: Answer[Any]) -> str:
     """Why a part is not there, in general words."""
-    return f"Not known: {answer.cause.words if answer.cause else 'internal error'}."
+    return as_sentence(_unknown(answer))
 
 
-def label(measure: str) -> str:
+def _unknown(answer: Answer[Any]) -> str:
+    return f"not known: {answer.cause.words if answer.cause else 'internal error'}"
+
+
+def label(name: str) -> str:
     """'Total response time (ms)' for total_response_time_ms."""
-    name, unit = (measure[:-3], " (ms)") if measure.endswith("_ms") else (measure, "")
-    return name.replace("_", " ").capitalize() + unit
+    words, unit = (name[:-3], " (ms)") if name.endswith("_ms") else (name, "")
+    spelled = " ".join("API" if word == "api" else word for word in words.replace("_", " ").split())
+    return spelled[:1].upper() + spelled[1:] + unit
+
+
+def as_sentence(text: str) -> str:
+    """With a capital letter and a full stop."""
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
+
+
+def _failing(probes: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """The probes that did not pass; those that say the same and ask for the same command are one."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for probe in probes:
+        if not probe["ok"]:
+            found.setdefault((probe["compared"], probe["next_command"] or ""), []).append(probe["name"])
+    return [
+        {"names": label(", ".join(names)), "text": as_sentence(text), "command": command}
+        for (text, command), names in found.items()
+    ]
 
 
 def _today(figures: Figures) -> dict[str, Any]:
     """Today's date and totals, and whether they are exact."""
     found = figures.overview.value
     totals = {label(name): f"{value:,}" for name, value in (found.totals or {}).items()} if found else {}
-    return {"date": calendar.in_words(figures.today), "totals": totals, "exact": _exact(figures)}
+    return {"date": calendar.in_words(figures.today), "totals": totals, "sentences": _exact(figures)}
 
 
-def _exact(figures: Figures) -> Sentence:
+def _exact(figures: Figures) -> list[Sentence]:
+    """Whether today's totals are exact, and how many rows wait."""
     if not figures.overview.value:
-        return Sentence("unknown", missing(figures.overview))
+        return [Sentence("unknown", missing(figures.overview)), *([_lag(figures)] if figures.lag.answered else [])]
     known = next((day for day in figures.overview.value.days if day.day == figures.today), None)
     if known is None:
-        return Sentence("unknown", "Not on record: no row of today is counted yet.")
+        return [Sentence("unknown", "Not on record: no row of today is counted yet."), _lag(figures)]
     if known.state not in EXACT:
         where = in_rollups([name for name, word in known.rollups.items() if word == known.state], len(known.rollups))
-        return Sentence("bad", f"Not exact: today is {known.state} in {where} ({STATES[known.state][1]}).")
-    if figures.lag.value is None:
-        return Sentence("unknown", f"Exact up to the last count. Whether newer rows wait is not known. {_why(figures)}")
-    if figures.lag.value.rows:
-        return Sentence("wait", "Exact up to the last count; newer rows wait.")
-    return Sentence("ok", "Exact: every committed row is counted.")
-
-
-def _why(figures: Figures) -> str:
-    return missing(figures.lag).replace("Not known: ", "Reason: ")
+        meaning = as_sentence(STATES[known.state][1])
+        return [Sentence("bad", f"Not exact: the state of today is {known.state} in {where}. {meaning}"), _lag(figures)]
+    if figures.lag.value and not figures.lag.value.rows:
+        return [Sentence("ok", "Exact: every committed row is counted.")]
+    return [Sentence("wait", "Exact up to the last count."), _lag(figures)]
 
 
 def _lag(figures: Figures) -> Sentence:
     """How many rows wait, and for how long."""
     lag = figures.lag.value
     if lag is None:
-        return Sentence("unknown", missing(figures.lag))
+        return Sentence("unknown", f"Rows that wait to be counted: {_unknown(figures.lag)}.")
     if not lag.rows:
         return Sentence("ok", "No committed row waits to be counted.")
     rows = f"At least {LAG_ROWS_LIMIT:,} rows wait" if lag.rows >= LAG_ROWS_LIMIT else _wait(lag.rows)
@@ -160,11 +178,11 @@ def _days(figures: Figures) -> dict[str, Any]:
     by_day = {day.day: day for day in found.days}
     begin = min([*by_day, figures.today])
     urgent = [day for day in reversed(found.days) if day.state in URGENT]
-    noun = label(found.count).lower()
+    noun = found.count.replace("_", " ")
     return {
         "noun": noun,
         "months": calendar.months(begin, figures.last, figures.today, by_day, noun),
-        "counts": {state: _count(figures, state) for state in STATES},
+        "counts": {state: count for state in STATES if (count := _count(figures, state))},
         "urgent": [_urgent(day) for day in urgent[:URGENT_LIMIT]],
         "more": len(urgent) - URGENT_LIMIT,
         "others": found.others,
@@ -179,13 +197,16 @@ def _count(figures: Figures, state: str) -> int:
 
 
 def _urgent(day: DayOverview) -> dict[str, str]:
-    """The day, and which rollups have which state, those apart that are as they should be."""
+    """The day and its rollups that need attention, with their state where that is not the day's."""
     words: dict[str, list[str]] = {}
     for name, word in day.rollups.items():
         if word in URGENT:
             words.setdefault(word, []).append(name)
-    where = "; ".join(f"{word}: {in_rollups(names, len(day.rollups))}" for word, names in words.items())
-    return {"date": str(day.day), "state": day.state, "where": where}
+    where = [
+        in_rollups(names, len(day.rollups)) + ("" if word == day.state else f" ({word})")
+        for word, names in words.items()
+    ]
+    return {"date": str(day.day), "state": day.state, "where": "; ".join(where)}
 
 
 @lru_cache
@@ -202,5 +223,6 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals["missing"], environment.filters["ago"] = missing, ago
+    environment.globals["missing"] = missing
+    environment.filters.update(ago=ago, label=label, as_sentence=as_sentence)
     return environment.get_template("page.html")
