@@ -17,7 +17,7 @@ def description() -> dict[str, Any]:
         "info": {
             "title": "calc_analytics",
             "version": __version__,
-            "description": "Health, metrics and a manual trigger of the daily rollup.",
+            "description": "Health, a page for people, metrics and a manual trigger of the daily rollup.",
         },
         "paths": {
             "/": {"get": _get("A page for people, if Accept prefers text/html; else the endpoints.", {"200": _HOME})},

@@ -8,7 +8,7 @@ from datetime import date
 
 from sqlalchemy import text
 
-from calc_analytics.database.engine import WHOLE_DAYS, transaction
+from calc_analytics.database.engine import transaction
 from calc_analytics.rollup import ledger
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.status import DIFFERS
@@ -69,7 +69,6 @@ def overview(db: Database, first: date, last: date, today: date) -> Overview:
     }
     with transaction(db.engine) as connection:
         ledger.read(connection, db)
-        connection.execute(WHOLE_DAYS)
         days = [DayOverview(*row) for row in connection.execute(_DAYS, parameters)]
         others = [DayCount(*row) for row in connection.execute(_OTHERS, parameters)]
         counted = connection.execute(_TODAY, parameters).scalar()

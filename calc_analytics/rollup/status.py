@@ -210,8 +210,7 @@ def _of_status(row: Any) -> Days:
 def different_days(db: Database) -> dict[date, list[str]]:
     """The days that differ from what was counted or from the log, when last compared, and in which rollups."""
     statement = text(
-        "select date, rollup from rollup_days "
-        f"where rollup = any(cast(:rollups as text[])) and {DIFFERS} order by 1, 2"
+        f"select date, rollup from rollup_days where rollup = any(cast(:rollups as text[])) and {DIFFERS} order by 1, 2"
     )
     with transaction(db.engine) as connection:
         return ledger.rollups_by_day(connection.execute(statement, {"rollups": db.log.names}))
