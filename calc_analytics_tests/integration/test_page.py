@@ -235,7 +235,7 @@ def test_a_pending_day(served: Served, db, connect):
     body = page(served)
     assert state_of(body, AGO[10]) == "pending, never counted"
     assert state_of(body, AGO[9]) == "not on record"
-    assert f"Days that need attention Day State Where {AGO[10]} … pending all 4 rollups" in words(body)
+    assert f"Days that need attention Day State, and where {AGO[10]} … pending in all 4 rollups" in words(body)
 
 
 def test_a_day_whose_rollups_are_in_different_states_has_the_worst(served: Served, db, connect):
@@ -247,8 +247,8 @@ def test_a_day_whose_rollups_are_in_different_states_has_the_worst(served: Serve
     text = words(body)
     assert state_of(body, AGO[2]) == "stale, 12 total calculations"
     assert state_of(body, AGO[3]) == "unrecorded, 12 total calculations"
-    assert f"{AGO[2]} ~ stale {HOURS.name} (pending); {LATENCY.name}" in text
-    assert f"{AGO[3]} ? unrecorded {HOURS.name}" in text
+    assert f"{AGO[2]} ~ stale in {HOURS.name} (pending); {LATENCY.name}" in text
+    assert f"{AGO[3]} ? unrecorded in {HOURS.name}" in text
 
 
 def test_pruned_and_frozen_days(served: Served, db, owner, connect):
@@ -269,7 +269,7 @@ def test_a_day_that_differs(served: Served, db, engine, connect, day: int):
     body = page(served)
     assert state_of(body, AGO[day]) == "differs, 12 total calculations"
     assert "✗ Unhealthy" in words(body)
-    assert f"{AGO[day]} ≠ differs {STATS.name}" in words(body)
+    assert f"{AGO[day]} ≠ differs in {STATS.name}" in words(body)
     assert (f"Not exact: the state of today is differs in {STATS.name}. Differs from the log" in words(body)) is (
         day == 0
     )
