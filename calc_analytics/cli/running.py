@@ -129,6 +129,7 @@ def _running(settings: Settings, ui_port: int, service_port: int, stop: threadin
     supervisor = Supervisor(ui_port, service_port, stop, start_date=settings.start_date)
     try:
         supervisor.start()
+        click.echo(f"page      http://127.0.0.1:{service_port}")
         click.echo(f"service   http://127.0.0.1:{service_port}/health/rollup")
         click.echo(f"Dagster   http://127.0.0.1:{ui_port}   (Ctrl-C stops everything)")
         yield supervisor
@@ -220,9 +221,10 @@ def simulate(
 @click.command()
 @host_option
 @port_option("--port", SERVICE_PORT, "Port to listen on.")
+@click.option("--ui-port", type=click.IntRange(1, 65535), help="Port of Dagster's UI here, for the page's link to it.")
 @with_settings
-def serve(settings: Settings, host: str, port: int) -> None:
-    """Serve health, metrics and the manual trigger over HTTP.
+def serve(settings: Settings, host: str, port: int, ui_port: int | None) -> None:
+    """Serve the page, health, metrics and the manual trigger over HTTP.
 
     GET /health/rollup, /health/live and /metrics, in the foreground. `up` runs it too. It starts, and keeps
     running, while the database and Dagster are down, and then answers with status 503. Ctrl-C or SIGTERM stops
@@ -238,7 +240,7 @@ def serve(settings: Settings, host: str, port: int) -> None:
 
     chosen_log(settings.rollups)  # raises for an unknown name, which else every probe would report
     require_free(port, "--port", host)
-    serve_http(settings, host, port)
+    serve_http(settings, host, port, ui_port)
 
 
 def _stop_on_signals(insisting: bool = True) -> threading.Event:

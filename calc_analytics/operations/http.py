@@ -17,21 +17,27 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from calc_analytics import __version__, logs
 from calc_analytics.config import Settings
 from calc_analytics.errors import CalcAnalyticsError
+from calc_analytics.operations import facts as facts_
 from calc_analytics.operations.disclosure import cause_of
-from calc_analytics.operations.health import health
+from calc_analytics.operations.health import NEEDED, health, report
 from calc_analytics.operations.metrics import Exposition
 from calc_analytics.operations.monitor import Monitor
 from calc_analytics.operations.openapi import description
+from calc_analytics.operations.page import view
+from calc_analytics.operations.page.accept import prefers_html
+from calc_analytics.operations.page.figures import figures, questions
 from calc_analytics.operations.probes import Prober, in_background
 from calc_analytics.operations.sources import Sources
 from calc_analytics.operations.trigger import AlreadyTriggered, Trigger
 
+# Host names by which a browser on this machine, or one behind a tunnel, asks. Dagster's UI is there too.
+LOCAL = ("127.0.0.1", "localhost")
 FRESH = {"Cache-Control": "no-store"}
 SEE_THE_LOG = "the service's log has the details"
 CODES = {
@@ -51,6 +57,8 @@ class Service:
 
     settings: Settings
     prober: Prober = field(default_factory=Prober)
+    ui_port: int | None = None
+    """The port of Dagster's UI on this machine, if it is known."""
 
     def __post_init__(self) -> None:
         self.sources, self.rebuilding = Sources(self.settings), Trigger(self.settings)
@@ -77,9 +85,21 @@ class Service:
         return app
 
     async def index(self, request: Request) -> Response:
-        """What there is."""
+        """The page for people who come with a browser; for programs, the list of endpoints."""
+        if prefers_html(request.headers.get("accept", "")):
+            return await self._page(request)
         paths = [path for path in description()["paths"] if path != "/"]
-        return JSONResponse({"data": {"service": "calc_analytics", "version": __version__, "endpoints": paths}})
+        content = {"service": "calc_analytics", "version": __version__, "endpoints": paths}
+        return JSONResponse({"data": content}, headers={"Vary": "Accept"})
+
+    async def _page(self, request: Request) -> Response:
+        """200 whatever the health: the page says it."""
+        more = questions(self.sources)
+        facts = await run_in_threadpool(facts_.read, self.sources, self.prober, NEEDED, more)
+        is_local = self.ui_port is not None and request.url.hostname in LOCAL
+        dagster_url = f"http://{request.url.hostname}:{self.ui_port}" if is_local else None
+        content = view.render(report(facts).public(), figures(facts), self.settings.timezone, dagster_url)
+        return HTMLResponse(content, headers=view.headers())
 
     async def openapi(self, request: Request) -> Response:
         """The description of all this."""

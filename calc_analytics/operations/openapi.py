@@ -17,10 +17,10 @@ def description() -> dict[str, Any]:
         "info": {
             "title": "calc_analytics",
             "version": __version__,
-            "description": "Health, metrics and a manual trigger of the daily rollup.",
+            "description": "Health, a page for people, metrics and a manual trigger of the daily rollup.",
         },
         "paths": {
-            "/": {"get": _get("What there is.", {"200": _data(_INDEX)})},
+            "/": {"get": _get("A page for people, if Accept prefers text/html; else the endpoints.", {"200": _HOME})},
             "/openapi.json": {"get": _get("This description.", {"200": _json("OpenAPI 3.1.", _OBJECT)})},
             "/health/live": {"get": _get("Whether the process answers.", {"200": _data(_record(status=_TEXT))})},
             "/health/rollup": {
@@ -58,6 +58,10 @@ def _error(said: str) -> dict[str, Any]:
 
 
 _INDEX = _record(service=_TEXT, version=_TEXT, endpoints={"type": "array", "items": _TEXT})
+_HOME = {
+    "description": "Always; the page says what is wrong.",
+    "content": {"application/json": {"schema": _record(data=_INDEX)}, "text/html": {"schema": _TEXT}},
+}
 _PROBE = _record(
     name=_TEXT,
     ok=_YES_OR_NO,

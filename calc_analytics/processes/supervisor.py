@@ -245,8 +245,9 @@ class Supervisor:
         )
         self._service("daemon", environment, "dagster._daemon", "run", *workspace)
         service = self._service(
-            "service", environment, "calc_analytics.cli", "serve", "--host", HOST, "--port", str(self.service_port)
-        )
+            "service", environment, "calc_analytics.cli", "serve",
+            "--host", HOST, "--port", str(self.service_port), "--ui-port", str(self.ui_port),
+        )  # fmt: skip
         self._await(web, lambda: is_listening(self.ui_port))
         self._await(service, lambda: is_listening(self.service_port))
 

@@ -5,6 +5,7 @@ history` reads it, and so do the counters of `/metrics` and the figures of fresh
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date, datetime
@@ -206,16 +207,16 @@ def freshness(db: Database, since: datetime) -> list[Freshness]:
     """For each minute since then with counted rows, the ages at which they were counted; oldest minute first."""
     with transaction(db.engine) as connection:
         rows = connection.execute(_FRESHNESS, {"log": db.log.name, "since": since}).all()
-    return [
-        Freshness(
-            minute=row.minute,
-            rows=int(row.rows),
-            p50=_quantile(row.ages, 0.5, row.oldest),
-            p95=_quantile(row.ages, 0.95, row.oldest),
-            oldest=row.oldest,
-        )
-        for row in rows
-    ]
+    return [_freshness(row) for row in rows]
+
+
+def _freshness(row: Any) -> Freshness:
+    """A row of _FRESHNESS: each process that counted in that minute has a histogram."""
+    ages: Counter[str] = Counter()
+    for each in row.histograms:
+        ages.update(each)
+    p50, p95 = (_quantile(ages, share, row.oldest) for share in (0.5, 0.95))
+    return Freshness(row.minute, int(row.rows), p50, p95, row.oldest)
 
 
 def totals(db: Database) -> list[dict[str, Any]]:
@@ -317,21 +318,10 @@ _HISTORY = text(
 )
 _FRESHNESS = text(
     """
-    select m.at as minute, m.rows, m.oldest, coalesce(h.ages, '{}') as ages
-    from (
-        select at, sum(rows) as rows, max(oldest_seconds) as oldest from rollup_journal
-        where log = :log and operation = 'refresh' and summed and at >= :since and ages is not null group by at
-    ) m
-    left join (
-        select at, jsonb_object_agg(key, value) as ages
-        from (
-            select at, key, sum(cast(value as numeric)) as value
-            from rollup_journal cross join jsonb_each_text(ages)
-            where log = :log and operation = 'refresh' and summed and at >= :since group by at, key
-        ) merged group by at
-    ) h using (at)
-    where m.oldest is not null
-    order by m.at
+    select at as minute, sum(rows) as rows, max(oldest_seconds) as oldest, jsonb_agg(ages) as histograms
+    from rollup_journal
+    where log = :log and operation = 'refresh' and not failed and summed and at >= :since and ages is not null
+    group by at having max(oldest_seconds) is not null order by at
     """
 )
 # To the microsecond, so that a sum does not depend on the order: a counter never falls by a rounding error.

@@ -323,8 +323,7 @@ def _of_status(row: Any) -> Days:
 def different_days(db: Database) -> dict[date, list[str]]:
     """The days that differ from what was counted or from the log, when last compared, and in which rollups."""
     statement = text(
-        "select date, rollup from rollup_days "
-        f"where rollup = any(cast(:rollups as text[])) and {_DIFFERS} order by 1, 2"
+        f"select date, rollup from rollup_days where rollup = any(cast(:rollups as text[])) and {DIFFERS} order by 1, 2"
     )
     with transaction(db.engine) as connection:
         return ledger.rollups_by_day(connection.execute(statement, {"rollups": db.log.names}))
@@ -376,10 +375,10 @@ def _day(row: Any, count: str) -> DayStatus:
     )
 
 
-_DIFFERS = "(coalesce(difference, 0) <> 0 or coalesce(audit_difference, 0) <> 0)"
+DIFFERS = "(coalesce(difference, 0) <> 0 or coalesce(audit_difference, 0) <> 0)"
 _DAYS = f"""
     select rollup, status, count(*) as days, count(*) filter (where pruned_at is not null) as pruned,
-           count(*) filter (where {_DIFFERS}) as different,
+           count(*) filter (where {DIFFERS}) as different,
            coalesce(sum(greatest(difference, audit_difference)), 0) as difference,
            max(built_at) filter (where method = 'rebuild') as rebuilt_at, max(verified_at) as verified_at,
            (select audited_at from rollup_state where log = :log) as audited_at,
@@ -388,9 +387,9 @@ _DAYS = f"""
     from rollup_days where rollup = any(cast(:rollups as text[])) group by rollup, status
 """
 _NOTABLE = f"""
-    select date, rollup, status, {_DIFFERS} as differs from rollup_days
+    select date, rollup, status, {DIFFERS} as differs from rollup_days
     where rollup = any(cast(:rollups as text[]))
-      and ({_DIFFERS} or status in ('overflow', 'pending', 'stale'))
+      and ({DIFFERS} or status in ('overflow', 'pending', 'stale'))
     order by date, array_position(cast(:rollups as text[]), rollup)
 """
 _PROOF_AGES = """

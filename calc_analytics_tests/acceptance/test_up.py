@@ -180,6 +180,16 @@ def test_a_partition_materialized_in_the_ui_shows_its_figures_and_a_green_check(
     page.get_by_text("statistics equal the log").first.wait_for()
 
 
+def test_the_page_for_people_is_green_and_leads_to_dagster(up: Up, page: Page):
+    """It loads itself again until then."""
+    page.goto(f"http://127.0.0.1:{up.service_port}/")
+    page.get_by_role("heading", name="Healthy", exact=True).wait_for()
+    page.get_by_text("Exact: every committed row is counted.").wait_for()
+    assert page.locator("td.day.built.today").count() == 1
+    page.get_by_role("link", name="Dagster").click()
+    page.wait_for_url(f"http://127.0.0.1:{up.port}/**")
+
+
 def test_a_backfill_of_thirty_days_from_the_ui_takes_at_most_two_runs(up: Up, page: Page):
     last = days.today("UTC") - timedelta(days=40)
     wanted = days.days_between(last - timedelta(days=29), last)

@@ -87,9 +87,9 @@ class Served:
 
 
 @contextmanager
-def serving(settings: Settings, prober: Prober | None = None) -> Iterator[Served]:
+def serving(settings: Settings, prober: Prober | None = None, ui_port: int | None = None) -> Iterator[Served]:
     """The service of these settings on a free port, in a thread."""
-    app = Service(settings, prober or Prober(deadline_seconds=20)).app()
+    app = Service(settings, prober or Prober(deadline_seconds=20), ui_port).app()
     port = free_port()
     server = uvicorn.Server(
         uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None, timeout_graceful_shutdown=1)
