@@ -31,6 +31,17 @@ PATIENCE_SECONDS = 120
 SETTINGS = ("DATABASE_URL", "DAGSTER_", "ROLLUP", "LOGS_KEPT", "TEST_DATABASE_URL", "ENABLE_", "LOG_")
 
 
+# The files of this ring that a plain `pytest` runs; the others are marked long.
+CORE = ("test_up.py",)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks as long what is not of the core: a new file belongs to the long run until it is named above."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent and item.path.name not in CORE:
+            item.add_marker(pytest.mark.long)
+
+
 def eventually(fact: Callable[[], Any], what: str, seconds: float = PATIENCE_SECONDS) -> Any:
     """The fact's value as soon as it is true; fails when it is not within `seconds`, saying what was awaited."""
     deadline = time.monotonic() + seconds
