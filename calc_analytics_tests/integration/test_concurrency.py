@@ -279,6 +279,7 @@ def _state(db: Database) -> tuple:
         return tuple(connection.execute(text("select cast(snapshot as text), refreshed_at from rollup_state")).one())
 
 
+@pytest.mark.long
 def test_writers_refreshes_rebuilds_and_proofs_at_once_never_differ(db: Database, connect: Connect):
     days = [date(2026, 3, 1), date(2026, 3, 2), date(2026, 3, 3)]
     rebuild(db, days[:2])
