@@ -36,7 +36,7 @@ ROLE = f"rollup_writer_{os.getpid()}"
 # A folder in memory, and what must be free there: three workers and their clusters take less than half of it.
 MEMORY, MEMORY_BYTES = Path("/dev/shm"), 3_000_000_000
 # Half of the acceptance tests, by the time they take.
-FIRST_HALF = ("test_stop", "test_kills", "test_secrets")
+FIRST_HALF = ("test_kills", "test_pgbouncer", "test_secrets", "test_stop", "test_two_of_us")
 _numbers = itertools.count(1)
 
 
