@@ -5,20 +5,22 @@ python -m benchmarks.audit          # about three minutes
 
 from datetime import timedelta
 
-from benchmarks.common import DAY, execute, median_seconds, plain, project_database, seconds, show
+from benchmarks.common import DAY, execute, median_seconds, parse_size, plain, project_database, seconds, show
 from calc_analytics.days import days_between
 from calc_analytics.rollup import ledger
 from calc_analytics.rollup.audit import audit
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.refresh import refresh
 
-DAYS, ROWS_PER_DAY, PRUNED = 400, 5_000, 300
+DAYS, ROWS_PER_DAY, PRUNED_SHARE = 400, 5_000, 0.75
 
 
 def main() -> None:
     """Prints seconds with no day pruned, and with most of them pruned, whose checksums are compared as well."""
+    days = parse_size(__doc__, "--days", DAYS, "days on record")
+    pruned = int(days * PRUNED_SHARE)
     with project_database() as db:
-        fill_days(db)
+        fill_days(db, days)
         rows = [("no day pruned", *measure(db))]
         for rollup in db.log.rollups:
             execute(
@@ -26,19 +28,19 @@ def main() -> None:
                 f"""
                 update rollup_days d set deleted = counted, pruned_at = now(), pruned_by = 'prune', checksum = (
                     select sum({rollup.hash_of("t")}) from {rollup.name} t where t.date = d.date)
-                where rollup = '{rollup.name}' and date < date '{DAY}' - {DAYS - PRUNED}
+                where rollup = '{rollup.name}' and date < date '{DAY}' - {days - pruned}
                 """,
             )
         execute(db.engine, "vacuum analyze rollup_days")
-        rows.append((f"{PRUNED} days pruned", *measure(db)))
+        rows.append((f"{pruned} days pruned", *measure(db)))
     columns = ("", "days and rollups", "target rows", "audit", "today and yesterday", "plain sums of the same rows")
-    show(f"Audit of {DAYS} days × 200 publishers, {ROWS_PER_DAY:,} calculations a day", columns, rows)
+    show(f"Audit of {days} days × 200 publishers, {ROWS_PER_DAY:,} calculations a day", columns, rows)
 
 
-def fill_days(db: Database) -> None:
+def fill_days(db: Database, days: int) -> None:
     """History in one transaction per day; every publisher has calculations on every day."""
     with plain(db.engine) as connection:
-        for day in days_between(DAY - timedelta(days=DAYS - 1), DAY):
+        for day in days_between(DAY - timedelta(days=days - 1), DAY):
             connection.execute(
                 f"""
                 insert into calculation_logs (publisher_id, locality_id, date_calculated, cache_hit, response_time_ms,

@@ -3,20 +3,18 @@
 python -m benchmarks.backfill
 """
 
-import shutil
-import tempfile
 import time
 from datetime import date, timedelta
-from pathlib import Path
 
-from benchmarks.common import execute, fill, median_seconds, plain, seconds, show
+from benchmarks.common import execute, fill, median_seconds, parse_size, plain, seconds, show
+from benchmarks.running import Running, eventually, fresh_copy
 from calc_analytics.days import days_between, today
 from calc_analytics.orchestration.assets import REBUILD
+from calc_analytics.orchestration.checks import CHECKS
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollups import LOG, STATS
-from calc_analytics_tests.acceptance.conftest import Project, Up, eventually
 
 DAYS, ROWS_PER_DAY, SINGLE_RUNS = 90, 100_000, 6
 LAUNCH = """
@@ -36,14 +34,13 @@ query { runsOrError { ... on Runs { results {
 
 def main() -> None:
     """Prints seconds and rows per second."""
-    folder = Path(tempfile.mkdtemp(prefix="ca-"))
-    project = Project(folder)
+    rows_per_day = parse_size(__doc__, "--rows-per-day", ROWS_PER_DAY, "log rows of each day")
     last = today("UTC") - timedelta(days=10)
     days = days_between(last - timedelta(days=DAYS - 1), last)
-    with project.up() as up:
+    with fresh_copy() as copy, copy.up() as up:
         engine = up.engine()
         for day in days:
-            fill(engine, day, ROWS_PER_DAY)
+            fill(engine, day, rows_per_day)
         # Counted by the sensor as they came; a rebuild counts them again from the rows.
         db = Database(engine, LOG, "UTC")
         refresh(db)
@@ -53,24 +50,23 @@ def main() -> None:
         domain = median_seconds(lambda: seconds(lambda: rebuild(db, days)), 3)
         whole, runs = backfill(up, days)
         each = backfill_each(up, days[:SINGLE_RUNS])
-    shutil.rmtree(folder)
-    rows = DAYS * ROWS_PER_DAY
+    rows = DAYS * rows_per_day
     steps = [step for run in runs for step in run["stepStats"]]
     rebuilding = sum(s["endTime"] - s["startTime"] for s in steps if s["stepKey"] == REBUILD)
-    proving = sum(s["endTime"] - s["startTime"] for s in steps if "match_logs" in s["stepKey"])
+    proving = sum(s["endTime"] - s["startTime"] for s in steps if s["stepKey"] == CHECKS)
     per_day = each / SINGLE_RUNS * DAYS
     running = max(run["endTime"] for run in runs) - min(run["startTime"] for run in runs)
     table = [
         ("one bare GROUP BY over the range, for one table", bare),
         ("rebuild by itself (calc-analytics rollup), all four tables", domain),
         (f"the asset's steps ({len(runs)} runs): rebuild, events, previews", rebuilding),
-        ("the checks' steps: proof of every day in every rollup", proving),
+        ("the checks' step of each run: proof of every day in every rollup", proving),
         ("the runs, from start to end", running),
         ("the backfill, from click to the last run's end", whole),
         (f"a run per day, from start to end; {SINGLE_RUNS} measured, times {DAYS / SINGLE_RUNS:.0f}", per_day),
     ]
     show(
-        f"A backfill of {DAYS} days of {ROWS_PER_DAY:,} rows",
+        f"A backfill of {DAYS} days of {rows_per_day:,} rows",
         ("", "seconds", "rows/s", "share of the bare throughput"),
         [(name, f"{took:.1f}", f"{rows / took:,.0f}", f"{bare / took:.0%}") for name, took in table],
     )
@@ -85,7 +81,7 @@ def range_sql(days: list[date]) -> str:
     """
 
 
-def backfill(up: Up, days: list[date]) -> tuple[float, list[dict]]:
+def backfill(up: Running, days: list[date]) -> tuple[float, list[dict]]:
     """Launches a backfill as the UI does; seconds until its last run has ended, and its runs."""
     started = time.time()
     launched = launch(up, days)
@@ -95,7 +91,7 @@ def backfill(up: Up, days: list[date]) -> tuple[float, list[dict]]:
     return max(run["endTime"] for run in runs) - started, runs
 
 
-def backfill_each(up: Up, days: list[date]) -> float:
+def backfill_each(up: Running, days: list[date]) -> float:
     """A run for each day, all asked for at once; seconds from the first one's start to the last one's end."""
     launched = [launch(up, [day]) for day in days]
     for each in launched:
@@ -105,7 +101,7 @@ def backfill_each(up: Up, days: list[date]) -> float:
     return max(run["endTime"] for run in runs) - min(run["startTime"] for run in runs)
 
 
-def launch(up: Up, days: list[date]) -> str:
+def launch(up: Running, days: list[date]) -> str:
     """The backfill's id."""
     return str(
         up.graphql(LAUNCH, days=[str(day) for day in days], assets=[{"path": [name]} for name in LOG.names])[
@@ -114,12 +110,12 @@ def launch(up: Up, days: list[date]) -> str:
     )
 
 
-def await_end(up: Up, backfill_id: str) -> None:
+def await_end(up: Running, backfill_id: str) -> None:
     """Waits until the backfill has succeeded."""
     eventually(lambda: status(up, backfill_id) == "COMPLETED_SUCCESS", "the backfill's end", 900)
 
 
-def status(up: Up, backfill_id: str) -> str:
+def status(up: Running, backfill_id: str) -> str:
     """Where the backfill stands."""
     return str(up.graphql(STATUS, id=backfill_id)["partitionBackfillOrError"]["status"])
 

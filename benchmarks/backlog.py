@@ -3,12 +3,21 @@
 python -m benchmarks.backlog          # about four minutes
 """
 
-import argparse
 import resource
 import subprocess
 import sys
 
-from benchmarks.common import COLUMNS, MAIN_ONLY, execute, median_seconds, plain, project_database, seconds, show
+from benchmarks.common import (
+    COLUMNS,
+    MAIN_ONLY,
+    execute,
+    median_seconds,
+    parse_size,
+    plain,
+    project_database,
+    seconds,
+    show,
+)
 from calc_analytics.rollup import ledger
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Log, Rollup
@@ -44,9 +53,7 @@ print(took, report.rows, len(steps), max(steps), resource.getrusage(resource.RUS
 
 def main() -> None:
     """Prints seconds, ratios and the client's memory."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rows", type=int, default=ROWS)
-    count = parser.parse_args().rows
+    count = parse_size(__doc__, "--rows", ROWS, "log rows of the backlog")
     rows = []
     for order in ORDERS:
         for log, name in ((MAIN_ONLY, "calculation_stats_daily alone"), (LOG, "all four tables")):

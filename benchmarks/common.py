@@ -1,5 +1,6 @@
 """What the benchmarks share: a server of their own, rows, clocks, and a table. Linux: CPU times are read from /proc."""
 
+import argparse
 import random
 import shutil
 import statistics
@@ -63,6 +64,13 @@ def project_database(log: Log = LOG) -> Iterator[Database]:
         install(db)
         yield db
         db.engine.dispose()
+
+
+def parse_size(description: str | None, name: str, default: int, meaning: str) -> int:
+    """The value of the benchmark's one option, for example `--rows`; `--help` prints the module's docstring."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(name, type=int, default=default, help=f"{meaning} (default: {default:,})", dest="size")
+    return int(parser.parse_args().size)
 
 
 def execute(engine: Engine, statement: str) -> None:

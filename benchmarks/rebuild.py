@@ -6,7 +6,18 @@ python -m benchmarks.rebuild
 from collections.abc import Callable
 from functools import partial
 
-from benchmarks.common import BARE, DAY, execute, fill, median_seconds, plain, project_database, seconds, show
+from benchmarks.common import (
+    BARE,
+    DAY,
+    execute,
+    fill,
+    median_seconds,
+    parse_size,
+    plain,
+    project_database,
+    seconds,
+    show,
+)
 from calc_analytics.days import ONE_DAY
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.rebuild import rebuild
@@ -20,17 +31,18 @@ ROUNDS = 5
 
 def main() -> None:
     """Prints medians, first with the day alone in the table, then with as many rows of the day before."""
+    day_rows = parse_size(__doc__, "--rows", ROWS, "log rows of the day")
     with project_database() as db:
         rows = []
         for days in (1, 2):
-            fill(db.engine, DAY - ONE_DAY * (days - 1), ROWS, rows_per_transaction=20_000)
+            fill(db.engine, DAY - ONE_DAY * (days - 1), day_rows, rows_per_transaction=20_000)
             refresh(db)
             execute(db.engine, "vacuum analyze calculation_logs")
             took = measure(db)
             for name, value in took.items():
                 bare = took["bare SELECT … GROUP BY, all four" if "four" in name else "bare SELECT … GROUP BY"]
-                rows.append((f"{days * ROWS:,}", name, f"{value:.2f} s", f"{value / bare:.2f}"))
-        show("A day of 5,000,000 rows", ("rows in the table", "", "median", "ratio"), rows)
+                rows.append((f"{days * day_rows:,}", name, f"{value:.2f} s", f"{value / bare:.2f}"))
+        show(f"A day of {day_rows:,} rows", ("rows in the table", "", "median", "ratio"), rows)
 
 
 def measure(db: Database) -> dict[str, float]:

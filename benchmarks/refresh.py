@@ -3,7 +3,6 @@
 python -m benchmarks.refresh          # about four minutes
 """
 
-import argparse
 import time
 from functools import partial
 
@@ -17,6 +16,7 @@ from benchmarks.common import (
     execute,
     fill,
     median_seconds,
+    parse_size,
     plain,
     project_database,
     seconds,
@@ -29,7 +29,7 @@ from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollups import LOG, STATS
 
-SIZES = (1_000_000, 5_000_000)
+ROWS, GROWTH = 1_000_000, 5
 BATCHES = (5_000, 100)
 ROUNDS = 31
 # The floor: the rows are known by their ids; begin, one statement, commit, as an engineer would type it.
@@ -44,15 +44,13 @@ BY_HAND = f"""
 
 def main() -> None:
     """Prints medians and ratios."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--quick", action="store_true", help="only with 1M rows today")
-    sizes = SIZES[:1] if parser.parse_args().quick else SIZES
+    first = parse_size(__doc__, "--rows", ROWS, f"log rows of today, and {GROWTH} times as many in the second half")
     rows: list[tuple[object, ...]] = []
     with project_database() as db:
         execute(db.engine, "create table whole_day (like calculation_stats_daily including all)")
         execute(db.engine, "create table by_hand (like calculation_stats_daily including all)")
         there = 0
-        for size in sizes:
+        for size in (first, GROWTH * first):
             install(Database(db.engine, LOG, "UTC"))
             fill(db.engine, DAY, size, first=there)
             there = size

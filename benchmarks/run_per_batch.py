@@ -27,14 +27,14 @@ from dagster import (
 )
 from sqlalchemy.engine import Engine
 
-from benchmarks.common import plain, show
-from benchmarks.streaming import RATE, WRITERS, Commits, project, settle, spent, total, watch
+from benchmarks.common import parse_size, plain, show
+from benchmarks.running import Copy, eventually, fresh_copy
+from benchmarks.streaming import RATE, WRITERS, Commits, settle, spent, total, watch
 from calc_analytics.config import project_root, with_driver
 from calc_analytics.database.engine import engine_for
 from calc_analytics.processes.simulate import Traffic, simulate
 from calc_analytics.processes.supervisor import free_port
 from calc_analytics.rollups import STATS
-from calc_analytics_tests.acceptance.conftest import Project, eventually
 
 SECONDS = 90
 TODAY = f"""
@@ -71,17 +71,18 @@ defs = Definitions(assets=[whole_day], jobs=[job], sensors=[new_rows], executor=
 
 def main() -> None:
     """Prints latencies and CPU of both."""
+    length = parse_size(__doc__, "--seconds", SECONDS, "how long each measurement takes")
     rows = []
-    with project() as fresh, fresh.up() as up:
+    with fresh_copy() as copy, copy.up() as up:
         settle(up)
-        rows.append(("this project", *measure(up.engine(), up.descendants)))
-    with project() as fresh, dagster_dev(fresh) as (engine, processes):
-        rows.append(("a run per batch", *measure(engine, processes)))
-    title = f"Commit to calculation_stats_daily, {WRITERS} writers, {RATE:,} rows/s, {SECONDS} s"
+        rows.append(("this project", *measure(up.engine(), up.descendants, length)))
+    with fresh_copy() as copy, dagster_dev(copy) as (engine, processes):
+        rows.append(("a run per batch", *measure(engine, processes, length)))
+    title = f"Commit to calculation_stats_daily, {WRITERS} writers, {RATE:,} rows/s, {length} s"
     show(title, ("", "p50", "p95", "max", "CPU of Dagster and PostgreSQL, writers' inserts included"), rows)
 
 
-def measure(engine: Engine, processes: Callable[[], list[psutil.Process]]) -> tuple[str, str, str, str]:
+def measure(engine: Engine, processes: Callable[[], list[psutil.Process]], length: int) -> tuple[str, str, str, str]:
     """Latencies while writers write, and CPU per second."""
     with plain(engine) as reader:
         base = total(reader)
@@ -89,7 +90,7 @@ def measure(engine: Engine, processes: Callable[[], list[psutil.Process]]) -> tu
         watcher = threading.Thread(target=watch, args=(reader, seen, over))
         watcher.start()
         before, started = spent(everything(processes)), time.monotonic()
-        report = simulate(engine.url, Traffic(RATE, WRITERS, late_share=0), seconds=SECONDS, progress=commits.add)
+        report = simulate(engine.url, Traffic(RATE, WRITERS, late_share=0), seconds=length, progress=commits.add)
         eventually(lambda: seen[-1][1] >= base + report.rows, "every row counted", 120)
         used = (spent(everything(processes)) - before) / (time.monotonic() - started)
         over.set()
@@ -106,28 +107,26 @@ def everything(processes: Callable[[], list[psutil.Process]]) -> list[psutil.Pro
 
 
 @contextmanager
-def dagster_dev(fresh: Project) -> Iterator[tuple[Engine, Callable[[], list[psutil.Process]]]]:
+def dagster_dev(copy: Copy) -> Iterator[tuple[Engine, Callable[[], list[psutil.Process]]]]:
     """The baseline running on a migrated embedded server: its engine and its processes."""
-    assert fresh.cli("migrate").returncode == 0
-    postmaster = fresh.folder / ".calc_analytics" / "pgdata"
-    url = f"postgresql://postgres@/calc_analytics?host={postmaster}"
+    assert copy.start("calc_analytics.cli", "migrate").wait(120) == 0
+    url = f"postgresql://postgres@/calc_analytics?host={copy.postmaster.parent}"
     environment = {
-        "DAGSTER_HOME": str(fresh.folder),
-        "PYTHONPATH": f"{fresh.folder}:{project_root()}",
+        "DAGSTER_HOME": str(copy.folder),
+        "PYTHONPATH": f"{copy.folder}:{project_root()}",
         "BENCHMARK_URL": url,
     }
     command = ("dagster", "dev", "-m", "benchmarks.run_per_batch", "--port", str(free_port()))
-    process = fresh.start(*command, **environment)
+    process = copy.start(*command, **environment)
     drain = threading.Thread(target=lambda: [None for _ in process.stdout or ()], daemon=True)
     drain.start()
-    pid_file = postmaster / "postmaster.pid"
     engine = engine_for(with_driver(url, "psycopg"))
-    eventually(pid_file.exists, "the server")
+    eventually(copy.postmaster.exists, "the server")
     eventually(lambda: runs_tick(engine), "the sensor's first run", 120)
 
     def processes() -> list[psutil.Process]:
         root = psutil.Process(process.pid)
-        return [root, *root.children(recursive=True), psutil.Process(int(pid_file.read_text().split()[0]))]
+        return [root, *root.children(recursive=True), psutil.Process(int(copy.postmaster.read_text().split()[0]))]
 
     try:
         yield engine, processes

@@ -3,23 +3,20 @@
 python -m benchmarks.streaming            # about twelve minutes; --seconds 30 for a quick look
 """
 
-import argparse
-import shutil
 import statistics
-import tempfile
 import threading
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
 
 import psutil
 import psycopg
 from sqlalchemy import text
 from sqlalchemy.engine import Engine
 
-from benchmarks.common import cpu_seconds, plain, project_database, show
+from benchmarks.common import cpu_seconds, parse_size, plain, project_database, show
+from benchmarks.running import Running, eventually, fresh_copy
 from calc_analytics.config import with_driver
 from calc_analytics.database.engine import engine_for
 from calc_analytics.days import today
@@ -29,7 +26,6 @@ from calc_analytics.rollup.follow import Follower
 from calc_analytics.rollup.ledger import built_days
 from calc_analytics.rollup.verify import verify
 from calc_analytics.rollups import LOG
-from calc_analytics_tests.acceptance.conftest import Project, Up, eventually
 
 RATE, FAST_RATE, WRITERS = 1_000, 4_000, 4
 DEBOUNCE_SECONDS = 0.2
@@ -43,11 +39,9 @@ OPEN = (
 
 def main() -> None:
     """Prints the tables."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--seconds", type=int, default=120, help="how long each measurement takes")
-    length = parser.parse_args().seconds
+    length = parse_size(__doc__, "--seconds", 120, "how long each measurement takes")
     latencies, costs = [], []
-    with project() as fresh, fresh.up() as up:
+    with fresh_copy() as copy, copy.up() as up:
         settle(up)
         costs += idle(up, length)
         events = event_rows(up)
@@ -66,15 +60,7 @@ def main() -> None:
     show("What it costs", ("", "measured"), costs)
 
 
-@contextmanager
-def project() -> Iterator[Project]:
-    """A copy of the project in a folder of its own."""
-    folder = Path(tempfile.mkdtemp(prefix="ca-"))
-    yield Project(folder)
-    shutil.rmtree(folder)
-
-
-def settle(up: Up) -> None:
+def settle(up: Running) -> None:
     """Until today is built, the first runs have ended, and what the start costs is over."""
     engine = up.engine()
     eventually(lambda: today("UTC") in built_days(Database(engine, LOG, "UTC")), "today built")
@@ -85,7 +71,7 @@ def settle(up: Up) -> None:
 
 
 def streamed(
-    up: Up, length: float, held: Callable[[Engine], AbstractContextManager[None]] | None = None, rate: int = RATE
+    up: Running, length: float, held: Callable[[Engine], AbstractContextManager[None]] | None = None, rate: int = RATE
 ) -> tuple[str, str, str, int, int, str]:
     """Latencies of every batch while writers write: p50, p95, max; and the proofs made meanwhile."""
     engine = up.engine()
@@ -179,7 +165,7 @@ def vacuumed(engine: Engine) -> Iterator[None]:
         holder.rollback()
 
 
-def idle(up: Up, length: float) -> list[tuple[str, str]]:
+def idle(up: Running, length: float) -> list[tuple[str, str]]:
     """CPU of Dagster's processes, of the project's own, and of PostgreSQL while nobody writes."""
     postgres = [p for p in psutil.process_iter() if "postgres" in p.name() and belongs(p, up)]
     ours = [p for p in up.descendants() if "postgres" not in p.name()]
@@ -194,10 +180,10 @@ def idle(up: Up, length: float) -> list[tuple[str, str]]:
     return [(name, f"{(spent(processes) - before[name]) / length:.1%} of a core") for name, processes in groups.items()]
 
 
-def belongs(process: psutil.Process, up: Up) -> bool:
+def belongs(process: psutil.Process, up: Running) -> bool:
     """Whether it is the project's own server or one of its lasting processes."""
-    postmaster = (up.project.folder / ".calc_analytics" / "pgdata" / "postmaster.pid").read_text().split()[0]
-    return int(postmaster) in (process.pid, process.ppid())
+    postmaster = int(up.copy.postmaster.read_text().split()[0])
+    return postmaster in (process.pid, process.ppid())
 
 
 def spent(processes: list[psutil.Process]) -> float:
@@ -206,7 +192,7 @@ def spent(processes: list[psutil.Process]) -> float:
     return sum(t.user + t.system + t.children_user + t.children_system for t in times)
 
 
-def event_rows(up: Up) -> int:
+def event_rows(up: Running) -> int:
     """Rows of Dagster's event log."""
     url = with_driver(up.database_url, "psycopg").set(database="dagster")
     statement = "select count(*) from event_logs"
@@ -217,14 +203,14 @@ def event_rows(up: Up) -> int:
     return found
 
 
-def hourly(up: Up, before: int, length: float) -> str:
+def hourly(up: Running, before: int, length: float) -> str:
     """Rows per hour since the count `before`."""
     return f"{(event_rows(up) - before) * 3600 / length:,.0f}"
 
 
 def refresh_cpu(length: float) -> float:
     """CPU seconds per second of a follower and its connections, while another process writes."""
-    with project_database() as db, project() as writers:
+    with project_database() as db, fresh_copy() as writers:
         stopping = threading.Event()
         follower = Follower(db, DEBOUNCE_SECONDS, stopping)
         url = db.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)

@@ -7,7 +7,7 @@ import statistics
 
 import psycopg
 
-from benchmarks.common import COLUMNS, cpu_seconds, server, show
+from benchmarks.common import COLUMNS, cpu_seconds, parse_size, server, show
 from calc_analytics.config import with_driver
 from calc_analytics.database.adopt import PAGES_PER_RANGE, hour
 
@@ -32,11 +32,12 @@ BATCH_ROWS, BATCHES, ROUNDS = 100, 300, 10
 
 def main() -> None:
     """Prints CPU and WAL per row, for a table that grows and for one that reuses space freed by retention."""
+    rounds = parse_size(__doc__, "--rounds", ROUNDS, "rounds, of which the medians are taken")
     with server() as url:
         plain = with_driver(url, "psycopg").set(drivername="postgresql").render_as_string(hide_password=False)
         connection = psycopg.connect(plain, autocommit=True)
         for title, reused in (("A table that grows", False), ("A table that reuses freed space", True)):
-            measured = measure(connection, reused)
+            measured = measure(connection, reused, rounds)
             bare_cpu, bare_wal = measured["bare table"]
             rows = [
                 (name, f"{cpu * 1e6:.2f} µs", f"{cpu / bare_cpu:.2f}", f"{wal:.0f} B", f"{wal / bare_wal:.2f}")
@@ -46,7 +47,7 @@ def main() -> None:
         connection.close()
 
 
-def measure(connection: psycopg.Connection, reused: bool) -> dict[str, tuple[float, float]]:
+def measure(connection: psycopg.Connection, reused: bool, rounds: int) -> dict[str, tuple[float, float]]:
     """CPU seconds and WAL bytes per row for each variant, medians over rounds in turn."""
     tables = {name: f"logs_{n}" for n, name in enumerate(VARIANTS)}
     for name, table in tables.items():
@@ -55,7 +56,7 @@ def measure(connection: psycopg.Connection, reused: bool) -> dict[str, tuple[flo
     for table in tables.values():
         write(connection, table, BATCHES)  # the full page images after the checkpoint
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in VARIANTS}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, table in tables.items():
             found[name].append(write(connection, table, BATCHES))
     return {

@@ -23,6 +23,8 @@ unix_socket_directories = '{folder}'
 max_prepared_transactions = 10
 max_connections = 60
 fsync = off
+full_page_writes = off
+max_wal_size = 128MB
 """
 
 

@@ -29,6 +29,19 @@ from calc_analytics_tests.conftest import stay_clear_of_midnight
 
 PATIENCE_SECONDS = 120
 SETTINGS = ("DATABASE_URL", "DAGSTER_", "ROLLUP", "LOGS_KEPT", "TEST_DATABASE_URL", "ENABLE_", "LOG_")
+# Without bytecode each of a copy's processes would compile it again.
+REMOVED = (*SETTINGS, "PYTHONDONTWRITEBYTECODE")
+
+
+# The files of this ring that a plain `pytest` runs; the others are marked long.
+CORE = ("test_up.py",)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks as long what is not of the core: a new file belongs to the long run until it is named above."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent and item.path.name not in CORE:
+            item.add_marker(pytest.mark.long)
 
 
 def eventually(fact: Callable[[], Any], what: str, seconds: float = PATIENCE_SECONDS) -> Any:
@@ -76,7 +89,7 @@ class Project:
 
     def environment(self, **settings: str) -> dict[str, str]:
         """The shell's environment without this project's settings, plus those given."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(SETTINGS)}
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(REMOVED)}
         return {**kept, "PYTHONPATH": str(self.folder), **settings}
 
     def start(self, *command: str, **settings: str) -> "subprocess.Popen[str]":

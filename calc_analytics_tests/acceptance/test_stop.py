@@ -41,7 +41,7 @@ from calc_analytics_tests.acceptance.writers import writing
 
 # The promise.
 STOPPED_WITHIN_SECONDS = 10
-BACKFILLED_DAYS = 60
+BACKFILLED_DAYS = 30
 
 Connect = Callable[[], psycopg.Connection]
 

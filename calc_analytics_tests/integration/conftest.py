@@ -14,6 +14,26 @@ from calc_analytics.definitions import defs
 from calc_analytics.orchestration import resources, sensors
 from calc_analytics_tests.conftest import ROLE, own_database, stay_clear_of_midnight
 
+# Files of which every test is long: other people's databases, copies and upgrades of clusters, Dagster's old events.
+LONG = (
+    "test_cloned_cluster.py",
+    "test_housekeeping.py",
+    "test_log_identity.py",
+    "test_odd_tables.py",
+    "test_partitions.py",
+    "test_restore.py",
+    "test_row_security.py",
+    "test_upgrade.py",
+    "test_wide_keys.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests of these files as long."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent and item.path.name in LONG:
+            item.add_marker(pytest.mark.long)
+
 
 @pytest.fixture(autouse=True)
 def _clear_of_midnight() -> None:

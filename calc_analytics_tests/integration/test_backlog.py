@@ -98,6 +98,7 @@ def test_each_step_of_a_backlog_commits_a_valid_earlier_cut(db: Database, backlo
         assert_exact(db)
 
 
+@pytest.mark.long
 def test_writers_that_go_on_during_the_steps_are_counted_once(db: Database, backlog, connect):
     is_open, is_prepared = backlog()
     rng, writer, late = random.Random(10), connect(), connect()

@@ -279,6 +279,7 @@ def _state(db: Database) -> tuple:
         return tuple(connection.execute(text("select cast(snapshot as text), refreshed_at from rollup_state")).one())
 
 
+@pytest.mark.long
 def test_writers_refreshes_rebuilds_and_proofs_at_once_never_differ(db: Database, connect: Connect):
     days = [date(2026, 3, 1), date(2026, 3, 2), date(2026, 3, 3)]
     rebuild(db, days[:2])
@@ -307,7 +308,7 @@ def test_writers_refreshes_rebuilds_and_proofs_at_once_never_differ(db: Database
         assert disagreements(db) == []
 
     with Crowd(*(writing() for _ in range(4)), refreshing, refreshing, rebuilding, proving, reading) as crowd:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while min(crowd.rounds[-5:]) < 30 and time.monotonic() < deadline and not crowd.over.is_set():
             time.sleep(0.05)
     assert min(crowd.rounds) >= 10

@@ -33,6 +33,7 @@ def test_a_new_day_is_in_the_view_before_any_refresh(db, connect):
     assert_live(db)
 
 
+@pytest.mark.long
 def test_it_equals_the_logs_at_every_step_of_random_work(db, connect):
     rng, days = random.Random(5), [date(2026, 3, 1) + timedelta(days=n) for n in range(3)]
     rebuild(db, days)

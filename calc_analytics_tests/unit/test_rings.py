@@ -1,0 +1,92 @@
+"""Each test runs somewhere: it is collected by a plain `pytest` or by `pytest -m long`, both of which the gate runs."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from calc_analytics.config import project_root
+
+ROOT = project_root()
+TESTS = ROOT / "calc_analytics_tests"
+RINGS = ("unit", "integration", "acceptance")
+GATE = (ROOT / ".ci" / "run").read_text()
+PAGE = (ROOT / "docs" / "testing.md").read_text()
+
+
+def collect(*options: str) -> set[str]:
+    """The ids of the tests that `pytest` with these options would run."""
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {line for line in done.stdout.splitlines() if "::" in line}
+
+
+def files_of(tests: set[str]) -> set[str]:
+    """'acceptance/test_stop.py' and the like."""
+    return {test.split("::")[0].removeprefix("calc_analytics_tests/") for test in tests}
+
+
+def files_named_in(section: str) -> list[str]:
+    """The first cells of a section's table."""
+    return re.findall(r"^\| `([\w/]+\.py)", PAGE.split(f"## {section}")[1].split("\n## ")[0], re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def long() -> set[str]:
+    return collect("-m", "long")
+
+
+@pytest.fixture(scope="module")
+def core() -> set[str]:
+    return collect()
+
+
+def test_every_file_of_tests_lies_in_a_ring():
+    outside = [path for path in TESTS.rglob("test_*.py") if path.parent.name not in RINGS]
+    assert outside == []
+
+
+def test_the_gate_runs_the_core_and_the_long_tests():
+    assert "-m 'not long'" in (ROOT / "pyproject.toml").read_text()
+    assert re.findall(r"^pytest -q -n 3(.*)$", GATE, re.MULTILINE) == ["", " -m long"]
+
+
+def test_every_test_is_in_the_core_or_long_and_none_is_in_both(core: set[str], long: set[str]):
+    assert core & long == set()
+    assert files_of(core | long) == {f"{path.parent.name}/{path.name}" for path in TESTS.rglob("test_*.py")}
+
+
+def test_the_page_names_every_file_with_long_tests(long: set[str]):
+    assert sorted(set(files_named_in("Long tests"))) == sorted(files_of(long))
+
+
+@pytest.mark.parametrize(
+    "example",
+    [
+        "integration/test_model.py::test_no_order_of_events_makes_a_difference[short]",
+        "acceptance/test_up.py::test_a_process_that_dies_is_started_again",
+        "acceptance/test_up.py::test_a_database_that_dies_is_started_again_and_counting_goes_on",
+        "acceptance/test_up.py::test_a_partition_materialized_in_the_ui_shows_its_figures_and_a_green_check",
+    ],
+)
+def test_the_core_holds_a_short_model_kills_and_a_browser(core: set[str], example: str):
+    assert f"calc_analytics_tests/{example}" in core
+
+
+def test_the_core_holds_the_unit_ring_and_posts_alerts(core: set[str], long: set[str]):
+    assert not [file for file in files_of(long) if file.startswith("unit/")]
+    assert [file for file in files_of(core) if re.fullmatch(r"integration/test_\w*alerts?\w*\.py", file)]
+
+
+def test_every_file_that_the_gate_runs_on_another_postgresql_exists():
+    named = " ".join(re.findall(r"^(?:databases|domain)=\((.*)\)$", GATE, re.MULTILINE)).split()
+    assert len(named) > 10
+    assert [name for name in named if not (TESTS / "integration" / f"test_{name}.py").exists()] == []
+
+
+def test_no_benchmark_imports_from_the_tests():
+    modules = sorted((ROOT / "benchmarks").glob("*.py"))
+    assert modules
+    assert [path.name for path in modules if "calc_analytics_tests" in path.read_text()] == []
