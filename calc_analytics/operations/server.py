@@ -14,10 +14,12 @@ LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 def serve(settings: Settings, host: str, port: int) -> None:
-    """Returns when it was told to stop."""
+    """Returns after SIGINT or SIGTERM."""
     _log_in_our_format()
     if settings.enable_test_endpoints and settings.trigger_token is None and host not in LOCAL:
-        logs.line(logging.WARNING, "serve", warning=f"anybody who reaches {host} may trigger: set ROLLUP_TRIGGER_TOKEN")
+        logs.line(
+            logging.WARNING, "serve", warning=f"every client that reaches {host} may trigger: set ROLLUP_TRIGGER_TOKEN"
+        )
     logs.line(logging.INFO, "serve", url=f"http://{host}:{port}", trigger=settings.enable_test_endpoints)
     uvicorn.run(
         Service(settings).app(),

@@ -138,7 +138,7 @@ def _old_runs(instance: DagsterInstance, before: datetime, keep: "Kept", locatio
 
 
 def _is_ours(run: DagsterRun, location: str | None) -> bool:
-    """A run that was started on the command line belongs to no location; then its name or its assets tell."""
+    """A run that was started on the command line belongs to no location: its job or its assets say so."""
     if run.remote_job_origin is not None and location is not None:
         return run.remote_job_origin.location_name == location
     return run.job_name in JOBS or bool(run.asset_selection and run.asset_selection <= set(ASSETS))
