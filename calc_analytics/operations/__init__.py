@@ -1,5 +1,5 @@
-"""What people, load balancers and Prometheus ask: the health report, `status`, `doctor`, metrics, and HTTP over them.
+"""Facts → health → status, doctor, metrics, alerts and HTTP.
 
-Plain functions that return small values; whoever asks prints them. Every question has its own deadline, so that one
-hanging part is one line of the answer. Nothing here changes data, except the trigger, which is off by default.
+`facts.py` reads, `health.py` and `doctor.py` judge, the others render. Every group of facts has a deadline, so that a
+part that hangs is one line of the answer. Nothing here changes data, except the trigger, which is off by default.
 """

@@ -26,7 +26,7 @@ class Problem:
 class Finding:
     """What was found. `level` is 'ok', 'note' (works, and could be better) or 'wrong'.
 
-    `command` is what to type, one command per line. `public` is what anybody may read over HTTP, if that is less than
+    `command` is what to type, one command per line. `public` is what HTTP discloses, if that is less than
     `fact`; `code` is for programs. `is_known` is false where the facts could not be read: then `fact` is the error.
     """
 

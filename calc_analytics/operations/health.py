@@ -350,7 +350,7 @@ def _scheduled_run(facts: Facts) -> Finding:
 
 
 def _runs(facts: Facts) -> Finding:
-    """Runs that failed, unless the days were rebuilt since by whatever means."""
+    """Runs that failed, unless their days were rebuilt since, by a run or by the command line."""
     ledger, scheduled = facts.known("ledger"), facts.runs.scheduled
     rebuilt = ledger.rebuilt if ledger else {}
     failed = [

@@ -1,6 +1,6 @@
 """The HTTP service: thin endpoints over the health report, the metrics and the trigger.
 
-Answers are `{"data": …}`, errors `{"error": {"code", "message"}}`, at any path and whatever fails. Answers disclose
+Answers are `{"data": …}`, errors `{"error": {"code", "message"}}`, at any path and for any failure. Answers disclose
 nothing of the inside (`disclosure.py`): details go to the log. `openapi.py` describes all of it.
 """
 
@@ -106,7 +106,7 @@ class Service:
         return JSONResponse(description())
 
     async def live(self, request: Request) -> Response:
-        """200 as long as the process answers, whatever else is down."""
+        """200 as long as the process answers, even if everything else is down."""
         return JSONResponse({"data": {"status": "ok"}}, headers=FRESH)
 
     async def rollup(self, request: Request) -> Response:
@@ -139,7 +139,7 @@ class Service:
         return JSONResponse({"data": done.as_dict()}, headers=FRESH)
 
     def _may_trigger(self, headers: Mapping[str, str]) -> bool:
-        """Whether the token is right, compared in a time that tells nothing of it; without a token anybody may."""
+        """Whether the token is right, compared in constant time; without a token in the settings every request may."""
         if self.settings.trigger_token is None:
             return True
         scheme, _, token = headers.get("authorization", "").partition(" ")

@@ -30,7 +30,7 @@ MAY_FAIL = ("refresh", "rebuild", "verify")
 
 @dataclass
 class Exposition:
-    """Answers Prometheus, whatever is down. `waiting`: how many alerts the webhook has not taken yet."""
+    """Answers Prometheus, even if everything else is down. `waiting`: how many alerts the webhook has not taken yet."""
 
     sources: Sources
     prober: Prober

@@ -61,7 +61,7 @@ class Prober:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def ask(self, questions: Mapping[str, Question]) -> dict[str, Answer[Any]]:
-        """The answers by name, after the deadline at the latest. A name stands for one question, whoever asks it."""
+        """The answers by name, after the deadline at the latest. A name stands for one question."""
         deadline = time.monotonic() + self.deadline_seconds
         asked = {name: self._start(name, question) for name, question in questions.items()}
         return {name: self._await(name, each, deadline) for name, each in asked.items()}

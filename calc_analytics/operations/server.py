@@ -14,10 +14,12 @@ LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 def serve(settings: Settings, host: str, port: int, ui_port: int | None = None) -> None:
-    """Returns when it was told to stop. `ui_port` is that of Dagster's UI on this machine, if it is known."""
+    """Returns after SIGINT or SIGTERM. `ui_port`: that of Dagster's UI on this machine, if it is known."""
     _log_in_our_format()
     if settings.enable_test_endpoints and settings.trigger_token is None and host not in LOCAL:
-        logs.log(logging.WARNING, "serve", warning=f"anybody who reaches {host} may trigger: set ROLLUP_TRIGGER_TOKEN")
+        logs.log(
+            logging.WARNING, "serve", warning=f"every client that reaches {host} may trigger: set ROLLUP_TRIGGER_TOKEN"
+        )
     logs.log(logging.INFO, "serve", url=f"http://{host}:{port}", trigger=settings.enable_test_endpoints)
     uvicorn.run(
         Service(settings, ui_port=ui_port).app(),

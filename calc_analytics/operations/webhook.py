@@ -1,6 +1,6 @@
 """Posts a text to the webhook of ALERT_WEBHOOK_URL, in the form of Slack's incoming webhooks: `{"text": …}`.
 
-A few attempts, each bounded whatever the other side does: a socket's timeout alone does not bound a slow name lookup,
+A few attempts, each with a deadline of its own: a socket's timeout alone does not bound a slow name lookup,
 or an answer that drips. The URL's path is the secret: no message holds more than its host.
 """
 

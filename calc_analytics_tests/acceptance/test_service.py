@@ -163,7 +163,7 @@ def test_a_sensor_that_is_turned_off_is_unhealthy_and_the_named_command_fixes_it
     eventually(lambda: healthy(up), "healthy again")
 
 
-def test_a_killed_database_is_503_with_details_and_then_well_again(up: Up):
+def test_a_killed_database_is_503_with_details_and_then_healthy_again(up: Up):
     (postmaster,) = [p for p in up.descendants() if "postgres" in p.name() and p.ppid() == 1]
     postmaster.suspend()
     try:
