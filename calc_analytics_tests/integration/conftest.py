@@ -14,8 +14,10 @@ from calc_analytics.definitions import defs
 from calc_analytics.orchestration import resources, sensors
 from calc_analytics_tests.conftest import ROLE, own_database, stay_clear_of_midnight
 
-# Files of which every test is long: other people's databases, copies and upgrades of clusters, Dagster's old events.
+# Files of which every test is long: changes by others in every form, other people's databases, copies and upgrades of
+# clusters, Dagster's old events.
 LONG = (
+    "test_books.py",
     "test_cloned_cluster.py",
     "test_housekeeping.py",
     "test_log_identity.py",

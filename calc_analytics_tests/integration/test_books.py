@@ -230,10 +230,7 @@ CHANGES = {
     "an inserted row": insert_row,
     "a moved row": move_row,
 }
-rollups = pytest.mark.parametrize(
-    "rollup",
-    [pytest.param(each, id=each.name, marks=[] if each is STATS else [pytest.mark.long]) for each in LOG.rollups],
-)
+rollups = pytest.mark.parametrize("rollup", LOG.rollups, ids=LOG.names)
 changes = pytest.mark.parametrize("change", CHANGES.values(), ids=list(CHANGES))
 
 
@@ -844,7 +841,6 @@ def built(books: Books) -> set[Key]:
 # -- All at once -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.long
 def test_rebuilds_refreshes_prunes_and_proofs_at_once_leave_a_change_red_or_repaired(books: Books, connect):
     writer, rng, written = connect(), random.Random(9), [0]
 
