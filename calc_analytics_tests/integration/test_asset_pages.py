@@ -11,8 +11,9 @@ from sqlalchemy import create_engine, text
 from calc_analytics.database.comments import describe_tables
 from calc_analytics.database.tables import metadata as tables
 from calc_analytics.definitions import defs
-from calc_analytics.rollup.figures import built_by_others, day_ratios, day_totals
+from calc_analytics.rollup.figures import day_ratios, day_totals
 from calc_analytics.rollup.journal import rebuild_seconds
+from calc_analytics.rollup.ledger import days_built_by_others
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollups import LATENCY, LOG, STATS
 from calc_analytics_tests.logs import OWNER, execute, row, utc, write
@@ -127,11 +128,11 @@ def test_days_of_one_rebuild_share_its_duration(db, connect):
     rebuild(db, days)
     execute(db, "update rollup_days set built_by = 'calc_analytics cli'")
     execute(db, "update rollup_journal set seconds = 2 where operation = 'rebuild'")
-    built = built_by_others(db, None, 200)
+    built = days_built_by_others(db, None, 200)
     assert len(built) == len(days) * len(LOG.rollups)
     assert rebuild_seconds(db, built) == {(day, name): 0.5 for day in days for name in LOG.names}
     rebuild(db, days[:1])
-    later = rebuild_seconds(db, built_by_others(db, None, 200))
+    later = rebuild_seconds(db, days_built_by_others(db, None, 200))
     assert {later[days[1], name] for name in LOG.names} == {0.5}, "the entry of its own rebuild"
     execute(db, "delete from rollup_journal")
     assert rebuild_seconds(db, built) == {}
