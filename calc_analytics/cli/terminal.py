@@ -49,11 +49,11 @@ class NotConfirmed(CalcAnalyticsError):
 
 
 def confirm(question: str, unchanged: str = "Nothing was changed.") -> None:
-    """Asks on standard error; raises `NotConfirmed`, with the sentence `unchanged`, unless the answer is yes."""
+    """Asks on the terminal; raises `NotConfirmed`, with the sentence `unchanged`, unless the answer is yes."""
     if not has_terminal():
         raise NotConfirmed(f"there is no terminal to answer '{question}': add --yes to confirm. {unchanged}")
     try:
-        if click.confirm(question, err=True):
+        if click.confirm(question):
             return
     except click.Abort:
         click.echo(err=True)

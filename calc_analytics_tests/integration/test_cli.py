@@ -604,7 +604,7 @@ def test_the_answer_decides(calc_as_owner, db, connect, monkeypatch, answer: str
     monkeypatch.setattr(terminal, "has_terminal", lambda: True)
     result = CliRunner().invoke(main, ["rebase"], input=answer)
     assert result.exit_code == (0 if is_changed else 1)
-    assert "Mark every built day for a rebuild? [y/N]: " in result.stderr
+    assert "Mark every built day for a rebuild? [y/N]: " in result.output
     assert ("error: not confirmed. Nothing was changed." in result.stderr) != is_changed
     assert bool(ledger.waiting_days(db)) == is_changed
 
