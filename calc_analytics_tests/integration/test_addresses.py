@@ -87,8 +87,8 @@ def test_reports_name_the_reason_for_every_part_before_their_deadline():
         address = f"postgresql://me:{SECRET}@127.0.0.1:{port}/db"
         # Two seconds instead of five: on a loaded machine they must be over before the deadline of ten.
         settings = {"DATABASE_URL": address, "PGCONNECT_TIMEOUT": "2"}
-        started = [start(command, **settings) for command in ("status", "doctor")]
-        for process in started:
+        for command in ("status", "doctor"):
+            process = start(command, **settings)
             output, error = process.communicate(timeout=120)
             assert process.returncode == 1
             assert not error
