@@ -34,7 +34,7 @@ from calc_analytics.rollups import LOG
 DOCS = project_root() / "docs"
 STATS = LOG.names[0]
 HISTORY_DAYS = 30
-WIDTH, HEIGHT = 1280, 800
+WIDTH, HEIGHT, TALL = 1280, 800, 900
 PATIENCE_SECONDS = 300
 STOP_SECONDS = 30
 OWN_SETTINGS = ("DATABASE_URL", "DAGSTER_", "ROLLUP", "LOGS_KEPT", "ENABLE_", "ALERT_", "LOG_")
@@ -143,6 +143,7 @@ def browser() -> Iterator[Page]:
 
 def lineage(page: Page, ui: str) -> None:
     """Every asset, with its checks and how many partitions are filled."""
+    page.set_viewport_size({"width": WIDTH, "height": TALL})
     page.goto(f"{ui}/asset-groups")
     page.get_by_text("% filled").or_(page.get_by_text("All partitions", exact=False)).first.wait_for()
 
@@ -161,8 +162,8 @@ def checks(page: Page, ui: str) -> None:
 
 def sensor(page: Page, ui: str) -> None:
     """The sensor's description and ticks."""
-    page.goto(f"{ui}/locations/calc_analytics/sensors/new_log_batches")
-    page.get_by_text("Tick history", exact=False).first.wait_for()
+    page.goto(f"{ui}/locations/__repository__@calc_analytics/sensors/new_log_batches")
+    page.get_by_text("Latest tick").first.wait_for()
 
 
 def backfill(page: Page, ui: str) -> None:
@@ -197,6 +198,7 @@ def take(page: Page, name: str) -> None:
     # Dagster draws the graph, and closes its spinners, with animations of a quarter of a second.
     page.wait_for_timeout(1_500)
     page.screenshot(path=DOCS / f"{name}.png")
+    page.set_viewport_size({"width": WIDTH, "height": HEIGHT})
     print(f"docs/{name}.png", flush=True)
 
 
@@ -211,6 +213,9 @@ def take_of_demo(system: System, page: Page, wanted: set[str]) -> None:
         wait_for(system.is_healthy, "every probe passes, and the UI answers")
         wait_for(system.shows_history, "Dagster shows the days of the history")
         wait_for(system.has_ended_its_runs, "the first runs end")
+        # A run of one day: its checks show that day's figures, where those of a range show a summary.
+        module = ("-m", "calc_analytics.definitions")
+        system.dagster("asset", "materialize", *module, "--select", STATS, "--partition", str(_yesterday()))
         for pictures, port in ((UI, system.ui_port), (SERVICE, system.service_port)):
             for name in [each for each in pictures if each in wanted]:
                 pictures[name](page, f"http://127.0.0.1:{port}")
