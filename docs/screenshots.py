@@ -95,7 +95,7 @@ class System:
 
     def is_stale(self) -> bool:
         """Whether Dagster has marked the main rollup as stale."""
-        return self._asset(STATS)["freshnessStatusInfo"]["freshnessStatus"] == "UNHEALTHY"
+        return self._asset(STATS)["freshnessStatusInfo"]["freshnessStatus"] == "DEGRADED"
 
     def _asset(self, name: str) -> Any:
         return self._graphql(PARTITIONS, asset=name)["assetNodeOrError"]
