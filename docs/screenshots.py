@@ -31,7 +31,7 @@ from calc_analytics.days import today
 from calc_analytics.processes.supervisor import free_port
 from calc_analytics.rollups import LOG
 
-DOCS = project_root() / "docs"
+DOCS = Path(__file__).parent
 STATS = LOG.names[0]
 HISTORY_DAYS = 30
 WIDTH, HEIGHT, TALL = 1280, 800, 900
