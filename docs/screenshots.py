@@ -177,9 +177,10 @@ def backfill(page: Page, ui: str) -> None:
 
 
 def health(page: Page, service: str) -> None:
-    """The page for people: health, totals, lag, and the calendar of days."""
+    """The page for people, whole: health, totals, lag, and the calendar of days."""
     page.goto(f"{service}/")
-    page.get_by_text("healthy", exact=False).first.wait_for()
+    page.get_by_role("heading", name="Healthy").wait_for()
+    page.set_viewport_size({"width": WIDTH, "height": int(page.evaluate("document.documentElement.scrollHeight"))})
 
 
 def freshness(page: Page, ui: str) -> None:
