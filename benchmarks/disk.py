@@ -62,7 +62,8 @@ def report(db: Database, connection: psycopg.Connection) -> None:
         per_key = f"{total / publisher_days:,.0f} B" if name in db.log.names else ""
         lines.append((f"`{name}`", f"{rows:,}", mb(table), mb(indexes), mb(total * 1e6 / logs), per_key))
     columns = ("table", "rows", "table size", "its indexes", "per million log rows", "per publisher and day")
-    show(f"{rows_in(connection, 'rollup_days') // len(db.log.names)} days, {PUBLISHERS} publishers, {ROWS_PER_DAY:,} log rows a day", columns, lines)
+    days = rows_in(connection, "rollup_days") // len(db.log.names)
+    show(f"{days} days, {PUBLISHERS} publishers, {ROWS_PER_DAY:,} log rows a day", columns, lines)
     brin = scalar(
         connection,
         "select sum(pg_relation_size(indexrelid)) from pg_stat_user_indexes where indexrelname like %s",
@@ -86,7 +87,7 @@ def sizes(connection: psycopg.Connection, table: str) -> tuple[int, int, int]:
 
 def scalar(connection: psycopg.Connection, statement: str, *parameters: str) -> int:
     """The one number that the statement returns."""
-    row = connection.execute(statement, parameters or None).fetchone()  # type: ignore[arg-type]
+    row = connection.execute(statement, parameters or None).fetchone()
     assert row is not None
     return int(row[0])
 

@@ -34,7 +34,7 @@ from calc_analytics.rollups import LOG
 DOCS = Path(__file__).parent
 STATS = LOG.names[0]
 HISTORY_DAYS = 30
-WIDTH, HEIGHT, TALL = 1280, 800, 900
+WIDTH, HEIGHT, TALL, LONG = 1280, 800, 900, 1220
 PATIENCE_SECONDS = 300
 STOP_SECONDS = 30
 OWN_SETTINGS = ("DATABASE_URL", "DAGSTER_", "ROLLUP", "LOGS_KEPT", "ENABLE_", "ALERT_", "LOG_")
@@ -145,7 +145,7 @@ def lineage(page: Page, ui: str) -> None:
     """Every asset, with its checks and how many partitions are filled."""
     page.set_viewport_size({"width": WIDTH, "height": TALL})
     page.goto(f"{ui}/asset-groups")
-    page.get_by_text("% filled").or_(page.get_by_text("All partitions", exact=False)).first.wait_for()
+    page.get_by_text("Passed").first.wait_for()
 
 
 def partitions(page: Page, ui: str) -> None:
@@ -177,10 +177,10 @@ def backfill(page: Page, ui: str) -> None:
 
 
 def health(page: Page, service: str) -> None:
-    """The page for people, whole: health, totals, lag, and the calendar of days."""
+    """The page for people, down to the calendar of days."""
+    page.set_viewport_size({"width": WIDTH, "height": LONG})
     page.goto(f"{service}/")
     page.get_by_role("heading", name="Healthy").wait_for()
-    page.set_viewport_size({"width": WIDTH, "height": int(page.evaluate("document.documentElement.scrollHeight"))})
 
 
 def freshness(page: Page, ui: str) -> None:
