@@ -10,6 +10,7 @@ import psycopg
 
 from benchmarks.common import DAY, execute, plain, project_database, show
 from calc_analytics.days import days_between
+from calc_analytics.plurals import number
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.refresh import refresh
 
@@ -62,8 +63,8 @@ def report(db: Database, connection: psycopg.Connection) -> None:
         per_key = f"{total / publisher_days:,.0f} B" if name in db.log.names else ""
         lines.append((f"`{name}`", f"{rows:,}", mb(table), mb(indexes), mb(total * 1e6 / logs), per_key))
     columns = ("table", "rows", "table size", "its indexes", "per million log rows", "per publisher and day")
-    days = rows_in(connection, "rollup_days") // len(db.log.names)
-    show(f"{days} days, {PUBLISHERS} publishers, {ROWS_PER_DAY:,} log rows a day", columns, lines)
+    days = number(rows_in(connection, "rollup_days") // len(db.log.names), "day")
+    show(f"{days}, {PUBLISHERS} publishers, {ROWS_PER_DAY:,} log rows a day", columns, lines)
     brin = scalar(
         connection,
         "select sum(pg_relation_size(indexrelid)) from pg_stat_user_indexes where indexrelname like %s",
