@@ -34,6 +34,42 @@ drop index if exists calculation_stats_daily_date_idx;
 drop table if exists calculation_locality_stats_daily, calculation_stats_hourly, calculation_latency_daily;
 drop table if exists rollup_state, rollup_days, rollup_journal, calc_analytics_version;
 
+-- The project's comments on the API's tables. Comments with another text are the API's own and stay.
+do $$
+declare described record;
+begin
+    for described in
+        select cast(cast(d.objoid as regclass) as text) as name, quote_ident(a.attname) as column
+        from pg_description d left join pg_attribute a on a.attrelid = d.objoid and a.attnum = nullif(d.objsubid, 0)
+        where d.classoid = cast('pg_class' as regclass)
+          and d.objoid in (to_regclass('calculation_logs'), to_regclass('calculation_stats_daily'))
+          and d.description in (
+            'One row per calculation, written by the API in batches.',
+            'whose zmanim were calculated',
+            'the place that was asked about',
+            'the date that was asked about, past or future',
+            'whether the cache had the answer',
+            'milliseconds, 0 to 32767; null: not measured',
+            'times of day that were calculated',
+            '1: web UI; 2: authenticated API; 3: external API (machine to machine); anything else is unknown',
+            'when it was asked, by the clock of the API server',
+            'Calculations per publisher and day.',
+            'day of created_at in the reporting time zone',
+            'calculations: log rows',
+            'calculations that were answered from the cache',
+            'sum of the response times in milliseconds; null counts as 0',
+            'calculations of source 1: web UI',
+            'calculations of source 2: authenticated API',
+            'calculations of source 3: external API (machine to machine)')
+    loop
+        if described.column is null then
+            execute format('comment on table %s is null', described.name);
+        else
+            execute format('comment on column %s.%s is null', described.name, described.column);
+        end if;
+    end loop;
+end $$;
+
 -- What the role may do here. The role itself belongs to the whole server: `drop role rollup_writer` removes it.
 do $$
 begin

@@ -93,6 +93,7 @@ def contents(engine: Engine) -> dict[str, Any]:
 @pytest.mark.parametrize("tables", [ONE_TABLE, PARTITIONS], ids=["inherited", "partitioned"])
 def test_nothing_of_the_project_is_left_and_the_apis_tables_are_as_before(engine: Engine, role: str, tables: str):
     run(engine, tables)
+    run(engine, "comment on column calculation_logs.source is 'the API''s own words'")
     before = contents(engine)
     db = Database(engine, LOG, "UTC")
     install(db)
