@@ -1,5 +1,6 @@
--- A role that may read the logs and write the statistics, and nothing else: what DATABASE_URL needs for everything but
--- `migrate` and `rebase`. Run it after `calc-analytics migrate`, as the owner of the API's tables; safe to repeat:
+-- Creates a role that may read the logs and write the statistics, and nothing else. Use it in DATABASE_URL for everything
+-- except `migrate`, `rebase` and `widen`. Run this after `calc-analytics migrate`, as the owner of the API's tables; safe to
+-- repeat. uninstall.sql takes it back:
 --
 --     psql -d DATABASE -f deploy/least_privilege.sql
 --     psql -d DATABASE -c '\password rollup_writer'
@@ -15,7 +16,7 @@ begin
         execute format('grant usage on schema %I to rollup_writer', name);
     end loop;
 end $$;
--- It finds the tables where you find them: wherever your search_path says. Needs CREATEROLE or an administrator.
+-- Gives the role your search_path, so that it finds the same tables. Needs CREATEROLE or an administrator.
 do $$
 declare statement text := format('alter role rollup_writer in database %I set search_path = %s', current_database(),
                                  (select string_agg(quote_ident(s), ', ') from unnest(current_schemas(false)) s));
@@ -24,7 +25,7 @@ begin
         execute statement;
     end if;
 exception when insufficient_privilege then
-    raise warning 'rollup_writer does not find the tables yet; let an administrator run: %', statement;
+    raise warning 'rollup_writer does not find the tables yet; an administrator must run: %', statement;
 end $$;
 
 -- The API's log table: read only.
@@ -38,20 +39,20 @@ begin
         execute format('grant select on %I to rollup_writer', name || '_live');
     end loop;
 end $$;
--- The state that moves with them, and the journal.
+-- The state, the ledger and the journal, which change in the same transactions.
 grant select, update on rollup_state to rollup_writer;
 grant select, insert, update on rollup_days to rollup_writer;
 grant select, insert, update, delete on rollup_journal to rollup_writer;
 grant usage on sequence rollup_journal_id_seq to rollup_writer;
 grant select on calc_analytics_version to rollup_writer;
--- Brings the log table's index up to its end, with its owner's rights; the function takes no argument.
+-- Extends the log table's index to the end of the table, with the owner's rights; the function takes no argument.
 grant execute on function calculation_logs_summarize() to rollup_writer;
 
--- Only if this role is to run `calc-analytics prune` or `calc-analytics erase`, which delete raw logs:
+-- Only if this role runs `calc-analytics prune` or `calc-analytics erase`, which delete log rows:
 -- grant delete on calculation_logs to rollup_writer;
 
--- Only if row-level security is enabled on one of these tables, and a policy would hide rows from this role (a superuser's):
+-- Only if row-level security is enabled on one of these tables and a policy would hide rows from this role (needs a superuser):
 -- alter role rollup_writer bypassrls;
 
--- Only if `calc-analytics status` and the metrics are to show how old other roles' open transactions are:
+-- Only if `calc-analytics status` and the metrics should show the age of other roles' open transactions:
 -- grant pg_read_all_stats to rollup_writer;

@@ -77,6 +77,14 @@ def test_every_metric_is_on_the_dashboard(samples: set[str]):
     assert {name for name in families if not any(each.startswith(name) for each in shown)} == set()
 
 
+def test_every_metric_has_a_row_in_the_page_of_endpoints_and_no_other_has(samples: set[str]):
+    page = (project_root() / "docs" / "endpoints.md").read_text().split("## GET /metrics")[1].split("\n## ")[0]
+    rows = "".join(re.findall(r"^\| ([^|]+) \|", page, re.MULTILINE))
+    # The service adds this one to those of the report.
+    documented = set(re.findall(r"`(\w+)`", rows)) - {"calc_analytics_alerts_waiting"}
+    assert documented == {re.sub(r"_(sum|count)$", "", name) for name in samples}
+
+
 def test_nothing_asks_for_the_buckets_of_a_histogram():
     assert not [text for text in [*QUERIES, *(alert["expr"] for alert in ALERTS)] if "_bucket" in text]
 
