@@ -166,7 +166,7 @@ def vacuumed(engine: Engine) -> Iterator[None]:
 
 
 def idle(up: Running, length: float) -> list[tuple[str, str]]:
-    """CPU of Dagster's processes, of the project's own, and of PostgreSQL while nobody writes."""
+    """CPU of Dagster's processes, of the project's own, and of PostgreSQL while nothing is written."""
     postgres = [p for p in psutil.process_iter() if "postgres" in p.name() and belongs(p, up)]
     ours = [p for p in up.descendants() if "postgres" not in p.name()]
     dagster = [p for p in ours if "calc_analytics.cli" not in p.cmdline()]

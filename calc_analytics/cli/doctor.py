@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from calc_analytics.cli.opening import with_settings
 from calc_analytics.cli.options import SERVICE_PORT, UI_PORT, port_option
 from calc_analytics.config import Settings
 from calc_analytics.plurals import number
@@ -21,18 +22,23 @@ MARKS = {"ok": ("ok", "green"), "note": ("--", "yellow"), "wrong": ("!!", "red")
 @port_option("--ui-port", UI_PORT, "The port that `up` is to use for the UI.")
 @port_option("--service-port", SERVICE_PORT, "And for the HTTP service.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
-def doctor(ui_port: int, service_port: int, as_json: bool) -> None:
+@with_settings
+def doctor(settings: Settings, ui_port: int, service_port: int, as_json: bool) -> None:
     """Find what is misconfigured, and name the command that resolves it.
 
-    Both databases, settings, permissions, the log table's index, xact_id and what writes past it, clocks, time zone,
-    retention, ports. Each finding: the fact, why it matters, what to type. Changes nothing. Exit code 1 if something is
-    wrong.
+    Both databases, settings, permissions, the log table's index, xact_id and what writes past it, clocks, time
+    zone, retention, ports. Each finding: the fact, why it matters, what to type.
+
+    \b
+    Changes:     nothing
+    Example:     calc-analytics doctor
+    Exit codes:  0 nothing is wrong; 1 something is wrong
     """
     from calc_analytics.operations.doctor import Ports, examine
     from calc_analytics.operations.probes import Prober
     from calc_analytics.operations.sources import Sources
 
-    sources = Sources(Settings.from_environment())
+    sources = Sources(settings)
     found = examine(sources, Prober(DEADLINE_SECONDS), Ports(ui_port, service_port))
     wrong = sum(finding.level == "wrong" for finding in found)
     if as_json:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from calc_analytics.cli.opening import with_settings
 from calc_analytics.cli.options import only_rollups
 from calc_analytics.config import Settings
 
@@ -31,17 +32,23 @@ COLOURS = {"differs": "red", "overflow": "red", "pruned": "cyan", "built": None}
 @click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object instead of text; with --watch one per line."
 )
-def status(shown_days: int, names: tuple[str, ...], watch: bool, as_json: bool) -> None:
+@with_settings
+def status(settings: Settings, shown_days: int, names: tuple[str, ...], watch: bool, as_json: bool) -> None:
     """Show what is fresh, what lags, and which transactions are open.
 
-    Per day how it was built and proven and which rollup differs, the lag in rows and seconds, the last refresh, rebuild
-    and proof, Dagster's heartbeats. Reports what is down and goes on with the rest. Exit code 1 unless healthy.
+    Per day how it was built and proven and which rollup differs, the lag in rows and seconds, the last refresh,
+    rebuild and proof, Dagster's heartbeats. A part that does not answer is reported as such.
+
+    \b
+    Changes:     nothing
+    Example:     calc-analytics status --watch
+    Exit codes:  0 healthy; 1 not healthy, or a part did not answer
     """
     from calc_analytics.operations.probes import Prober
     from calc_analytics.operations.sources import Sources
     from calc_analytics.operations.status import report
 
-    sources, prober = Sources(Settings.from_environment()), Prober(DEADLINE_SECONDS)
+    sources, prober = Sources(settings), Prober(DEADLINE_SECONDS)
     found = report(sources, prober, shown_days, names)
     while watch:
         if not as_json:

@@ -194,7 +194,7 @@ rollup_days = Table(
     Column("difference", BigInteger, comment="what that found: zero, or the sum of all differences"),
     Column("finding", Text, comment="what kind of difference that was"),
     Column("audited_at", DateTime(timezone=True), comment="when its statistics were last compared with `counted`"),
-    Column("audit_difference", BigInteger, comment="what that found: zero, or somebody changed the statistics"),
+    Column("audit_difference", BigInteger, comment="what that found: zero, or another program changed the statistics"),
     comment="The ledger: per rollup and day what was counted and deleted, and when it was built and proven.",
     postgresql_with={"fillfactor": 50},
 )

@@ -423,13 +423,13 @@ _WRITERS = f"""
           and l.database = (select oid from pg_database where datname = current_database())
     )
     select a.pid, null as name, nullif(a.application_name, '') as application, cast(a.usename as text) as user, a.state,
-           cast(extract(epoch from clock_timestamp() - a.xact_start) as float) as seconds,
+           cast(greatest(extract(epoch from statement_timestamp() - a.xact_start), 0) as float) as seconds,
            exists (select from writing w where w.pid = a.pid) as writes_logs
     from pg_stat_activity a
     where a.datname = current_database() and a.backend_xid is not null and a.pid <> pg_backend_pid()
     union all
     select null, p.gid, null, cast(p.owner as text), 'prepared',
-           cast(extract(epoch from clock_timestamp() - p.prepared) as float),
+           cast(greatest(extract(epoch from statement_timestamp() - p.prepared), 0) as float),
            exists (select from writing w join pg_locks own using (virtualtransaction)
                    where w.pid is null and own.pid is null and own.transactionid = p.transaction)
     from pg_prepared_xacts p

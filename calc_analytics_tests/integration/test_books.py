@@ -348,7 +348,7 @@ def test_a_row_for_a_day_that_nobody_has_seen_stays_red_until_a_person_decides(b
         assert refused.reason == "differs"
         assert assert_never_green_and_wrong(books) == {(rollup.name, NEVER)}
         assert books.now(rollup.name, NEVER) == inserted
-    assert "somebody else wrote them" in verify(books.db, [NEVER]).different[0].describe()
+    assert "another program wrote them" in verify(books.db, [NEVER]).different[0].describe()
     books.rebuild(Decision.ALLOW_SHRINK, [NEVER])
     assert assert_never_green_and_wrong(books) == set()
     assert books.now(rollup.name, NEVER) == {}

@@ -125,7 +125,7 @@ def test_changed_statistics_of_a_pruned_day_stay_red_and_say_so(location, instan
         assert not matches(instance, YESTERDAY)[STATS]
         assert matches(instance, YESTERDAY)["calculation_stats_hourly"]
     said = check(instance, MATCH, YESTERDAY).description
-    assert "somebody changed the statistics: 8 stored but 10 counted" in said
+    assert "another program changed the statistics: 8 stored but 10 counted" in said
     assert "Log rows were deleted, so they cannot be recounted" in said
     assert "10 of its 10 counted log rows were deleted" in metadata(instance, YESTERDAY)["not_rebuilt"]
 

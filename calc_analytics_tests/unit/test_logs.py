@@ -124,7 +124,7 @@ def test_each_difference_is_an_error_that_names_the_command(said):
     total, found = said().splitlines()
     assert " ERROR verify difference=1000 " in total
     assert "different_days=2026-03-01" in total
-    assert f"2026-03-01 of {HOURS}: somebody changed the statistics" in found
+    assert f"2026-03-01 of {HOURS}: another program changed the statistics" in found
     assert "calc-analytics rollup --day 2026-03-01" in found
 
 

@@ -91,11 +91,11 @@ class DayProof:
     def _describe_changed_statistics(self) -> str:
         if self.status in ("pending", "frozen") and not self.counted_rows:
             return (
-                f"{number(self.stored_rows, 'row')} stored, but none was ever counted: somebody else wrote them. Keep "
+                f"{number(self.stored_rows, 'row')} stored, but none was ever counted: another program wrote them. Keep "
                 f"them with {self._command} --keep', or recount from the log with {self._command} --allow-shrink'."
             )
         change = (
-            f"somebody changed the statistics: {self.stored_rows:,} stored but {self.counted_rows:,} counted"
+            f"another program changed the statistics: {self.stored_rows:,} stored but {self.counted_rows:,} counted"
             if self.stored_rows != self.counted_rows
             else f"statistics or log rows were changed: {number(self.stored_rows, 'row')} as counted, but with other "
             "keys or values"
