@@ -357,7 +357,7 @@ def writers(db: Database) -> list[Writer]:
     """The open transactions of this database that have written, oldest first; they are what snapshots are about."""
     with transaction(db.engine) as connection:
         rows = connection.execute(text(_WRITERS), {"source": db.log.name, "limit": WRITERS_LIMIT}).mappings()
-        return [Writer(**row) for row in rows]
+        return [Writer(**{**row, "seconds": row["seconds"] and max(row["seconds"], 0.0)}) for row in rows]
 
 
 def _day(row: Any, count: str) -> DayStatus:
@@ -413,6 +413,7 @@ _REBUILT = """
     group by date
     having count(*) = cardinality(cast(:rollups as text[])) and min(built_at) > now() - make_interval(days => :days)
 """
+# Ages are measured at one instant, so that they sort by age; a transaction that began later has a negative one.
 # A transaction has an id from its first write on. Of other roles' transactions the age is hidden from those without
 # pg_read_all_stats. A prepared one belongs to no process; of its locks, one is on its own id.
 _WRITERS = f"""
@@ -423,13 +424,13 @@ _WRITERS = f"""
           and l.database = (select oid from pg_database where datname = current_database())
     )
     select a.pid, null as name, nullif(a.application_name, '') as application, cast(a.usename as text) as user, a.state,
-           cast(greatest(extract(epoch from statement_timestamp() - a.xact_start), 0) as float) as seconds,
+           cast(extract(epoch from statement_timestamp() - a.xact_start) as float) as seconds,
            exists (select from writing w where w.pid = a.pid) as writes_logs
     from pg_stat_activity a
     where a.datname = current_database() and a.backend_xid is not null and a.pid <> pg_backend_pid()
     union all
     select null, p.gid, null, cast(p.owner as text), 'prepared',
-           cast(greatest(extract(epoch from statement_timestamp() - p.prepared), 0) as float),
+           cast(extract(epoch from statement_timestamp() - p.prepared) as float),
            exists (select from writing w join pg_locks own using (virtualtransaction)
                    where w.pid is null and own.pid is null and own.transactionid = p.transaction)
     from pg_prepared_xacts p

@@ -91,8 +91,8 @@ class DayProof:
     def _describe_changed_statistics(self) -> str:
         if self.status in ("pending", "frozen") and not self.counted_rows:
             return (
-                f"{number(self.stored_rows, 'row')} stored, but none was ever counted: another program wrote them. Keep "
-                f"them with {self._command} --keep', or recount from the log with {self._command} --allow-shrink'."
+                f"{number(self.stored_rows, 'row')} stored, but none was ever counted: another program wrote them. "
+                f"Keep them with {self._command} --keep', or recount from the log with {self._command} --allow-shrink'."
             )
         change = (
             f"another program changed the statistics: {self.stored_rows:,} stored but {self.counted_rows:,} counted"
