@@ -1,4 +1,5 @@
-"""What is counted: the log and its rollups. To add a statistic, declare it here and add a migration for its table.
+"""What is counted: the log and its rollups. To add a statistic, declare its table in `database/tables.py` and its
+rollup here, and add a migration that creates the table.
 
 A rollup has a target table, keys besides `date`, and measures; keys and measures are SQLAlchemy Core expressions over
 the log's columns. The first measure counts log rows, and every measure must be additive. Everything else (refresh,

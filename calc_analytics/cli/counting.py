@@ -30,8 +30,9 @@ from calc_analytics.rollup.verify import verify as verify_days
 def refresh(settings: Settings, as_json: bool) -> None:
     """Count the new log rows, once, without Dagster.
 
-    Prints the rows counted and the days they belong to. The cost depends on the new rows only. A large backlog is
-    counted in steps, each a transaction of its own. Days that were never built are left to `rollup`.
+    Prints the rows counted and the days they belong to. The cost depends on the new rows, not on the size of
+    the log. A large backlog is counted in steps, each a transaction of its own. Days that were never built are
+    left to `rollup`.
 
     \b
     Changes:     adds the new rows to the statistics of their days
@@ -110,7 +111,7 @@ def _decision(keep: bool, allow_shrink: bool, is_named: bool) -> Decision:
     if keep and allow_shrink:
         raise click.UsageError("--keep and --allow-shrink exclude each other")
     if (keep or allow_shrink) and not is_named:
-        raise click.UsageError(f"{'--keep' if keep else '--allow-shrink'} needs the days: --day, or --from and --to")
+        raise click.UsageError(f"{'--keep' if keep else '--allow-shrink'}: name the days with --day or --from")
     if not is_named:
         return Decision.AUTOMATIC
     return Decision.KEEP if keep else Decision.ALLOW_SHRINK if allow_shrink else Decision.NONE

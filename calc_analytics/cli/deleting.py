@@ -47,7 +47,7 @@ from calc_analytics.rollups import LOG
 def prune(settings: Settings, keep_days: int, yes: bool, as_json: bool) -> None:
     """Delete old log rows that are counted; statistics stay.
 
-    Only log rows of days that are counted in every rollup are deleted. Deletes in small batches, beside
+    Only log rows of days that are counted in every rollup are deleted. Deletes in small batches, alongside
     writers; it may be stopped and repeated. Days that were never built, or that differ from their log, keep
     their log rows. Late rows of a pruned day are still added to its statistics, and `verify` still compares its
     totals and a checksum. The role needs the right to delete from calculation_logs.
@@ -79,13 +79,13 @@ def prune(settings: Settings, keep_days: int, yes: bool, as_json: bool) -> None:
 def erase(settings: Settings, publisher: int, dry_run: bool, even_if_writing: bool, yes: bool, as_json: bool) -> None:
     """Erase one publisher: its log rows and its statistics.
 
-    The opposite of `prune`, which keeps statistics. Other publishers keep their numbers, also on pruned days.
+    The opposite of `prune`, which keeps statistics. Other publishers keep their numbers, even on pruned days.
     Statistics of rollups that ROLLUPS leaves out are erased as well. The journal keeps a receipt: the publisher's
     number, and how many rows of which table and day.
 
-    It refuses while the publisher still writes: rows of the last 15 minutes, rows that arrive meanwhile, or open
+    It refuses while the publisher still writes: rows of the last 15 minutes, rows that arrive while it runs, or open
     transactions that have written log rows. Rows that arrive later are counted as new. A day that differs is left
-    as it is, since erasing would hide the difference. It runs in batches, beside writers, and may be stopped and
+    as it is, since erasing would hide the difference. It runs in batches, alongside writers, and may be stopped and
     repeated. The role needs the right to delete from calculation_logs.
 
     \b

@@ -26,7 +26,7 @@ MARKS = {"ok": ("ok", "green"), "note": ("--", "yellow"), "wrong": ("!!", "red")
 def doctor(settings: Settings, ui_port: int, service_port: int, as_json: bool) -> None:
     """Find what is misconfigured, and name the command that resolves it.
 
-    Both databases, settings, permissions, the log table's index, xact_id and what writes past it, clocks, time
+    Both databases, settings, permissions, the log table's index, writers that bypass xact_id, clocks, time
     zone, retention, ports. Each finding: the fact, why it matters, what to type.
 
     \b

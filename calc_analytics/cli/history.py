@@ -48,7 +48,7 @@ def history(settings: Settings, day: str | None, rollup: str | None, limit: int,
     \b
     Changes:     nothing
     Example:     calc-analytics history --day 2026-01-15
-    Exit codes:  0 always, unless the database cannot be read (1)
+    Exit codes:  0 done; 1 an error
     """
     wanted = days.parse_day(day) if day is not None else None
     db = open_database(settings)

@@ -92,7 +92,7 @@ def main() -> None:
 
     Without DATABASE_URL an embedded PostgreSQL is used; its data is in .calc_analytics/ of the project folder.
 
-    Exit codes: 0 done; 1 an error or a finding, in one line on standard error; 2 wrong usage; 130 Ctrl-C.
+    Exit codes: 0 done; 1 an error (one line on standard error), or a problem was found; 2 wrong usage; 130 Ctrl-C.
     """
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 

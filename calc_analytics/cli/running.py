@@ -81,12 +81,12 @@ def up(settings: Settings, ui_port: int, service_port: int) -> None:
     type=IntegerRange(1, 365),
     help="Days of history to write first.",
 )
-@click.option("--seconds", type=FiniteRange(min=1), help="Stop after that long. Default: until Ctrl-C.")
+@click.option("--seconds", type=FiniteRange(min=1), help="Stop after this many seconds. Default: until Ctrl-C.")
 @with_settings
 def demo(settings: Settings, ui_port: int, service_port: int, rate: float, history: int, seconds: float | None) -> None:
     """Show the project at work, with made-up data.
 
-    30 days of history, live batches, and a table of totals that grows. Uses the embedded PostgreSQL only, and
+    A history (`--days`), live batches, and a table of totals that grows. Uses the embedded PostgreSQL only, and
     refuses to start while DATABASE_URL is set. The Dagster UI shows the same figures. Ctrl-C stops it; the next
     `demo` continues with the same data.
 
@@ -165,7 +165,7 @@ def _watch(supervisor: Supervisor) -> None:
     help="Rows per second, all writers together.",
 )
 @click.option("--writers", default=4, show_default=True, type=IntegerRange(1, 64), help="Concurrent writers.")
-@click.option("--seconds", type=FiniteRange(min=0), help="Stop after that long. Default: until Ctrl-C.")
+@click.option("--seconds", type=FiniteRange(min=0), help="Stop after this many seconds. Default: until Ctrl-C.")
 @click.option("--rows", type=IntegerRange(min=1), help="Stop after about that many rows.")
 @click.option(
     "--late-share",

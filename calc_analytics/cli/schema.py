@@ -126,7 +126,7 @@ def widen(settings: Settings, column: str, to: str, yes: bool) -> None:
         return
     for change in changes:
         size = f"{change.bytes / 1024**2:,.1f} MB"
-        click.echo(f"{change.describe()} (rewrites {size}; readers and writers of {change.table} wait meanwhile)")
+        click.echo(f"{change.describe()} (rewrites {size}; readers and writers of {change.table} wait while this runs)")
     if not yes:
         confirm("Widen now?")
     done = widening.widen(db, column, to)

@@ -190,7 +190,7 @@ def _writers(writers: "list[Writer]", found: "Status") -> Iterator[str]:
         what = "log rows" if writer.writes_logs else "other tables"
         yield f"  {writer.pid or '-':<9}{age:<9}{writer.state or '?':<22}{who[:25]:<26}{what} (role {writer.user})"
     counted = _when(found.refreshed.at, found) if found.refreshed else "unknown"
-    yield f"  None of them delays the statistics: others' rows are counted (last {counted}), theirs when they commit."
+    yield f"  They delay no other rows; their own are counted when they commit. Last counted: {counted}."
 
 
 def _when(at: datetime | None, found: "Status") -> str:

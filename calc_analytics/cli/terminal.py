@@ -112,7 +112,8 @@ def show_refresh(report: RefreshReport) -> None:
     for day, counts in _by_day(report.unbuilt).items():
         where = named([count.rollup for count in counts])
         rows = number(report.waiting_by_day[day], "row")
-        say(f"  {day}  {rows} not counted in {where}: not built, run 'calc-analytics rollup --day {day}'")
+        command = f"calc-analytics rollup --day {day}"
+        say(f"  {day}  {rows} not counted in {where}, because the day is not built: run '{command}'")
 
 
 def show_rebuild(report: RebuildReport, is_named: bool) -> None:

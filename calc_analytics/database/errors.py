@@ -142,8 +142,8 @@ def _describe_connection(text: str, original: BaseException | None, place: str) 
 def _describe_row_security(text: str, url: URL) -> str:
     role = quote_identifier(url.username or "")
     return (
-        f"{text}: rows would be hidden from the role '{url.username}' in {redact_url(url)}, and the numbers be wrong. "
-        f"Exempt it with 'alter role {role} bypassrls', or, if it owns the table, with "
+        f"{text}: rows would be hidden from the role '{url.username}' in {redact_url(url)}, and the numbers would be "
+        f"wrong. Exempt it with 'alter role {role} bypassrls', or, if it owns the table, with "
         "'alter table … no force row level security'"
     )
 

@@ -49,7 +49,7 @@ def check_log(connection: Connection, keys: Collection[str], reads: Collection[C
         if columns[name]["nullable_in"]:
             table, found = columns[name]["nullable_in"][0], columns[name]["name"]
             raise UnfitTable(
-                f"{table}.{name} may be null, which no statistic can count: set it NOT NULL",
+                f"{table}.{name} must not be null: set it NOT NULL",
                 f"alter table {table} alter column {found} set not null",
             )
     if "xact_id" in columns:
@@ -73,7 +73,7 @@ def _check_type(declared: Column[Any], column: Any) -> None:
     if isinstance(type_, DateTime):
         if base != "timestamp with time zone":
             raise UnfitTable(
-                f"{LOGS}.{name} is {found}, which names no instant: make it timestamptz", to("timestamptz")
+                f"{LOGS}.{name} is {found}, which has no time zone: make it timestamptz", to("timestamptz")
             )
         # The index is on an expression over it.
         if column["is_domain"]:

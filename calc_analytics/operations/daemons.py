@@ -1,4 +1,4 @@
-"""Two daemons on one storage, for example `dagster dev` beside `calc-analytics up`: every tick and run may come twice.
+"""Two daemons on one storage, for example `dagster dev` and `calc-analytics up`: ticks and runs are duplicated.
 
 Each daemon has a session of its own in Dagster's database, named after its process. Where those cannot be seen, the
 heartbeats show it: Dagster keeps the last one of each kind, with the daemon's id, and ids that take turns are two.

@@ -123,11 +123,11 @@ def _schemas(sources: Sources) -> Findings:
     with transaction(db.engine) as connection:
         found = schemas.look(connection, install.table_names(db.log), db.log.name)
     for each in found.hidden:
-        why = "'migrate' would have to create a second, empty one, and what is in this one is not counted"
+        why = "'migrate' would create a second, empty table; rows in this one would not be counted"
         yield wrong(each.fact, why, each.statement)
     if found.copies:
         fact = f"{db.log.name} is also in the schema {', '.join(found.copies)}"
-        why = "rows written there are not counted here: the search_path decides which one is"
+        why = "rows written there are not counted here: the search_path decides which table is counted"
         yield note(fact, why)
     if found.ignores is not None:
         fact = f"the search_path is {found.path}, and not {found.ignores}, as the URL or PGOPTIONS asks"
@@ -171,7 +171,7 @@ def _columns(sources: Sources) -> Findings:
     for misfit in overflow.known(db):
         fact = f"{misfit.day} of {misfit.rollup} is set aside: {misfit}"
         command = f"calc-analytics widen {misfit.column}\ncalc-analytics rollup --day {misfit.day}"
-        yield wrong(fact, "its statistics are not kept up to date, and rows are missing in them", command)
+        yield wrong(fact, "its statistics are not kept up to date, and rows are missing from them", command)
     if not narrow:
         yield ok("the columns of the statistics are as wide as the log's")
 
@@ -205,7 +205,7 @@ def _permissions(sources: Sources) -> Findings:
     db = sources.database()
     role = diagnosis.role(db)
     if role.missing:
-        why = "counting, rebuilding or proving fails without"
+        why = "counting, rebuilding or proving fails without them"
         yield wrong(f"the role '{role.name}' lacks rights", why, ";\n".join(role.missing) + ";")
     else:
         yield ok(f"the role '{role.name}' may do all that counting needs")
@@ -213,7 +213,7 @@ def _permissions(sources: Sources) -> Findings:
         why = "nothing is counted, and live views raise an error: what is counted under a policy is wrong"
         yield wrong(f"row-level security hides rows of {each.table} from the role '{each.role}'", why, f"{each.sql};")
     if role.superuser and not sources.settings.embedded:
-        why = "the project needs no superuser; a mistake of one reaches everything"
+        why = "the project needs no superuser; a mistake made as superuser can damage everything"
         yield note(f"'{role.name}' is a superuser", why, "set DATABASE_URL to an ordinary role")
     if not role.sees_others:
         why = "the age and state of other roles' transactions are hidden from 'status' and from the metrics"
@@ -234,7 +234,7 @@ def _indexes(sources: Sources) -> Findings:
             fact = f"{index.table} has its {wanted} more than once: one is left over from a build that was interrupted"
             yield note(fact, "each insert pays for it", command)
         elif index.state == "not attached":
-            fact = f"the {wanted} of {index.table} is not that of all its partitions"
+            fact = f"the {wanted} of {index.table} is not attached to the indexes of all its partitions"
             yield note(fact, "new partitions get one of their own, and old ones may have two", command)
         elif index.state != "there":
             why = "every refresh reads the whole table to find the new rows"
@@ -287,7 +287,7 @@ def _rows(sources: Sources) -> Findings:
         why = "normal within an hour after 'migrate'; else a writer sets it to null, and its rows are missed"
         yield note(fact, why, rebase)
     if not rows.from_the_future and not rows.without_id:
-        yield ok("no log row of the last hour came past the default")
+        yield ok("every log row of the last hour has its xact_id")
 
 
 def _clock(sources: Sources) -> Findings:
@@ -339,17 +339,17 @@ def _dagster(sources: Sources) -> Findings:
 
 def _housekeeping(schedule: Any, run: Any) -> Finding:
     """The schedule that prunes Dagster's event log, and its last run."""
-    why = "streaming stores some hundred events an hour, which nothing else removes"
+    why = "streaming stores up to about 450 events an hour, which nothing else removes"
     if schedule is None:
-        return ok("the clean-up of Dagster's event log begins with the daemon")
+        return ok("the clean-up of Dagster's event log starts once the daemon runs")
     if not schedule.on:
         fact = f"the schedule {schedule.name} is turned off"
         return note(fact, why, f"dagster schedule start {schedule.name}")
     if run is not None and not run.succeeded:
         fact = f"the last clean-up of Dagster's event log failed (run {run.run_id[:8]})"
         return note(fact, why, f"open run {run.run_id} in the Dagster UI")
-    last = f"last at {run.ended_at:%Y-%m-%d %H:%M} UTC" if run else "not yet for the first time"
-    return ok(f"Dagster's event log is cleaned up daily, {last}")
+    last = f"last run at {run.ended_at:%Y-%m-%d %H:%M} UTC" if run else "it has not run yet"
+    return ok(f"Dagster's event log is cleaned up daily; {last}")
 
 
 def _ticks(kept: dict[str, int]) -> Findings:

@@ -38,8 +38,8 @@ STATUS, UP, VERIFY = "calc-analytics status", "calc-analytics up", "calc-analyti
 # two is dead.
 HEARTBEAT_SECONDS = {"SENSOR": 30, "QUEUED_RUN_COORDINATOR": 30, "SCHEDULER": 60}
 HEARTBEATS_MISSED = 2
-TWO_DAEMONS = "two of Dagster's daemons run at once, so that ticks and runs come twice"
-STOP_ONE = "stop one of them: 'dagster dev' beside 'calc-analytics up', or a second 'up' on another machine"
+TWO_DAEMONS = "two of Dagster's daemons run at once, so ticks and runs are duplicated"
+STOP_ONE = "stop one of them: 'dagster dev' or 'calc-analytics up', or a second 'up' on another machine"
 # The sensor begins a tick every ten seconds; one that has much to count may take longer.
 TICK_SECONDS = 60
 # A sensor's failed tick is retried within seconds; a schedule's is not.
@@ -195,7 +195,7 @@ def _proofs(facts: Facts) -> Finding:
     if ledger.different:
         verb = "differs" if len(ledger.different) == 1 else "differ"
         fact = f"{number(len(ledger.different), 'day')} {verb} from the log or from what was counted"
-        return _of_days(f"{fact}: {_named(ledger.different, kept)}", ledger.different, kept, "differs", "verify")
+        return _of_days(f"{fact}: {_named(ledger.different, kept)}", ledger.different, kept, "differs in {}", "verify")
     if ledger.overflowing:
         return _overflowing(facts)
     waiting = {**{day: list(ledger.days) for day in facts.unrecorded}, **ledger.waiting}
@@ -204,7 +204,9 @@ def _proofs(facts: Facts) -> Finding:
         fact = (
             f"{number(len(waiting), 'day')} with log rows {verb} for a rebuild: {first_of(sorted(map(str, waiting)))}"
         )
-        found = _of_days(f"{fact}; no statistic has all of their rows", waiting, kept, "waits for a rebuild", "rollup")
+        found = _of_days(
+            f"{fact}; no statistic has all of their rows", waiting, kept, "waits for a rebuild in {}", "rollup"
+        )
         return replace(found, command="calc-analytics rollup")
     built = max((days.by_status.get("built", 0) for days in ledger.days.values()), default=0)
     return ok(f"no day differs; {number(built, 'day')} built in {number(kept, 'rollup')}")
@@ -215,7 +217,7 @@ def _overflowing(facts: Facts) -> Finding:
     days, kept = facts.ledger.overflowing, len(facts.ledger.days)
     fact = f"{number(len(days), 'day')} set aside, because a value does not fit its column: {_named(days, kept)}"
     reason = "".join(f"; {misfit}" for misfit in facts.ledger.reasons[:1])
-    found = _of_days(fact + reason, days, kept, "is set aside: a value does not fit its column", "verify")
+    found = _of_days(fact + reason, days, kept, "is set aside in {}: a value does not fit its column", "verify")
     return replace(found, public=fact, code="overflow")
 
 
@@ -224,8 +226,8 @@ def _named(days: dict[Any, list[str]], kept: int) -> str:
 
 
 def _of_days(fact: str, days: dict[Any, list[str]], kept: int, detail: str, command: str) -> Finding:
-    """Something is wrong with each of these days."""
-    problems = tuple(Problem(f"day {day}", f"{detail} in {in_rollups(of, kept)}") for day, of in days.items())
+    """Something is wrong with each of these days. `detail` has {} where its rollups are named."""
+    problems = tuple(Problem(f"day {day}", detail.format(in_rollups(of, kept))) for day, of in days.items())
     return replace(wrong(fact, command=f"calc-analytics {command} --day {next(iter(days))}"), problems=problems)
 
 
@@ -236,18 +238,22 @@ def _audit(facts: Facts) -> Finding:
     if ages is None or not ages.days or ages.refreshed_at is None or ages.noted_since is None:
         return ok("no day is on record, so there is nothing to prove")
     audited = (ages.refreshed_at - (ages.audited_at or ages.noted_since)).total_seconds()
-    last = f"all days were last audited {_since(facts, ages.audited_at)} (limit {ago(AUDIT_SECONDS)} of counting)"
+    last = f"all days were last audited {_since(facts, ages.audited_at)} ({_limit_of(AUDIT_SECONDS)})"
     if audited > AUDIT_SECONDS:
         return wrong(last, command=UP)
     if ages.recent_at and (ages.refreshed_at - ages.recent_at).total_seconds() > RECENT_AUDIT_SECONDS:
         recent = f"today and yesterday were last audited {_since(facts, ages.recent_at)}"
-        return wrong(f"{recent} (limit {ago(RECENT_AUDIT_SECONDS)} of counting)", command=VERIFY)
+        return wrong(f"{recent} ({_limit_of(RECENT_AUDIT_SECONDS)})", command=VERIFY)
     if ages.oldest_proof_at is None:
         return ok(f"{last}; no day is built")
     limit = max(PROOF_SECONDS, ROUNDS * ages.round_seconds / PATROL_SHARE)
     fact = f"{last}; the oldest proof is {ago(facts.age(ages.oldest_proof_at) or 0.0)} old (limit {ago(limit)})"
     unproven = (ages.refreshed_at - max(ages.oldest_proof_at, ages.noted_since)).total_seconds()
     return ok(fact) if unproven <= limit else wrong(fact, command=VERIFY)
+
+
+def _limit_of(seconds: float) -> str:
+    return f"limit: {ago(seconds)} during which rows were counted"
 
 
 def _daemon(facts: Facts) -> Finding:
@@ -306,7 +312,7 @@ def _housekeeping(facts: Facts) -> Finding:
 def _instigator(found: "Instigator | None", name: str, kind: str, facts: Facts) -> Finding:
     """The sensor or schedule is there, on, and does not keep failing."""
     if found is None:
-        return wrong(f"no daemon has ever seen the {kind} {name}", command=UP)
+        return wrong(f"the daemon has never registered the {kind} {name}", command=UP)
     if not found.on:
         return wrong(f"the {kind} {name} is turned off", command=f"dagster {kind} start {name}")
     tick = found.last_tick
@@ -316,7 +322,7 @@ def _instigator(found: "Instigator | None", name: str, kind: str, facts: Facts) 
         last = "last tick" if tick.failures_in_a_row == 1 else f"last {tick.failures_in_a_row} ticks"
         public = f"the {last} of the {kind} {name} failed"
         return wrong(f"{public}: {tick.error}", command="calc-analytics doctor", public=public)
-    return ok(f"the {kind} {name} is on; the last tick that ended began {_since(facts, tick.at)}: {tick.status}")
+    return ok(f"the {kind} {name} is on; its last finished tick started {_since(facts, tick.at)}: {tick.status}")
 
 
 def _checks(facts: Facts) -> Finding:
@@ -359,7 +365,7 @@ def _runs(facts: Facts) -> Finding:
         if not _is_made_good(run, rebuilt) and not (scheduled and run.run_id == scheduled.run_id)
     ]
     if not failed:
-        return ok("no run of the last days failed without a later success")
+        return ok("no unresolved failed run in the last seven days")
     newest = failed[-1]
     problems = tuple(Problem(_subject(run), f"{run.error} (run {run.run_id[:8]})") for run in failed)
     public = f"{number(len(failed), 'run')} failed: {first_of([_subject(run) for run in reversed(failed)])}"

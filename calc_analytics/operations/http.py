@@ -130,7 +130,7 @@ class Service:
         try:
             done = await asyncio.wrap_future(running)
         except asyncio.CancelledError:
-            return _error(503, "the service is stopping; what was under way is either done or undone as a whole")
+            return _error(503, "the service is stopping; the work was either completed or rolled back")
         except AlreadyTriggered as error:
             return _error(409, str(error), {"Retry-After": "1"})
         except CalcAnalyticsError as error:
@@ -164,7 +164,7 @@ async def _refused(request: Request, error: Exception) -> Response:
     """404 and 405 in the shape of every error."""
     assert isinstance(error, HTTPException)
     said = {
-        404: "there is no such path; GET / lists those there are",
+        404: "there is no such path; GET / lists the paths",
         405: f"{request.method} is not allowed here",
     }
     return _error(error.status_code, said.get(error.status_code, error.detail), error.headers)

@@ -99,7 +99,7 @@ def _days(days: dict[str, status.Days]) -> Iterator[Metric]:
     yield _per_rollup("difference", said, days, lambda each: each.difference)
     yield _instants("last_rebuild", "When a day was last rebuilt.", days, lambda each: each.rebuilt_at)
     yield _instants("last_verify", "When a day was last compared with its log.", days, lambda each: each.verified_at)
-    said = "Since when some built day has not been compared with its log."
+    said = "When the least recently compared built day was last compared."
     yield _instants("oldest_proof", said, days, lambda each: each.oldest_proof_at)
     yield from _instant("last_audit", "When all days were last audited.", status.together(days.values()).audited_at)
 

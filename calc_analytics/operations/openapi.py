@@ -17,7 +17,7 @@ def description() -> dict[str, Any]:
         "info": {
             "title": "calc_analytics",
             "version": __version__,
-            "description": "Health, a page for people, metrics and a manual trigger of the daily rollup.",
+            "description": "Health, a page for people, metrics, and a manual trigger that counts new rows.",
         },
         "paths": {
             "/": {"get": _get("A page for people, if Accept prefers text/html; else the endpoints.", {"200": _HOME})},
@@ -25,8 +25,11 @@ def description() -> dict[str, Any]:
             "/health/live": {"get": _get("Whether the process answers.", {"200": _data(_record(status=_TEXT))})},
             "/health/rollup": {
                 "get": _get(
-                    "Whether the rollup runs and is right; one probe per line, each with what it compared.",
-                    {"200": _data(_HEALTH, "All is well."), "503": _data(_HEALTH, "The probes say what is wrong.")},
+                    "Whether statistics are kept up to date and are right: one entry per probe, with what it compared.",
+                    {
+                        "200": _data(_HEALTH, "Every probe passes."),
+                        "503": _data(_HEALTH, "The probes say what is wrong."),
+                    },
                 )
             },
             "/metrics": {"get": _get("Prometheus' text format.", {"200": _METRICS})},
@@ -49,7 +52,7 @@ def _json(said: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {"description": said, "content": {"application/json": {"schema": schema}}}
 
 
-def _data(schema: dict[str, Any], said: str = "Always.") -> dict[str, Any]:
+def _data(schema: dict[str, Any], said: str = "OK.") -> dict[str, Any]:
     return _json(said, _record(data=schema))
 
 
@@ -59,7 +62,7 @@ def _error(said: str) -> dict[str, Any]:
 
 _INDEX = _record(service=_TEXT, version=_TEXT, endpoints={"type": "array", "items": _TEXT})
 _HOME = {
-    "description": "Always; the page says what is wrong.",
+    "description": "OK; the page says what is wrong.",
     "content": {"application/json": {"schema": _record(data=_INDEX)}, "text/html": {"schema": _TEXT}},
 }
 _PROBE = _record(
@@ -95,6 +98,6 @@ _TRIGGER = {
         "401": _error("The token is missing or wrong."),
         "403": _error("ENABLE_TEST_ENDPOINTS is not true."),
         "409": _error("Another trigger runs."),
-        "503": _error("The database is away, or refused."),
+        "503": _error("The database is down or refused the request."),
     },
 }

@@ -24,7 +24,7 @@ from calc_analytics.rollup.status import server
 
 
 class ReadOnly(CalcAnalyticsError):
-    """Nothing can be counted there: a standby, or a role or database that is set to read only."""
+    """The database is read-only: a standby, or a role or database that is set so. Nothing can be counted there."""
 
 
 def install(db: Database, start_date: date | None = None) -> list[Place]:

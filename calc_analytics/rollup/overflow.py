@@ -33,11 +33,11 @@ class Misfit:
     """The keys of the row to which it belongs."""
 
     def __str__(self) -> str:
-        holder = f"which its column cannot hold ({self.rollup}.{self.column} is {self.type})"
+        unfit = f"does not fit its column ({self.rollup}.{self.column} is {self.type})"
         if self.column in self.keys:
-            return f"{self.column} is {self.value:,}, {holder}"
+            return f"{self.column} is {self.value:,} and {unfit}"
         key = ", ".join(f"{name} {value}" for name, value in self.keys.items())
-        return f"{self.column} of {key} would be {self.value:,}, {holder}"
+        return f"{self.column} would be {self.value:,} for {key}, and {unfit}"
 
     @property
     def advice(self) -> str:

@@ -1,4 +1,6 @@
-"""Refresh: adds the rows that became visible since the stored snapshot to every rollup. Cost: the new rows only.
+"""Refresh: adds the rows that became visible since the stored snapshot to every rollup.
+
+The cost depends on the new rows, not on the size of the log.
 
 One transaction in one network round trip: lock the state row, then one statement (`refresh_sql.py`). Every committed
 transaction lies between exactly one pair of snapshots, so nothing is skipped or counted twice and nothing waits for a

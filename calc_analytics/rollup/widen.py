@@ -1,7 +1,7 @@
 """Widen: gives a column of the log, and the columns of the statistics that hold its values, a wider integer type.
 
 One transaction: the live views are dropped, the columns altered, the views created again with what they had. PostgreSQL
-rewrites each table, and keeps readers and writers out meanwhile. Days that were set aside then wait for a rebuild.
+rewrites each table, and keeps readers and writers out while it does. Days that were set aside then wait for a rebuild.
 """
 
 from collections.abc import Iterator, Sequence

@@ -345,7 +345,7 @@ def test_rows_that_were_moved_to_another_day_are_reported_on_both_days(calc, db,
 def test_a_decision_is_one_of_two_and_about_days_that_are_named(calc, words: list[str]):
     result = calc("rollup", *words)
     assert result.exit_code == 2
-    assert "exclude each other" in result.stderr or "needs the days" in result.stderr
+    assert "exclude each other" in result.stderr or "name the days" in result.stderr
 
 
 def test_ctrl_c_is_exit_code_130_and_what_was_committed_stays(database: URL, owner, db, connect):

@@ -269,7 +269,7 @@ def test_a_value_that_fits_no_column_is_a_failed_check_and_no_failed_run(locatio
     result = run(location, instance, DAY)
     assert result.success
     (said,) = warnings(instance, result)
-    assert "source_web of publisher_id 0 would be 5,000,000,000, which its column cannot hold" in said
+    assert "source_web would be 5,000,000,000 for publisher_id 0, and does not fit its column" in said
     failed = check(instance, "stats_match_logs", DAY)
     assert not failed.passed
     assert "does not fit its column" in failed.description

@@ -276,7 +276,7 @@ def test_tables_that_were_never_made_say_what_to_run(home, empty_url, monkeypatc
 
 def test_an_api_table_that_cannot_be_counted_says_why(examined, owner):
     execute(owner, "alter table calculation_logs alter column source drop not null")
-    assert any("source may be null" in finding.fact for finding in level(examined(), "wrong", "tables"))
+    assert any("source must not be null" in finding.fact for finding in level(examined(), "wrong", "tables"))
 
 
 def test_a_restored_cluster_and_another_time_zone_are_found(examined, owner, monkeypatch):
@@ -423,8 +423,8 @@ def test_a_database_that_is_down_is_said_once_and_the_rest_is_examined(calc, mon
 @pytest.mark.parametrize(
     ("schedule", "run", "level", "said"),
     [
-        (None, None, "ok", "begins with the daemon"),
-        (Instigator("daily_housekeeping", True, None, None), None, "ok", "not yet for the first time"),
+        (None, None, "ok", "starts once the daemon runs"),
+        (Instigator("daily_housekeeping", True, None, None), None, "ok", "it has not run yet"),
         (Instigator("daily_housekeeping", False, None, None), None, "note", "turned off"),
         (
             Instigator("daily_housekeeping", True, None, None),

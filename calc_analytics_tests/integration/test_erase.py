@@ -259,7 +259,7 @@ def test_rows_that_come_meanwhile_are_reported(counted: Database, connect):
 
     report = erase(counted, SEVEN, batch_rows=50, progress=write_late)
     assert report.arrived > 0
-    assert f"{report.arrived} log rows of publisher_id 2 arrived meanwhile" in report.problems[0]
+    assert f"{report.arrived} log rows of publisher_id 2 arrived while this ran" in report.problems[0]
     assert red(counted) == {}
     assert not erase(counted, SEVEN).problems
     assert_erased(counted, expected)
@@ -416,7 +416,7 @@ def test_where_its_part_is_not_known_the_day_is_left_as_it_is(summing: Database)
     before = totals(summing)
     report = erase(summing, SEVEN)
     assert [(each.day, each.reason, each.rollup) for each in report.left] == [(DAY, "unknown", TOTALS.name)]
-    assert "so that its part is not known" in report.problems[0]
+    assert "so this publisher's share is unknown" in report.problems[0]
     assert {key: v for key, v in totals(summing).items() if key[1] == DAY} == {
         key: v for key, v in before.items() if key[1] == DAY
     }

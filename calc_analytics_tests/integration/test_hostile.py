@@ -149,7 +149,7 @@ def test_a_rebuild_that_would_overflow_refuses_that_day_alone(db: Database, conn
     assert [day.rollup for day in report.rebuilt if day.day == DAY] == LOG.names[1:]
     (refused,) = report.failed
     assert (refused.rollup, refused.day, refused.reason) == (STATS.name, DAY, "overflow")
-    assert "source_web of publisher_id 1 would be 3,000,000,000" in str(refused)
+    assert "source_web would be 3,000,000,000 for publisher_id 1" in str(refused)
     assert overflowed_days(db) == [DAY]
 
 

@@ -170,7 +170,7 @@ def test_two_at_once_both_succeed(api: Engine):
         ("alter column publisher_id drop not null", "set it NOT NULL"),
         ("alter column source type text", "must be an integer"),
         ("add column locality_id bigint", "both city_id and locality_id"),
-        ("alter column city_id drop not null", "calculation_logs.locality_id may be null"),
+        ("alter column city_id drop not null", "calculation_logs.locality_id must not be null"),
         ("alter column city_id type text", "must be an integer"),
     ],
 )

@@ -302,7 +302,10 @@ def test_audits_of_today_that_fail_are_red_within_minutes(served: Served, db, en
     )
     probe = served.probes()["audit"]
     assert (probe["ok"], probe["next_command"]) == (False, "calc-analytics verify")
-    assert "today and yesterday were last audited 11 min ago (limit 10 min of counting)" in probe["compared"]
+    assert (
+        "today and yesterday were last audited 11 min ago (limit: 10 min during which rows were counted)"
+        in probe["compared"]
+    )
     audit(db, today_and_yesterday("UTC"))
     assert served.probes()["audit"]["ok"]
 

@@ -232,13 +232,13 @@ def test_status_says_what_is_wrong_and_goes_on_with_the_rest(calc, db, connect):
     copy_rows(writer, [row(NOON)])
     said = refused(calc("status"))
     assert "NOT HEALTHY" in said
-    assert "no daemon has ever seen the sensor new_log_batches" in said
+    assert "the daemon has never registered the sensor new_log_batches" in said
     assert "-> calc-analytics up" in said
     assert "0 rows wait to be counted" in said
     assert said.count("2026-03-01  built                3") == 1
     assert "1 built; 0 pruned" in said
     assert f"{writer.info.backend_pid} " in said
-    assert "None of them delays the statistics" in said
+    assert "They delay no other rows" in said
     assert "ok  database" in said
     assert max(len(line) for line in said.splitlines() if line.startswith("  2026")) <= 100
 

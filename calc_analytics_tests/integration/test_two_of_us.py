@@ -63,7 +63,7 @@ def test_heartbeats_that_take_turns_are_red_and_a_restart_is_not(served: Served,
     beat(stored_instance, "b")
     probe = served.probes()["daemon"]
     assert (probe["ok"], probe["code"]) == (False, "two_daemons")
-    assert probe["compared"] == "two of Dagster's daemons run at once, so that ticks and runs come twice"
+    assert probe["compared"] == "two of Dagster's daemons run at once, so ticks and runs are duplicated"
     assert "'dagster dev'" in probe["next_command"]
     assert served.ask("/health/rollup")[0] == 503
 

@@ -167,8 +167,8 @@ def test_a_key_that_does_not_fit_sets_its_day_aside_and_the_others_go_on(db: Dat
     assert days_by_status(db, ["overflow"]) == {DAY: LOG.names}
     assert {misfit.rollup for misfit in report.misfits} == set(LOG.names)
     said = str(report.misfits[0])
-    holder = f"which its column cannot hold ({STATS.name}.publisher_id is integer)"
-    assert said == f"publisher_id is {LARGE:,}, {holder}"
+    unfit = f"does not fit its column ({STATS.name}.publisher_id is integer)"
+    assert said == f"publisher_id is {LARGE:,} and {unfit}"
     write(connect(), [row(NEXT_NOON)] * 2)
     assert refresh(db).rows_by_day == {NEXT: 2}, "and goes on"
     proofs = {proof.day: proof for proof in verify(db, [DAY, NEXT]).days if proof.rollup == STATS.name}

@@ -34,7 +34,7 @@ STATES = {
     "pruned": ("−", "built; some of its log rows were deleted since, the statistics keep them"),
     "frozen": ("=", "not rebuilt, because its log rows are gone; the statistics are kept as they are"),
     "pending": ("…", "seen but never counted whole: it waits for a rebuild"),
-    "stale": ("~", "waits for a rebuild after a rebase or a switched rollup; the statistics are the old ones"),
+    "stale": ("~", "to be rebuilt after a rebase, or after ROLLUPS was changed; the statistics are the old ones"),
     "overflow": ("↑", "set aside, because a value does not fit its column"),
     "differs": ("≠", "differs from the log, or from what was counted, when last compared"),
     "unrecorded": ("?", "one of the rollups has no record of it"),
@@ -106,7 +106,11 @@ def missing(answer: Answer[Any]) -> str:
 
 
 def _unknown(answer: Answer[Any]) -> str:
-    return f"not known: {answer.cause.words if answer.cause else 'internal error'}"
+    return f"not known: {_cause(answer)}"
+
+
+def _cause(answer: Answer[Any]) -> str:
+    return answer.cause.words if answer.cause else "internal error"
 
 
 def label(name: str) -> str:
@@ -160,7 +164,7 @@ def _lag(figures: Figures) -> Sentence:
     """How many rows wait, and for how long."""
     lag = figures.lag.value
     if lag is None:
-        return Sentence("unknown", f"Rows that wait to be counted: {_unknown(figures.lag)}.")
+        return Sentence("unknown", f"It is not known how many rows wait: {_cause(figures.lag)}.")
     if not lag.rows:
         return Sentence("ok", "No committed row waits to be counted.")
     rows = f"At least {LAG_ROWS_LIMIT:,} rows wait" if lag.rows >= LAG_ROWS_LIMIT else _wait(lag.rows)
@@ -172,13 +176,13 @@ def _wait(rows: int) -> str:
 
 
 def _days(figures: Figures) -> dict[str, Any]:
-    """The calendar, the days that need attention, the days outside of the calendar, and how many have each state."""
+    """The calendar, the days that need attention, the days outside the calendar, and how many have each state."""
     found = figures.overview.value
     assert found is not None
     by_day = {day.day: day for day in found.days}
     begin = min([*by_day, figures.today])
     urgent = [day for day in reversed(found.days) if day.state in URGENT]
-    noun = found.count.replace("_", " ")
+    noun = found.count.removeprefix("total_").replace("_", " ")
     return {
         "noun": noun,
         "months": calendar.months(begin, figures.last, figures.today, by_day, noun),

@@ -43,8 +43,8 @@ class LeftDay:
                 )
             case _:
                 return (
-                    f"{self.day} was not erased, because {self.rollup} sums over what is to be erased, of which log "
-                    "rows were deleted, so that its part is not known. "
+                    f"{self.day} was not erased, because {self.rollup} adds up several publishers, and some log rows "
+                    "were deleted, so this publisher's share is unknown. "
                     f"'{command} --rollup {self.rollup} --allow-shrink' recounts that day from what is left; then "
                     "erase again"
                 )
@@ -52,7 +52,7 @@ class LeftDay:
 
 @dataclass(frozen=True)
 class EraseReport:
-    """What was erased, by day and table; the days that were left; and rows that arrived meanwhile."""
+    """What was erased, by day and table; the days that were left; and rows that arrived while it ran."""
 
     keys: Keys
     erased: dict[str, dict[str, int]]
@@ -80,7 +80,8 @@ class EraseReport:
     def _of_writers(self) -> Iterator[str]:
         who = describe_keys(self.keys)
         if self.arrived:
-            yield f"{number(self.arrived, 'log row')} of {who} arrived meanwhile: stop their writers, and erase again"
+            rows = number(self.arrived, "log row")
+            yield f"{rows} of {who} arrived while this ran: stop their writers, and erase again"
         for writer in self.open_writers:
             yield f"{writer} has written log rows, which may be those of {who}: when it has ended, erase again"
 

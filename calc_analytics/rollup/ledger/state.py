@@ -28,7 +28,7 @@ class ClusterChanged(CalcAnalyticsError):
 
 
 class LogReplaced(CalcAnalyticsError):
-    """The table that has the log's name is not the one whose rows were counted."""
+    """The log table was replaced or renamed: the table of that name is not the one whose rows were counted."""
 
 
 class TimezoneChanged(CalcAnalyticsError):

@@ -50,9 +50,10 @@ class Refused:
                     "--allow-shrink recounts it from what is left."
                 )
             case "frozen":
-                left = f"only {logs} of it left" if self.log_rows else "its log rows are gone"
+                few = f"only {self.log_rows:,} of its log rows {'is' if self.log_rows == 1 else 'are'} left"
+                left = few if self.log_rows else "its log rows are gone"
                 return (
-                    f"{left}, so it cannot be counted whole. Its statistics stay; "
+                    f"{left}, so the day cannot be recounted. Its statistics stay; "
                     f"'--rollup {self.rollup} --allow-shrink' counts what is left."
                 )
             case "overflow":
@@ -64,12 +65,13 @@ class Refused:
                 )
             case "unproven":
                 return (
-                    "its statistics are not what was counted, which no proof has reported yet. Look at them "
-                    f"with 'calc-analytics verify --day {self.day}', then repeat --keep to accept them as they are."
+                    "its statistics differ from what was counted, and no comparison has reported that yet. Look at "
+                    f"them with 'calc-analytics verify --day {self.day}', then repeat --keep to accept them as they "
+                    "are."
                 )
             case "undecided" if self.log_rows + self.deleted_rows >= self.counted_rows:
                 return (
-                    f"log rows were missing when it was last compared, which was not decided since. There are {logs} "
+                    f"log rows were missing at the last comparison, and no decision was made since. There are {logs} "
                     f"now, {counted}: --keep keeps the statistics, unless rows were added since; --allow-shrink "
                     "recounts what is there."
                 )
