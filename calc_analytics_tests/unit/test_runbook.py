@@ -13,6 +13,8 @@ import calc_analytics
 from calc_analytics.cli.main import main
 from calc_analytics.config import project_root
 from calc_analytics.definitions import defs
+from calc_analytics.operations import disclosure, findings, health, probes
+from calc_analytics.operations.doctor import UNFIT
 from calc_analytics.operations.health import PROBES
 from calc_analytics.orchestration.history import CHECKS
 
@@ -120,6 +122,29 @@ def test_every_object_of_dagster_that_can_fail_is_there():
 @pytest.mark.parametrize("probe", PROBES)
 def test_every_probe_is_there(probe: str):
     assert f"\n| {probe} |" in RUNBOOK
+
+
+def codes_of_health() -> set[str]:
+    """The codes of probes, except those that are an error's name, which any error may have."""
+    modules = (disclosure, findings, health, probes)
+    trees = [ast.parse(Path(str(module.__file__)).read_text()) for module in modules]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    given = {key.value for node in nodes if isinstance(node, ast.Call) for key in node.keywords if key.arg == "code"}
+    calls = [node for node in nodes if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Cause"]
+    literal = [node for node in [*given, *(call.args[0] for call in calls)] if isinstance(node, ast.Constant)]
+    codes = {str(node.value) for node in literal} | {code for code, _ in disclosure._BY_CLASS.values()}
+    return (
+        codes
+        | set(disclosure._WORDS)
+        | {disclosure.NO_ANSWER, *(disclosure.cause_of(error("")).code for error in UNFIT)}
+    )
+
+
+def test_the_codes_of_health_are_there_and_no_other():
+    said = RUNBOOK.split("`code` is for programs: ")[1].split("; with `dagster_`")[0]
+    names = {re.sub("(?<!^)(?=[A-Z])", "_", name).lower() for name in error_classes()}
+    assert codes_of_health() <= (listed := set(re.findall(r"`(\w+)`", said)))
+    assert listed - codes_of_health() <= names
 
 
 def test_every_prometheus_alert_is_there_and_no_other():
