@@ -32,7 +32,7 @@ NOON = utc(2026, 3, 1, 12)
 SECRET = "hunter2"
 TEACHES = {
     "migrate": "Safe to repeat",
-    "refresh": "The cost depends on the new rows only",
+    "refresh": "The cost depends on the new rows, not on the size of the log",
     "rollup": "Running it twice changes nothing",
     "verify": "the difference is zero, or something has to be resolved",
     "rebase": "Statistics stay until each day is rebuilt",

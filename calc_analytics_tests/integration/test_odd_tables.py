@@ -168,7 +168,7 @@ REFUSED = {
     "alter column response_time_ms type real": "response_time_ms is real: it must be an integer",
     "alter column source type text": "source is text: it must be an integer",
     "alter column id type text": "id is text: it must be an integer",
-    "alter column created_at type timestamp": "created_at is timestamp without time zone, which names",
+    "alter column created_at type timestamp": "created_at is timestamp without time zone, which has no",
     "alter column created_at type bigint using 0": "created_at is bigint, which has no time zone: make it timestamptz",
     "alter column created_at type odd_time": "created_at is odd_time: it must be timestamptz",
     "add column xact_id integer": "xact_id is integer: it must be bigint",

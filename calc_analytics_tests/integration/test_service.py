@@ -268,7 +268,7 @@ def test_an_audit_that_is_overdue_is_red_while_rows_are_counted(served: Served, 
     for age, ok in (("170 minutes", True), ("190 minutes", False)):
         execute(engine, f"update rollup_state set audited_at = refreshed_at - interval '{age}'")
         assert served.probes()["audit"]["ok"] is ok
-    assert "limit 3 h" in served.probes()["audit"]["compared"]
+    assert "limit: 3 h" in served.probes()["audit"]["compared"]
     execute(engine, "update rollup_state set audited_at = null")
     assert served.probes()["audit"]["ok"], "nothing was noted three hours ago"
     execute(engine, "update rollup_journal set at = at - interval '4 hours'")
