@@ -7,6 +7,7 @@ Each probe is a pure function of facts, so that it can be tested without a datab
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from calc_analytics import __version__
@@ -191,31 +192,52 @@ def _freshness(facts: Facts) -> Finding:
 
 
 def _proofs(facts: Facts) -> Finding:
+    """The worst class of days is the fact; the days of every class are problems."""
     ledger, kept = facts.ledger, len(facts.ledger.days)
-    if ledger.different:
-        verb = "differs" if len(ledger.different) == 1 else "differ"
-        fact = f"{number(len(ledger.different), 'day')} {verb} from the log or from what was counted"
-        return _of_days(f"{fact}: {_named(ledger.different, kept)}", ledger.different, kept, "differs", "verify")
-    if ledger.overflowing:
-        return _overflowing(facts)
-    waiting = {**{day: list(ledger.days) for day in facts.unrecorded}, **ledger.waiting}
-    if waiting:
-        verb = "waits" if len(waiting) == 1 else "wait"
-        fact = (
-            f"{number(len(waiting), 'day')} with log rows {verb} for a rebuild: {first_of(sorted(map(str, waiting)))}"
-        )
-        found = _of_days(f"{fact}; no statistic has all of their rows", waiting, kept, "waits for a rebuild", "rollup")
-        return replace(found, command="calc-analytics rollup")
+    searched = facts.answers["unrecorded"]
+    found = [each for each in (_different(facts), _overflowing(facts), _waiting(facts)) if each is not None]
+    if found:
+        problems: dict[str, Problem] = {}
+        for problem in chain.from_iterable(each.problems for each in found):
+            problems.setdefault(problem.subject, problem)
+        return replace(found[0], problems=tuple(problems.values()), is_known=searched.answered)
+    if not searched.answered:
+        raise Unanswered(searched)
     built = max((days.by_status.get("built", 0) for days in ledger.days.values()), default=0)
     return ok(f"no day differs; {number(built, 'day')} built in {number(kept, 'rollup')}")
 
 
-def _overflowing(facts: Facts) -> Finding:
+def _different(facts: Facts) -> Finding | None:
+    """Days that differ from the log or from what was counted."""
+    days, kept = facts.ledger.different, len(facts.ledger.days)
+    if not days:
+        return None
+    verb = "differs" if len(days) == 1 else "differ"
+    fact = f"{number(len(days), 'day')} {verb} from the log or from what was counted: {_named(days, kept)}"
+    return _of_days(fact, days, kept, "differs", f"{VERIFY} --day {next(iter(days))}")
+
+
+def _waiting(facts: Facts) -> Finding | None:
+    """Days with log rows that were never counted whole, on record or not."""
+    ledger, unrecorded = facts.ledger, facts.known("unrecorded") or []
+    days = {**{day: list(ledger.days) for day in unrecorded}, **ledger.waiting}
+    if not days:
+        return None
+    verb = "waits" if len(days) == 1 else "wait"
+    fact = f"{number(len(days), 'day')} with log rows {verb} for a rebuild: {first_of(sorted(map(str, days)))}"
+    fact += "; no statistic has all of their rows"
+    return _of_days(fact, days, len(ledger.days), "waits for a rebuild", "calc-analytics rollup")
+
+
+def _overflowing(facts: Facts) -> Finding | None:
     """Days that are not counted because a value does not fit its column."""
     days, kept = facts.ledger.overflowing, len(facts.ledger.days)
+    if not days:
+        return None
     fact = f"{number(len(days), 'day')} set aside, because a value does not fit its column: {_named(days, kept)}"
     reason = "".join(f"; {misfit}" for misfit in facts.ledger.reasons[:1])
-    found = _of_days(fact + reason, days, kept, "is set aside: a value does not fit its column", "verify")
+    command = f"{VERIFY} --day {next(iter(days))}"
+    found = _of_days(fact + reason, days, kept, "is set aside: a value does not fit its column", command)
     return replace(found, public=fact, code="overflow")
 
 
@@ -225,8 +247,10 @@ def _named(days: dict[Any, list[str]], kept: int) -> str:
 
 def _of_days(fact: str, days: dict[Any, list[str]], kept: int, detail: str, command: str) -> Finding:
     """Something is wrong with each of these days."""
-    problems = tuple(Problem(f"day {day}", f"{detail} in {in_rollups(of, kept)}") for day, of in days.items())
-    return replace(wrong(fact, command=f"calc-analytics {command} --day {next(iter(days))}"), problems=problems)
+    problems = tuple(
+        Problem(f"day {day}", f"{detail} in {in_rollups(of, kept)}", command=command) for day, of in days.items()
+    )
+    return replace(wrong(fact, command=command), problems=problems)
 
 
 def _audit(facts: Facts) -> Finding:

@@ -106,6 +106,21 @@ def test_days_that_differ_are_named_even_if_the_log_does_not_answer():
     found = finding("proofs", ledger=ledger, unrecorded=unanswered())
     assert "1 day differs" in found.fact
     assert [problem.subject for problem in found.problems] == ["day 2026-03-01"]
+    assert not found.is_known, "other days may wait: no alert of one is resolved"
+
+
+def test_days_of_every_class_are_problems_and_the_worst_is_the_fact():
+    of, day, third = ["calculation_stats_daily"], DAY - timedelta(days=1), date(2026, 3, 3)
+    ledger = replace(LEDGER, different={DAY: of}, overflowing={NEXT: of, DAY: of}, waiting={third: of})
+    found = finding("proofs", ledger=ledger, unrecorded=[day])
+    assert "1 day differs" in found.fact
+    assert (found.command, found.code) == ("calc-analytics verify --day 2026-03-01", None)
+    assert {problem.subject: (problem.detail.split()[0], problem.command) for problem in found.problems} == {
+        "day 2026-03-01": ("differs", "calc-analytics verify --day 2026-03-01"),
+        "day 2026-03-02": ("is", "calc-analytics verify --day 2026-03-02"),
+        "day 2026-03-03": ("waits", "calc-analytics rollup"),
+        "day 2026-02-28": ("waits", "calc-analytics rollup"),
+    }
 
 
 def test_days_that_wait_are_wrong_whether_on_record_or_not():
