@@ -163,12 +163,12 @@ def _columns(sources: Sources) -> Findings:
     """Columns of the statistics that are narrower than the log's, and the days that were set aside for it."""
     db = sources.database()
     with transaction(db.engine) as connection:
-        narrow = widen.narrow_keys(connection, db.log)
+        narrow, misfits = widen.narrow_keys(connection, db.log), overflow.known(connection, db.log)
     for change in narrow:
         fact = f"{change.table}.{change.column} is {change.before}, but {db.log.name} has {change.after}"
         why = "a day with a value that does not fit is set aside and not counted"
         yield wrong(fact, why, f"calc-analytics widen {change.column}")
-    for misfit in overflow.known(db):
+    for misfit in misfits:
         fact = f"{misfit.day} of {misfit.rollup} is set aside: {misfit}"
         command = f"calc-analytics widen {misfit.column}\ncalc-analytics rollup --day {misfit.day}"
         yield wrong(fact, "its statistics are not kept up to date, and rows are missing in them", command)
