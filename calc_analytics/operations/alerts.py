@@ -137,7 +137,7 @@ def _problems(health: Health) -> dict[Key, tuple[Problem, str]]:
     unknown, consequences = _unknown(health), _consequences(health)
     causes: set[str | None] = set()
     for finding in health.findings:
-        is_unread = finding.name in unknown and (finding.code in causes or PROBES[finding.name].root in unknown)
+        is_unread = finding.name in unknown and (finding.code in causes or unknown & {*PROBES[finding.name].roots})
         if not is_unread and finding.name not in consequences:
             for key, problem in _each(finding):
                 found[finding.name, key] = (problem, problem.command or finding.command)

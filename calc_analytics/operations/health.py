@@ -35,9 +35,7 @@ if TYPE_CHECKING:
     from calc_analytics.orchestration.history import FailedRun, Heartbeat, Instigator
 
 STATUS, UP, VERIFY = "calc-analytics status", "calc-analytics up", "calc-analytics verify"
-# Dagster's daemons write a heartbeat every 30 seconds; the scheduler sleeps from minute to minute. A daemon that missed
-# two is dead.
-HEARTBEAT_SECONDS = {"SENSOR": 30, "QUEUED_RUN_COORDINATOR": 30, "SCHEDULER": 60}
+# A daemon that missed two is dead.
 HEARTBEATS_MISSED = 2
 TWO_DAEMONS = "two of Dagster's daemons run at once, so that ticks and runs come twice"
 STOP_ONE = "stop one of them: 'dagster dev' beside 'calc-analytics up', or a second 'up' on another machine"
@@ -125,12 +123,12 @@ def report(facts: Facts) -> Health:
 class Probe:
     """A finding of the report: how it follows from the facts, and of which groups.
 
-    While the probe `root` cannot be answered, this one cannot be answered either, for the same reason.
+    While one of the probes `roots` cannot be answered, this one cannot be answered either, for the same reason.
     """
 
     judge: Callable[[Facts], Finding]
     groups: tuple[str, ...]
-    root: str = ""
+    roots: tuple[str, ...] = ()
 
 
 def _judge(name: str, probe: Probe, facts: Facts) -> Finding:
@@ -296,7 +294,9 @@ def is_alive(beat: "Heartbeat", facts: Facts) -> bool:
 
 
 def _limit(beat: "Heartbeat") -> int:
-    return HEARTBEATS_MISSED * HEARTBEAT_SECONDS.get(beat.daemon, 30)
+    from calc_analytics.orchestration import history
+
+    return HEARTBEATS_MISSED * history.HEARTBEAT_SECONDS.get(beat.daemon, 30)
 
 
 def _sensor(facts: Facts) -> Finding:
@@ -375,8 +375,7 @@ def _scheduled_run(facts: Facts) -> Finding:
 
 def _runs(facts: Facts) -> Finding:
     """Runs that failed, unless their days were rebuilt since, by a run or by the command line."""
-    ledger, scheduled = facts.known("ledger"), facts.runs.scheduled
-    rebuilt = ledger.rebuilt if ledger else {}
+    rebuilt, scheduled = facts.ledger.rebuilt, facts.runs.scheduled
     failed = [
         run
         for run in facts.runs.failed
@@ -417,18 +416,18 @@ def _since(facts: Facts, at: datetime | None) -> str:
 
 PROBES: dict[str, Probe] = {
     "database": Probe(_database, ("server",)),
-    "tables": Probe(_tables, ("catalogs",), "database"),
-    "state": Probe(_state, ("ledger", "catalogs", "log"), "database"),
-    "freshness": Probe(_freshness, ("interval", "ledger"), "database"),
-    "proofs": Probe(_proofs, ("ledger", "unrecorded"), "database"),
-    "audit": Probe(_audit, ("ledger",), "database"),
+    "tables": Probe(_tables, ("catalogs",), ("database",)),
+    "state": Probe(_state, ("ledger", "catalogs", "log"), ("database",)),
+    "freshness": Probe(_freshness, ("interval", "ledger"), ("database",)),
+    "proofs": Probe(_proofs, ("ledger", "unrecorded"), ("database",)),
+    "audit": Probe(_audit, ("ledger",), ("database",)),
     "daemon": Probe(_daemon, ("daemons",)),
-    "sensor": Probe(_sensor, ("instigators",), "daemon"),
-    "schedule": Probe(_schedule, ("instigators",), "daemon"),
-    "housekeeping": Probe(_housekeeping, ("instigators",), "daemon"),
-    "checks": Probe(_checks, ("checks",), "daemon"),
-    "scheduled_run": Probe(_scheduled_run, ("runs",), "daemon"),
-    "runs": Probe(_runs, ("runs",), "daemon"),
+    "sensor": Probe(_sensor, ("instigators",), ("daemon",)),
+    "schedule": Probe(_schedule, ("instigators",), ("daemon",)),
+    "housekeeping": Probe(_housekeeping, ("instigators",), ("daemon",)),
+    "checks": Probe(_checks, ("checks",), ("daemon",)),
+    "scheduled_run": Probe(_scheduled_run, ("runs",), ("daemon",)),
+    "runs": Probe(_runs, ("runs", "ledger"), ("daemon", "database")),
 }
 NEEDED = tuple(dict.fromkeys(group for probe in PROBES.values() for group in probe.groups))
 RUNNING = ("daemon", "sensor", "schedule")

@@ -24,7 +24,7 @@ from calc_analytics.rollup.snapshot import Snapshot, between, rows_between
 LAG_ROWS_LIMIT = 1_000_000
 WRITERS_LIMIT = 20
 STATUSES = ("built", "pending", "stale", "frozen", "overflow")
-# For so long it is known when each day was rebuilt, to see whether a failed run was made good.
+# For so many days failed runs are reported, and it is known when each day was rebuilt: whether they were made good.
 RECENT_DAYS = 7
 
 

@@ -55,7 +55,7 @@ def days(*names: str) -> Finding:
     return failed("proofs", "days differ", problems=tuple(Problem(f"day {day}", "differs") for day in names))
 
 
-DATABASE = ("database", "tables", "state", "freshness", "proofs", "audit")
+DATABASE = ("database", "tables", "state", "freshness", "proofs", "audit", "runs")
 DAGSTER = ("daemon", "sensor", "schedule", "housekeeping", "checks", "scheduled_run", "runs")
 
 
@@ -121,9 +121,15 @@ def test_a_database_that_is_down_is_one_line_and_resolves_nothing(watched):
 
 
 def test_a_server_that_hangs_is_one_line_for_each_database(watched):
-    hanging = [unread(name, "no answer within 3 s", NO_ANSWER) for name in (*DATABASE, *DAGSTER)]
+    hanging = [unread(name, "no answer within 3 s", NO_ANSWER) for name in {*DATABASE, *DAGSTER}]
     (line,) = watched.look(*hanging, times=2)
     assert line.startswith("failed: database, daemon (since")
+
+
+@pytest.mark.parametrize("hanging", [DATABASE, DAGSTER])
+def test_a_server_that_hangs_alone_is_one_line(watched, hanging: tuple[str, ...]):
+    (line,) = watched.look(*(unread(name, "no answer within 3 s", NO_ANSWER) for name in hanging), times=2)
+    assert line.startswith(f"failed: {hanging[0]} (since")
 
 
 def test_a_locked_table_alone_names_the_probes_that_do_not_answer(watched):

@@ -190,6 +190,13 @@ def test_a_failed_run_is_wrong_until_all_its_days_are_rebuilt():
         assert ("runs" in wrong(runs=runs, ledger=replace(LEDGER, rebuilt=rebuilt))) is is_wrong
 
 
+def test_whether_a_failed_run_was_made_good_is_not_known_without_the_ledger():
+    runs = Runs(None, [failed_run(DAY, DAY, ago(hours=1))])
+    assert wrong(runs=runs, ledger=replace(LEDGER, rebuilt={DAY: ago(minutes=1)})) == []
+    found = finding("runs", runs=runs, ledger=unanswered())
+    assert (found.is_known, found.problems) == (False, ())
+
+
 def test_the_schedules_failed_run_is_reported_by_one_probe():
     failed = failed_run(DAY, DAY, ago(minutes=2))
     scheduled = LastRun(failed.run_id, False, str(DAY), ago(minutes=2))
