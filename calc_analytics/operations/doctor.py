@@ -334,7 +334,7 @@ def _dagster(sources: Sources) -> Findings:
         yield wrong(f"{len(connected)} daemons run at once: {', '.join(connected)}", TWO_DAEMONS, STOP_ONE)
     yield from _ticks(history.tick_retention_days(dagster))
     schedule = facts.instigators(sources).get(history.HOUSEKEEPING)
-    yield _housekeeping(schedule, history.last_run(dagster, history.HOUSEKEEPING))
+    yield _housekeeping(schedule, history.last_finished_run(dagster, history.HOUSEKEEPING))
 
 
 def _housekeeping(schedule: Any, run: Any) -> Finding:

@@ -102,7 +102,7 @@ class Instigator:
 
 
 @dataclass(frozen=True)
-class LastRun:
+class FinishedRun:
     """The last run that ended, of those that the schedule requested. `will_retry`: Dagster starts it again."""
 
     run_id: str
@@ -213,7 +213,7 @@ def instigators(dagster: DagsterInstance) -> dict[str, Instigator]:
     return {name: max(each, key=lambda one: one.started_at or _instant(0)) for name, each in found.items()}
 
 
-def last_run(dagster: DagsterInstance, schedule: str = SCHEDULE) -> LastRun | None:
+def last_finished_run(dagster: DagsterInstance, schedule: str = SCHEDULE) -> FinishedRun | None:
     """The last run of the schedule that ended."""
     wanted = RunsFilter(tags={"dagster/schedule_name": schedule}, statuses=FINISHED)
     with _translate_db_errors():
@@ -221,7 +221,7 @@ def last_run(dagster: DagsterInstance, schedule: str = SCHEDULE) -> LastRun | No
             run: DagsterRun = record.dagster_run
             ended = _instant(record.end_time) if record.end_time else record.update_timestamp
             partition, will_retry = run.tags.get("dagster/partition"), run.tags.get(WILL_RETRY_TAG) == "true"
-            return LastRun(run.run_id, run.is_success, partition, ended, will_retry and not run.is_success)
+            return FinishedRun(run.run_id, run.is_success, partition, ended, will_retry and not run.is_success)
     return None
 
 

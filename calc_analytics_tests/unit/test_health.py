@@ -15,10 +15,10 @@ from calc_analytics.operations.probes import Answer
 from calc_analytics.orchestration.history import (
     FailedDay,
     FailedRun,
+    FinishedRun,
     Heartbeat,
     Instigator,
     LastCheck,
-    LastRun,
     Tick,
 )
 from calc_analytics.rollup.ledger import ClusterChanged
@@ -48,7 +48,7 @@ GOOD: dict[str, Any] = {
     "unrecorded": [],
     "daemons": Daemons([Heartbeat(name, ago(seconds=20), True) for name in DAEMONS], ["daemon 1 on a"]),
     "instigators": {"new_log_batches": ON, "hourly_rollup": replace(ON, name="hourly_rollup")},
-    "runs": Runs(LastRun("0a1b2c3d4e", True, "2026-03-02", ago(minutes=3)), []),
+    "runs": Runs(FinishedRun("0a1b2c3d4e", True, "2026-03-02", ago(minutes=3)), []),
     "checks": [LastCheck("stats_match_logs", True, False, ago(minutes=3), "")],
 }
 
@@ -199,7 +199,7 @@ def test_whether_a_failed_run_was_made_good_is_not_known_without_the_ledger():
 
 def test_the_schedules_failed_run_is_reported_by_one_probe():
     failed = failed_run(DAY, DAY, ago(minutes=2))
-    scheduled = LastRun(failed.run_id, False, str(DAY), ago(minutes=2))
+    scheduled = FinishedRun(failed.run_id, False, str(DAY), ago(minutes=2))
     assert wrong(runs=Runs(scheduled, [failed])) == ["scheduled_run"]
     assert wrong(runs=Runs(replace(scheduled, will_retry=True), [])) == []
 
