@@ -2,7 +2,8 @@
 
 Pure state, without a clock, a database or a webhook: `look` takes a health report, `due` returns what is to be posted,
 `delivered` notes that it was. Nothing is stored: after a restart what is still wrong is posted again, and nothing
-that happened before. What cannot be read is neither resolved nor failed: its alerts stay as they are.
+that happened before. What cannot be read, or follows from another failure, is neither resolved nor failed: its alerts
+stay as they are.
 """
 
 from dataclasses import dataclass
@@ -70,8 +71,8 @@ class Alerts:
             alert.detail, alert.command, alert.level = _shorten(problem.detail), command, problem.level
             alert.seen, alert.missed, alert.over_at = alert.seen + 1, 0, None
             self._open[key] = alert
-        unknown = _unknown(health)
-        for key in [key for key in self._open if key not in problems and key[0] not in unknown]:
+        undecided = _unknown(health) | _consequences(health)
+        for key in [key for key in self._open if key not in problems and key[0] not in undecided]:
             self._miss(key, health.at)
 
     def due(self) -> list[Alert]:
@@ -133,13 +134,13 @@ def _problems(health: Health) -> dict[Key, tuple[Problem, str]]:
     out, and so is what follows from an earlier one.
     """
     found: dict[Key, tuple[Problem, str]] = {}
-    wrong = {finding.name for finding in health.wrong}
-    unknown = _unknown(health)
+    unknown, consequences = _unknown(health), _consequences(health)
     causes: set[str | None] = set()
     for finding in health.findings:
-        is_unread = finding.name in unknown and (finding.code in causes or PROBES[finding.name].root in unknown)
-        if not is_unread and FOLLOWS.get(finding.name) not in wrong:
-            found.update({(finding.name, key): (problem, finding.command) for key, problem in _each(finding)})
+        is_unread = finding.name in unknown and (finding.code in causes or unknown & {*PROBES[finding.name].roots})
+        if not is_unread and finding.name not in consequences:
+            for key, problem in _each(finding):
+                found[finding.name, key] = (problem, problem.command or finding.command)
         if is_common_cause(finding):
             causes.add(finding.code)
     return found
@@ -147,6 +148,12 @@ def _problems(health: Health) -> dict[Key, tuple[Problem, str]]:
 
 def _unknown(health: Health) -> set[str]:
     return {finding.name for finding in health.findings if not finding.is_known}
+
+
+def _consequences(health: Health) -> set[str]:
+    """The wrong findings that follow from others that are wrong."""
+    wrong = {finding.name for finding in health.wrong}
+    return {name for name in wrong if FOLLOWS.get(name) in wrong}
 
 
 def _each(finding: Finding) -> list[tuple[str, Problem]]:

@@ -163,12 +163,12 @@ def _columns(sources: Sources) -> Findings:
     """Columns of the statistics that are narrower than the log's, and the days that were set aside for it."""
     db = sources.database()
     with transaction(db.engine) as connection:
-        narrow = widen.narrow_keys(connection, db.log)
+        narrow, misfits = widen.narrow_keys(connection, db.log), overflow.known(connection, db.log)
     for change in narrow:
         fact = f"{change.table}.{change.column} is {change.before}, but {db.log.name} has {change.after}"
         why = "a day with a value that does not fit is set aside and not counted"
         yield wrong(fact, why, f"calc-analytics widen {change.column}")
-    for misfit in overflow.known(db):
+    for misfit in misfits:
         fact = f"{misfit.day} of {misfit.rollup} is set aside: {misfit}"
         command = f"calc-analytics widen {misfit.column}\ncalc-analytics rollup --day {misfit.day}"
         yield wrong(fact, "its statistics are not kept up to date, and rows are missing from them", command)
@@ -334,7 +334,7 @@ def _dagster(sources: Sources) -> Findings:
         yield wrong(f"{len(connected)} daemons run at once: {', '.join(connected)}", TWO_DAEMONS, STOP_ONE)
     yield from _ticks(history.tick_retention_days(dagster))
     schedule = facts.instigators(sources).get(history.HOUSEKEEPING)
-    yield _housekeeping(schedule, history.last_run(dagster, history.HOUSEKEEPING))
+    yield _housekeeping(schedule, history.last_finished_run(dagster, history.HOUSEKEEPING))
 
 
 def _housekeeping(schedule: Any, run: Any) -> Finding:

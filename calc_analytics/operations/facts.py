@@ -18,7 +18,7 @@ from calc_analytics.operations.sources import Sources
 from calc_analytics.rollup import diagnosis, install, journal, status
 
 if TYPE_CHECKING:
-    from calc_analytics.orchestration.history import FailedRun, Heartbeat, Instigator, LastCheck, LastRun
+    from calc_analytics.orchestration.history import FailedRun, FinishedRun, Heartbeat, Instigator, LastCheck
 
 T = TypeVar("T")
 # Freshness in /metrics is that of the worst of the last minutes in which rows were counted.
@@ -54,7 +54,7 @@ class Daemons:
 class Runs:
     """The last run of the schedule, and the failed runs that no later run has made good."""
 
-    scheduled: "LastRun | None"
+    scheduled: "FinishedRun | None"
     failed: list["FailedRun"]
 
 
@@ -160,7 +160,7 @@ def _runs(sources: Sources) -> Runs:
     from calc_analytics.orchestration import history
 
     dagster = sources.dagster()
-    return Runs(history.last_run(dagster), history.failed_runs(dagster))
+    return Runs(history.last_finished_run(dagster), history.failed_runs(dagster))
 
 
 def _checks(sources: Sources) -> "list[LastCheck]":

@@ -15,11 +15,15 @@ INTERNAL = Cause("internal_error", "internal error")
 
 @dataclass(frozen=True)
 class Problem:
-    """One of several things that a finding is about, such as one day of several that differ. Each is one alert."""
+    """One of several things that a finding is about, such as one day of several that differ. Each is one alert.
+
+    `command` is what to type, if that is not the finding's.
+    """
 
     subject: str
     detail: str
     level: str = WRONG
+    command: str = ""
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,8 @@ class Finding:
     """What was found. `level` is 'ok', 'note' (works, and could be better) or 'wrong'.
 
     `command` is what to type, one command per line. `public` is what HTTP discloses, if that is less than
-    `fact`; `code` is for programs. `is_known` is false where the facts could not be read: then `fact` is the error.
+    `fact`; `code` is for programs. `is_known` is false where facts could not be read: then `fact` is the error, or
+    `problems` are those that the other facts show, and may not be all.
     """
 
     name: str

@@ -7,6 +7,7 @@ Each probe is a pure function of facts, so that it can be tested without a datab
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from calc_analytics import __version__
@@ -34,9 +35,7 @@ if TYPE_CHECKING:
     from calc_analytics.orchestration.history import FailedRun, Heartbeat, Instigator
 
 STATUS, UP, VERIFY = "calc-analytics status", "calc-analytics up", "calc-analytics verify"
-# Dagster's daemons write a heartbeat every 30 seconds; the scheduler sleeps from minute to minute. A daemon that missed
-# two is dead.
-HEARTBEAT_SECONDS = {"SENSOR": 30, "QUEUED_RUN_COORDINATOR": 30, "SCHEDULER": 60}
+# A daemon that missed two is dead.
 HEARTBEATS_MISSED = 2
 TWO_DAEMONS = "two of Dagster's daemons run at once, so ticks and runs are duplicated"
 STOP_ONE = "stop one of them: 'dagster dev' or 'calc-analytics up', or a second 'up' on another machine"
@@ -124,12 +123,12 @@ def report(facts: Facts) -> Health:
 class Probe:
     """A finding of the report: how it follows from the facts, and of which groups.
 
-    While the probe `root` cannot be answered, this one cannot be answered either, for the same reason.
+    While one of the probes `roots` cannot be answered, this one cannot be answered either, for the same reason.
     """
 
     judge: Callable[[Facts], Finding]
     groups: tuple[str, ...]
-    root: str = ""
+    roots: tuple[str, ...] = ()
 
 
 def _judge(name: str, probe: Probe, facts: Facts) -> Finding:
@@ -191,33 +190,52 @@ def _freshness(facts: Facts) -> Finding:
 
 
 def _proofs(facts: Facts) -> Finding:
+    """The worst class of days is the fact; the days of every class are problems."""
     ledger, kept = facts.ledger, len(facts.ledger.days)
-    if ledger.different:
-        verb = "differs" if len(ledger.different) == 1 else "differ"
-        fact = f"{number(len(ledger.different), 'day')} {verb} from the log or from what was counted"
-        return _of_days(f"{fact}: {_named(ledger.different, kept)}", ledger.different, kept, "differs in {}", "verify")
-    if ledger.overflowing:
-        return _overflowing(facts)
-    waiting = {**{day: list(ledger.days) for day in facts.unrecorded}, **ledger.waiting}
-    if waiting:
-        verb = "waits" if len(waiting) == 1 else "wait"
-        fact = (
-            f"{number(len(waiting), 'day')} with log rows {verb} for a rebuild: {first_of(sorted(map(str, waiting)))}"
-        )
-        found = _of_days(
-            f"{fact}; no statistic has all of their rows", waiting, kept, "waits for a rebuild in {}", "rollup"
-        )
-        return replace(found, command="calc-analytics rollup")
+    searched = facts.answers["unrecorded"]
+    found = [each for each in (_different(facts), _overflowing(facts), _waiting(facts)) if each is not None]
+    if found:
+        problems: dict[str, Problem] = {}
+        for problem in chain.from_iterable(each.problems for each in found):
+            problems.setdefault(problem.subject, problem)
+        return replace(found[0], problems=tuple(problems.values()), is_known=searched.answered)
+    if not searched.answered:
+        raise Unanswered(searched)
     built = max((days.by_status.get("built", 0) for days in ledger.days.values()), default=0)
     return ok(f"no day differs; {number(built, 'day')} built in {number(kept, 'rollup')}")
 
 
-def _overflowing(facts: Facts) -> Finding:
+def _different(facts: Facts) -> Finding | None:
+    """Days that differ from the log or from what was counted."""
+    days, kept = facts.ledger.different, len(facts.ledger.days)
+    if not days:
+        return None
+    verb = "differs" if len(days) == 1 else "differ"
+    fact = f"{number(len(days), 'day')} {verb} from the log or from what was counted: {_named(days, kept)}"
+    return _of_days(fact, days, kept, "differs in {}", f"{VERIFY} --day {next(iter(days))}")
+
+
+def _waiting(facts: Facts) -> Finding | None:
+    """Days with log rows that were never counted whole, on record or not."""
+    ledger, unrecorded = facts.ledger, facts.known("unrecorded") or []
+    days = {**{day: list(ledger.days) for day in unrecorded}, **ledger.waiting}
+    if not days:
+        return None
+    verb = "waits" if len(days) == 1 else "wait"
+    fact = f"{number(len(days), 'day')} with log rows {verb} for a rebuild: {first_of(sorted(map(str, days)))}"
+    fact += "; no statistic has all of their rows"
+    return _of_days(fact, days, len(ledger.days), "waits for a rebuild in {}", "calc-analytics rollup")
+
+
+def _overflowing(facts: Facts) -> Finding | None:
     """Days that are not counted because a value does not fit its column."""
     days, kept = facts.ledger.overflowing, len(facts.ledger.days)
+    if not days:
+        return None
     fact = f"{number(len(days), 'day')} set aside, because a value does not fit its column: {_named(days, kept)}"
     reason = "".join(f"; {misfit}" for misfit in facts.ledger.reasons[:1])
-    found = _of_days(fact + reason, days, kept, "is set aside in {}: a value does not fit its column", "verify")
+    command = f"{VERIFY} --day {next(iter(days))}"
+    found = _of_days(fact + reason, days, kept, "is set aside in {}: a value does not fit its column", command)
     return replace(found, public=fact, code="overflow")
 
 
@@ -227,8 +245,10 @@ def _named(days: dict[Any, list[str]], kept: int) -> str:
 
 def _of_days(fact: str, days: dict[Any, list[str]], kept: int, detail: str, command: str) -> Finding:
     """Something is wrong with each of these days. `detail` has {} where its rollups are named."""
-    problems = tuple(Problem(f"day {day}", detail.format(in_rollups(of, kept))) for day, of in days.items())
-    return replace(wrong(fact, command=f"calc-analytics {command} --day {next(iter(days))}"), problems=problems)
+    problems = tuple(
+        Problem(f"day {day}", detail.format(in_rollups(of, kept)), command=command) for day, of in days.items()
+    )
+    return replace(wrong(fact, command=command), problems=problems)
 
 
 def _audit(facts: Facts) -> Finding:
@@ -278,7 +298,9 @@ def is_alive(beat: "Heartbeat", facts: Facts) -> bool:
 
 
 def _limit(beat: "Heartbeat") -> int:
-    return HEARTBEATS_MISSED * HEARTBEAT_SECONDS.get(beat.daemon, 30)
+    from calc_analytics.orchestration import history
+
+    return HEARTBEATS_MISSED * history.HEARTBEAT_SECONDS.get(beat.daemon, 30)
 
 
 def _sensor(facts: Facts) -> Finding:
@@ -357,8 +379,7 @@ def _scheduled_run(facts: Facts) -> Finding:
 
 def _runs(facts: Facts) -> Finding:
     """Runs that failed, unless their days were rebuilt since, by a run or by the command line."""
-    ledger, scheduled = facts.known("ledger"), facts.runs.scheduled
-    rebuilt = ledger.rebuilt if ledger else {}
+    rebuilt, scheduled = facts.ledger.rebuilt, facts.runs.scheduled
     failed = [
         run
         for run in facts.runs.failed
@@ -399,18 +420,18 @@ def _since(facts: Facts, at: datetime | None) -> str:
 
 PROBES: dict[str, Probe] = {
     "database": Probe(_database, ("server",)),
-    "tables": Probe(_tables, ("catalogs",), "database"),
-    "state": Probe(_state, ("ledger", "catalogs", "log"), "database"),
-    "freshness": Probe(_freshness, ("interval", "ledger"), "database"),
-    "proofs": Probe(_proofs, ("ledger", "unrecorded"), "database"),
-    "audit": Probe(_audit, ("ledger",), "database"),
+    "tables": Probe(_tables, ("catalogs",), ("database",)),
+    "state": Probe(_state, ("ledger", "catalogs", "log"), ("database",)),
+    "freshness": Probe(_freshness, ("interval", "ledger"), ("database",)),
+    "proofs": Probe(_proofs, ("ledger", "unrecorded"), ("database",)),
+    "audit": Probe(_audit, ("ledger",), ("database",)),
     "daemon": Probe(_daemon, ("daemons",)),
-    "sensor": Probe(_sensor, ("instigators",), "daemon"),
-    "schedule": Probe(_schedule, ("instigators",), "daemon"),
-    "housekeeping": Probe(_housekeeping, ("instigators",), "daemon"),
-    "checks": Probe(_checks, ("checks",), "daemon"),
-    "scheduled_run": Probe(_scheduled_run, ("runs",), "daemon"),
-    "runs": Probe(_runs, ("runs",), "daemon"),
+    "sensor": Probe(_sensor, ("instigators",), ("daemon",)),
+    "schedule": Probe(_schedule, ("instigators",), ("daemon",)),
+    "housekeeping": Probe(_housekeeping, ("instigators",), ("daemon",)),
+    "checks": Probe(_checks, ("checks",), ("daemon",)),
+    "scheduled_run": Probe(_scheduled_run, ("runs",), ("daemon",)),
+    "runs": Probe(_runs, ("runs", "ledger"), ("daemon", "database")),
 }
 NEEDED = tuple(dict.fromkeys(group for probe in PROBES.values() for group in probe.groups))
 RUNNING = ("daemon", "sensor", "schedule")

@@ -33,6 +33,7 @@ from calc_analytics.orchestration import event_log
 from calc_analytics.orchestration.dagster_internals import WILL_RETRY_TAG, DagsterPostgresException, InstigatorType
 from calc_analytics.orchestration.housekeeping import JOBS
 from calc_analytics.orchestration.storage import DAEMON, without_plugin
+from calc_analytics.rollup.status import RECENT_DAYS
 from calc_analytics.rollups import LOG, STATS, chosen_log
 
 if TYPE_CHECKING:
@@ -41,7 +42,9 @@ if TYPE_CHECKING:
     from calc_analytics.orchestration.dagster_internals import InstigatorState
 
 # What counting and the hourly rebuild need; others (backfills, freshness) are reported, but nothing stops with them.
-NEEDED_DAEMONS = ("SENSOR", "SCHEDULER", "QUEUED_RUN_COORDINATOR")
+# How often each writes a heartbeat; the scheduler sleeps from minute to minute.
+HEARTBEAT_SECONDS = {"SENSOR": 30, "SCHEDULER": 60, "QUEUED_RUN_COORDINATOR": 30}
+NEEDED_DAEMONS = tuple(HEARTBEAT_SECONDS)
 # Names of all checks; one that several rollups have, once.
 CHECKS = tuple(dict.fromkeys(name for rollup in LOG.rollups for name in rollup.check_names))
 SENSOR, SCHEDULE, HOUSEKEEPING = "new_log_batches", "hourly_rollup", "daily_housekeeping"
@@ -53,8 +56,8 @@ INSTIGATORS = {
     SCHEDULE: InstigatorType.SCHEDULE,
     HOUSEKEEPING: InstigatorType.SCHEDULE,
 }
-# Runs that failed within this time are reported until the same days succeed; at most so many.
-FAILED_RUN_DAYS, FAILED_RUNS_LIMIT, FINISHED_RUNS_LIMIT = 7, 50, 1000
+# Runs that failed within RECENT_DAYS are reported until the same days succeed; at most so many.
+FAILED_RUNS_LIMIT, FINISHED_RUNS_LIMIT = 50, 1000
 Span = tuple[date, date]
 """First and last day."""
 
@@ -99,7 +102,7 @@ class Instigator:
 
 
 @dataclass(frozen=True)
-class LastRun:
+class FinishedRun:
     """The last run that ended, of those that the schedule requested. `will_retry`: Dagster starts it again."""
 
     run_id: str
@@ -210,7 +213,7 @@ def instigators(dagster: DagsterInstance) -> dict[str, Instigator]:
     return {name: max(each, key=lambda one: one.started_at or _instant(0)) for name, each in found.items()}
 
 
-def last_run(dagster: DagsterInstance, schedule: str = SCHEDULE) -> LastRun | None:
+def last_finished_run(dagster: DagsterInstance, schedule: str = SCHEDULE) -> FinishedRun | None:
     """The last run of the schedule that ended."""
     wanted = RunsFilter(tags={"dagster/schedule_name": schedule}, statuses=FINISHED)
     with _translate_db_errors():
@@ -218,13 +221,13 @@ def last_run(dagster: DagsterInstance, schedule: str = SCHEDULE) -> LastRun | No
             run: DagsterRun = record.dagster_run
             ended = _instant(record.end_time) if record.end_time else record.update_timestamp
             partition, will_retry = run.tags.get("dagster/partition"), run.tags.get(WILL_RETRY_TAG) == "true"
-            return LastRun(run.run_id, run.is_success, partition, ended, will_retry and not run.is_success)
+            return FinishedRun(run.run_id, run.is_success, partition, ended, will_retry and not run.is_success)
     return None
 
 
 def failed_runs(dagster: DagsterInstance) -> list[FailedRun]:
     """The failed runs of the last days that no later run has made good, oldest first; one query if none failed."""
-    since = datetime.now(timezone.utc) - timedelta(days=FAILED_RUN_DAYS)
+    since = datetime.now(timezone.utc) - timedelta(days=RECENT_DAYS)
     failed = RunsFilter(statuses=[DagsterRunStatus.FAILURE], updated_after=since)
     with _translate_db_errors():
         records = list(dagster.get_run_records(failed, limit=FAILED_RUNS_LIMIT))

@@ -12,11 +12,10 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
-from calc_analytics.database.engine import transaction
 from calc_analytics.database.relations import BITS, integer_types
 from calc_analytics.rollup import journal
 from calc_analytics.rollup.database import Database
-from calc_analytics.rollup.declaration import Rollup
+from calc_analytics.rollup.declaration import Log, Rollup
 from calc_analytics.rollup.windows import Window, of_day
 
 
@@ -103,11 +102,9 @@ def note(connection: Connection, db: Database, found: Iterable[Misfit]) -> None:
     journal.note(connection, db.log, "overflow", days=days)
 
 
-def known(db: Database) -> list[Misfit]:
+def known(connection: Connection, log: Log) -> list[Misfit]:
     """The days that are set aside now and have a reason in the journal: one for each rollup."""
-    parameters = {"log": db.log.name, "rollups": db.log.names}
-    with transaction(db.engine) as connection:
-        rows = connection.execute(text(_KNOWN), parameters).all()
+    rows = connection.execute(text(_KNOWN), {"log": log.name, "rollups": log.names}).all()
     return [Misfit(row.rollup, row.date, **row.why) for row in rows if row.why]
 
 

@@ -1,9 +1,8 @@
 """What is fresh, what lags, what is proven, and who writes: figures for the health report, `status` and `/metrics`.
 
 Nothing is changed. `ledger_report` and `log_report` read all that the health report needs, in one transaction each:
-the
-first touches the ledger only, the second the log as well. Cost: the uncounted rows, up to a million of them, and the
-rows of the ledger.
+the first touches the ledger only, the second the log as well. Cost: the uncounted rows, up to a million of them, and
+the rows of the ledger.
 """
 
 from collections.abc import Iterable
@@ -25,7 +24,7 @@ from calc_analytics.rollup.snapshot import Snapshot, between, rows_between
 LAG_ROWS_LIMIT = 1_000_000
 WRITERS_LIMIT = 20
 STATUSES = ("built", "pending", "stale", "frozen", "overflow")
-# For so long it is known when each day was rebuilt, to see whether a failed run was made good.
+# For so many days failed runs are reported, and it is known when each day was rebuilt: whether they were made good.
 RECENT_DAYS = 7
 
 
@@ -215,7 +214,7 @@ def ledger_report(db: Database) -> LedgerReport:
             different=ledger.rollups_by_day(row for row in notable if row.differs),
             overflowing=overflowing,
             waiting=ledger.rollups_by_day(row for row in notable if row.status in ledger.WAITING),
-            reasons=overflow.known(db) if overflowing else [],
+            reasons=overflow.known(connection, db.log) if overflowing else [],
             rebuilt=_rebuilt(connection, db),
         )
 

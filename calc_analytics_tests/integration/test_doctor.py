@@ -22,7 +22,7 @@ from calc_analytics.operations.findings import Finding
 from calc_analytics.operations.probes import Prober
 from calc_analytics.operations.sources import Sources
 from calc_analytics.orchestration import history
-from calc_analytics.orchestration.history import Instigator, LastRun
+from calc_analytics.orchestration.history import FinishedRun, Instigator
 from calc_analytics.processes.supervisor import free_port
 from calc_analytics.rollup import diagnosis
 from calc_analytics.rollup.database import Database
@@ -428,7 +428,7 @@ def test_a_database_that_is_down_is_said_once_and_the_rest_is_examined(calc, mon
         (Instigator("daily_housekeeping", False, None, None), None, "note", "turned off"),
         (
             Instigator("daily_housekeeping", True, None, None),
-            LastRun("0a1b2c3d4e", False, None, utc(2026, 3, 1)),
+            FinishedRun("0a1b2c3d4e", False, None, utc(2026, 3, 1)),
             "note",
             "failed (run 0a1b2c3d)",
         ),

@@ -108,7 +108,7 @@ def test_of_an_instance_that_saw_nothing_nothing_is_known(dagster):
     assert {beat.at for beat in history.heartbeats(dagster)} == {None}
     assert history.instigators(dagster).get(history.SENSOR) is None
     assert history.instigators(dagster).get(history.SCHEDULE) is None
-    assert history.last_run(dagster) is None
+    assert history.last_finished_run(dagster) is None
     assert history.last_checks(dagster) == []
     assert history.instigators(dagster).get(history.HOUSEKEEPING) is None
 
@@ -256,7 +256,7 @@ def test_the_last_run_is_that_of_the_schedule(dagster, location, database, conne
     write(connect(), [row(utc(2026, 3, 1, 12))])
     tags = {"dagster/schedule_name": "hourly_rollup"}
     job.execute_in_process(instance=dagster, partition_key=str(day), tags=tags)
-    found = history.last_run(dagster)
+    found = history.last_finished_run(dagster)
     assert (found.succeeded, found.partition) == (True, "2026-03-01")
     assert probes(database, "scheduled_run")["scheduled_run"].ok
     assert {check.name for check in history.last_checks(dagster)} == EVERY_CHECK
@@ -264,7 +264,7 @@ def test_the_last_run_is_that_of_the_schedule(dagster, location, database, conne
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("calc_analytics.rollup.rebuild.rebuild", lambda *given, **options: 1 / 0)
         assert not job.execute_in_process(instance=dagster, partition_key=str(day), raise_on_error=False).success
-    assert history.last_run(dagster).succeeded, "an operator's own run is not the schedule's"
+    assert history.last_finished_run(dagster).succeeded, "an operator's own run is not the schedule's"
 
 
 def test_a_failed_run_of_the_schedule_names_the_run(dagster, location, database, connect):

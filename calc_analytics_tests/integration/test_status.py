@@ -10,7 +10,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from click.testing import CliRunner, Result
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.engine import Engine, make_url
 
 from calc_analytics.cli.main import main
@@ -49,6 +49,18 @@ def test_nothing_was_ever_counted(db):
     assert status.refreshed(db).at is None
     assert status.refreshed(db).seconds_ago is None
     assert status.lag(db) == status.Lag(0, 0.0)
+
+
+def test_ledger_and_log_are_each_read_in_one_transaction(db: Database, connect):
+    write(connect(), [row(NOON)])
+    refresh(db)
+    execute(db.engine, "update rollup_days set status = 'overflow'")
+    begun: list[object] = []
+    event.listen(db.engine, "begin", begun.append)
+    assert status.ledger_report(db).overflowing == {DAY: LOG.names}
+    assert len(begun) == 1
+    status.log_report(db)
+    assert len(begun) == 2
 
 
 def test_lag_is_the_rows_that_are_committed_and_not_counted(db, connect):

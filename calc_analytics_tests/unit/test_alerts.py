@@ -1,5 +1,6 @@
 """Alerts are transitions of health: reports in, lines out. No clock, no database, no webhook."""
 
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -54,7 +55,7 @@ def days(*names: str) -> Finding:
     return failed("proofs", "days differ", problems=tuple(Problem(f"day {day}", "differs") for day in names))
 
 
-DATABASE = ("database", "tables", "state", "freshness", "proofs", "audit")
+DATABASE = ("database", "tables", "state", "freshness", "proofs", "audit", "runs")
 DAGSTER = ("daemon", "sensor", "schedule", "housekeeping", "checks", "scheduled_run", "runs")
 
 
@@ -120,9 +121,15 @@ def test_a_database_that_is_down_is_one_line_and_resolves_nothing(watched):
 
 
 def test_a_server_that_hangs_is_one_line_for_each_database(watched):
-    hanging = [unread(name, "no answer within 3 s", NO_ANSWER) for name in (*DATABASE, *DAGSTER)]
+    hanging = [unread(name, "no answer within 3 s", NO_ANSWER) for name in {*DATABASE, *DAGSTER}]
     (line,) = watched.look(*hanging, times=2)
     assert line.startswith("failed: database, daemon (since")
+
+
+@pytest.mark.parametrize("hanging", [DATABASE, DAGSTER])
+def test_a_server_that_hangs_alone_is_one_line(watched, hanging: tuple[str, ...]):
+    (line,) = watched.look(*(unread(name, "no answer within 3 s", NO_ANSWER) for name in hanging), times=2)
+    assert line.startswith(f"failed: {hanging[0]} (since")
 
 
 def test_a_locked_table_alone_names_the_probes_that_do_not_answer(watched):
@@ -142,6 +149,34 @@ def test_a_dead_daemon_is_not_reported_again_by_its_sensor(watched):
     assert watched.look(failed("daemon", "dead"), late, times=5) == []
     watched.look(late)
     assert any(line.startswith("failed: sensor") for line in watched.look(late))
+
+
+def test_a_sensors_open_alert_is_not_resolved_by_the_death_of_the_daemon(watched):
+    late = failed("sensor", "its last 2 ticks failed")
+    watched.look(late, times=2)
+    (line,) = watched.look(failed("daemon", "dead"), late, times=2)
+    assert line.startswith("failed: daemon")
+    assert [watched.look(failed("daemon", "dead"), late) for _ in range(LOOKS_LIMIT)] == [[]] * LOOKS_LIMIT
+    assert watched.look(late) == []
+    assert [line[:16] for line in watched.look(late)] == ["resolved: daemon"], "the sensor still fails"
+    assert [line[:16] for line in watched.look(times=2)] == ["resolved: sensor"]
+
+
+def test_what_could_not_be_read_of_a_finding_is_not_resolved(watched):
+    watched.look(days("2026-03-01", "2026-03-02"), times=2)
+    some = replace(days("2026-03-02", "2026-03-03"), is_known=False)
+    watched.look(some)
+    assert [line[:22] for line in watched.look(some)] == ["failed: day 2026-03-03"]
+    assert watched.look(some, times=5) == []
+    assert [line[:24] for line in watched.look(days("2026-03-02", "2026-03-03"), times=2)] == [
+        "resolved: day 2026-03-01"
+    ]
+
+
+def test_each_problem_has_its_own_next_command(watched):
+    problems = (Problem("day 1", "differs", command="verify"), Problem("day 2", "waits", command="rollup"))
+    lines = watched.look(failed("proofs", "days differ", problems=problems), times=2)
+    assert [line.rpartition(": ")[2] for line in lines] == ["verify", "rollup"]
 
 
 def test_a_warning_is_posted_as_one_and_is_not_a_failure(watched):

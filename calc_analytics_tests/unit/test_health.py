@@ -15,10 +15,10 @@ from calc_analytics.operations.probes import Answer
 from calc_analytics.orchestration.history import (
     FailedDay,
     FailedRun,
+    FinishedRun,
     Heartbeat,
     Instigator,
     LastCheck,
-    LastRun,
     Tick,
 )
 from calc_analytics.rollup.ledger import ClusterChanged
@@ -48,7 +48,7 @@ GOOD: dict[str, Any] = {
     "unrecorded": [],
     "daemons": Daemons([Heartbeat(name, ago(seconds=20), True) for name in DAEMONS], ["daemon 1 on a"]),
     "instigators": {"new_log_batches": ON, "hourly_rollup": replace(ON, name="hourly_rollup")},
-    "runs": Runs(LastRun("0a1b2c3d4e", True, "2026-03-02", ago(minutes=3)), []),
+    "runs": Runs(FinishedRun("0a1b2c3d4e", True, "2026-03-02", ago(minutes=3)), []),
     "checks": [LastCheck("stats_match_logs", True, False, ago(minutes=3), "")],
 }
 
@@ -106,6 +106,21 @@ def test_days_that_differ_are_named_even_if_the_log_does_not_answer():
     found = finding("proofs", ledger=ledger, unrecorded=unanswered())
     assert "1 day differs" in found.fact
     assert [problem.subject for problem in found.problems] == ["day 2026-03-01"]
+    assert not found.is_known, "other days may wait: no alert of one is resolved"
+
+
+def test_days_of_every_class_are_problems_and_the_worst_is_the_fact():
+    of, day, third = ["calculation_stats_daily"], DAY - timedelta(days=1), date(2026, 3, 3)
+    ledger = replace(LEDGER, different={DAY: of}, overflowing={NEXT: of, DAY: of}, waiting={third: of})
+    found = finding("proofs", ledger=ledger, unrecorded=[day])
+    assert "1 day differs" in found.fact
+    assert (found.command, found.code) == ("calc-analytics verify --day 2026-03-01", None)
+    assert {problem.subject: (problem.detail.split()[0], problem.command) for problem in found.problems} == {
+        "day 2026-03-01": ("differs", "calc-analytics verify --day 2026-03-01"),
+        "day 2026-03-02": ("is", "calc-analytics verify --day 2026-03-02"),
+        "day 2026-03-03": ("waits", "calc-analytics rollup"),
+        "day 2026-02-28": ("waits", "calc-analytics rollup"),
+    }
 
 
 def test_days_that_wait_are_wrong_whether_on_record_or_not():
@@ -175,9 +190,16 @@ def test_a_failed_run_is_wrong_until_all_its_days_are_rebuilt():
         assert ("runs" in wrong(runs=runs, ledger=replace(LEDGER, rebuilt=rebuilt))) is is_wrong
 
 
+def test_whether_a_failed_run_was_made_good_is_not_known_without_the_ledger():
+    runs = Runs(None, [failed_run(DAY, DAY, ago(hours=1))])
+    assert wrong(runs=runs, ledger=replace(LEDGER, rebuilt={DAY: ago(minutes=1)})) == []
+    found = finding("runs", runs=runs, ledger=unanswered())
+    assert (found.is_known, found.problems) == (False, ())
+
+
 def test_the_schedules_failed_run_is_reported_by_one_probe():
     failed = failed_run(DAY, DAY, ago(minutes=2))
-    scheduled = LastRun(failed.run_id, False, str(DAY), ago(minutes=2))
+    scheduled = FinishedRun(failed.run_id, False, str(DAY), ago(minutes=2))
     assert wrong(runs=Runs(scheduled, [failed])) == ["scheduled_run"]
     assert wrong(runs=Runs(replace(scheduled, will_retry=True), [])) == []
 
