@@ -2,10 +2,10 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -36,7 +36,12 @@ from calc_analytics.rollup import install
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollups import chosen_log
 
+Command = TypeVar("Command", bound=Callable[..., Any])
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def _rate_option(default: float, meaning: str, most: float | None = None) -> Callable[[Command], Command]:
+    return click.option("--rate", default=default, show_default=True, type=FiniteRange(0.1, most), help=meaning)
 
 
 @click.command()
@@ -68,13 +73,7 @@ def up(settings: Settings, ui_port: int, service_port: int) -> None:
 @click.command()
 @ui_port_option
 @service_port_option
-@click.option(
-    "--rate",
-    default=1.0,
-    show_default=True,
-    type=FiniteRange(0.1, 10),
-    help="Mean log rows per second, live and in the history, which takes so many times as long to write.",
-)
+@_rate_option(1.0, "Mean log rows per second, live and in the history, which takes that much longer to write.", 10)
 @click.option(
     "--days",
     "history",
@@ -160,13 +159,7 @@ def _watch(supervisor: Supervisor) -> None:
 
 
 @click.command()
-@click.option(
-    "--rate",
-    default=200.0,
-    show_default=True,
-    type=FiniteRange(min=0.1),
-    help="Rows per second, all writers together.",
-)
+@_rate_option(200.0, "Rows per second, all writers together.")
 @click.option("--writers", default=4, show_default=True, type=IntegerRange(1, 64), help="Concurrent writers.")
 @click.option("--seconds", type=FiniteRange(min=0), help="Stop after that long. Default: until Ctrl-C.")
 @click.option("--rows", type=IntegerRange(min=1), help="Stop after about that many rows.")
