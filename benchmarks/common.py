@@ -74,7 +74,7 @@ def parse_size(description: str | None, name: str, default: int, meaning: str) -
 
 
 def execute(engine: Engine, statement: str) -> None:
-    """One statement, committed by itself."""
+    """One statement in a transaction of its own."""
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text(statement))
 

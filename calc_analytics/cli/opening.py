@@ -70,6 +70,7 @@ def make_ready(settings: Settings, always: bool = False, report: Callable[[Place
 def _connected(settings: Settings) -> Database:
     db = database(create_engine(settings), settings)
     if (context := click.get_current_context(silent=True)) is not None:
+        context.call_on_close(db.engine.dispose)
         context.call_on_close(_report_lock_waits(db.engine))
     return db
 

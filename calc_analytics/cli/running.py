@@ -2,10 +2,10 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -33,9 +33,15 @@ from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.plurals import number
 from calc_analytics.processes.supervisor import Supervisor, claim, require_free
 from calc_analytics.rollup import install
+from calc_analytics.rollup.database import Database
 from calc_analytics.rollups import chosen_log
 
+Command = TypeVar("Command", bound=Callable[..., Any])
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def _rate_option(default: float, meaning: str, most: float | None = None) -> Callable[[Command], Command]:
+    return click.option("--rate", default=default, show_default=True, type=FiniteRange(0.1, most), help=meaning)
 
 
 @click.command()
@@ -58,6 +64,7 @@ def up(settings: Settings, ui_port: int, service_port: int) -> None:
     """
     claim(ui_port, service_port)
     stop = _stop_on_signals(insisting=False)
+    _prepare(settings, stop).engine.dispose()
     with _running(settings, ui_port, service_port, stop) as supervisor:
         while not stop.wait(0.5):
             _watch(supervisor)
@@ -66,13 +73,7 @@ def up(settings: Settings, ui_port: int, service_port: int) -> None:
 @click.command()
 @ui_port_option
 @service_port_option
-@click.option(
-    "--rate",
-    default=1.0,
-    show_default=True,
-    type=FiniteRange(min=0.1),
-    help="Mean log rows per second, live and in the history (there at most 100,000 a day).",
-)
+@_rate_option(1.0, "Mean log rows per second, live and in the history, which takes that much longer to write.", 10)
 @click.option(
     "--days",
     "history",
@@ -93,7 +94,7 @@ def demo(settings: Settings, ui_port: int, service_port: int, rate: float, histo
     \b
     Changes:     writes made-up log rows to the embedded database in
                  .calc_analytics/
-    Example:     calc-analytics demo --rate 500
+    Example:     calc-analytics demo --days 90 --rate 2
     Exit codes:  0 stopped; 1 could not start, the line on standard error says
                  why
     """
@@ -105,15 +106,15 @@ def demo(settings: Settings, ui_port: int, service_port: int, rate: float, histo
         )
     claim(ui_port, service_port)
     stop = _stop_on_signals(insisting=False)
-    _prepare(settings, stop)
-    missing = demonstration.missing_history(settings, history)
+    db = _prepare(settings, stop)
+    missing = demonstration.missing_history(db, history)
     total = sum(demonstration.rows_of(day, rate, settings.timezone) for day in missing)
     with terminal.bar("writing history", total) as advance:
-        demonstration.write_days(settings, missing, rate, stop, advance)
-    settings = replace(settings, start_date=demonstration.first_partition(settings))
+        demonstration.write_days(db, missing, rate, stop, advance)
+    settings = replace(settings, start_date=demonstration.first_partition(db, settings))
     with _running(settings, ui_port, service_port, stop) as supervisor:
         with terminal.live_table() as draw:
-            for frame in demonstration.live(settings, rate, seconds, stop):
+            for frame in demonstration.live(db, rate, seconds, stop):
                 _watch(supervisor)
                 draw(*frame)
 
@@ -121,7 +122,6 @@ def demo(settings: Settings, ui_port: int, service_port: int, rate: float, histo
 @contextmanager
 def _running(settings: Settings, ui_port: int, service_port: int, stop: threading.Event) -> Iterator[Supervisor]:
     """Starts everything, prints the addresses, and stops everything at the end."""
-    _prepare(settings, stop)
     click.echo(f"database  {redact_url(database_url(settings))}")
     if (spare := writable(data_folder())) != data_folder():
         click.echo(f"logs      {spare}, since the project folder cannot be written to")
@@ -138,17 +138,19 @@ def _running(settings: Settings, ui_port: int, service_port: int, stop: threadin
         supervisor.stop()
 
 
-def _prepare(settings: Settings, stop: threading.Event) -> None:
-    """Creates and installs both databases.
+def _prepare(settings: Settings, stop: threading.Event) -> Database:
+    """Creates and installs both databases; returns the one with the log.
 
     A signal ends a migration that waits for a lock, but not the start of the embedded server, half of which would be
     left running.
     """
     database_url(settings)
     with _ending_at_once(stop):
-        install.require_usable(make_ready(settings, report=None if settings.embedded else print_place))
+        db = make_ready(settings, report=None if settings.embedded else print_place)
+        install.require_usable(db)
         ensure_database(dagster_url(settings))
         require_room(dagster_url(settings))
+    return db
 
 
 def _watch(supervisor: Supervisor) -> None:
@@ -157,13 +159,7 @@ def _watch(supervisor: Supervisor) -> None:
 
 
 @click.command()
-@click.option(
-    "--rate",
-    default=200.0,
-    show_default=True,
-    type=FiniteRange(min=0.1),
-    help="Rows per second, all writers together.",
-)
+@_rate_option(200.0, "Rows per second, all writers together.")
 @click.option("--writers", default=4, show_default=True, type=IntegerRange(1, 64), help="Concurrent writers.")
 @click.option("--seconds", type=FiniteRange(min=0), help="Stop after this many seconds. Default: until Ctrl-C.")
 @click.option("--rows", type=IntegerRange(min=1), help="Stop after about that many rows.")

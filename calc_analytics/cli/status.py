@@ -13,9 +13,10 @@ from calc_analytics.cli.options import only_rollups
 from calc_analytics.config import Settings
 
 if TYPE_CHECKING:
+    from calc_analytics.database.writers import Writer
     from calc_analytics.operations.findings import Finding
     from calc_analytics.operations.status import Status
-    from calc_analytics.rollup.status import Days, DayStatus, Writer
+    from calc_analytics.rollup.status import Days, DayStatus
 
 DEADLINE_SECONDS = 10.0
 WATCH_SECONDS = 2.0

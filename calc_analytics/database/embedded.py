@@ -36,6 +36,8 @@ STOP_SECONDS = 60.0
 # How long the processes of a dead server may take to end.
 LEFTOVER_SECONDS = 5.0
 
+# By the server's folder: the open file with this process's lock, and the server. The lock is taken with flock itself:
+# filelock has no shared locks.
 _held: dict[Path, tuple[IO[str], Any]] = {}
 
 
@@ -67,7 +69,7 @@ def writable(folder: Path) -> Path:
 def url() -> URL:
     """The URL of the running embedded server's database, starting the server first if need be.
 
-    The database itself may not exist yet: `engine.ensure_database` creates it.
+    The database itself may not exist yet: `create.ensure_database` creates it.
     """
     server = _server(data_folder() / "pgdata")
     # The server's own form is 'postgres:@/…': without the empty password what is printed can be pasted into psql.

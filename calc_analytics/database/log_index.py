@@ -156,7 +156,7 @@ def create_summarize_function(connection: Connection) -> None:
 def summarize(engine: Engine) -> bool:
     """Brings the index up to the tables' ends; False if that must wait. Blocks no writer.
 
-    A range that is not in the index is read by every refresh. PostgreSQL summarizes by itself (autosummarize, VACUUM),
+    A range that is not in the index is read by every refresh. PostgreSQL summarizes too (autosummarize, VACUUM),
     but about once a minute, which is many rows under load. One attempt: a refresh is right without.
     """
     try:

@@ -20,6 +20,7 @@ from calc_analytics.database import schemas
 from calc_analytics.database.embedded import data_folder, writable
 from calc_analytics.database.engine import transaction
 from calc_analytics.database.log_columns import UnfitTable
+from calc_analytics.database.server import clock, connections, read_only_settings, utc_offsets
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.operations import facts
 from calc_analytics.operations.findings import OK, WRONG, Finding, note, ok, unanswered, wrong
@@ -28,7 +29,7 @@ from calc_analytics.operations.probes import Prober
 from calc_analytics.operations.sources import Sources
 from calc_analytics.operations.words import USE_THE_PRIMARY, ago
 from calc_analytics.plurals import number
-from calc_analytics.processes.supervisor import HOST, is_listening
+from calc_analytics.ports import HOST, is_listening
 from calc_analytics.rollup import diagnosis, install, ledger, overflow, widen
 from calc_analytics.rollup.foreign import adopt_sql
 from calc_analytics.rollups import LOG, chosen_log
@@ -96,10 +97,10 @@ def _database(sources: Sources) -> Findings:
     server, place = facts.server(sources), redact_url(sources.url())
     fact = f"PostgreSQL {server.version} at {place}"
     major = server.version_number // 10_000
-    if server.read_only and (resets := diagnosis.read_only_settings(sources.engine())):
+    if server.is_read_only and (resets := read_only_settings(sources.engine())):
         why = "nothing can be counted there"
         yield wrong(f"{fact} is read-only by default_transaction_read_only", why, ";\n".join(resets) + ";")
-    elif server.read_only:
+    elif server.is_read_only:
         yield wrong(f"{fact} is read-only (a standby?)", "nothing can be counted there", USE_THE_PRIMARY)
     elif major < OLDEST:
         why = f"the project relies on what PostgreSQL {OLDEST} brought"
@@ -108,7 +109,7 @@ def _database(sources: Sources) -> Findings:
         yield note(fact, f"newer than the project was tested with ({OLDEST} to {NEWEST})")
     else:
         yield ok(fact)
-    full = diagnosis.connections(sources.engine())
+    full = connections(sources.engine())
     fact = f"{full.used} of {full.allowed} connections are in use"
     if full.allowed - full.used < FREE_CONNECTIONS:
         why = "Dagster's processes open many at a time; without a free one, ticks and runs fail"
@@ -212,7 +213,7 @@ def _permissions(sources: Sources) -> Findings:
     for each in diagnosis.hidden(db):
         why = "nothing is counted, and live views raise an error: what is counted under a policy is wrong"
         yield wrong(f"row-level security hides rows of {each.table} from the role '{each.role}'", why, f"{each.sql};")
-    if role.superuser and not sources.settings.embedded:
+    if role.is_superuser and not sources.settings.embedded:
         why = "the project needs no superuser; a mistake made as superuser can damage everything"
         yield note(f"'{role.name}' is a superuser", why, "set DATABASE_URL to an ordinary role")
     if not role.sees_others:
@@ -292,9 +293,9 @@ def _rows(sources: Sources) -> Findings:
 
 def _clock(sources: Sources) -> Findings:
     engine = sources.engine()
-    diagnosis.clock(engine)  # so that connecting is not measured
+    clock(engine)  # so that connecting is not measured
     before = time.time()
-    server = diagnosis.clock(engine).timestamp()
+    server = clock(engine).timestamp()
     after = time.time()
     skew, uncertain = server - (before + after) / 2, (after - before) / 2
     fact = f"the server's clock is {abs(skew):.2f} s {'ahead of' if skew > 0 else 'behind'} this machine's"
@@ -309,7 +310,7 @@ def _time_zone(sources: Sources) -> Findings:
     name = sources.settings.timezone
     here, now = days.zone(name), datetime.now(timezone.utc)
     instants = [now + timedelta(days=n) for n in range(0, 400, 10)]
-    there = diagnosis.utc_offsets(sources.engine(), name, instants)
+    there = utc_offsets(sources.engine(), name, instants)
     differ = [at for at, offset in zip(instants, there, strict=True) if offset != _offset(here, at)]
     if differ:
         fact = f"Python and PostgreSQL disagree about {name} from {differ[0]:%Y-%m-%d} on"

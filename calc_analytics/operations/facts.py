@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from calc_analytics.config import Settings
 from calc_analytics.database import row_security
+from calc_analytics.database.server import Server, describe_server
+from calc_analytics.database.writers import Writer, writers
 from calc_analytics.operations.probes import Answer, Prober, Question
 from calc_analytics.operations.sources import Sources
 from calc_analytics.rollup import diagnosis, install, journal, status
@@ -88,7 +90,7 @@ class Facts:
     at: datetime
 
     interval = Group[float]()
-    server = Group[status.Server]()
+    server = Group[Server]()
     catalogs = Group[Catalogs]()
     ledger = Group[status.LedgerReport]()
     log = Group[status.LogReport]()
@@ -116,9 +118,14 @@ def read(sources: Sources, prober: Prober, names: Iterable[str], more: Mapping[s
     return Facts(sources.settings, prober.ask({**questions, **(more or {})}), at)
 
 
-def server(sources: Sources) -> status.Server:
+def server(sources: Sources) -> Server:
     """On a connection of its own: it answers while every other one waits for a lock."""
-    return status.server(sources.engine("calc_analytics probe"))
+    return describe_server(sources.engine("calc_analytics probe"))
+
+
+def _writers(sources: Sources) -> list[Writer]:
+    db = sources.database()
+    return writers(db.engine, db.log.name)
 
 
 def catalogs(sources: Sources) -> Catalogs:
@@ -185,6 +192,6 @@ READERS: dict[str, Callable[[Sources], Any]] = {
     "instigators": instigators,
     "runs": _runs,
     "checks": _checks,
-    "writers": lambda sources: status.writers(sources.database()),
+    "writers": _writers,
     "totals": _totals,
 }

@@ -155,7 +155,7 @@ def _each_cause_once(findings: list[Finding]) -> list[Finding]:
 
 def _database(facts: Facts) -> Finding:
     fact, public = f"PostgreSQL {facts.server.version} answered", "the database answered"
-    if facts.server.read_only:
+    if facts.server.is_read_only:
         but = ", but it is read-only (a standby?): nothing can be counted"
         return wrong(fact + but, command=USE_THE_PRIMARY, public=public + but, code="read_only")
     return ok(fact, public)

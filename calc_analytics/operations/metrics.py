@@ -16,6 +16,7 @@ from prometheus_client.metrics_core import InfoMetricFamily
 from prometheus_client.registry import Collector
 
 from calc_analytics import __version__
+from calc_analytics.database.writers import Writer
 from calc_analytics.operations import facts as facts_
 from calc_analytics.operations import health
 from calc_analytics.operations.facts import Facts
@@ -40,12 +41,12 @@ class Exposition:
         """All metrics, and their content type; the format is what `accept` prefers."""
         facts = facts_.read(self.sources, self.prober, (*health.NEEDED, "writers", "totals"))
         registry = CollectorRegistry()
-        registry.register(Collected([*metrics(facts), *_alerts(self.waiting())]))
+        registry.register(MetricsCollector([*metrics(facts), *_alerts(self.waiting())]))
         encode, content_type = choose_encoder(accept)
         return encode(registry), content_type
 
 
-class Collected(Collector):
+class MetricsCollector(Collector):
     """Metrics that are made already, in the form of the library."""
 
     def __init__(self, metrics: list[Metric]) -> None:
@@ -162,7 +163,7 @@ def _ages(minutes: Sequence[journal.Freshness]) -> Iterator[Metric]:
         yield family
 
 
-def _writers(writers: list[status.Writer]) -> Iterator[Metric]:
+def _writers(writers: list[Writer]) -> Iterator[Metric]:
     """No ages, rather than wrong ones, where the role may not see them (`doctor` says what to grant)."""
     of_logs = [writer for writer in writers if writer.writes_logs]
     yield _gauge("open_writers", "Open transactions that have written log rows (at most 20 are seen).", len(of_logs))
@@ -172,7 +173,7 @@ def _writers(writers: list[status.Writer]) -> Iterator[Metric]:
         yield _gauge("oldest_writer_age_seconds", f"{said} log rows; it delays no other row.", _oldest(of_logs))
 
 
-def _oldest(writers: list[status.Writer]) -> float:
+def _oldest(writers: list[Writer]) -> float:
     return max((writer.seconds or 0.0 for writer in writers), default=0.0)
 
 

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from calc_analytics.config import redact_url
+from calc_analytics.database.writers import Writer
 from calc_analytics.operations import facts as facts_
 from calc_analytics.operations import health
 from calc_analytics.operations.facts import Facts
@@ -80,7 +81,7 @@ class Status:
         return None if days is None else [day for day in days if day.rollup in self.chosen]
 
     @property
-    def writers(self) -> list[status.Writer] | None:
+    def writers(self) -> list[Writer] | None:
         """The open transactions that have written."""
         return self.facts.known("writers")
 

@@ -8,6 +8,7 @@ from typing import Any
 from calc_analytics import logs, rollups
 from calc_analytics.config import Settings
 from calc_analytics.database.engine import database_url, engine_for, with_timeouts
+from calc_analytics.database.server import describe_server
 from calc_analytics.days import today_and_yesterday
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.operations.words import in_rollups
@@ -16,7 +17,6 @@ from calc_analytics.rollup.judge import Decision
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.reports import RebuildReport, RefreshReport, Refused
-from calc_analytics.rollup.status import server
 
 # A rebuild of two busy days takes a minute at most; an answer is wanted in any case.
 STATEMENT_SECONDS = 120.0
@@ -27,7 +27,7 @@ class AlreadyTriggered(CalcAnalyticsError):
 
 
 @dataclass(frozen=True)
-class Triggered:
+class TriggerReport:
     """What one trigger did."""
 
     request_id: str
@@ -68,7 +68,7 @@ class Trigger:
     _busy: threading.Lock = field(default_factory=threading.Lock)
     _running: str = ""
 
-    def run(self, request_id: str) -> Triggered:
+    def run(self, request_id: str) -> TriggerReport:
         """Counts all that was committed before the call; raises `AlreadyTriggered` or what the domain raises."""
         if not self._busy.acquire(blocking=False):
             raise AlreadyTriggered(f"request {self._running} is refreshing and rebuilding: ask again when it is done")
@@ -78,18 +78,19 @@ class Trigger:
         finally:
             self._busy.release()
 
-    def _refresh_and_rebuild(self, request_id: str) -> Triggered:
+    def _refresh_and_rebuild(self, request_id: str) -> TriggerReport:
         url = with_timeouts(database_url(self.settings))
         engine = engine_for(url, "calc_analytics trigger", STATEMENT_SECONDS)
         try:
             db, days = rollups.database(engine, self.settings), today_and_yesterday(self.settings.timezone)
             with logs.record_failures("refresh", db=db, request_id=request_id):
-                server(engine)  # a database that is away is reported at once; the refresh would try again and again
+                # A database that is away is reported at once; the refresh would try again and again.
+                describe_server(engine)
                 refreshed = refresh(db)
             logs.log_refresh(refreshed, request_id=request_id)
             with logs.record_failures("rebuild", db=db, request_id=request_id):
                 rebuilt = rebuild(db, days, decision=Decision.AUTOMATIC)
             logs.log_rebuild(rebuilt, request_id=request_id)
-            return Triggered(request_id, refreshed, rebuilt, len(db.log.rollups))
+            return TriggerReport(request_id, refreshed, rebuilt, len(db.log.rollups))
         finally:
             engine.dispose()

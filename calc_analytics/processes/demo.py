@@ -1,6 +1,6 @@
 """`calc-analytics demo`: history, live batches, and a table that grows, as a service of some size would write them.
 
-History and live rows have the same rate and rhythm, so that charts continue where the history ends.
+History and live rows have the same mean rate and the same rhythm, so that charts continue where the history ends.
 """
 
 import random
@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 from calc_analytics import days
 from calc_analytics.config import Settings
-from calc_analytics.database.engine import create_engine, database_url
 from calc_analytics.plurals import number
 from calc_analytics.processes.simulate import DAY_SECONDS, WEEK, SimulationReport, Traffic, simulate, write_history
 from calc_analytics.rollup.database import Database
@@ -20,14 +19,12 @@ from calc_analytics.rollup.declaration import Rollup
 from calc_analytics.rollup.figures import day_totals
 from calc_analytics.rollup.ledger import built_days
 from calc_analytics.rollup.rebuild import rebuild
+from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.verify import verify
-from calc_analytics.rollups import database
 
 SHOWN_DAYS = 5
 # Traffic grew by this factor a day until today, and varies by this much from day to day.
 GROWTH, NOISE = 1.008, 0.05
-# History is written in seconds: with a higher rate it has fewer rows than the live days.
-HISTORY_ROWS_PER_DAY = 100_000
 REDRAW_SECONDS = 1.0
 VERIFY_EVERY_SECONDS = 5.0
 
@@ -40,9 +37,9 @@ class Frame(NamedTuple):
     caption: str
 
 
-def missing_history(settings: Settings, count: int) -> list[date]:
-    """The days of the `count` before today that have no statistics yet, and today."""
-    db, today = database(create_engine(settings), settings), days.today(settings.timezone)
+def missing_history(db: Database, count: int) -> list[date]:
+    """Of today and the `count` days before it, those that have no statistics yet."""
+    today = days.today(db.timezone)
     past = days.days_between(today - timedelta(days=count), today)
     there = day_totals(db, db.log.rollups[0], past)
     return [day for day in past if day not in there]
@@ -52,45 +49,41 @@ def rows_of(day: date, rate: float, timezone: str) -> int:
     """The log rows of a whole day at a mean of `rate` rows per second today: by the weekday, and fewer in the past."""
     age = (days.today(timezone) - day).days
     noise = 1.0 if age == 0 else random.Random(day.toordinal()).uniform(1 - NOISE, 1 + NOISE)
-    mean = min(rate * DAY_SECONDS, HISTORY_ROWS_PER_DAY)
-    return round(mean * WEEK[day.weekday()] * noise / GROWTH**age)
+    return round(rate * DAY_SECONDS * WEEK[day.weekday()] * noise / GROWTH**age)
 
 
 def write_days(
-    settings: Settings,
-    missing: Sequence[date],
-    rate: float,
-    stop: threading.Event,
-    progress: Callable[[int], object],
+    db: Database, missing: Sequence[date], rate: float, stop: threading.Event, progress: Callable[[int], object]
 ) -> None:
     """Writes the log rows of each day and counts them. `progress` gets the rows of each batch."""
-    db = database(create_engine(settings), settings)
     traffic = Traffic(rate=rate, writers=1)
     for day in missing:
         if stop.is_set():
             return
-        rows = rows_of(day, rate, settings.timezone)
-        write_history(database_url(settings), [day], rows, traffic, settings.timezone, progress=progress)
-        rebuild(db, [day])
+        rows = rows_of(day, rate, db.timezone)
+        write_history(db.engine.url, [day], rows, traffic, db.timezone, progress=progress)
+        refresh(db)
+    # Only days that are empty yet, or that have rows from before the project was installed.
+    rebuild(db, sorted(set(missing) - set(built_days(db))))
 
 
-def first_partition(settings: Settings) -> date:
+def first_partition(db: Database, settings: Settings) -> date:
     """The first day of the demo's history; ROLLUP_START_DATE if that is set."""
     if settings.start_date != Settings().start_date:
         return settings.start_date
-    return min(built_days(database(create_engine(settings), settings)), default=days.today(settings.timezone))
+    return min(built_days(db), default=days.today(db.timezone))
 
 
-def live(settings: Settings, rate: float, seconds: float | None, stop: threading.Event) -> Iterator[Frame]:
+def live(db: Database, rate: float, seconds: float | None, stop: threading.Event) -> Iterator[Frame]:
     """Writes batches in the background; a frame every second until `seconds` have passed or `stop` is set.
 
     Raises the writer's error.
     """
     finished = threading.Event()
-    writer = _Writer(settings, rate, finished)
+    writer = _Writer(db, rate, finished)
     writer.start()
     try:
-        yield from _frames(settings, writer, seconds, stop)
+        yield from _frames(db, writer, seconds, stop)
     finally:
         finished.set()
         writer.join()
@@ -99,18 +92,18 @@ def live(settings: Settings, rate: float, seconds: float | None, stop: threading
 class _Writer(threading.Thread):
     """The simulated API, with the number of rows written, and the error that ended it."""
 
-    def __init__(self, settings: Settings, rate: float, stop: threading.Event) -> None:
+    def __init__(self, db: Database, rate: float, stop: threading.Event) -> None:
         super().__init__(name="simulated-api", daemon=True)
-        self.settings, self.rate, self.stop = settings, rate, stop
+        self.db, self.rate, self.stop = db, rate, stop
         self.rows = 0
         self.error: Exception | None = None
         self.report: SimulationReport | None = None
 
     def run(self) -> None:
         """Writes until `stop` is set."""
-        traffic = Traffic(rate=self.rate, writers=4, rhythm=True, timezone=self.settings.timezone)
+        traffic = Traffic(rate=self.rate, writers=4, rhythm=True, timezone=self.db.timezone)
         try:
-            self.report = simulate(database_url(self.settings), traffic, stop=self.stop, progress=self._count)
+            self.report = simulate(self.db.engine.url, traffic, stop=self.stop, progress=self._count)
         except Exception as error:
             self.error = error
 
@@ -118,8 +111,7 @@ class _Writer(threading.Thread):
         self.rows += rows
 
 
-def _frames(settings: Settings, writer: _Writer, seconds: float | None, stop: threading.Event) -> Iterator[Frame]:
-    db = database(create_engine(settings), settings)
+def _frames(db: Database, writer: _Writer, seconds: float | None, stop: threading.Event) -> Iterator[Frame]:
     shown, proof = db.log.rollups[0], _Proof(db)
     deadline = time.monotonic() + seconds if seconds else None
     while not stop.wait(REDRAW_SECONDS) and (deadline is None or time.monotonic() < deadline):

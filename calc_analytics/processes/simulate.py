@@ -6,18 +6,18 @@ has its mix of sources, about 60 % are cache hits (fewer in the past), response 
 some are null, and a few rows are late. History and live rows come from the same model.
 """
 
-import itertools
 import math
-import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from datetime import timezone as fixed_zone
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy
 import psycopg
+from numpy.typing import NDArray
 from sqlalchemy.engine import URL
 
 from calc_analytics import days
@@ -25,6 +25,7 @@ from calc_analytics.database.connecting import connect_seconds
 from calc_analytics.database.errors import translate_db_errors
 
 COLUMNS = "publisher_id, locality_id, date_calculated, cache_hit, response_time_ms, zman_count, source, created_at"
+LINE = "%d\t%d\t%s\t%s\t%s\t%d\t%d\t%sZ\n"
 DAY_SECONDS = 86_400
 # Calculations per hour of the day relative to the mean: people ask before dawn, at noon, and before sunset.
 RHYTHM = (
@@ -51,7 +52,11 @@ NULL_RESPONSE_SHARE = 0.02
 SLOW_SHARE = 0.01
 TODAY_SHARE = 0.6
 LATE_SECONDS = 2 * 24 * 3600
-HISTORY_BATCH_ROWS = 5_000
+HISTORY_BATCH_ROWS = 20_000
+
+Floats: TypeAlias = NDArray[numpy.float64]
+Integers: TypeAlias = NDArray[numpy.int64]
+Booleans: TypeAlias = NDArray[numpy.bool_]
 
 
 @dataclass(frozen=True)
@@ -194,13 +199,12 @@ def write_history(
 ) -> int:
     """Writes `rows_per_day` rows for each of these days of `timezone`, the part before `now` of today.
 
-    One transaction per 5,000 rows; returns the rows written. Raises `DatabaseError`.
+    One transaction per 20,000 rows at most; returns the rows written. Raises `DatabaseError`.
     """
     make, written = _Rows(traffic, 0), 0
     with translate_db_errors(url), _connect(url) as connection:
         for day in history:
-            rows = make.day(day, rows_per_day, timezone, now or datetime.now(fixed_zone.utc))
-            while batch := list(itertools.islice(rows, HISTORY_BATCH_ROWS)):
+            for batch in make.day(day, rows_per_day, timezone, now or datetime.now(fixed_zone.utc)):
                 _copy(connection, batch)
                 written += len(batch)
                 progress(len(batch))
@@ -208,80 +212,92 @@ def write_history(
 
 
 class _Rows:
-    """Makes log rows as lines of COPY's text format."""
+    """Makes log rows as lines of COPY's text format, column by column."""
 
     def __init__(self, traffic: Traffic, number: int) -> None:
-        self.random = random.Random(None if traffic.seed is None else traffic.seed * 1_000 + number)
-        self.publishers, self.publisher_weights = range(1, traffic.publishers + 1), _zipf(traffic.publishers)
-        self.ranks, self.rank_weights = range(LOCALITIES_PER_PUBLISHER), _zipf(LOCALITIES_PER_PUBLISHER)
+        self.random = numpy.random.default_rng(None if traffic.seed is None else traffic.seed * 1_000 + number)
+        self.publishers, self.ranks = _zipf(traffic.publishers), _zipf(LOCALITIES_PER_PUBLISHER)
         self.late_share = traffic.late_share
         self.now = time.time()
 
     def live(self, count: int, begin: float, seconds: float) -> list[str]:
         """Rows asked for within `seconds` from `begin` (epoch); a share of them up to two days earlier."""
-        times = (begin + seconds * n / count for n in range(count))
-        return self._lines([t - self._delay() for t in times])
+        delays = self.random.uniform(0, LATE_SECONDS, count) * self._are(self.late_share, count)
+        return self._lines(begin + seconds * numpy.arange(count) / count - delays)
 
-    def day(self, day: date, count: int, timezone: str, now: datetime) -> Iterator[str]:
-        """About `count` rows over one day with its rhythm, none after `now`."""
+    def day(self, day: date, count: int, timezone: str, now: datetime) -> Iterator[list[str]]:
+        """Batches of about `count` rows in all, over one day with its rhythm, none after `now`."""
         midnight = datetime(day.year, day.month, day.day, tzinfo=days.zone(timezone))
-        hours = self.random.choices(range(24), weights=RHYTHM, k=count)
         begin = midnight.timestamp()
         end = min((midnight + timedelta(days=1)).timestamp(), now.timestamp())
-        times = sorted(begin + (hour + self.random.random()) * 3600 for hour in hours)
-        return iter(self._lines([t for t in times if t < end]))
+        hours = self._chosen(_shares(RHYTHM), count)
+        times = numpy.sort(begin + (hours + self.random.random(count)) * 3600)
+        times = times[times < end]
+        for first in range(0, len(times), HISTORY_BATCH_ROWS):
+            yield self._lines(times[first : first + HISTORY_BATCH_ROWS])
 
-    def _delay(self) -> float:
-        return self.random.uniform(0, LATE_SECONDS) if self.random.random() < self.late_share else 0.0
-
-    def _lines(self, times: Sequence[float]) -> list[str]:
-        publishers = self.random.choices(self.publishers, cum_weights=self.publisher_weights, k=len(times))
-        ranks = self.random.choices(self.ranks, cum_weights=self.rank_weights, k=len(times))
-        return [self._line(*row) for row in zip(times, publishers, ranks, strict=True)]
-
-    def _line(self, asked_at: float, publisher: int, rank: int) -> str:
-        at = datetime.fromtimestamp(asked_at, fixed_zone.utc)
-        hit = self.random.random() < self._cache_hit_share(asked_at)
-        publisher = 1 + (publisher - 1) % self._publishers(asked_at)
-        (source,) = self.random.choices((1, 2, 3), weights=SOURCE_MIXES[publisher % len(SOURCE_MIXES)])
-        values = (
-            publisher,
-            LOCALITIES[(7 * publisher + rank) % len(LOCALITIES)],
-            at.date() + timedelta(days=self._days_ahead()),
-            "t" if hit else "f",
-            self._response_time_ms(hit, RHYTHM[at.hour]),
-            self.random.randint(1, 30),
-            source,
-            at.isoformat(),
+    def _lines(self, times: Floats) -> list[str]:
+        """A line for each instant (epoch), in the order of COLUMNS."""
+        count, hours = len(times), (times % DAY_SECONDS // 3600).astype(int)
+        ages = numpy.clip((self.now - times) / DAY_SECONDS, 0, GROWTH_DAYS)
+        hits = self.random.random(count) < _cache_hit_share(ages)
+        there = numpy.maximum(len(self.publishers) - PUBLISHER_GROWTH * ages, 1).astype(int)
+        publishers = 1 + self._chosen(self.publishers, count) % there
+        places = (7 * publishers + self._chosen(self.ranks, count)) % len(LOCALITIES)
+        columns = (
+            publishers,
+            numpy.array(LOCALITIES)[places],
+            (times // DAY_SECONDS + self._days_ahead(count)).astype("datetime64[D]").astype(str),
+            numpy.where(hits, "t", "f"),
+            self._response_times_ms(hits, numpy.array(RHYTHM)[hours]),
+            self.random.integers(1, 31, count),
+            self._sources(publishers),
+            (times * 1_000_000).astype("datetime64[us]").astype(str),
         )
-        return "\t".join(map(str, values)) + "\n"
+        return [LINE % row for row in zip(*(column.tolist() for column in columns), strict=True)]
 
-    def _cache_hit_share(self, asked_at: float) -> float:
-        age = self._age_days(asked_at)
-        return CACHE_HIT_SHARE - CACHE_HIT_GROWTH * age - CACHE_HIT_SWING * math.sin(age * math.tau / 14)
+    def _chosen(self, shares: Floats, count: int) -> Integers:
+        """Positions from 0, each as often as its share; `shares` are cumulative."""
+        return numpy.searchsorted(shares, self.random.random(count), side="right")
 
-    def _publishers(self, asked_at: float) -> int:
-        return max(int(len(self.publishers) - PUBLISHER_GROWTH * self._age_days(asked_at)), 1)
+    def _are(self, share: float, count: int) -> Booleans:
+        """True for that share of the rows."""
+        return self.random.random(count) < share
 
-    def _age_days(self, asked_at: float) -> float:
-        return min(max(self.now - asked_at, 0.0) / DAY_SECONDS, GROWTH_DAYS)
+    def _sources(self, publishers: Integers) -> Integers:
+        """By the publisher's kind."""
+        shares = numpy.array([_shares(mix) for mix in SOURCE_MIXES])[publishers % len(SOURCE_MIXES)]
+        return 1 + (self.random.random((len(publishers), 1)) >= shares).sum(axis=1)
 
-    def _days_ahead(self) -> int:
+    def _days_ahead(self, count: int) -> Floats:
         """Most ask about today, the others about days around it."""
-        return 0 if self.random.random() < TODAY_SHARE else int(self.random.gauss(0, 30))
+        return numpy.where(self._are(TODAY_SHARE, count), 0, numpy.trunc(self.random.normal(0, 30, count)))
 
-    def _response_time_ms(self, hit: bool, load: float) -> str:
-        if self.random.random() < NULL_RESPONSE_SHARE:
-            return "\\N"
-        milliseconds = self.random.lognormvariate(1.0 if hit else 3.5 + 0.15 * load, 0.5)
-        if not hit and self.random.random() < SLOW_SHARE:
-            milliseconds *= self.random.uniform(5, 20)
-        return str(min(int(milliseconds), 32_767))
+    def _response_times_ms(self, hits: Booleans, loads: Floats) -> NDArray[numpy.object_]:
+        """Milliseconds, or COPY's null."""
+        count = len(hits)
+        milliseconds = self.random.lognormal(numpy.where(hits, 1.0, 3.5 + 0.15 * loads), 0.5)
+        slow = ~hits & self._are(SLOW_SHARE, count)
+        milliseconds *= numpy.where(slow, self.random.uniform(5, 20, count), 1)
+        found = numpy.minimum(milliseconds, 32_767).astype(int).astype(object)
+        found[self._are(NULL_RESPONSE_SHARE, count)] = r"\N"
+        return found
 
 
-def _zipf(count: int) -> list[float]:
-    """Cumulative weights: the n-th is asked for 1/n as often as the first."""
-    return list(itertools.accumulate(1 / n for n in range(1, count + 1)))
+def _cache_hit_share(ages: Floats) -> Floats:
+    """The share of cache hits so many days ago."""
+    return CACHE_HIT_SHARE - CACHE_HIT_GROWTH * ages - CACHE_HIT_SWING * numpy.sin(ages * math.tau / 14)
+
+
+def _shares(weights: Sequence[float]) -> Floats:
+    """Cumulative shares, the last of which is 1."""
+    sums = numpy.cumsum(weights, dtype=float)
+    return sums / sums[-1]
+
+
+def _zipf(count: int) -> Floats:
+    """Cumulative shares: the n-th is asked for 1/n as often as the first."""
+    return _shares([1 / n for n in range(1, count + 1)])
 
 
 def _connect(url: URL) -> psycopg.Connection:

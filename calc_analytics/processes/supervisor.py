@@ -27,8 +27,8 @@ from calc_analytics.config import dagster_home, project_root
 from calc_analytics.database import embedded
 from calc_analytics.database.embedded import data_folder, writable
 from calc_analytics.errors import CalcAnalyticsError
+from calc_analytics.ports import HOST, is_listening
 
-HOST = "127.0.0.1"
 # Stopping takes ten seconds at most: these, and the checkpoint of the embedded database.
 STOP_SECONDS = 6.0
 STARTED_SECONDS = 90.0
@@ -59,13 +59,6 @@ def free_port() -> int:
     with socket.socket() as sock:
         sock.bind((HOST, 0))
         return int(sock.getsockname()[1])
-
-
-def is_listening(port: int) -> bool:
-    """Whether something accepts connections on the port."""
-    with socket.socket() as sock:
-        sock.settimeout(1)
-        return sock.connect_ex((HOST, port)) == 0
 
 
 def require_free(port: int, option: str, host: str = HOST) -> None:

@@ -25,26 +25,10 @@ DIFFERENCE = "abs(coalesce(logs_{name}, 0) - coalesce(stored_{name}, 0))"
 
 def verify_sql(db: Database, rollup: Rollup, span: Window) -> str:
     """The comparison of one day. The state is read inside the statement: it belongs to the same instant."""
-    differs = rollup.each_measure("l.{name} is distinct from s.{name}", " or ")
-    has_more = f"coalesce(logs_{rollup.count} > coalesce(stored_{rollup.count}, 0), false)"
     absent = rollup.keys_hash("coalesce(stored_{name}, 0) - coalesce(logs_{name}, 0)")
-    suspects = "".join(f", coalesce(sum(l.{s.name}), 0) as {s.name}" for s in rollup.suspects)
-    key = ", ".join(f"'{name}', {name}" for name in rollup.keys)
     return f"""
     with {stored_cte(db.log)},
-    -- The day's rows that are visible in the stored snapshot.
-    from_logs as (
-        select {rollup.key_selects}, {rollup.measure_selects}{rollup.suspect_selects}
-        from {db.log.name}
-        where {of_day(db.log.event_time, span)} and {STORED_VISIBLE}
-        group by {rollup.group_by}
-    ),
-    from_stats as (select {rollup.columns} from {rollup.name} where date = :day),
-    both_sides as materialized (
-        select {rollup.key_columns}, {rollup.each_measure("l.{name} as logs_{name}, s.{name} as stored_{name}")},
-               {differs} as differs{"".join(f", l.{s.name}" for s in rollup.suspects)}
-        from from_logs l full join from_stats s using ({rollup.key_columns})
-    ),
+    {_both_sides(db, rollup, span)},
     {ledger.KNOWN_CTE}
     select (select status from known) as status, (select timezone from known) as timezone,
            (select counted from known) as counted, (select deleted from known) as deleted,
@@ -56,26 +40,55 @@ def verify_sql(db: Database, rollup: Rollup, span: Window) -> str:
            current_setting('transaction_read_only') = 'on' as is_read_only,
            (select coalesce(sum({rollup.hash_of("t")}), 0) from from_stats t) as checksum_now,
            count(*) filter (where differs) as differing_keys,
-           count(*) filter (where {has_more}) as keys_with_more_logs,
+           count(*) filter (where {_has_more_logs(rollup)}) as keys_with_more_logs,
            count(*) filter (where logs_{rollup.count} > 0) as keys_with_logs,
            coalesce(sum({absent}) filter (where (select is_pruned from known)), 0) as keys_hash,
            {rollup.each_measure("coalesce(sum(logs_{name}), 0) as logs_{name}")},
            {rollup.each_measure("coalesce(sum(stored_{name}), 0) as stored_{name}")},
            {rollup.each_measure(f"coalesce(sum({DIFFERENCE}), 0) as {{name}}")},
-           (select jsonb_agg(example)
+           {_examples_sql(rollup)} as examples
+           {"".join(f", coalesce(sum({s.name}), 0) as {s.name}" for s in rollup.suspects)}
+    from both_sides
+    """
+
+
+def _has_more_logs(rollup: Rollup) -> str:
+    """SQL: a key has more log rows than stored ones."""
+    return f"coalesce(logs_{rollup.count} > coalesce(stored_{rollup.count}, 0), false)"
+
+
+def _both_sides(db: Database, rollup: Rollup, span: Window) -> str:
+    """CTEs: the measures of each key in the log and in the target, side by side, and whether they differ."""
+    differs = rollup.each_measure("l.{name} is distinct from s.{name}", " or ")
+    return f"""-- The day's rows that are visible in the stored snapshot.
+    from_logs as (
+        select {rollup.key_selects}, {rollup.measure_selects}{rollup.suspect_selects}
+        from {db.log.name}
+        where {of_day(db.log.event_time, span)} and {STORED_VISIBLE}
+        group by {rollup.group_by}
+    ),
+    from_stats as (select {rollup.columns} from {rollup.name} where date = :day),
+    both_sides as materialized (
+        select {rollup.key_columns}, {rollup.each_measure("l.{name} as logs_{name}, s.{name} as stored_{name}")},
+               {differs} as differs{"".join(f", l.{s.name}" for s in rollup.suspects)}
+        from from_logs l full join from_stats s using ({rollup.key_columns})
+    )"""
+
+
+def _examples_sql(rollup: Rollup) -> str:
+    """SQL: the keys that differ most, as JSON; of a pruned day, those that have log rows."""
+    key = ", ".join(f"'{name}', {name}" for name in rollup.keys)
+    return f"""(select jsonb_agg(example)
             from (
                 select jsonb_build_object('key', jsonb_build_object({key}),
                            'log_rows', coalesce(logs_{rollup.count}, 0),
                            'stored_rows', coalesce(stored_{rollup.count}, 0)) || {_first_difference(rollup)} as example
                 from both_sides
                 where case when (select is_pruned from known) then logs_{rollup.count} > 0 else differs end
-                order by (select is_pruned from known) and {has_more} desc,
+                order by (select is_pruned from known) and {_has_more_logs(rollup)} desc,
                          {DIFFERENCE.format(name=rollup.count)} desc, {rollup.key_columns}
                 limit {EXAMPLES}
-            ) most) as examples
-           {suspects.replace("l.", "")}
-    from both_sides
-    """
+            ) most)"""
 
 
 def _first_difference(rollup: Rollup) -> str:

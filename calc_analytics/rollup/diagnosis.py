@@ -4,18 +4,15 @@ Nothing is changed. Read from PostgreSQL's catalogs, so that a role with few rig
 `rows_bypassing` looks at logs.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 
 from sqlalchemy import text
-from sqlalchemy.engine import Engine
 
 from calc_analytics.database import adopt, log_index, row_security
 from calc_analytics.database.engine import transaction
 from calc_analytics.database.log_index import TableIndex
 from calc_analytics.database.log_tree import TREE
-from calc_analytics.database.sql import quote_identifier
+from calc_analytics.database.server import Role, read_role
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Log
 from calc_analytics.rollup.foreign import foreign_rows_sql, require_none
@@ -28,19 +25,7 @@ ON_STATE = {
     "calc_analytics_version": ("SELECT",),
 }
 ON_TARGET = ("SELECT", "INSERT", "UPDATE", "DELETE")
-JOURNAL_SEQUENCE = "rollup_journal_id_seq"
 BYPASS_LIMIT = 1000
-
-
-@dataclass(frozen=True)
-class Role:
-    """The role that asks: what it lacks, as GRANT statements, and what it may do beyond what is needed."""
-
-    name: str
-    superuser: bool
-    missing: list[str]
-    may_prune: bool
-    sees_others: bool
 
 
 @dataclass(frozen=True)
@@ -63,19 +48,11 @@ class LogTable:
 
 
 @dataclass(frozen=True)
-class Bypassing:
+class BypassingRows:
     """Log rows that came past the default: of the last hour without an id, and with one no transaction has had yet."""
 
     without_id: int
     from_the_future: int
-
-
-@dataclass(frozen=True)
-class Connections:
-    """Of the server: how many may connect, and how many are connected."""
-
-    allowed: int
-    used: int
 
 
 def needed_rights(log: Log) -> dict[str, tuple[str, ...]]:
@@ -86,21 +63,8 @@ def needed_rights(log: Log) -> dict[str, tuple[str, ...]]:
 
 
 def role(db: Database) -> Role:
-    """What the connected role may do. Rights that come by membership count."""
-    with transaction(db.engine) as connection:
-        row = connection.execute(text(_ROLE), {"source": db.log.name, "sequence": JOURNAL_SEQUENCE}).one()
-        name, grants = quote_identifier(row.role), []
-        for table, rights in needed_rights(db.log).items():
-            lacking = connection.execute(text(_LACKING), {"name": table, "rights": list(rights)}).scalars().all()
-            if lacking:
-                grants.append(f"grant {', '.join(lacking).lower()} on {table} to {name}")
-    if not row.may_use_sequence:
-        grants.append(f"grant usage on sequence {JOURNAL_SEQUENCE} to {name}")
-    if not row.may_create_temporary:
-        grants.append(f"grant temporary on database {quote_identifier(row.database)} to {name}")
-    if not row.may_read_control:
-        grants.append(f"grant execute on function pg_control_system() to {name}")
-    return Role(row.role, row.superuser, grants, row.may_prune, row.sees_others)
+    """What the connected role may do, and what it lacks of what counting, rebuilding and proving need."""
+    return read_role(db.engine, db.log.name, needed_rights(db.log))
 
 
 def hidden(db: Database) -> list[row_security.Hidden]:
@@ -129,7 +93,7 @@ def log_tables(db: Database) -> list[LogTable]:
         return [LogTable(**row) for row in rows]
 
 
-def rows_bypassing(db: Database) -> Bypassing:
+def rows_bypassing(db: Database) -> BypassingRows:
     """Looks at the last hour's rows, and by index for ids that lie ahead; counts no further than a thousand."""
     time = db.log.event_time
     statement = f"""
@@ -143,70 +107,9 @@ def rows_bypassing(db: Database) -> Bypassing:
     """
     with transaction(db.engine) as connection:
         row = connection.execute(text(statement)).one()
-    return Bypassing(row.without_id, row.from_the_future)
+    return BypassingRows(row.without_id, row.from_the_future)
 
 
-def read_only_settings(engine: Engine) -> list[str]:
-    """The statements that undo what makes transactions of this role read-only here; none on a standby."""
-    with transaction(engine) as connection:
-        return list(connection.execute(text(_READ_ONLY_SETTINGS)).scalars())
-
-
-def clock(engine: Engine) -> datetime:
-    """What time it is on the server."""
-    with transaction(engine) as connection:
-        now: datetime = connection.execute(text("select clock_timestamp()")).scalar_one()
-    return now
-
-
-def utc_offsets(engine: Engine, timezone: str, instants: Sequence[datetime]) -> list[float]:
-    """The zone's offset from UTC at each of these instants, in seconds, as PostgreSQL knows it."""
-    statement = """
-        select extract(epoch from (at at time zone :tz) - (at at time zone 'UTC'))
-        from unnest(cast(:instants as timestamptz[])) with ordinality as i (at, n) order by n
-    """
-    with transaction(engine) as connection:
-        found = connection.execute(text(statement), {"tz": timezone, "instants": list(instants)})
-        return [float(seconds) for seconds in found.scalars()]
-
-
-def connections(engine: Engine) -> Connections:
-    """How full the server is. Other roles' sessions are seen by everybody."""
-    statement = """
-        select cast(current_setting('max_connections') as int)
-               - cast(current_setting('superuser_reserved_connections') as int) as allowed,
-               (select count(*) from pg_stat_activity where backend_type = 'client backend') as used
-    """
-    with transaction(engine) as connection:
-        row = connection.execute(text(statement)).one()
-    return Connections(row.allowed, row.used)
-
-
-_READ_ONLY_SETTINGS = """
-    select format('alter %s reset default_transaction_read_only', case
-               when d.setrole = 0 then format('database %I', current_database())
-               when d.setdatabase = 0 then format('role %I', current_user)
-               else format('role %I in database %I', current_user, current_database()) end)
-    from pg_db_role_setting d cross join unnest(d.setconfig) as setting
-    where not pg_is_in_recovery() and starts_with(setting, 'default_transaction_read_only=')
-      and d.setdatabase in (0, (select oid from pg_database where datname = current_database()))
-      and d.setrole in (0, (select oid from pg_roles where rolname = current_user))
-    order by d.setrole, d.setdatabase
-"""
-_ROLE = """
-    select current_user as role, current_database() as database,
-           (select rolsuper from pg_roles where rolname = current_user) as superuser,
-           has_database_privilege(current_database(), 'TEMPORARY') as may_create_temporary,
-           has_function_privilege('pg_control_system()', 'EXECUTE') as may_read_control,
-           coalesce(has_table_privilege(to_regclass(:source), 'DELETE'), false) as may_prune,
-           coalesce(has_sequence_privilege(to_regclass(:sequence), 'USAGE'), true) as may_use_sequence,
-           pg_has_role('pg_read_all_stats', 'USAGE') as sees_others
-"""
-# Nothing is lacking of what does not exist.
-_LACKING = """
-    select wanted from unnest(cast(:rights as text[])) as wanted
-    where not has_table_privilege(to_regclass(:name), wanted)
-"""
 # Triggers: bit 1 of tgtype is for each row, 2 before, 4 on insert, 16 on update.
 _TABLES = f"""
     with {TREE}

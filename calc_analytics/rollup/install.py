@@ -13,6 +13,7 @@ from calc_analytics.database.engine import ALL_ROWS, transaction
 from calc_analytics.database.errors import translate_db_errors
 from calc_analytics.database.log_columns import UnfitTable
 from calc_analytics.database.schemas import Place
+from calc_analytics.database.server import is_read_only
 from calc_analytics.database.sql import quote_identifier
 from calc_analytics.database.tables import STATE_TABLES, VERSION_TABLE, calculation_stats_daily, metadata
 from calc_analytics.errors import CalcAnalyticsError
@@ -20,7 +21,6 @@ from calc_analytics.rollup import journal, ledger, predecessor, unseen, widen
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Log
 from calc_analytics.rollup.live_view import create_live_view, without_logs
-from calc_analytics.rollup.status import server
 
 
 class ReadOnly(CalcAnalyticsError):
@@ -178,7 +178,7 @@ def require_usable(db: Database) -> None:
     """Raises what every refresh would raise (see `ledger.require_usable`), or `ReadOnly`."""
     with transaction(db.engine) as connection:
         ledger.read(connection, db)
-    if server(db.engine).read_only:
+    if is_read_only(db.engine):
         raise ReadOnly(f"{redact_url(db.engine.url)} is read-only (a standby?): use the primary's address")
 
 

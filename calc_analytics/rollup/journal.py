@@ -127,7 +127,7 @@ def note_proof(
     different: Mapping[date, Mapping[str, Any]],
     seconds: float,
 ) -> None:
-    """Notes a verification or an audit: a new difference by itself, all others summed up per hour."""
+    """Notes a verification or an audit: a new difference in an entry of its own, all others summed up per hour."""
     if different:
         note(connection, log, operation, days=different, seconds=seconds)
     else:

@@ -1,4 +1,4 @@
-"""Judge: which recounted days may replace the stored ones. Nothing accepts a difference by itself.
+"""Judge: which recounted days may replace the stored ones. No difference is accepted automatically.
 
 Compares three totals of each day: the log rows recounted now, what was `counted`, and what is known to be `deleted`.
 Where they balance, the log is the truth. Where they do not, log rows vanished, were moved or were changed: the day is

@@ -121,15 +121,31 @@ def _newly_ended(columns: str, log: Log) -> str:
 
 
 def _snapshots(db: Database, step_rows: int | None) -> str:
-    """CTEs: S1 (`stored`), this statement's own snapshot (`now`), and S2 (`upto`): that, or an earlier cut.
+    """CTEs: S1 (`stored`), this statement's own snapshot (`now`), and S2 (`upto`): that, or an earlier cut."""
+    xid = "cast(cast({} as text) as bigint)".format
+    xip = "array(select cast(cast(xid as text) as bigint) from pg_snapshot_xip(snapshot) as xid order by 1)"
+    return f"""
+    stored as materialized (
+        select {xid("pg_snapshot_xmax(snapshot)")} as xmax, {xip} as xip
+        from rollup_state s where s.log = {quote_literal(db.log.name)} and {ledger.is_usable_sql(db)}
+    ),
+    now as materialized (
+        select {xid("pg_snapshot_xmin(snapshot)")} as xmin, {xid("pg_snapshot_xmax(snapshot)")} as xmax, {xip} as xip
+        from (select pg_current_snapshot() as snapshot offset 0) own where exists (select from stored)
+    ),
+    {"" if step_rows is None else _cut(db.log, step_rows)}
+    {_upto("null" if step_rows is None else "(select xmax from cut)")}
+    ended as materialized (
+        select array(select xid from unnest(stored.xip) as xid where xid <> all(upto.xip)) as xids from stored, upto
+    )"""
+
+
+def _cut(log: Log, step_rows: int) -> str:
+    """CTE: where S2 is cut: after the transaction that completes the step; empty if there are fewer rows.
 
     A cut at transaction x is the snapshot in which only transactions below x have ended, those still open now aside.
     """
-    log = db.log
-    xid = "cast(cast({} as text) as bigint)".format
-    xip = "array(select cast(cast(xid as text) as bigint) from pg_snapshot_xip(snapshot) as xid order by 1)"
-    cut = "null" if step_rows is None else "(select xmax from cut)"
-    cutting = f"""
+    return f"""
     cut as materialized (
         select max(xact_id) + 1 as xmax
         from (
@@ -140,17 +156,11 @@ def _snapshots(db: Database, step_rows: int | None) -> str:
         ) first_rows
         having count(*) = {step_rows}
     ),"""
-    return f"""
-    stored as materialized (
-        select {xid("pg_snapshot_xmax(snapshot)")} as xmax, {xip} as xip
-        from rollup_state s where s.log = {quote_literal(log.name)} and {ledger.is_usable_sql(db)}
-    ),
-    now as materialized (
-        select {xid("pg_snapshot_xmin(snapshot)")} as xmin, {xid("pg_snapshot_xmax(snapshot)")} as xmax, {xip} as xip
-        from (select pg_current_snapshot() as snapshot offset 0) own where exists (select from stored)
-    ),
-    {"" if step_rows is None else cutting}
-    upto as materialized (
+
+
+def _upto(cut: str) -> str:
+    """CTE: S2, the snapshot up to which this statement counts; `cut` is SQL."""
+    return f"""upto as materialized (
         select xmax, xip, coalesce(xip[1], xmax) as xmin,
                cast(concat(coalesce(xip[1], xmax), ':', xmax, ':', array_to_string(xip, ',')) as pg_snapshot)
                    as snapshot
@@ -158,10 +168,7 @@ def _snapshots(db: Database, step_rows: int | None) -> str:
             select last.xmax, array(select xid from unnest(now.xip) as xid where xid < last.xmax order by 1) as xip
             from now cross join lateral (select least(now.xmax, {cut}) as xmax) last
         ) s2
-    ),
-    ended as materialized (
-        select array(select xid from unnest(stored.xip) as xid where xid <> all(upto.xip)) as xids from stored, upto
-    )"""
+    ),"""
 
 
 def _today(db: Database) -> str:
@@ -183,8 +190,8 @@ def _new_rows(db: Database) -> str:
 
     What is computed has names that no column of the log may have (`declaration.COMPUTED`).
 
-    A single rollup aggregates the two sources (`returned`: rows of transactions that were still open in S1) by
-    themselves and adds up the few groups, which is cheaper than to append the rows.
+    A single rollup aggregates the two sources (`returned`: rows of transactions that were still open in S1)
+    separately and adds up the few groups, which is cheaper than to append the rows.
     """
     log, time_ = db.log, db.log.event_time
     columns = ", ".join(dict.fromkeys([log.id_column, *log.reads]))
@@ -221,20 +228,40 @@ def _diff(rollup: Rollup, n: int, log: Log, sampled: bool) -> str:
 
 
 def _judged(db: Database) -> str:
-    """CTEs: whether each day is built. A day never seen begins here if all of its rows are in this refresh.
+    """CTEs: whether each day is built. A day never seen begins here if all of its rows are in this refresh."""
+    return f"""
+    {_unseen(db)},
+    held as materialized ({_held(db.log)}),
+    judged as materialized (
+        select s.rollup, s.date, s.has_checksum, case
+            when s.status is not null then s.status
+            when s.date in (select date from older) then 'pending'
+            when exists (select from held h where h.rollup = s.rollup and h.date = s.date) then 'pending'
+            else 'built' end as status,
+            -- Statistics of a day that begins now were not counted: a rebuild replaces them.
+            s.status is null and s.date not in (select date from older) as is_foreign
+        from seen s
+    )"""
 
-    `older` finds those that have rows from before, in one scan for each run of consecutive days: rows written before
-    the project was installed, or with a partition that was attached.
-    """
-    log, zone = db.log, quote_literal(db.timezone)
-    held = " union all ".join(
+
+def _held(log: Log) -> str:
+    """SQL: the days never seen for which a rollup has statistics nevertheless."""
+    return " union all ".join(
         f"select {quote_literal(rollup.name)} as rollup, u.date from unseen u "
         f"where exists (select from {rollup.name} t where t.date = u.date)"
         for rollup in log.rollups
     )
+
+
+def _unseen(db: Database) -> str:
+    """CTEs: the days never seen (`unseen`), and those of them that have rows from before (`older`).
+
+    Such rows were written before the project was installed, or came with a partition that was attached. They are found
+    in one scan for each run of consecutive days.
+    """
+    log, zone = db.log, quote_literal(db.timezone)
     hours = within_hours(f"l.{log.event_time}", day_begin("i.first", zone), midnight("(i.last + 1)", zone))
-    return f"""
-    unseen as materialized (select distinct date from seen where status is null),
+    return f"""unseen as materialized (select distinct date from seen where status is null),
     stretches as materialized (
         select min(date) as first, max(date) as last
         from (select date, date - cast(row_number() over (order by date) as integer) as stretch from unseen) numbered
@@ -250,17 +277,6 @@ def _judged(db: Database) -> str:
             select {log.event_time} from {log.name} l where xact_id is null and {hours}
             offset 0
         ) l
-    ),
-    held as materialized ({held}),
-    judged as materialized (
-        select s.rollup, s.date, s.has_checksum, case
-            when s.status is not null then s.status
-            when s.date in (select date from older) then 'pending'
-            when exists (select from held h where h.rollup = s.rollup and h.date = s.date) then 'pending'
-            else 'built' end as status,
-            -- Statistics of a day that begins now were not counted: a rebuild replaces them.
-            s.status is null and s.date not in (select date from older) as is_foreign
-        from seen s
     )"""
 
 

@@ -1,4 +1,4 @@
-"""What is fresh, what lags, what is proven, and who writes: figures for the health report, `status` and `/metrics`.
+"""What is fresh, what lags and what is proven: figures for the health report, `status` and `/metrics`.
 
 Nothing is changed. `ledger_report` and `log_report` read all that the health report needs, in one transaction each:
 the first touches the ledger only, the second the log as well. Cost: the uncounted rows, up to a million of them, and
@@ -6,15 +6,14 @@ the rows of the ledger.
 """
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any
 
 from sqlalchemy import text
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection
 
 from calc_analytics.database.engine import transaction
-from calc_analytics.database.log_tree import TREE
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.rollup import foreign, ledger, overflow
 from calc_analytics.rollup.database import Database
@@ -22,7 +21,6 @@ from calc_analytics.rollup.snapshot import Snapshot, between, rows_between
 
 # Lag is counted up to this many rows.
 LAG_ROWS_LIMIT = 1_000_000
-WRITERS_LIMIT = 20
 STATUSES = ("built", "pending", "stale", "frozen", "overflow")
 # For so many days failed runs are reported, and it is known when each day was rebuilt: whether they were made good.
 RECENT_DAYS = 7
@@ -161,45 +159,6 @@ class LogReport:
     error: foreign.ForeignRows | None
 
 
-@dataclass(frozen=True)
-class Writer:
-    """An open transaction that has written something. A prepared one has a name and no pid; `seconds` is None where
-    the role may not see it (pg_read_all_stats shows it)."""
-
-    pid: int | None
-    name: str | None
-    application: str | None
-    user: str | None
-    state: str | None
-    seconds: float | None
-    writes_logs: bool
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Server:
-    """The server that answered: its version, and whether it is read-only, as a standby is: nothing is counted."""
-
-    version: str
-    version_number: int
-    read_only: bool
-
-
-def server(engine: Engine) -> Server:
-    """Who answers; the cheapest question there is."""
-    statement = """
-        select split_part(current_setting('server_version'), ' ', 1) as version,
-               cast(current_setting('server_version_num') as int) as number,
-               current_setting('transaction_read_only') = 'on' as read_only
-    """
-    with transaction(engine) as connection:
-        row = connection.execute(text(statement)).one()
-    return Server(row.version, row.number, row.read_only)
-
-
 def ledger_report(db: Database) -> LedgerReport:
     """Reads the state row and the ledger, in one transaction."""
     with transaction(db.engine) as connection:
@@ -285,12 +244,6 @@ def _lag(connection: Connection, db: Database) -> Lag:
     return Lag(row.rows, float(row.seconds or 0.0) if row.rows else 0.0)
 
 
-def days(db: Database) -> dict[str, Days]:
-    """All days on record, summed up per rollup."""
-    with transaction(db.engine) as connection:
-        return _days(connection, db)
-
-
 def _days(connection: Connection, db: Database) -> dict[str, Days]:
     rows = connection.execute(text(_DAYS), {"rollups": db.log.names, "log": db.log.name}).all()
     return {name: together(_of_status(row) for row in rows if row.rollup == name) for name in db.log.names}
@@ -352,13 +305,6 @@ def recent_days(db: Database, limit: int) -> list[DayStatus]:
     )
 
 
-def writers(db: Database) -> list[Writer]:
-    """The open transactions of this database that have written, oldest first; they are what snapshots are about."""
-    with transaction(db.engine) as connection:
-        rows = connection.execute(text(_WRITERS), {"source": db.log.name, "limit": WRITERS_LIMIT}).mappings()
-        return [Writer(**{**row, "seconds": row["seconds"] and max(row["seconds"], 0.0)}) for row in rows]
-
-
 def _day(row: Any, count: str) -> DayStatus:
     same = (
         "rollup", "status", "method", "built_at", "built_by", "verified_at", "difference", "finding", "audited_at",
@@ -411,28 +357,4 @@ _REBUILT = """
     where rollup = any(cast(:rollups as text[])) and status = 'built'
     group by date
     having count(*) = cardinality(cast(:rollups as text[])) and min(built_at) > now() - make_interval(days => :days)
-"""
-# Ages are measured at one instant, so that they sort by age; a transaction that began later has a negative one.
-# A transaction has an id from its first write on. Of other roles' transactions the age is hidden from those without
-# pg_read_all_stats. A prepared one belongs to no process; of its locks, one is on its own id.
-_WRITERS = f"""
-    with {TREE},
-    writing as (
-        select l.pid, l.virtualtransaction from pg_locks l join tree on l.relation = tree.oid
-        where l.mode = 'RowExclusiveLock' and l.granted
-          and l.database = (select oid from pg_database where datname = current_database())
-    )
-    select a.pid, null as name, nullif(a.application_name, '') as application, cast(a.usename as text) as user, a.state,
-           cast(extract(epoch from statement_timestamp() - a.xact_start) as float) as seconds,
-           exists (select from writing w where w.pid = a.pid) as writes_logs
-    from pg_stat_activity a
-    where a.datname = current_database() and a.backend_xid is not null and a.pid <> pg_backend_pid()
-    union all
-    select null, p.gid, null, cast(p.owner as text), 'prepared',
-           cast(extract(epoch from statement_timestamp() - p.prepared) as float),
-           exists (select from writing w join pg_locks own using (virtualtransaction)
-                   where w.pid is null and own.pid is null and own.transactionid = p.transaction)
-    from pg_prepared_xacts p
-    where p.database = current_database()
-    order by seconds desc nulls last limit :limit
 """

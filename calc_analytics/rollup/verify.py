@@ -15,6 +15,7 @@ from sqlalchemy.engine import Connection
 
 from calc_analytics.database.engine import WHOLE_DAYS, transaction
 from calc_analytics.database.retries import retry_transient
+from calc_analytics.database.server import is_read_only
 from calc_analytics.days import today
 from calc_analytics.rollup import journal, ledger, overflow
 from calc_analytics.rollup.comparison import read_proof, verify_sql
@@ -24,7 +25,6 @@ from calc_analytics.rollup.diagnosis import require_own_rows
 from calc_analytics.rollup.judge import Decision
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.reports import DayProof, VerifyReport
-from calc_analytics.rollup.status import server
 from calc_analytics.rollup.windows import windows
 
 
@@ -56,7 +56,7 @@ def _verify_day(
     may_be_announced = db.logs_kept_days is not None and day < today(db.timezone) - timedelta(days=db.logs_kept_days)
     for rollup in rollups:
         proof = retry_transient(partial(_prove, db, rollup, day, with_checksum, may_be_announced))
-        if proof.finding == "logs_missing" and may_be_announced and not server(db.engine).read_only:
+        if proof.finding == "logs_missing" and may_be_announced and not is_read_only(db.engine):
             rebuild(db, [day], [rollup.name], decision=Decision.AUTOMATIC)
             proof = retry_transient(partial(_prove, db, rollup, day, with_checksum, False))
         progress(proof)

@@ -11,9 +11,10 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.engine import Engine
 
+from calc_analytics.rollup import ledger
 from calc_analytics.rollup import rebuild as rebuild_module
 from calc_analytics.rollup.database import Database
-from calc_analytics.rollup.ledger import built_days, counted_days, waiting_days
+from calc_analytics.rollup.ledger import built_days, days_by_status, waiting_days
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.reports import RefreshReport
@@ -74,7 +75,7 @@ def assert_valid_cut(db: Database) -> None:
         counted = {(row[0], row[1]): row[2] for row in connection.execute(text(COUNTED))}
     assert {key: sums[0] for key, sums in stored(db).items()} == counted
     assert disagreements(db) == []
-    assert verify(db, counted_days(db)).different == []
+    assert verify(db, list(days_by_status(db, ledger.COUNTED))).different == []
     assert_live(db)
 
 

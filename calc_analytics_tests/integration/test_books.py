@@ -118,7 +118,7 @@ def audited(books: Books) -> set[Key]:
 
 def findings(books: Books) -> dict[Key, str]:
     """What verify finds different, and as what."""
-    days = sorted({*DAYS, *ledger.counted_days(books.db)})
+    days = sorted({*DAYS, *ledger.days_by_status(books.db, ledger.COUNTED)})
     return {(proof.rollup, proof.day): proof.finding for proof in verify(books.db, days).different}
 
 

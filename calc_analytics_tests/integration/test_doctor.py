@@ -16,6 +16,7 @@ from sqlalchemy.engine import URL, Engine
 from calc_analytics.cli.main import main
 from calc_analytics.config import InvalidSetting, Settings
 from calc_analytics.database.engine import engine_for
+from calc_analytics.database.server import utc_offsets
 from calc_analytics.operations import doctor
 from calc_analytics.operations.doctor import Ports, examine
 from calc_analytics.operations.findings import Finding
@@ -254,15 +255,15 @@ def test_rows_that_came_past_the_default_are_found(examined, owner, connect):
     now = datetime.now(timezone.utc)
     writer = connect()
     write(writer, [row(now), row(now - timedelta(hours=3))])
-    assert diagnosis.rows_bypassing(Database(owner, LOG, "UTC")) == diagnosis.Bypassing(0, 0)
+    assert diagnosis.rows_bypassing(Database(owner, LOG, "UTC")) == diagnosis.BypassingRows(0, 0)
     writer.execute("update calculation_logs set xact_id = null")
     writer.commit()
-    assert diagnosis.rows_bypassing(Database(owner, LOG, "UTC")) == diagnosis.Bypassing(1, 0)
+    assert diagnosis.rows_bypassing(Database(owner, LOG, "UTC")) == diagnosis.BypassingRows(1, 0)
     assert "have no xact_id" in level(examined(), "note", "log rows")[0].fact
     write(writer, [row(now)])
     writer.execute("update calculation_logs set xact_id = 1000000000 where xact_id is not null")
     writer.commit()
-    assert diagnosis.rows_bypassing(Database(owner, LOG, "UTC")) == diagnosis.Bypassing(1, 1)
+    assert diagnosis.rows_bypassing(Database(owner, LOG, "UTC")) == diagnosis.BypassingRows(1, 1)
     assert "no transaction has had yet" in level(examined(), "wrong", "log rows")[0].fact
 
 
@@ -318,14 +319,14 @@ def test_a_state_that_stops_every_operation_names_what_resolves_it(examined, own
 
 
 def test_clocks_that_differ_are_found(examined, monkeypatch):
-    clock = diagnosis.clock
-    monkeypatch.setattr(diagnosis, "clock", lambda owner: clock(owner) + timedelta(minutes=3))
+    clock = doctor.clock
+    monkeypatch.setattr(doctor, "clock", lambda owner: clock(owner) + timedelta(minutes=3))
     assert "ahead of this machine's" in level(examined(), "wrong", "clock")[0].fact
 
 
 def test_time_zone_data_that_differ_are_found(examined, monkeypatch):
-    offsets = diagnosis.utc_offsets
-    monkeypatch.setattr(diagnosis, "utc_offsets", lambda *given: [*offsets(*given)[:-1], offsets(*given)[-1] + 3600.0])
+    offsets = doctor.utc_offsets
+    monkeypatch.setattr(doctor, "utc_offsets", lambda *given: [*offsets(*given)[:-1], offsets(*given)[-1] + 3600.0])
     assert "disagree about UTC" in level(examined(), "wrong", "time zone")[0].fact
 
 
@@ -335,7 +336,7 @@ def test_python_and_postgresql_agree_on_offsets(owner, zone: str):
 
     instants = [utc(2026, 1, 1) + timedelta(days=10 * n) for n in range(40)]
     here = [at.astimezone(days.zone(zone)).utcoffset().total_seconds() for at in instants]
-    assert diagnosis.utc_offsets(owner, zone, instants) == here
+    assert utc_offsets(owner, zone, instants) == here
 
 
 def test_ticks_that_are_kept_for_ever_are_found(examined, home):

@@ -27,13 +27,15 @@ from sqlalchemy.engine import URL, Engine
 from calc_analytics import logs
 from calc_analytics.config import Settings
 from calc_analytics.days import today_and_yesterday
+from calc_analytics.operations import facts
 from calc_analytics.operations.health import PROBES
 from calc_analytics.operations.http import Service
 from calc_analytics.operations.monitor import Monitor
 from calc_analytics.operations.probes import Prober
 from calc_analytics.operations.sources import Sources
 from calc_analytics.orchestration import history
-from calc_analytics.processes.supervisor import free_port, is_listening
+from calc_analytics.ports import is_listening
+from calc_analytics.processes.supervisor import free_port
 from calc_analytics.rollup import journal
 from calc_analytics.rollup.audit import audit
 from calc_analytics.rollup.database import Database
@@ -319,10 +321,9 @@ def test_a_missing_migration_and_a_restored_cluster_are_named(served: Served, ow
 
 
 def test_a_standby_is_named(served: Served, monkeypatch):
-    from calc_analytics.rollup import status
 
-    server = status.server
-    monkeypatch.setattr(status, "server", lambda engine: replace(server(engine), read_only=True))
+    described = facts.describe_server
+    monkeypatch.setattr(facts, "describe_server", lambda engine: replace(described(engine), is_read_only=True))
     assert "standby" in served.probes()["database"]["compared"]
 
 

@@ -7,15 +7,17 @@ from datetime import date, datetime, timedelta, timezone
 import pytest
 from rich.console import Console
 from sqlalchemy import text
+from sqlalchemy.engine import Engine
 
 from calc_analytics.cli import terminal
 from calc_analytics.config import Settings
 from calc_analytics.processes import demo
 from calc_analytics.processes.simulate import RHYTHM, WEEK, Traffic, relative_load, simulate, write_history
+from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.figures import day_totals
 from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.status import different_days, recent_days
-from calc_analytics.rollups import LATENCY, STATS
+from calc_analytics.rollups import LATENCY, LOG, STATS
 
 SHAPE = """
     select count(*) as rows, count(distinct xact_id) as batches, max(batch) as largest, avg(hit) as hits,
@@ -85,20 +87,25 @@ def test_history_of_today_ends_now(engine, url):
 RATE = 0.05
 
 
-def write_demo_history(url: str, count: int) -> None:
-    settings = Settings(database_url=url)
-    demo.write_days(settings, demo.missing_history(settings, count), RATE, threading.Event(), lambda rows: None)
+@pytest.fixture
+def owned(owner: Engine) -> Database:
+    """The demo writes log rows as well."""
+    return Database(owner, LOG, "UTC")
 
 
-def test_the_demo_counts_its_history_in_every_rollup_and_a_second_demo_adds_nothing(db, url):
+def write_demo_history(db: Database, count: int) -> None:
+    demo.write_days(db, demo.missing_history(db, count), RATE, threading.Event(), lambda rows: None)
+
+
+def test_the_demo_counts_its_history_in_every_rollup_and_a_second_demo_adds_nothing(owned):
     for _ in range(2):
-        write_demo_history(url, 2)
-    found = recent_days(db, 10)
-    assert len(found) == 3 * len(db.log.rollups)
+        write_demo_history(owned, 2)
+    found = recent_days(owned, 10)
+    assert len(found) == 3 * len(owned.log.rollups)
     assert {day.status for day in found} == {"built"}
     past = [day for day in found if day.day != max(each.day for each in found)]
     assert {(day.day, day.rows) for day in past} == {(day.day, demo.rows_of(day.day, RATE, "UTC")) for day in past}
-    assert demo.first_partition(Settings(database_url=url)) == min(day.day for day in found)
+    assert demo.first_partition(owned, Settings()) == min(day.day for day in found)
 
 
 def test_the_demos_history_and_its_live_rows_have_the_same_rate():
@@ -137,18 +144,18 @@ def test_what_is_written_looks_like_a_service(engine, url):
     assert past.localities > 3
 
 
-def test_the_demo_prints_live_totals_and_the_proof_of_all_rollups(db, url, capsys):
-    write_demo_history(url, 1)
+def test_the_demo_prints_live_totals_and_the_proof_of_all_rollups(owned, capsys):
+    write_demo_history(owned, 1)
     counted = 0
     with terminal.live_table() as draw:
-        for frame in demo.live(Settings(database_url=url), 200, 3.5, threading.Event()):
-            counted += refresh(db).rows
+        for frame in demo.live(owned, 200, 3.5, threading.Event()):
+            counted += refresh(owned).rows
             draw(*frame)
     said = capsys.readouterr().out
     assert "calculations · " in said
     assert " rows written live · verify: difference 0 in 4 rollups at " in said
     assert counted > 0
-    assert different_days(db) == {}
+    assert different_days(owned) == {}
 
 
 @pytest.mark.parametrize(

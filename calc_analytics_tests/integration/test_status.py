@@ -18,6 +18,7 @@ from calc_analytics.cli.status import worst_word
 from calc_analytics.config import project_root, with_driver
 from calc_analytics.database import embedded
 from calc_analytics.database.engine import engine_for
+from calc_analytics.database.writers import writers
 from calc_analytics.orchestration import history
 from calc_analytics.processes.supervisor import free_port
 from calc_analytics.rollup import status
@@ -113,7 +114,7 @@ def test_days_are_told_apart_for_each_rollup(db, engine, owner, connect):
     prune(Database(owner, LOG, "UTC"), DAY + timedelta(days=1))
     execute(engine, f"update rollup_days set difference = 4 where date = '2026-03-02' and rollup = '{HOURS.name}'")
     execute(engine, f"update rollup_days set status = 'stale' where date = '2026-03-03' and rollup = '{STATS.name}'")
-    days = status.days(db)
+    days = status.ledger_report(db).days
     assert list(days) == LOG.names
     assert days[HOURS.name].by_status == {"built": 3}
     assert days[STATS.name].by_status == {"built": 2, "stale": 1}
@@ -148,7 +149,7 @@ def test_open_transactions_that_have_written_are_listed_oldest_first(owner, conn
     of_logs.commit()
     copy_rows(of_logs, [row(NOON)])
     of_others.execute("insert into rollup_days (rollup, date, status) values ('x', '2026-03-01', 'built')")
-    first, second = status.writers(Database(owner, LOG, "UTC"))
+    first, second = writers(owner, LOG.name)
     assert (first.pid, first.application, first.writes_logs) == (of_logs.info.backend_pid, "calc-api-3", True)
     assert (second.pid, second.writes_logs) == (of_others.info.backend_pid, False)
     assert first.state == "idle in transaction"
@@ -157,13 +158,13 @@ def test_open_transactions_that_have_written_are_listed_oldest_first(owner, conn
     assert first.seconds >= second.seconds >= 0
     of_logs.rollback()
     of_others.rollback()
-    assert status.writers(Database(owner, LOG, "UTC")) == []
+    assert writers(owner, LOG.name) == []
 
 
 def test_of_other_roles_transactions_the_age_is_hidden_but_not_that_they_write(db, connect):
     writer = connect()
     copy_rows(writer, [row(NOON)])
-    (found,) = status.writers(db)
+    (found,) = writers(db.engine, LOG.name)
     assert (found.pid, found.seconds, found.writes_logs) == (writer.info.backend_pid, None, True)
 
 
@@ -180,7 +181,7 @@ def test_who_writes_into_a_partition_writes_the_logs(owner, connect):
     writer.execute(
         "insert into part (publisher_id, locality_id, date_calculated, source) values (1, 1, current_date, 1)"
     )
-    assert [found.writes_logs for found in status.writers(Database(owner, LOG, "UTC"))] == [True]
+    assert [found.writes_logs for found in writers(owner, LOG.name)] == [True]
 
 
 def test_a_prepared_transaction_has_a_name_and_no_pid(tmp_path):
@@ -206,7 +207,7 @@ def test_a_prepared_transaction_has_a_name_and_no_pid(tmp_path):
                     "values (1, 1, current_date, 1)"
                 )
                 connection.execute("prepare transaction 'left behind'")
-            (found,) = status.writers(db)
+            (found,) = writers(db.engine, LOG.name)
             engine.dispose()
         finally:
             server.stop()

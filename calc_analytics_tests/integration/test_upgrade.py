@@ -20,7 +20,7 @@ from calc_analytics.rollup.audit import audit
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.install import install, is_installed
 from calc_analytics.rollup.judge import Decision
-from calc_analytics.rollup.ledger import days_by_status, overflowed_days, waiting_days
+from calc_analytics.rollup.ledger import days_by_status, waiting_days
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.retention import prune
@@ -128,11 +128,11 @@ def test_every_day_becomes_what_it_was_and_the_new_tables_fill(load: Callable[..
     status = days_by_status(db, ["built", "pending", "stale", "frozen", "overflow"])
     assert not set(EMPTY) & set(status)
     assert [day for day, names in days_by_status(db, ["frozen"]).items() if STATS in names] == [NEVER_ON_RECORD, KEPT]
-    assert overflowed_days(db) == [OVERFLOW]
+    assert list(days_by_status(db, ["overflow"])) == [OVERFLOW]
     refresh(db)
     report = rebuild(db, sorted({*waiting_days(db), OVERFLOW}))
     assert {each.day for each in report.failed} == {FOUND, LAUNDERED}
-    assert waiting_days(db) == overflowed_days(db) == []
+    assert waiting_days(db) == list(days_by_status(db, ["overflow"])) == []
     expected = oracles(db)
     for day in [PENDING, *BUILT, OVERFLOW]:
         for name in FORMS:

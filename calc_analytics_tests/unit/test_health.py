@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from calc_analytics.config import Settings
+from calc_analytics.database.server import Server
 from calc_analytics.operations.disclosure import NO_ANSWER, Cause
 from calc_analytics.operations.facts import READERS, Catalogs, Daemons, Facts, Runs
 from calc_analytics.operations.findings import Finding
@@ -22,7 +23,7 @@ from calc_analytics.orchestration.history import (
     Tick,
 )
 from calc_analytics.rollup.ledger import ClusterChanged
-from calc_analytics.rollup.status import Days, Lag, LedgerReport, LogReport, ProofAges, Refreshed, Server
+from calc_analytics.rollup.status import Days, Lag, LedgerReport, LogReport, ProofAges, Refreshed
 
 NOW = datetime(2026, 3, 2, 12, tzinfo=timezone.utc)
 DAY, NEXT = date(2026, 3, 1), date(2026, 3, 2)

@@ -4,10 +4,23 @@
 `holdings.py` counts what is held of them.
 """
 
-# ruff: noqa: F401
-
 from calc_analytics.rollup.erasure.erase import erase, would_be_left
 from calc_analytics.rollup.erasure.holdings import CannotErase, Holdings, NothingToErase, holdings
 from calc_analytics.rollup.erasure.keys import Keys, day_name, describe_keys
 from calc_analytics.rollup.erasure.quiet import StillWriting
 from calc_analytics.rollup.erasure.report import EraseReport, LeftDay
+
+__all__ = [
+    "CannotErase",
+    "EraseReport",
+    "Holdings",
+    "Keys",
+    "LeftDay",
+    "NothingToErase",
+    "StillWriting",
+    "day_name",
+    "describe_keys",
+    "erase",
+    "holdings",
+    "would_be_left",
+]

@@ -10,12 +10,12 @@ from typing import Any
 from sqlalchemy import text
 
 from calc_analytics.database.engine import transaction
+from calc_analytics.database.writers import writers
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.plurals import number
 from calc_analytics.rollup import ledger
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.erasure.keys import Keys, describe_keys, matches, parameters
-from calc_analytics.rollup.status import writers
 from calc_analytics.rollup.windows import within
 
 # Rows that were asked for so recently mean that the keys are still being written.
@@ -70,7 +70,7 @@ def _writing(db: Database) -> dict[str, int | None]:
 
 
 def _named(db: Database, pid: int | None) -> str:
-    known = {writer.pid: writer for writer in writers(db)}.get(pid) if pid is not None else None
+    known = {writer.pid: writer for writer in writers(db.engine, db.log.name)}.get(pid) if pid is not None else None
     if pid is None:
         return "a prepared transaction (see pg_prepared_xacts)"
     application = f" of {known.application}" if known is not None and known.application else ""

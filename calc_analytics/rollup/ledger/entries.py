@@ -80,19 +80,9 @@ def built_days(db: Database) -> list[date]:
     return list(days_by_status(db, ["built"]))
 
 
-def counted_days(db: Database) -> list[date]:
-    """The days with statistics that can be proven (built, stale or frozen in some rollup), oldest first."""
-    return list(days_by_status(db, COUNTED))
-
-
 def waiting_days(db: Database) -> list[date]:
     """Days that need a rebuild before they can be exact, in some rollup, oldest first."""
     return list(days_by_status(db, WAITING))
-
-
-def overflowed_days(db: Database) -> list[date]:
-    """Days that are no longer counted because a value would not fit its column, oldest first."""
-    return list(days_by_status(db, ["overflow"]))
 
 
 def days_built_by_others(db: Database, since: datetime | None, limit: int) -> list[tuple[date, str, datetime]]:

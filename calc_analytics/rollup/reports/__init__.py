@@ -1,58 +1,20 @@
 """What the operations return: small, frozen, and shown alike by the CLI, Dagster and `--json`."""
 
-# ruff: noqa: F401
-
-from dataclasses import dataclass, field
-from datetime import date
-from typing import Any
-
+from calc_analytics.rollup.reports.audits import AuditFinding, AuditReport
 from calc_analytics.rollup.reports.counts import DayCount, RefreshReport
 from calc_analytics.rollup.reports.proofs import DayProof, VerifyReport
+from calc_analytics.rollup.reports.prunes import PruneReport
 from calc_analytics.rollup.reports.rebuilds import RebuildReport, Refused, refusals
 
-
-@dataclass(frozen=True)
-class AuditFinding:
-    """A day of a rollup whose statistics are not what was counted. `difference`: the sum over the measures, or 1 if
-    only the checksum differs."""
-
-    rollup: str
-    day: date
-    difference: int
-    stored_rows: int
-    counted_rows: int
-
-
-@dataclass(frozen=True)
-class AuditReport:
-    """The audited days (per rollup), and those whose statistics are not what was counted."""
-
-    days: int
-    different: list[AuditFinding]
-    seconds: float
-
-
-@dataclass(frozen=True)
-class PruneReport:
-    """Log rows deleted per day, and the days before the limit that kept theirs, with the reason."""
-
-    rows_by_day: dict[date, int]
-    not_built: list[date]
-    seconds: float
-    different: list[date] = field(default_factory=list)
-    """Days that differ from the log: nothing of them is deleted."""
-
-    @property
-    def rows(self) -> int:
-        """Log rows deleted."""
-        return sum(self.rows_by_day.values())
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: days as YYYY-MM-DD."""
-        return {
-            "rows": self.rows,
-            "days": {str(day): rows for day, rows in self.rows_by_day.items()},
-            "not_built_days": [str(day) for day in self.not_built],
-            "different_days": [str(day) for day in self.different],
-            "seconds": round(self.seconds, 4),
-        }
+__all__ = [
+    "AuditFinding",
+    "AuditReport",
+    "DayCount",
+    "DayProof",
+    "PruneReport",
+    "RebuildReport",
+    "RefreshReport",
+    "Refused",
+    "VerifyReport",
+    "refusals",
+]

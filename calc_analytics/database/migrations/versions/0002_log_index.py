@@ -1,7 +1,7 @@
 """The index of the log table, built without blocking writers, and the function that brings it up to the table's end.
 
 By `xact_id` a refresh finds the new rows, by the hour of `created_at` a rebuild finds its day. CONCURRENTLY cannot run
-in a transaction, so what came before is committed, and it is safe to repeat by itself.
+in a transaction, so what came before is committed, and it is safe to repeat alone.
 """
 
 from alembic import op

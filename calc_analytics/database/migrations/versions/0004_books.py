@@ -1,8 +1,8 @@
 """One state per log, and double entry: what was counted and deleted per rollup and day.
 
 The statistics of each built day are taken for counted as they are; the next comparison with the log shows whether they
-were. Deletions that version 0.1 recorded by itself ('found'), without a decision, are not taken over: those days differ
-until a person decides.
+were. Deletions that version 0.1 recorded automatically ('found'), without a decision, are not taken over: those days
+differ until a person decides.
 
 Version 0.1 may still be running. It reads the column `rollup` of the state row, which is a function now that stops it
 with a message; the revision's name stops its `migrate`.
@@ -31,7 +31,7 @@ def upgrade() -> None:
     if not connection.execute(text(_HAS_OLD_SHAPE)).scalar():
         return
     connection.execute(text("set local row_security = off"))
-    # Its rows are found by index, one day after the other, before anybody has to wait.
+    # Its rows are found by index, one day after the other, before any writer has to wait.
     connection.execute(text("set local enable_seqscan = off"))
     connection.execute(text(_PREDECESSORS_DAYS))
     connection.execute(text("set local enable_seqscan to default"))

@@ -1,0 +1,31 @@
+"""The result of a prune, which deletes log rows of proven days."""
+
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Any
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """Log rows deleted per day, and the days before the limit that kept theirs, with the reason."""
+
+    rows_by_day: dict[date, int]
+    not_built: list[date]
+    seconds: float
+    different: list[date] = field(default_factory=list)
+    """Days that differ from the log: nothing of them is deleted."""
+
+    @property
+    def rows(self) -> int:
+        """Log rows deleted."""
+        return sum(self.rows_by_day.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: days as YYYY-MM-DD."""
+        return {
+            "rows": self.rows,
+            "days": {str(day): rows for day, rows in self.rows_by_day.items()},
+            "not_built_days": [str(day) for day in self.not_built],
+            "different_days": [str(day) for day in self.different],
+            "seconds": round(self.seconds, 4),
+        }
