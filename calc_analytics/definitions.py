@@ -15,10 +15,11 @@ from dagster import (
 
 from calc_analytics import logs
 from calc_analytics.config import Settings
-from calc_analytics.orchestration.assets import ROLLUP_JOB, calculation_logs, rollup_assets
+from calc_analytics.orchestration.assets import calculation_logs, rollup_assets
 from calc_analytics.orchestration.checks import rollup_checks
 from calc_analytics.orchestration.cron import freshness_policy
 from calc_analytics.orchestration.housekeeping import daily_housekeeping, housekeeping_job
+from calc_analytics.orchestration.names import ROLLUP_JOB
 from calc_analytics.orchestration.partitions import daily_partitions
 from calc_analytics.orchestration.resources import RollupDatabase
 from calc_analytics.orchestration.schedules import hourly_schedule

@@ -18,6 +18,7 @@ from calc_analytics.database.writers import Writer, writers
 from calc_analytics.operations.probes import Answer, Prober, Question
 from calc_analytics.operations.sources import Sources
 from calc_analytics.rollup import diagnosis, install, journal, status
+from calc_analytics.rollups import chosen_log
 
 if TYPE_CHECKING:
     from calc_analytics.orchestration.history import FailedRun, FinishedRun, Heartbeat, Instigator, LastCheck
@@ -167,13 +168,13 @@ def _runs(sources: Sources) -> Runs:
     from calc_analytics.orchestration import history
 
     dagster = sources.dagster()
-    return Runs(history.last_finished_run(dagster), history.failed_runs(dagster))
+    return Runs(history.last_finished_run(dagster), history.failed_runs(dagster, chosen_log(sources.settings.rollups)))
 
 
 def _checks(sources: Sources) -> "list[LastCheck]":
     from calc_analytics.orchestration import history
 
-    return history.last_checks(sources.dagster())
+    return history.last_checks(sources.dagster(), chosen_log(sources.settings.rollups))
 
 
 def _totals(sources: Sources) -> Totals:

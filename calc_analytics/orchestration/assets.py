@@ -51,8 +51,6 @@ if TYPE_CHECKING:
 GROUP = "calculations"
 # The name of the step, and of its section in a run's config.
 REBUILD = "rebuild"
-# The job of the rollups and their checks, by which sensor and schedule refer to it.
-ROLLUP_JOB = "rollup_job"
 # A run rebuilds up to this many days in one pass: starting a run takes longer than rebuilding a quarter.
 DAYS_PER_RUN = 100
 
@@ -168,8 +166,10 @@ def _spec(log: "Log", declared: "Rollup", freshness: FreshnessPolicy) -> AssetSp
 
 def _links() -> CodeReferencesMetadataValue:
     """The runbook, shown under "Source code", where Dagster adds the asset's function."""
-    link = LocalFileCodeReference(file_path=str(runbook()), label="runbook.md")
-    return CodeReferencesMetadataValue(code_references=[link] if runbook().is_file() else [])
+    file = runbook()
+    return CodeReferencesMetadataValue(
+        code_references=[LocalFileCodeReference(file_path=str(file), label="runbook.md")] if file else []
+    )
 
 
 def _description(log: "Log", declared: "Rollup") -> str:

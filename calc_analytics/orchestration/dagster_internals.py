@@ -41,6 +41,7 @@ from dagster_postgres.utils import DagsterPostgresException
 
 if TYPE_CHECKING:
     # The code server's client, and the state of a sensor or schedule: as annotations only.
+    from dagster import DagsterRun
     from dagster._core.scheduler.instigation import InstigatorState
     from dagster._grpc.client import DagsterGrpcClient
 
@@ -64,6 +65,8 @@ __all__ = [
     "SqlEventLogStorage",
     "SqlEventLogStorageTable",
     "WorkerStatus",
+    "location_of_instigator",
+    "location_of_run",
     "works_on_run",
 ]
 
@@ -78,3 +81,16 @@ def works_on_run(client: "DagsterGrpcClient", run_id: str, timeout_seconds: int)
 
     answer = client.can_cancel_execution(CanCancelExecutionRequest(run_id=run_id), timeout=timeout_seconds)
     return deserialize_value(answer, CanCancelExecutionResult).can_cancel
+
+
+def location_of_run(run: "DagsterRun") -> str | None:
+    """The code location of which the run was launched; None for one that was started on the command line.
+
+    The public record of a run has its origin, but not under a documented name.
+    """
+    return run.remote_job_origin.location_name if run.remote_job_origin else None
+
+
+def location_of_instigator(state: "InstigatorState") -> str:
+    """The code location of a sensor or schedule; nothing public says whose the stored state is."""
+    return state.origin.repository_origin.code_location_origin.location_name

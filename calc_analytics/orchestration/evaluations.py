@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class LastResult:
+class PartitionResult:
     """The last evaluation of a check for a partition. `event` grows with each evaluation.
 
     It is current unless the partition was materialized again since; the UI hides one that is not.
@@ -49,15 +49,15 @@ def latest_materializations(
     }
 
 
-def last_results(
+def results_of_partitions(
     instance: DagsterInstance, checks: Sequence[AssetCheckKey], partitions: Sequence[str]
-) -> dict[tuple[AssetCheckKey, str], LastResult]:
+) -> dict[tuple[AssetCheckKey, str], PartitionResult]:
     """The last evaluation of each of these checks and partitions that have one."""
     if not checks or not partitions:
         return {}
     found = instance.event_log_storage.get_asset_check_partition_info(checks, partition_keys=partitions)
     return {
-        (each.check_key, each.partition_key): LastResult(
+        (each.check_key, each.partition_key): PartitionResult(
             passed=each.latest_execution_status.value == "SUCCEEDED",
             is_ended=each.latest_execution_status.value in ("SUCCEEDED", "FAILED"),
             is_current=each.is_current,

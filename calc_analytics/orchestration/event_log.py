@@ -71,7 +71,7 @@ class Retained:
 
 
 @dataclass
-class LastResults:
+class CheckResults:
     """A check's last results in all partitions: when it was last evaluated, and in how many of them it failed.
 
     `failed` are the evaluations of those, with their times, the newest first, and at most FAILED_AT_MOST.
@@ -82,7 +82,7 @@ class LastResults:
     failed: list[tuple[datetime, AssetCheckEvaluation]] = field(default_factory=list)
 
 
-def last_results(instance: DagsterInstance, keys: Sequence[AssetCheckKey]) -> dict[AssetCheckKey, LastResults]:
+def results_of_checks(instance: DagsterInstance, keys: Sequence[AssetCheckKey]) -> dict[AssetCheckKey, CheckResults]:
     """The last result of each check in each partition, in two queries; of the checks that were ever evaluated.
 
     A run plans its evaluations when it begins. Until they are reported, the previous ones count.
@@ -94,7 +94,7 @@ def last_results(instance: DagsterInstance, keys: Sequence[AssetCheckKey]) -> di
     ended = (checks.asset_key.in_(assets), checks.partition.is_not(None), checks.execution_status.in_(_ENDED))
     each = (checks.asset_key, checks.check_name)
     newest = select(*each, func.max(checks.evaluation_event_timestamp).label("at")).where(*ended).group_by(*each)
-    found = {_key(row): LastResults(row.at.replace(tzinfo=timezone.utc)) for row in _rows(storage, newest)}
+    found = {_key(row): CheckResults(row.at.replace(tzinfo=timezone.utc)) for row in _rows(storage, newest)}
     latest = select(func.max(checks.id)).where(*ended).group_by(*each, checks.partition)
     failed = select(*each, checks.evaluation_event).where(checks.id.in_(latest), checks.execution_status == _FAILED)
     for row in _rows(storage, failed.order_by(checks.id.desc())):

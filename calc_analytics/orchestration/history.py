@@ -4,7 +4,7 @@ Read through Dagster's own instance and handed on as plain values, so that `oper
 Dagster. An error of the storage is `DagsterUnavailable`, in one line.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone
@@ -24,31 +24,34 @@ from dagster import (
 )
 from sqlalchemy.exc import DBAPIError
 
-from calc_analytics.config import Settings, dagster_home, redact_url
+from calc_analytics.config import dagster_home, redact_url
 from calc_analytics.database import dagster_tables
 from calc_analytics.database.engine import engine_for, transaction, with_timeouts
 from calc_analytics.database.errors import DatabaseError
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.orchestration import event_log
-from calc_analytics.orchestration.dagster_internals import WILL_RETRY_TAG, DagsterPostgresException, InstigatorType
-from calc_analytics.orchestration.housekeeping import JOBS
+from calc_analytics.orchestration.dagster_internals import (
+    WILL_RETRY_TAG,
+    DagsterPostgresException,
+    InstigatorType,
+    location_of_instigator,
+)
+from calc_analytics.orchestration.names import HOUSEKEEPING, SCHEDULE, SENSOR
+from calc_analytics.orchestration.runs import FINISHED, is_ours
 from calc_analytics.orchestration.storage import DAEMON, without_plugin
 from calc_analytics.rollup.status import RECENT_DAYS
-from calc_analytics.rollups import LOG, STATS, chosen_log
+from calc_analytics.rollups import STATS
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
 
     from calc_analytics.orchestration.dagster_internals import InstigatorState
+    from calc_analytics.rollup.declaration import Log
 
 # What counting and the hourly rebuild need; others (backfills, freshness) are reported, but nothing stops with them.
 # How often each writes a heartbeat; the scheduler sleeps from minute to minute.
 HEARTBEAT_SECONDS = {"SENSOR": 30, "SCHEDULER": 60, "QUEUED_RUN_COORDINATOR": 30}
 NEEDED_DAEMONS = tuple(HEARTBEAT_SECONDS)
-# Names of all checks; one that several rollups have, once.
-CHECKS = tuple(dict.fromkeys(name for rollup in LOG.rollups for name in rollup.check_names))
-SENSOR, SCHEDULE, HOUSEKEEPING = "new_log_batches", "hourly_rollup", "daily_housekeeping"
-FINISHED = [DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED]
 
 # Every sensor and schedule of the code location; the storage may know others, which earlier versions had.
 INSTIGATORS = {
@@ -75,7 +78,6 @@ class Heartbeat:
     daemon: str
     at: datetime | None
     needed: bool
-    errors: int = 0
     daemon_id: str | None = None
     """The process that sent it; a new one at each start."""
 
@@ -188,7 +190,6 @@ def heartbeats(dagster: DagsterInstance) -> list[Heartbeat]:
                 daemon=name,
                 at=_instant(found[name].timestamp) if name in found else None,
                 needed=name in NEEDED_DAEMONS,
-                errors=len(found[name].errors or []) if name in found else 0,
                 daemon_id=found[name].daemon_id if name in found else None,
             )
             for name in dagster.get_required_daemon_types()
@@ -225,8 +226,9 @@ def last_finished_run(dagster: DagsterInstance, schedule: str = SCHEDULE) -> Fin
     return None
 
 
-def failed_runs(dagster: DagsterInstance) -> list[FailedRun]:
-    """The failed runs of the last days that no later run has made good, oldest first; one query if none failed."""
+def failed_runs(dagster: DagsterInstance, log: "Log") -> list[FailedRun]:
+    """The failed runs of the last days that no later run has made good, oldest first. `log` has the rollups that are
+    kept. The number of queries does not depend on how many failed."""
     since = datetime.now(timezone.utc) - timedelta(days=RECENT_DAYS)
     failed = RunsFilter(statuses=[DagsterRunStatus.FAILURE], updated_after=since)
     with _translate_db_errors():
@@ -237,19 +239,20 @@ def failed_runs(dagster: DagsterInstance) -> list[FailedRun]:
         passed = RunsFilter(statuses=[DagsterRunStatus.SUCCESS], updated_after=oldest)
         records += dagster.get_run_records(passed, limit=FINISHED_RUNS_LIMIT)
         locations = _own_locations(dagster)
-        records = [each for each in records if _is_ours(each.dagster_run, locations)]
-        left = _not_made_good(sorted(records, key=lambda record: record.end_time or 0.0))
-        return [_failed_run(dagster, record, subject) for record, subject in left]
+        records = [each for each in records if is_ours(each.dagster_run, locations)]
+        left = _not_made_good(sorted(records, key=lambda record: record.end_time or 0.0), log)
+        reasons = _reasons(dagster) if left else {}
+    return [_failed_run(record, subject, reasons) for record, subject in left]
 
 
-def _not_made_good(records: "Sequence[Any]") -> list[tuple[Any, str]]:
+def _not_made_good(records: "Sequence[Any]", log: "Log") -> list[tuple[Any, str]]:
     """The failed of these run records, with what each was to do, that no later one covers."""
     left: dict[tuple[str, Span | None], Any] = {}
     for record in records:
         run = record.dagster_run
         if run.tags.get(WILL_RETRY_TAG) == "true":
             continue
-        for subject in _subjects(run):
+        for subject in _subjects(run, log):
             if run.is_success:
                 covered = [key for key in left if key[0] == subject and _covers(_days(run), key[1])]
                 for key in covered:
@@ -262,16 +265,7 @@ def _not_made_good(records: "Sequence[Any]") -> list[tuple[Any, str]]:
 def _own_locations(dagster: DagsterInstance) -> set[str]:
     """The names under which the daemon knows this code location, now and before."""
     states = [state for state in dagster.all_instigator_state() if state.instigator_name == SENSOR]
-    return {state.origin.repository_origin.code_location_origin.location_name for state in states}
-
-
-def _is_ours(run: DagsterRun, locations: set[str]) -> bool:
-    """Whether the run is of these code locations; one started on the command line belongs to none, so its job or its
-    assets say so."""
-    if run.remote_job_origin is not None and locations:
-        return run.remote_job_origin.location_name in locations
-    keys = {*(run.asset_selection or ()), *(key.asset_key for key in run.asset_check_selection or ())}
-    return run.job_name in JOBS or bool(keys & {AssetKey(name) for name in LOG.names})
+    return {location_of_instigator(state) for state in states}
 
 
 def _covers(days: Span | None, failed: Span | None) -> bool:
@@ -280,25 +274,32 @@ def _covers(days: Span | None, failed: Span | None) -> bool:
     return days[0] <= failed[0] and failed[1] <= days[1]
 
 
-def _failed_run(dagster: DagsterInstance, record: Any, subject: str) -> FailedRun:
-    run: DagsterRun = record.dagster_run
-    reason = "no reason given"
-    for entry in dagster.all_logs(run.run_id, of_type=DagsterEventType.RUN_FAILURE):
-        event = entry.get_dagster_event()
+def _reasons(dagster: DagsterInstance) -> dict[str, str]:
+    """Why the runs that failed last did, by run id; one query."""
+    found: dict[str, str] = {}
+    for record in dagster.fetch_run_status_changes(DagsterEventType.RUN_FAILURE, FAILED_RUNS_LIMIT).records:
+        event = record.event_log_entry.get_dagster_event()
         step = event.job_failure_data.first_step_failure_event if event.event_specific_data else None
         user = step.step_failure_data.user_failure_data if step else None
-        reason = (user.description if user else None) or event.message or reason
+        # The newest first: of several failures of a run the last one counts.
+        found.setdefault(record.run_id, (user.description if user else None) or event.message or "")
+    return found
+
+
+def _failed_run(record: Any, subject: str, reasons: Mapping[str, str]) -> FailedRun:
+    run: DagsterRun = record.dagster_run
+    reason = " ".join(reasons.get(run.run_id, "").split()) or "no reason given"
     ended = _instant(record.end_time) if record.end_time else record.update_timestamp
-    return FailedRun(run.run_id, subject, _days(run), ended, " ".join(reason.split()))
+    return FailedRun(run.run_id, subject, _days(run), ended, reason)
 
 
-def _subjects(run: DagsterRun) -> list[str]:
+def _subjects(run: DagsterRun, log: "Log") -> list[str]:
     """What the run is about. One of all rollups that succeeds makes failed runs of each good."""
     if _days(run) is None:
         return [f"job {run.job_name}"]
     if run.asset_check_selection and not run.asset_selection:
         return ["the run of checks"]
-    kept = chosen_log(Settings.from_environment().rollups).names
+    kept = log.names
     chosen = [name for name in kept if not run.asset_selection or AssetKey(name) in run.asset_selection]
     together = ["the rebuild"] if chosen in ([], kept) else []
     return together if together and not run.is_success else [*together, *(f"the rebuild of {name}" for name in chosen)]
@@ -321,19 +322,18 @@ def name_check(name: str, rollup: str) -> str:
     return name if rollup == STATS.name or rollup in name else f"{name} of {rollup}"
 
 
-def last_checks(dagster: DagsterInstance) -> list[LastCheck]:
-    """The last results of each check that was ever evaluated, of the rollups that are kept; two queries.
+def last_checks(dagster: DagsterInstance, log: "Log") -> list[LastCheck]:
+    """The last results of each check of the log's rollups that was ever evaluated; two queries.
 
     In each partition the last evaluation counts, whatever was evaluated in other partitions since.
     """
-    rollups = chosen_log(Settings.from_environment().rollups).rollups
     names = {
         AssetCheckKey(AssetKey(rollup.name), name): name_check(name, rollup.name)
-        for rollup in rollups
+        for rollup in log.rollups
         for name in rollup.check_names
     }
     with _translate_db_errors():
-        results = event_log.last_results(dagster, list(names))
+        results = event_log.results_of_checks(dagster, list(names))
     return [_last_check(names[key], result) for key, result in results.items()]
 
 
@@ -362,7 +362,7 @@ def _last_cause(error: Any) -> str:
     return str(error.message).strip().splitlines()[0].removeprefix(f"{error.cls_name}: ")
 
 
-def _last_check(name: str, result: event_log.LastResults) -> LastCheck:
+def _last_check(name: str, result: event_log.CheckResults) -> LastCheck:
     if not result.failed:
         return LastCheck(name, passed=True, warning=False, at=result.at, description="")
     errors = [each for each in result.failed if each[1].severity == AssetCheckSeverity.ERROR]

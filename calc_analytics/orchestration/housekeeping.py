@@ -12,11 +12,8 @@ from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
 from dagster import (
-    AssetKey,
     Config,
     DagsterInstance,
-    DagsterRun,
-    DagsterRunStatus,
     DefaultScheduleStatus,
     OpExecutionContext,
     RunsFilter,
@@ -27,21 +24,17 @@ from dagster import (
 from pydantic import Field
 
 from calc_analytics.config import Settings
-from calc_analytics.orchestration.assets import calculation_logs
+from calc_analytics.orchestration.names import HOUSEKEEPING, HOUSEKEEPING_JOB
 from calc_analytics.orchestration.resources import RollupDatabase
 from calc_analytics.orchestration.retries import as_dagster_failure
-from calc_analytics.rollups import LOG
+from calc_analytics.orchestration.runs import ASSETS, FINISHED, is_ours
 
 if TYPE_CHECKING:
     from calc_analytics.orchestration.event_log import Retained
 
-# Of all declared rollups: one that ROLLUPS leaves out now may have events from before.
-ASSETS = (*(AssetKey(name) for name in LOG.names), calculation_logs.key)
-JOBS = ("rollup_job", "housekeeping")
 # Outside the hours that clocks skip or repeat.
 CRON = "40 4 * * *"
 RUNS_PER_PAGE = 500
-FINISHED = [DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED]
 
 
 class HousekeepingConfig(Config):
@@ -65,11 +58,11 @@ class PruneCounts:
 
 @op(name="prune_event_log")
 def _prune_event_log(context: OpExecutionContext, config: HousekeepingConfig) -> None:
+    from calc_analytics.orchestration.dagster_internals import location_of_run
+
     with as_dagster_failure():
-        own = context.run.remote_job_origin
-        pruned = prune(
-            context.instance, config.keep_events_days, config.keep_runs_days, own.location_name if own else None
-        )
+        location = location_of_run(context.run)
+        pruned = prune(context.instance, config.keep_events_days, config.keep_runs_days, location)
     context.log.info(f"deleted {pruned.rows:,} rows of the event log and {pruned.runs:,} runs")
     context.add_output_metadata({"rows_deleted": pruned.rows, "runs_deleted": pruned.runs})
 
@@ -85,7 +78,7 @@ def _compact_journal(context: OpExecutionContext, database: RollupDatabase) -> N
 
 
 @job(
-    name="housekeeping",
+    name=HOUSEKEEPING_JOB,
     description="Deletes old rows of Dagster's event log that belong to this project (after 7 days) and old finished "
     "runs (after 30 days; both can be set in the launchpad), and sums up old minutes of the journal per day. Each "
     "partition's latest materialization and status stay, and the latest results of its checks. Safe to repeat.",
@@ -99,7 +92,7 @@ def housekeeping_job() -> None:
 def daily_housekeeping(settings: Settings) -> ScheduleDefinition:
     """`daily_housekeeping`: on by default, in the small hours of the reporting time zone."""
     return ScheduleDefinition(
-        name="daily_housekeeping",
+        name=HOUSEKEEPING,
         job=housekeeping_job,
         cron_schedule=CRON,
         execution_timezone=settings.timezone,
@@ -134,13 +127,7 @@ def prune(
 def _old_runs(instance: DagsterInstance, before: datetime, keep: "Retained", location: str | None) -> Iterator[str]:
     """Finished runs of this project that hold nothing that must stay."""
     cursor, finished = None, RunsFilter(statuses=FINISHED, updated_before=before)
+    locations = () if location is None else (location,)
     while runs := instance.get_runs(finished, cursor, RUNS_PER_PAGE):
-        yield from (run.run_id for run in runs if run.run_id not in keep.runs and _is_ours(run, location))
+        yield from (run.run_id for run in runs if run.run_id not in keep.runs and is_ours(run, locations))
         cursor = runs[-1].run_id
-
-
-def _is_ours(run: DagsterRun, location: str | None) -> bool:
-    """A run that was started on the command line has no location; then its name or its assets decide."""
-    if run.remote_job_origin is not None and location is not None:
-        return run.remote_job_origin.location_name == location
-    return run.job_name in JOBS or bool(run.asset_selection and run.asset_selection <= set(ASSETS))

@@ -37,9 +37,16 @@ def table_metadata(table: "Table") -> dict[str, Any]:
     }
 
 
-def runbook() -> Path:
-    """The runbook in the checkout; an installation without one has no such file."""
-    return project_root() / "docs" / "runbook.md"
+def runbook() -> Path | None:
+    """The runbook in the checkout; None where docs/ is not installed."""
+    file = project_root() / "docs" / "runbook.md"
+    return file if file.is_file() else None
+
+
+def _link() -> dict[str, Any]:
+    """The runbook, for an event's metadata; nothing where it is not installed."""
+    file = runbook()
+    return {"runbook": MetadataValue.path(str(file))} if file else {}
 
 
 def day_metadata(
@@ -50,13 +57,15 @@ def day_metadata(
     seconds: float | None = None,
     counted: int | None = None,
 ) -> dict[str, Any]:
-    """A day's totals; how long the rebuild or the refreshes took, and the log rows that these refreshes counted."""
+    """A day's totals; how long the rebuild or the refreshes took, the log rows that these refreshes counted, and the
+    runbook."""
     return {
         **({} if counted is None else {"rows_counted": counted}),
         **{name: measures[name] for name in declared.measure_names},
         name_of_keys(declared): keys,
         **ratios,
         **({} if seconds is None else {"duration_seconds": round(seconds, 4)}),
+        **_link(),
     }
 
 
@@ -81,7 +90,7 @@ def _reason(left: "Refused") -> dict[str, Any]:
     return {
         **({"rows_without_logs": deleted} if deleted else {}),
         "not_rebuilt": describe_left(left),
-        "runbook": MetadataValue.path(str(runbook())),
+        **_link(),
     }
 
 

@@ -15,7 +15,7 @@ from calc_analytics.days import parse_day, today_and_yesterday
 from calc_analytics.orchestration.assets import DAYS_PER_RUN, automatic_range
 from calc_analytics.orchestration.checks import check_keys, match_key
 from calc_analytics.orchestration.cursor import CheckRequest, Cursor
-from calc_analytics.orchestration.evaluations import LastResult, last_results
+from calc_analytics.orchestration.evaluations import PartitionResult, results_of_partitions
 from calc_analytics.orchestration.partitions import as_days, consecutive, keys_of
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class _Change:
     key: str
     rollups: tuple[str, ...]
     differs: frozenset[str]
-    last: dict[str, LastResult]
+    last: dict[str, PartitionResult]
     """The last evaluation of the check of each of these rollups."""
 
     @property
@@ -85,7 +85,7 @@ class _Change:
         """Whether the checks have reported the verdict by now, or were evaluated since that was requested."""
         return all(self._is_reported(name, self.last.get(name), request) for name in self.rollups)
 
-    def _is_reported(self, name: str, last: LastResult | None, request: CheckRequest | None) -> bool:
+    def _is_reported(self, name: str, last: PartitionResult | None, request: CheckRequest | None) -> bool:
         if last is None or not last.is_ended:
             return False
         if request is not None and last.event > request.after_event:
@@ -133,7 +133,7 @@ def _changes(
     for day, request in cursor.checks_requested.items():
         changed.setdefault(day, set()).update(request.rollups)
     keys = keys_of(as_days([day for day, rollups in changed.items() if rollups]), partitions)
-    results = last_results(instance, [match_key(each) for each in db.log.rollups], keys)
+    results = results_of_partitions(instance, [match_key(each) for each in db.log.rollups], keys)
     return [
         _Change(
             key=key,

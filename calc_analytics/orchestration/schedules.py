@@ -10,7 +10,8 @@ from dagster import (
 
 from calc_analytics.config import Settings
 from calc_analytics.days import today_and_yesterday
-from calc_analytics.orchestration.assets import ROLLUP_JOB, automatic
+from calc_analytics.orchestration.assets import automatic
+from calc_analytics.orchestration.names import ROLLUP_JOB, SCHEDULE
 
 DESCRIPTION = """Recounts today and yesterday from the log in every rollup and evaluates their checks: the safety net
 below the sensor, which normally has counted everything before. Two runs per tick, at ROLLUP_CRON in the reporting time
@@ -21,7 +22,7 @@ def hourly_schedule(settings: Settings) -> ScheduleDefinition:
     """`hourly_rollup`: on by default, at ROLLUP_CRON in the reporting time zone."""
 
     @schedule(
-        name="hourly_rollup",
+        name=SCHEDULE,
         cron_schedule=settings.cron,
         job_name=ROLLUP_JOB,
         execution_timezone=settings.timezone,

@@ -20,9 +20,9 @@ from dagster import (
 )
 
 from calc_analytics import logs
-from calc_analytics.orchestration.assets import ROLLUP_JOB
 from calc_analytics.orchestration.cursor import Cursor
 from calc_analytics.orchestration.events import report_days
+from calc_analytics.orchestration.names import ROLLUP_JOB, SENSOR
 from calc_analytics.orchestration.resources import RollupDatabase
 from calc_analytics.orchestration.run_requests import request_checks, request_rebuilds
 from calc_analytics.orchestration.wiped import report_wiped
@@ -71,7 +71,7 @@ def new_log_batches_sensor(
     """`new_log_batches`, on by default. With a longer interval a tick refreshes once instead of streaming."""
 
     @sensor(
-        name="new_log_batches",
+        name=SENSOR,
         job_name=ROLLUP_JOB,
         minimum_interval_seconds=interval_seconds,
         default_status=DefaultSensorStatus.RUNNING,

@@ -115,12 +115,12 @@ def evaluate(instance: DagsterInstance, passed: bool) -> None:
 def test_an_evaluation_is_current_until_its_partition_is_materialized_again(stored_instance: DagsterInstance):
     stored_instance.report_runless_asset_event(AssetMaterialization(ASSET, partition=DAY))
     evaluate(stored_instance, passed=False)
-    result = evaluations.last_results(stored_instance, [CHECK], [DAY])[CHECK, DAY]
+    result = evaluations.results_of_partitions(stored_instance, [CHECK], [DAY])[CHECK, DAY]
     assert (result.passed, result.is_ended, result.is_current) == (False, True, True)
-    found = event_log.last_results(stored_instance, [CHECK])[CHECK]
+    found = event_log.results_of_checks(stored_instance, [CHECK])[CHECK]
     assert (found.failed_partitions, found.failed[0][1].partition) == (1, DAY)
     stored_instance.report_runless_asset_event(AssetMaterialization(ASSET, partition=DAY))
-    assert not evaluations.last_results(stored_instance, [CHECK], [DAY])[CHECK, DAY].is_current
+    assert not evaluations.results_of_partitions(stored_instance, [CHECK], [DAY])[CHECK, DAY].is_current
 
 
 def test_the_statuses_of_executions_are_stored_by_these_names():

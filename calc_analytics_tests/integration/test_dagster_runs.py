@@ -4,6 +4,7 @@ import logging
 import threading
 from dataclasses import replace
 from datetime import date, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from sqlalchemy.engine import Engine
 
 from calc_analytics.database.engine import LOCAL_SETTINGS
 from calc_analytics.database.retries import ATTEMPTS
+from calc_analytics.definitions import defs
 from calc_analytics.orchestration import resources, retries
 from calc_analytics.orchestration.checks import check_keys
 from calc_analytics.rollup.database import Database
@@ -85,6 +87,7 @@ def test_a_partition_is_rebuilt_in_every_rollup_with_its_figures_and_green_check
     said = metadata(instance, DAY)
     preview = said.pop("top_publishers")
     assert said.pop("duration_seconds") > 0
+    assert Path(said.pop("runbook")).is_file()
     assert said == {
         "publishers": 2,
         "total_calculations": 10,
@@ -111,6 +114,16 @@ def test_a_partition_is_rebuilt_in_every_rollup_with_its_figures_and_green_check
         assert metadata(instance, DAY, AssetKey(rollup.name))[rollup.count] == 10
     observed = instance.fetch_observations(AssetKey("calculation_logs"), limit=1).records[0]
     assert {"estimated_rows", "uncounted_rows", "lag_seconds"} <= set(observed.asset_observation.metadata)
+
+
+def test_where_docs_are_not_installed_nothing_names_a_runbook(instance, database, logs, tmp_path, monkeypatch):
+    monkeypatch.setattr("calc_analytics.orchestration.metadata.project_root", lambda: tmp_path)
+    location = defs()
+    assert run(location, instance, DAY).success
+    assert "runbook" not in metadata(instance, DAY)
+    spec = location.resolve_asset_graph().get(STATS)
+    (function,) = spec.metadata["dagster/code_references"].code_references
+    assert function.file_path.endswith("orchestration/assets.py")
 
 
 def test_a_range_is_one_run_with_figures_and_checks_for_each_day(location, instance, logs):

@@ -6,7 +6,7 @@ from datetime import date, datetime, timezone
 from pathlib import Path
 
 import pytest
-from dagster import AssetCheckKey, AssetCheckSeverity, AssetKey, DagsterInstance
+from dagster import AssetCheckKey, AssetCheckSeverity, AssetKey, DagsterInstance, Definitions
 from dagster._core.definitions.run_request import InstigatorType
 from dagster._core.remote_origin import (
     RegisteredCodeLocationOrigin,
@@ -94,7 +94,7 @@ def tick(
 
 def last_check(dagster: DagsterInstance, name: str = "stats_match_logs") -> LastCheck:
     """The last results of that check."""
-    (found,) = [check for check in history.last_checks(dagster) if check.name == name]
+    (found,) = [check for check in history.last_checks(dagster, LOG) if check.name == name]
     return found
 
 
@@ -109,7 +109,7 @@ def test_of_an_instance_that_saw_nothing_nothing_is_known(dagster):
     assert history.instigators(dagster).get(history.SENSOR) is None
     assert history.instigators(dagster).get(history.SCHEDULE) is None
     assert history.last_finished_run(dagster) is None
-    assert history.last_checks(dagster) == []
+    assert history.last_checks(dagster, LOG) == []
     assert history.instigators(dagster).get(history.HOUSEKEEPING) is None
 
 
@@ -227,18 +227,17 @@ def test_a_run_that_has_announced_its_checks_does_not_hide_a_failure_even_if_it_
     assert not last_check(dagster).passed
 
 
-def test_checks_of_every_rollup_are_reported_each_by_a_name_of_its_own(dagster, database, monkeypatch):
+def test_checks_of_every_rollup_are_reported_each_by_a_name_of_its_own(dagster, database):
     everything = [
         said(rollup is not HOURS, name=name, rollup=rollup.name)
         for rollup in LOG.rollups
         for name in rollup.check_names
     ]
     evaluate(dagster, *everything, said(False, rollup="another_project"))
-    found = {check.name: check.passed for check in history.last_checks(dagster)}
+    found = {check.name: check.passed for check in history.last_checks(dagster, LOG)}
     assert set(found) == EVERY_CHECK
     assert {name for name, passed in found.items() if not passed} == {name for name in EVERY_CHECK if "hourly" in name}
-    monkeypatch.setenv("ROLLUPS", STATS.name)
-    found = {check.name: check.passed for check in history.last_checks(dagster)}
+    found = {check.name: check.passed for check in history.last_checks(dagster, LOG.only([STATS.name]))}
     assert (set(found), set(found.values())) == (set(STATS.check_names), {True}), "the others are not kept"
 
 
@@ -251,6 +250,30 @@ def test_reading_them_takes_two_queries_however_many_checks_and_days_there_are(s
     assert len(asked) == 2
 
 
+def test_failed_runs_are_read_with_the_same_number_of_queries_however_many_there_are(stored_instance, location):
+    asked: list[str] = []
+    for storage in (stored_instance.event_log_storage.index_connection, stored_instance.run_storage.connect):
+        with storage() as connection:
+            event.listen(connection.engine, "before_cursor_execute", lambda *given: asked.append(given[2]))
+    counts = []
+    for number in (1, 15):
+        for day in range(number, 2 * number):
+            fail(stored_instance, location, date(2026, 3, day), f"the disk of day {day} is full")
+        asked.clear()
+        failed = history.failed_runs(stored_instance, LOG)
+        counts.append(len(asked))
+        assert {run.days[0].day: run.error for run in failed}[number] == f"the disk of day {number} is full"
+    assert len(failed) == 16
+    assert counts[0] == counts[1] <= 5, counts
+
+
+def fail(dagster: DagsterInstance, location: Definitions, day: date, reason: str) -> None:
+    """A run of all rollups for the day that ends in this error and is not repeated."""
+    tags = {"dagster/partition": str(day), "dagster/max_retries": "0"}
+    run = dagster.create_run_for_job(location.resolve_job_def("rollup_job"), tags=tags)
+    dagster.report_run_failed(run, reason)
+
+
 def test_the_last_run_is_that_of_the_schedule(dagster, location, database, connect):
     job, day = location.resolve_job_def("rollup_job"), date(2026, 3, 1)
     write(connect(), [row(utc(2026, 3, 1, 12))])
@@ -259,7 +282,7 @@ def test_the_last_run_is_that_of_the_schedule(dagster, location, database, conne
     found = history.last_finished_run(dagster)
     assert (found.succeeded, found.partition) == (True, "2026-03-01")
     assert probes(database, "scheduled_run")["scheduled_run"].ok
-    assert {check.name for check in history.last_checks(dagster)} == EVERY_CHECK
+    assert {check.name for check in history.last_checks(dagster, LOG)} == EVERY_CHECK
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("calc_analytics.rollup.rebuild.rebuild", lambda *given, **options: 1 / 0)

@@ -259,7 +259,9 @@ def test_the_job_sums_up_old_minutes_of_the_journal(location, stored_instance, l
     execute(logs, "update rollup_journal set at = at - interval '1 minute' where operation = 'refresh'")
     refresh(db)
     execute(logs, "update rollup_journal set at = at - interval '40 days'")
-    before, minutes = totals(db), count(logs, "rollup_journal", "summed")
+    # What is summed up per hour, and was noted in a day's first hour, is that day's sum already.
+    minutes = count(logs, "rollup_journal", "summed and (ages is not null or at <> date_trunc('day', at))")
+    before = totals(db)
     result = location.resolve_job_def("housekeeping").execute_in_process(instance=stored_instance)
     assert rows_of(result, "compact_journal", "rows_summed_up") == minutes > 2
     assert count(logs, "rollup_journal", "summed and operation = 'refresh'") == 2, "one per day and application"

@@ -75,11 +75,9 @@ PRIVATE = re.compile(r"dagster\w*(\.\w+)*\._|dagster_postgres\.\w+\.|dagster_sha
 
 
 def test_only_one_module_imports_what_dagster_does_not_publish():
-    """Imports for annotations too. `alerts` is about to be deleted."""
+    """Imports for annotations too."""
     private = {ids(path): [name for name in sorted(imports(path)) if PRIVATE.match(name)] for path in MODULES}
-    allowed = ("orchestration/dagster_internals.py", "orchestration/alerts.py")
-    assert private[allowed[0]]
-    assert {path: names for path, names in private.items() if names and path not in allowed} == {}
+    assert [path for path, names in private.items() if names] == ["orchestration/dagster_internals.py"]
 
 
 @pytest.mark.parametrize("path", [p for p in MODULES if p.read_text().strip()], ids=ids)

@@ -1,0 +1,11 @@
+"""The names by which Dagster knows the project's sensor, schedules and jobs. They are part of its stored record:
+a new name is a new object without a history."""
+
+SENSOR = "new_log_batches"
+SCHEDULE = "hourly_rollup"
+HOUSEKEEPING = "daily_housekeeping"
+
+# The job of the rollups and their checks, which sensor and schedule request.
+ROLLUP_JOB = "rollup_job"
+HOUSEKEEPING_JOB = "housekeeping"
+JOBS = (ROLLUP_JOB, HOUSEKEEPING_JOB)

@@ -1,0 +1,27 @@
+"""Which of the runs in Dagster's record are this project's; other code locations may share the storage."""
+
+from collections.abc import Collection
+
+from dagster import AssetKey, DagsterRun, DagsterRunStatus
+
+from calc_analytics.orchestration.names import JOBS
+from calc_analytics.rollups import LOG
+
+FINISHED = [DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED]
+# Of all declared rollups: one that ROLLUPS leaves out now may have runs and events from before.
+ASSETS = tuple(AssetKey(name) for name in (*LOG.names, LOG.name))
+
+
+def is_ours(run: DagsterRun, locations: Collection[str]) -> bool:
+    """Whether the run is of one of these code locations.
+
+    A run that was started on the command line has none, and the locations may be unknown (empty). Then its job's name
+    decides, or that all assets that it rebuilds or checks are the project's.
+    """
+    from calc_analytics.orchestration.dagster_internals import location_of_run
+
+    location = location_of_run(run)
+    if location is not None and locations:
+        return location in locations
+    targets = {*(run.asset_selection or ()), *(key.asset_key for key in run.asset_check_selection or ())}
+    return run.job_name in JOBS or bool(targets and targets <= set(ASSETS))
