@@ -198,7 +198,7 @@ def _proofs(facts: Facts) -> Finding:
         return _of_days(f"{fact}: {_named(ledger.different, kept)}", ledger.different, kept, "differs", "verify")
     if ledger.overflowing:
         return _overflowing(facts)
-    waiting = {**{day: list(ledger.days) for day in facts.unrecorded}, **ledger.waiting}
+    waiting = {**{day: list(ledger.days) for day in facts.unseen}, **ledger.waiting}
     if waiting:
         verb = "waits" if len(waiting) == 1 else "wait"
         fact = (
@@ -396,7 +396,7 @@ PROBES: dict[str, Probe] = {
     "tables": Probe(_tables, ("catalogs",), "database"),
     "state": Probe(_state, ("ledger", "catalogs", "log"), "database"),
     "freshness": Probe(_freshness, ("interval", "ledger"), "database"),
-    "proofs": Probe(_proofs, ("ledger", "unrecorded"), "database"),
+    "proofs": Probe(_proofs, ("ledger", "unseen"), "database"),
     "audit": Probe(_audit, ("ledger",), "database"),
     "daemon": Probe(_daemon, ("daemons",)),
     "sensor": Probe(_sensor, ("instigators",), "daemon"),
