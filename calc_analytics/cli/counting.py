@@ -176,7 +176,7 @@ def verify(
 def _days_to_prove(db: Database, chosen: Sequence[str]) -> list[date]:
     """Every counted day, every day that was set aside, and days with statistics that were never counted (an audit).
 
-    On a standby nothing can be recorded, so neither the audit nor the search for unrecorded days runs.
+    On a standby nothing can be recorded, so neither the audit nor the search for unseen days runs.
     """
     if not is_read_only(db.engine):
         audit(db)

@@ -68,7 +68,7 @@ def port_option(name: str, default: int, help_text: str) -> Callable[[Any], Any]
 
 ui_port_option = port_option("--ui-port", UI_PORT, "Port of the Dagster UI on 127.0.0.1.")
 service_port_option = port_option(
-    "--service-port", SERVICE_PORT, "Port of the HTTP service (health, metrics, trigger) on 127.0.0.1."
+    "--service-port", SERVICE_PORT, "Port of the HTTP service (page, health, metrics, alerts, trigger) on 127.0.0.1."
 )
 
 

@@ -220,15 +220,16 @@ def simulate(
 @click.option("--ui-port", type=click.IntRange(1, 65535), help="Port of Dagster's UI here, for the page's link to it.")
 @with_settings
 def serve(settings: Settings, host: str, port: int, ui_port: int | None) -> None:
-    """Serve the page, health, metrics and the manual trigger over HTTP.
+    """Serve the page, health, metrics and the manual trigger over HTTP, and post alerts.
 
-    GET /health/rollup, /health/live and /metrics, in the foreground. `up` runs it too. It starts, and keeps
-    running, while the database and Dagster are down, and then answers with status 503. Ctrl-C or SIGTERM stops
-    it.
+    GET / (the page), /health/rollup, /health/live and /metrics, in the foreground. `up` runs it too. It starts,
+    and keeps running, while the database and Dagster are down, and then answers with status 503. Ctrl-C or
+    SIGTERM stops it.
 
     \b
-    Changes:     nothing, except when a client posts to the manual trigger
-                 (ENABLE_TEST_ENDPOINTS)
+    Changes:     nothing in the database, except when a client posts to the
+                 manual trigger (ENABLE_TEST_ENDPOINTS); posts alerts to
+                 ALERT_WEBHOOK_URL, if it is set
     Example:     calc-analytics serve --host 0.0.0.0 --port 8080
     Exit codes:  0 stopped; 1 a setting is wrong, or the port is taken
     """

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 DEADLINE_SECONDS = 10.0
 WATCH_SECONDS = 2.0
 NAME_WIDTH = 13
-# What a day is, the worst first.
-WORDS = ("differs", "overflow", "pending", "stale", "frozen", "pruned", "built")
 COLOURS = {"differs": "red", "overflow": "red", "pruned": "cyan", "built": None}
 
 
@@ -43,7 +41,7 @@ def status(settings: Settings, shown_days: int, names: tuple[str, ...], watch: b
     \b
     Changes:     nothing
     Example:     calc-analytics status --watch
-    Exit codes:  0 healthy; 1 not healthy, or a part did not answer
+    Exit codes:  0 healthy; 1 unhealthy, or a part did not answer
     """
     from calc_analytics.operations.probes import Prober
     from calc_analytics.operations.sources import Sources
@@ -71,7 +69,7 @@ def _print(found: "Status", as_json: bool) -> None:
 def lines(found: "Status") -> Iterator[str]:
     """The report, line by line: 100 columns are enough."""
     health = found.health
-    word = click.style("healthy", fg="green") if health.healthy else click.style("NOT HEALTHY", fg="red", bold=True)
+    word = click.style("healthy", fg="green") if health.healthy else click.style("unhealthy", fg="red", bold=True)
     yield f"{click.style('calc_analytics', bold=True)} is {word} at {found.at:%Y-%m-%d %H:%M:%S} UTC"
     yield f"{found.database or 'no database'}, days in {found.timezone}"
     if health.wrong or health.notes:
@@ -125,11 +123,12 @@ def _counting(found: "Status") -> Iterator[str]:
 
 
 def _sums(days: "Mapping[str, Days]") -> Iterator[str]:
-    """The days on record by status, one line for the rollups that have the same."""
+    """The days on record by state, the best first, one line for the rollups that have the same."""
     alike: dict[str, list[str]] = {}
     for name, each in days.items():
-        said = ", ".join(f"{count:,} {status}" for status, count in sorted(each.by_status.items())) or "none"
-        alike.setdefault(f"{said}; {each.pruned:,} pruned (log rows deleted, statistics kept)", []).append(name)
+        said = ", ".join(f"{count:,} {state}" for state, count in reversed(each.by_state.items())) or "none"
+        explained = said.replace("pruned", "pruned (log rows deleted, statistics kept)")
+        alike.setdefault(explained, []).append(name)
     for n, (said, names) in enumerate(alike.items()):
         of = "" if len(alike) == 1 else f" of {', '.join(names)}"
         yield f"  {'days' if n == 0 else '':<11}{said}{of}"
@@ -158,8 +157,9 @@ def _days(recent: "list[DayStatus]", found: "Status") -> Iterator[str]:
 
 def worst_word(days: "list[DayStatus]") -> str:
     """The worst word that one of the rollups has for the day."""
-    words = {each.word for each in days}
-    return next((word for word in WORDS if word in words), sorted(words)[0])
+    from calc_analytics.rollup.status import STATES
+
+    return min((each.word for each in days), key=STATES.index)
 
 
 def _day_line(word: str, rollups: "list[DayStatus]", found: "Status") -> str:

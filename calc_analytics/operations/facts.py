@@ -95,7 +95,7 @@ class Facts:
     catalogs = Group[Catalogs]()
     ledger = Group[status.LedgerReport]()
     log = Group[status.LogReport]()
-    unrecorded = Group[list[date]]()
+    unseen = Group[list[date]]()
     daemons = Group[Daemons]()
     instigators = Group[dict[str, "Instigator"]]()
     runs = Group[Runs]()
@@ -111,10 +111,16 @@ class Facts:
         return None if at is None else max((self.at - at).total_seconds(), 0.0)
 
 
-def read(sources: Sources, prober: Prober, names: Iterable[str], more: Mapping[str, Question] | None = None) -> Facts:
+def read(
+    sources: Sources,
+    prober: Prober,
+    names: Iterable[str],
+    more: Mapping[str, Question] | None = None,
+    at: datetime | None = None,
+) -> Facts:
     """Reads these groups and `more` at the same time; returns within the prober's deadline. Ages are measured from
-    the beginning."""
-    at = datetime.now(timezone.utc)
+    the beginning, or from `at` where the caller has read the clock already."""
+    at = at or datetime.now(timezone.utc)
     questions = {name: partial(READERS[name], sources) for name in names}
     return Facts(sources.settings, prober.ask({**questions, **(more or {})}), at)
 
@@ -188,7 +194,7 @@ READERS: dict[str, Callable[[Sources], Any]] = {
     "catalogs": catalogs,
     "ledger": ledger,
     "log": lambda sources: status.log_report(sources.database()),
-    "unrecorded": lambda sources: sources.search.days(sources.database()),
+    "unseen": lambda sources: sources.search.days(sources.database()),
     "daemons": daemons,
     "instigators": instigators,
     "runs": _runs,

@@ -192,7 +192,7 @@ def _freshness(facts: Facts) -> Finding:
 def _proofs(facts: Facts) -> Finding:
     """The worst class of days is the fact; the days of every class are problems."""
     ledger, kept = facts.ledger, len(facts.ledger.days)
-    searched = facts.answers["unrecorded"]
+    searched = facts.answers["unseen"]
     found = [each for each in (_different(facts), _overflowing(facts), _waiting(facts)) if each is not None]
     if found:
         problems: dict[str, Problem] = {}
@@ -217,8 +217,8 @@ def _different(facts: Facts) -> Finding | None:
 
 def _waiting(facts: Facts) -> Finding | None:
     """Days with log rows that were never counted whole, on record or not."""
-    ledger, unrecorded = facts.ledger, facts.known("unrecorded") or []
-    days = {**{day: list(ledger.days) for day in unrecorded}, **ledger.waiting}
+    ledger, unseen = facts.ledger, facts.known("unseen") or []
+    days = {**{day: list(ledger.days) for day in unseen}, **ledger.waiting}
     if not days:
         return None
     verb = "waits" if len(days) == 1 else "wait"
@@ -423,7 +423,7 @@ PROBES: dict[str, Probe] = {
     "tables": Probe(_tables, ("catalogs",), ("database",)),
     "state": Probe(_state, ("ledger", "catalogs", "log"), ("database",)),
     "freshness": Probe(_freshness, ("interval", "ledger"), ("database",)),
-    "proofs": Probe(_proofs, ("ledger", "unrecorded"), ("database",)),
+    "proofs": Probe(_proofs, ("ledger", "unseen"), ("database",)),
     "audit": Probe(_audit, ("ledger",), ("database",)),
     "daemon": Probe(_daemon, ("daemons",)),
     "sensor": Probe(_sensor, ("instigators",), ("daemon",)),

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from functools import partial
 
 from starlette.applications import Starlette
@@ -94,8 +95,10 @@ class Service:
 
     async def _page(self, request: Request) -> Response:
         """200 whatever the health: the page says it."""
-        more = questions(self.sources)
-        facts = await run_in_threadpool(facts_.read, self.sources, self.prober, NEEDED, more)
+        now = datetime.now(timezone.utc)
+        facts = await run_in_threadpool(
+            facts_.read, self.sources, self.prober, NEEDED, questions(self.sources, now), now
+        )
         is_local = self.ui_port is not None and request.url.hostname in LOCAL
         dagster_url = f"http://{request.url.hostname}:{self.ui_port}" if is_local else None
         content = view.render(report(facts).public(), figures(facts), self.settings.timezone, dagster_url)

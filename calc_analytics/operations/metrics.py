@@ -93,7 +93,8 @@ def _ledger(ledger: status.LedgerReport) -> Iterator[Metric]:
 
 def _days(days: dict[str, status.Days]) -> Iterator[Metric]:
     yield _partitions(days)
-    yield _per_rollup("partitions_pruned", "Days whose log rows were deleted.", days, lambda each: each.pruned)
+    said = "Built days of which some log rows were deleted since; their statistics are kept."
+    yield _per_rollup("partitions_pruned", said, days, lambda each: each.pruned)
     said = "Days that differ from the log or from what was counted, when last compared."
     yield _per_rollup("partitions_differing", said, days, lambda each: each.different)
     said = "The sum of those differences: zero unless a day needs a decision or a repair."

@@ -21,7 +21,11 @@ from calc_analytics.rollup.snapshot import Snapshot, between, rows_between
 
 # Lag is counted up to this many rows.
 LAG_ROWS_LIMIT = 1_000_000
-STATUSES = ("built", "pending", "stale", "frozen", "overflow")
+UNSEEN, UNRECORDED = "unseen", "unrecorded"
+# What a day can be, the worst first. A day of several rollups is the first of these that one of them is.
+STATES = ("differs", "overflow", UNSEEN, UNRECORDED, "pending", "stale", "frozen", "pruned", "built")
+# The statuses that the ledger records; the other states follow from its other columns, or from missing records.
+STATUSES = tuple(state for state in STATES if state not in ("differs", UNSEEN, UNRECORDED, "pruned"))
 # For so many days failed runs are reported, and it is known when each day was rebuilt: whether they were made good.
 RECENT_DAYS = 7
 
@@ -50,11 +54,12 @@ class Lag:
 @dataclass(frozen=True)
 class DayStatus:
     """One day of one rollup on record: how it was built, when rows were last added, when it was last proven, what it
-    holds. `rows` were counted, `deleted_rows` of those deleted from the log since."""
+    holds. `rows` were counted, `deleted_rows` of those deleted from the log since; `word` is one of STATES."""
 
     rollup: str
     day: date
     status: str
+    word: str
     method: str | None
     built_at: datetime | None
     built_by: str | None
@@ -70,28 +75,18 @@ class DayStatus:
     deleted_rows: int = 0
     keys: int = 0
 
-    @property
-    def is_different(self) -> bool:
-        """Whether the last comparison or the last audit found a difference."""
-        return bool(self.difference) or bool(self.audit_difference)
-
-    @property
-    def word(self) -> str:
-        """The status for people: 'differs' and 'pruned' are more telling than 'built'."""
-        if self.is_different:
-            return "differs"
-        return "pruned" if self.status == "built" and self.deleted_rows else self.status
-
 
 @dataclass(frozen=True)
 class Days:
-    """All days on record of one rollup, or of all: how many by status; pruned; different from what was counted or from
-    the log when last compared; when a day was last rebuilt and last compared; and the age of the oldest proof.
+    """All days on record of one rollup, or of all: how many by status and by state (one of STATES); pruned; different
+    from what was counted or from the log when last compared; when a day was last rebuilt and last compared; and the
+    age of the oldest proof.
 
     `oldest_proof_at` is the instant since which some built day has not been proven (None: no day is built).
     """
 
     by_status: dict[str, int] = field(default_factory=dict)
+    by_state: dict[str, int] = field(default_factory=dict)
     pruned: int = 0
     different: int = 0
     difference: int = 0
@@ -246,15 +241,15 @@ def _lag(connection: Connection, db: Database) -> Lag:
 
 def _days(connection: Connection, db: Database) -> dict[str, Days]:
     rows = connection.execute(text(_DAYS), {"rollups": db.log.names, "log": db.log.name}).all()
-    return {name: together(_of_status(row) for row in rows if row.rollup == name) for name in db.log.names}
+    return {name: together(_of_state(row) for row in rows if row.rollup == name) for name in db.log.names}
 
 
 def together(days: Iterable[Days]) -> Days:
     """Several figures in one, of all rollups for example: sums of days, the newest instants, the oldest proof."""
     each = list(days)
-    statuses = sorted({status for one in each for status in one.by_status})
     return Days(
-        by_status={status: sum(one.by_status.get(status, 0) for one in each) for status in statuses},
+        by_status=_sums(STATUSES, [one.by_status for one in each]),
+        by_state=_sums(STATES, [one.by_state for one in each]),
         pruned=sum(one.pruned for one in each),
         different=sum(one.different for one in each),
         difference=sum(one.difference for one in each),
@@ -266,10 +261,17 @@ def together(days: Iterable[Days]) -> Days:
     )
 
 
-def _of_status(row: Any) -> Days:
-    """The days of one rollup that have one status: a row of _DAYS."""
-    figures = {name: value for name, value in row._mapping.items() if name not in ("rollup", "status", "days")}
-    return Days(**{**figures, "difference": int(row.difference)}, by_status={row.status: row.days})
+def _sums(names: Iterable[str], counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    """The sums of those counts by name, in the order of `names`; without those that are zero."""
+    sums = {name: sum(each.get(name, 0) for each in counts) for name in names}
+    return {name: value for name, value in sums.items() if value}
+
+
+def _of_state(row: Any) -> Days:
+    """The days of one rollup that have one status and state: a row of _DAYS."""
+    figures = {name: value for name, value in row._mapping.items() if name not in ("rollup", "status", "word", "days")}
+    figures["difference"] = int(row.difference)
+    return Days(**figures, by_status={row.status: row.days}, by_state={row.word: row.days})
 
 
 def different_days(db: Database) -> dict[date, list[str]]:
@@ -294,7 +296,7 @@ def recent_days(db: Database, limit: int) -> list[DayStatus]:
                     select date, count(*) as keys from {rollup.name}
                     where date = any(array(select date from recent)) group by date
                 )
-                select r.*, coalesce(held.keys, 0) as keys from recent r left join held using (date)
+                select r.*, {WORD} as word, coalesce(held.keys, 0) as keys from recent r left join held using (date)
             """
             rows = connection.execute(text(statement), {"rollup": rollup.name, "limit": limit}).mappings()
             found += [_day(row, rollup.count) for row in rows]
@@ -307,8 +309,8 @@ def recent_days(db: Database, limit: int) -> list[DayStatus]:
 
 def _day(row: Any, count: str) -> DayStatus:
     same = (
-        "rollup", "status", "method", "built_at", "built_by", "verified_at", "difference", "finding", "audited_at",
-        "audit_difference", "pruned_at", "pruned_by",
+        "rollup", "status", "word", "method", "built_at", "built_by", "verified_at", "difference", "finding",
+        "audited_at", "audit_difference", "pruned_at", "pruned_by",
     )  # fmt: skip
     return DayStatus(
         day=row["date"],
@@ -320,16 +322,20 @@ def _day(row: Any, count: str) -> DayStatus:
     )
 
 
+# SQL, of a row of rollup_days: whether it differed when last compared or audited; whether it is built, and some of its
+# log rows were deleted since; and its state.
 DIFFERS = "(coalesce(difference, 0) <> 0 or coalesce(audit_difference, 0) <> 0)"
+PRUNED = "(status = 'built' and exists (select from jsonb_each_text(deleted) where cast(value as numeric) <> 0))"
+WORD = f"case when {DIFFERS} then 'differs' when {PRUNED} then 'pruned' else status end"
 _DAYS = f"""
-    select rollup, status, count(*) as days, count(*) filter (where pruned_at is not null) as pruned,
+    select rollup, status, {WORD} as word, count(*) as days, count(*) filter (where {PRUNED}) as pruned,
            count(*) filter (where {DIFFERS}) as different,
            coalesce(sum(greatest(difference, audit_difference)), 0) as difference,
            max(built_at) filter (where method = 'rebuild') as rebuilt_at, max(verified_at) as verified_at,
            (select audited_at from rollup_state where log = :log) as audited_at,
            min(coalesce(verified_at, built_at)) filter (where status = 'built') as oldest_proof_at,
            count(*) filter (where status = 'built' and verified_at is null) as unproven
-    from rollup_days where rollup = any(cast(:rollups as text[])) group by rollup, status
+    from rollup_days where rollup = any(cast(:rollups as text[])) group by rollup, status, word
 """
 _NOTABLE = f"""
     select date, rollup, status, {DIFFERS} as differs from rollup_days

@@ -20,12 +20,14 @@ from dagster._core.definitions.run_request import InstigatorType
 from dagster._core.scheduler.instigation import InstigatorStatus, TickStatus
 from playwright.sync_api import Browser, sync_playwright
 from sqlalchemy import event
-from sqlalchemy.engine import URL
+from sqlalchemy.engine import URL, Engine
 
 from calc_analytics.config import Settings
 from calc_analytics.database.engine import transaction
 from calc_analytics.days import today_and_yesterday
+from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.operations import facts
+from calc_analytics.operations.findings import Finding, note
 from calc_analytics.operations.health import PROBES
 from calc_analytics.operations.page import view
 from calc_analytics.operations.page.accept import prefers_html
@@ -40,11 +42,12 @@ from calc_analytics.rollup import ledger
 from calc_analytics.rollup.audit import audit
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.journal import Freshness
-from calc_analytics.rollup.overview import STATES, DayOverview, Overview, overview
+from calc_analytics.rollup.overview import DayOverview, Overview, overview
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.retention import prune
-from calc_analytics.rollup.status import recent_days
+from calc_analytics.rollup.status import STATES, recent_days
+from calc_analytics.rollup.unseen import Search
 from calc_analytics.rollup.verify import verify
 from calc_analytics.rollups import HOURS, LATENCY, LOG, STATS
 from calc_analytics_tests.conftest import ROLE
@@ -54,7 +57,8 @@ from calc_analytics_tests.integration.test_service import SECRET, Served, servin
 from calc_analytics_tests.logs import execute, row, utc, write
 
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"
-TODAY = datetime.now(timezone.utc).date()
+NOW = datetime.now(timezone.utc)
+TODAY = NOW.date()
 AGO = [TODAY - timedelta(days=n) for n in range(500)]
 Connect = Callable[[], psycopg.Connection]
 
@@ -141,6 +145,16 @@ def mark(db: Database, day: date, status: str, rollups=LOG.rollups) -> None:
             ledger.mark(connection, rollup, [day], status)
 
 
+def write_unseen(owner: Engine, days: list[date]) -> None:
+    """A log row on each of these days that no refresh counts, as those of a partition that is attached."""
+    for day in days:
+        execute(
+            owner,
+            "insert into calculation_logs (publisher_id, locality_id, date_calculated, source, created_at, xact_id) "
+            f"values (1, 1, '{day}', 1, '{day} 00:00Z', null)",
+        )
+
+
 def test_browsers_get_the_page_and_programs_the_list(served: Served):
     assert page(served).startswith("<!doctype html>")
     assert served.headers["vary"] == "Accept"
@@ -221,6 +235,68 @@ def test_a_healthy_log(dagster, served: Served, db, connect):
     assert served.ask("/health/rollup")[0] == 200
 
 
+def test_a_note_is_not_a_probe_that_passed(dagster, served: Served, db, connect, monkeypatch: pytest.MonkeyPatch):
+    def noted(facts: facts.Facts) -> Finding:
+        return note("the note of a check", command="calc-analytics verify")
+
+    run_well(dagster)
+    count_days(db, connect, AGO[:2])
+    monkeypatch.setitem(PROBES, "checks", replace(PROBES["checks"], judge=noted))
+    body = page(served)
+    healthy, passed = words(body).split("Probes that passed")
+    assert f"⚠ Healthy {len(PROBES) - 1} probes passed, none failed; 1 has a note." in healthy
+    assert "⚠ Notes" in healthy
+    assert "Checks The note of a check. Next: calc-analytics verify" in healthy
+    assert "✓ Runs" in passed
+    assert "the note of a check" not in passed.lower()
+    assert "<title>Healthy" in body
+
+
+def test_days_that_only_a_search_has_found_need_attention(database: URL, db, owner, connect):
+    count_days(db, connect, AGO[:2])
+    old = [shift_months(TODAY, -12) - timedelta(days=n) for n in (1, 2)]
+    write_unseen(owner, [AGO[4], AGO[6], *old])
+    execute(owner, f"insert into rollup_days (rollup, date, status) values ('{HOURS.name}', '{AGO[6]}', 'stale')")
+    with serving(Settings.from_environment()) as served:
+        body = page(served)
+        rebuild(db, [AGO[4], AGO[6], *old])
+        later = page(served)
+    text = words(body)
+    assert "4 days with log rows wait for a rebuild" in text
+    assert state_of(body, AGO[4]) == "unseen, never counted"
+    assert state_of(body, AGO[5]) == "not on record"
+    assert f"{AGO[4]} ! unseen in all 4 rollups" in text
+    assert re.search(rf"{AGO[6]} ! unseen in [\w, ]+; {HOURS.name} \(stale\)", text)
+    outside = text.split("Days outside of these months")[1]
+    assert re.search(rf" ! unseen 2 {old[1]} to {old[0]}", outside) or old[0].year != old[1].year
+    assert "unseen" not in words(later)
+    assert state_of(later, AGO[4]) == "built, 1 total calculations"
+
+
+def test_while_the_search_does_not_answer_the_days_say_so(served: Served, db, connect, monkeypatch):
+    def fail(search: Search, db: Database) -> list[date]:
+        raise CalcAnalyticsError("the search fails")
+
+    count_days(db, connect, AGO[:2])
+    assert "Whether days that are not on record have log rows" not in page(served)
+    monkeypatch.setattr(Search, "days", fail)
+    assert "Whether days that are not on record have log rows: Not known: " in page(served)
+
+
+def test_across_midnight_the_whole_page_is_of_one_day(served: Served, db, connect, monkeypatch: pytest.MonkeyPatch):
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return at(TODAY, 0) - timedelta(milliseconds=1)
+
+    count_days(db, connect, AGO[1:2], rows=7)
+    monkeypatch.setattr("calc_analytics.operations.http.datetime", Clock)
+    body = page(served)
+    assert f'<time datetime="{AGO[1]}">' in body
+    assert f"{AGO[1]} 23:59:59" in words(body)
+    assert "Total calculations 7 " in words(body)
+
+
 def test_rows_that_wait_are_said_and_today_is_exact_up_to_the_last_count(served: Served, db, connect):
     count_days(db, connect, AGO[:1])
     write(connect(), [row(datetime.now(timezone.utc))] * 5)
@@ -247,9 +323,9 @@ def test_a_day_whose_rollups_are_in_different_states_has_the_worst(served: Serve
     execute(db.engine, f"delete from rollup_days where date = '{AGO[3]}' and rollup = '{HOURS.name}'")
     body = page(served)
     text = words(body)
-    assert state_of(body, AGO[2]) == "stale, 12 calculations"
+    assert state_of(body, AGO[2]) == "pending, 12 calculations"
     assert state_of(body, AGO[3]) == "unrecorded, 12 calculations"
-    assert f"{AGO[2]} ~ stale in {HOURS.name} (pending); {LATENCY.name}" in text
+    assert f"{AGO[2]} … pending in {HOURS.name}; {LATENCY.name} (stale)" in text
     assert f"{AGO[3]} ? unrecorded in {HOURS.name}" in text
 
 
@@ -307,7 +383,7 @@ def test_the_page_and_status_have_the_same_words(db, owner, connect):
     assert {(day.day, name): word for day in found.days for name, word in day.rollups.items()} == {
         (day.day, day.rollup): day.word for day in recent_days(db, 100)
     }
-    assert {day.state for day in found.days} == {*STATES} - {"unrecorded"}
+    assert {day.state for day in found.days} == {*STATES} - {"unrecorded", "unseen"}
     assert {day.day: day.rows for day in found.days} == dict.fromkeys(AGO[:8], 12)
 
 
@@ -395,12 +471,12 @@ class Elements(HTMLParser):
 def odd_page(odd: str) -> str:
     """The page with that text wherever one can come from: findings, names of rollups and measures, errors."""
     probe = {"name": odd, "ok": False, "compared": odd, "next_command": odd, "seconds": 0.1, "code": odd}
-    passed = {**probe, "ok": True}
-    health = {"status": odd, "running": False, "healthy": False, "version": odd, "probes": [probe, passed]}
+    failed, noted, passed = ({**probe, "ok": level != "wrong", "level": level} for level in ("wrong", "note", "ok"))
+    health = {"status": odd, "running": False, "healthy": False, "version": odd, "probes": [failed, noted, passed]}
     sources = Sources(Settings.from_environment({"DATABASE_URL": "postgresql://127.0.0.1:1/x"}))
-    shown = figures(facts.read(sources, Prober(), ("ledger", "log"), questions(sources)))
+    shown = figures(facts.read(sources, Prober(), ("ledger", "log", "unseen"), questions(sources, NOW), NOW))
     days = [DayOverview(TODAY, "stale", {odd: "stale", "a": "built"}, 3)]
-    shown = replace(shown, overview=Answer(Overview(days, [], {odd: 3}, odd), None, 0.1))
+    shown = replace(shown, overview=Answer(Overview(TODAY, TODAY, days, [], {odd: 3}, odd, [odd, "a"]), None, 0.1))
     return view.render(health, shown, "UTC", f"http://{odd}:1")
 
 
@@ -518,7 +594,7 @@ TOO_FAINT = """
 
 
 @pytest.fixture
-def varied(served: Served, db, owner, connect) -> Served:
+def varied(database: URL, db, owner, connect) -> Iterator[Served]:
     """The service on a log whose days have every state."""
     count_days(db, connect, AGO[:12])
     prune(replace(db, engine=owner), AGO[10])
@@ -529,7 +605,9 @@ def varied(served: Served, db, owner, connect) -> Served:
     refresh(db)
     audit(db)
     execute(owner, f"delete from rollup_days where date = '{AGO[6]}' and rollup = '{HOURS.name}'")
-    return served
+    write_unseen(owner, [AGO[14]])
+    with serving(Settings.from_environment()) as served:
+        yield served
 
 
 def test_it_is_readable_on_a_phone_and_on_a_desk_light_and_dark(varied: Served, browser: Browser):

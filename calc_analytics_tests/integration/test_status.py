@@ -3,6 +3,7 @@
 import json
 import shutil
 import tempfile
+from collections import Counter
 from dataclasses import replace
 from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
@@ -132,6 +133,21 @@ def test_days_are_told_apart_for_each_rollup(db, engine, owner, connect):
     assert status.different_days(db) == {DAY + timedelta(days=1): [HOURS.name]}
 
 
+def test_pruned_are_built_days_of_which_log_rows_were_deleted(calc, db, owner, connect):
+    write(connect(), [row(NOON + timedelta(days=n)) for n in range(4)])
+    rebuild(db, [DAY + timedelta(days=n) for n in range(4)])
+    prune(Database(owner, LOG, "UTC"), DAY + timedelta(days=2))
+    assert [each.pruned for each in status.days(db).values()] == [2] * len(LOG.rollups)
+    assert "  days       2 built, 2 pruned (log rows deleted, statistics kept)\n" in refused(calc("status"))
+    execute(owner, f"update rollup_days set status = 'frozen', deleted = null where date = '{DAY}'")
+    assert [each.pruned for each in status.days(db).values()] == [1] * len(LOG.rollups), "frozen is not pruned"
+    said = refused(calc("status"))
+    assert "  days       2 built, 1 pruned (log rows deleted, statistics kept), 1 frozen\n" in said
+    for days in status.days(db).values():
+        assert days.by_state == Counter(each.word for each in status.recent_days(db, 9) if each.rollup == STATS.name)
+        assert sum(days.by_state.values()) == sum(days.by_status.values()) == 4
+
+
 def test_recent_days_hold_what_their_statistics_hold(db, connect):
     write(connect(), [row(NOON, publisher=n) for n in (1, 2, 2)] + [row(NOON + timedelta(days=1))])
     rebuild(db, [DAY, DAY + timedelta(days=1), DAY + timedelta(days=2)])
@@ -244,12 +260,12 @@ def test_status_says_what_is_wrong_and_goes_on_with_the_rest(calc, db, connect):
     writer = connect()
     copy_rows(writer, [row(NOON)])
     said = refused(calc("status"))
-    assert "NOT HEALTHY" in said
+    assert "calc_analytics is unhealthy" in said
     assert "the daemon has never registered the sensor new_log_batches" in said
     assert "-> calc-analytics up" in said
     assert "0 rows wait to be counted" in said
     assert said.count("2026-03-01  built                3") == 1
-    assert "1 built; 0 pruned" in said
+    assert "  days       1 built\n" in said
     assert f"{writer.info.backend_pid} " in said
     assert "They delay no other rows" in said
     assert "ok  database" in said
@@ -281,7 +297,7 @@ def test_a_day_that_waits_in_a_new_rollup_alone_says_where(calc, db, engine, con
     assert "2026-03-01  stale " in said
     assert f"stale in {HOURS.name}" in said
     assert "1 waits for a rebuild -> calc-analytics rollup" in said
-    assert f"1 stale; 0 pruned (log rows deleted, statistics kept) of {HOURS.name}" in said
+    assert f"1 stale of {HOURS.name}" in said
 
 
 @pytest.mark.parametrize(
@@ -292,7 +308,8 @@ def test_a_day_that_waits_in_a_new_rollup_alone_says_where(calc, db, engine, con
         (["pruned", "frozen"], "frozen"),
         (["frozen", "stale"], "stale"),
         (["stale", "pending"], "pending"),
-        (["pending", "overflow"], "overflow"),
+        (["pending", "unrecorded"], "unrecorded"),
+        (["unrecorded", "overflow"], "overflow"),
         (["overflow", "differs"], "differs"),
     ],
 )

@@ -256,7 +256,7 @@ def test_the_charts_dagster_yaml_says_what_ours_says():
 
 def test_the_http_service_beside_the_chart_is_composes():
     (container,) = DEPLOYMENT["spec"]["template"]["spec"]["containers"]
-    assert container["args"] == OURS["service"]["command"]
+    assert [*container["args"], "--ui-port", str(PORTS["webserver"])] == OURS["service"]["command"]
     assert container["ports"][0]["containerPort"] == SERVICE["spec"]["ports"][0]["port"] == PORTS["service"]
     assert SERVICE["spec"]["selector"] == DEPLOYMENT["spec"]["selector"]["matchLabels"]
     assert container["livenessProbe"]["httpGet"]["path"] == "/health/live"

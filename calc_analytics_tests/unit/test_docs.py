@@ -14,6 +14,7 @@ from calc_analytics.config import VARIABLES, project_root
 from calc_analytics.database import migrate, tables
 from calc_analytics.operations.http import CODES
 from calc_analytics.operations.openapi import description
+from calc_analytics.rollup.status import STATES
 from calc_analytics_tests.unit.test_house import ALLOWED
 
 ROOT = project_root()
@@ -103,6 +104,18 @@ def test_the_codes_of_errors_are_those_of_the_service():
     rows = re.findall(r"^\| (\d+) \| `(\w+)` \|", text, re.MULTILINE)
     assert rows
     assert {int(status): code for status, code in rows}.items() <= CODES.items()
+
+
+def test_the_states_of_days_are_in_the_page_of_endpoints_in_their_order_and_in_the_glossary():
+    (listed,) = re.findall(r"The states, the best first: ([^.]+)\.", ENDPOINTS_PAGE)
+    assert listed.split(", ") == list(reversed(STATES))
+    assert set(STATES) <= set(re.findall(r"\*\*(\w+)\*\*", section(README, "Glossary")))
+
+
+def test_the_help_of_serve_names_all_that_the_service_does():
+    said = main.commands["serve"].help or ""
+    for word in ("GET / ", "/health/rollup", "/health/live", "/metrics", "trigger", "alerts", "ALERT_WEBHOOK_URL"):
+        assert word in said
 
 
 def test_adding_a_statistic_takes_a_screenful():

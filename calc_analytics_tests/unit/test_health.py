@@ -46,7 +46,7 @@ GOOD: dict[str, Any] = {
     "catalogs": Catalogs(True, []),
     "ledger": LEDGER,
     "log": LogReport(Lag(0, 0.0), None),
-    "unrecorded": [],
+    "unseen": [],
     "daemons": Daemons([Heartbeat(name, ago(seconds=20), True) for name in DAEMONS], ["daemon 1 on a"]),
     "instigators": {"new_log_batches": ON, "hourly_rollup": replace(ON, name="hourly_rollup")},
     "runs": Runs(FinishedRun("0a1b2c3d4e", True, "2026-03-02", ago(minutes=3)), []),
@@ -104,7 +104,7 @@ def test_a_group_that_does_not_answer_takes_only_its_own_probes_away(group: str)
 
 def test_days_that_differ_are_named_even_if_the_log_does_not_answer():
     ledger = replace(LEDGER, different={DAY: ["calculation_stats_daily"]})
-    found = finding("proofs", ledger=ledger, unrecorded=unanswered())
+    found = finding("proofs", ledger=ledger, unseen=unanswered())
     assert "1 day differs" in found.fact
     assert [problem.subject for problem in found.problems] == ["day 2026-03-01"]
     assert not found.is_known, "other days may wait: no alert of one is resolved"
@@ -125,7 +125,7 @@ def test_days_of_every_class_are_problems_and_the_worst_is_the_fact():
 
 
 def test_days_that_wait_are_wrong_whether_on_record_or_not():
-    found = finding("proofs", ledger=replace(LEDGER, waiting={DAY: ["calculation_stats_daily"]}), unrecorded=[NEXT])
+    found = finding("proofs", ledger=replace(LEDGER, waiting={DAY: ["calculation_stats_daily"]}), unseen=[NEXT])
     assert found.fact.startswith("2 days with log rows wait for a rebuild: 2026-03-01, 2026-03-02;")
     assert {problem.subject for problem in found.problems} == {"day 2026-03-01", "day 2026-03-02"}
 
@@ -218,7 +218,7 @@ def test_checks_that_fail_are_wrong_and_those_that_warn_are_a_note():
 
 def test_a_cause_that_several_share_is_public_once():
     down = unanswered("cannot connect to postgresql://me:***@db", "database_unreachable")
-    found = report(facts(server=down, catalogs=down, ledger=down, log=down, unrecorded=down))
+    found = report(facts(server=down, catalogs=down, ledger=down, log=down, unseen=down))
     public = {each.name: each.public for each in found.wrong}
     assert public.pop("database") == "general words"
     assert set(public.values()) == {"not known: see the probe database"}

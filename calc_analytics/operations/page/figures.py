@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import date, datetime, timedelta, timezone
+from datetime import date, datetime, timedelta
 from typing import Any
 
 from calc_analytics import days
@@ -20,11 +20,15 @@ MONTHS = 13
 
 @dataclass(frozen=True)
 class Figures:
-    """The answers, each of which may be missing, and the moment for which they were asked."""
+    """The answers, each of which may be missing, and the moment for which they were asked.
+
+    The overview has the unseen days that are known.
+    """
 
     now: datetime
     today: date
     overview: Answer[overview.Overview]
+    unseen: Answer[list[date]]
     proofs: Answer[status.ProofAges]
     lag: Answer[status.Lag]
     ages: Answer[list[journal.Freshness]]
@@ -45,9 +49,8 @@ class Figures:
         return calendar_range(self.today)[1]
 
 
-def questions(sources: Sources) -> dict[str, Question]:
-    """What the page asks beside the facts of health, in the same request."""
-    now = datetime.now(timezone.utc)
+def questions(sources: Sources, now: datetime) -> dict[str, Question]:
+    """What the page asks beside the facts of health, in the same request: `now` is the instant of both."""
     today = days.today(sources.settings.timezone, now)
     return {
         "page overview": lambda: overview.overview(sources.database(), *calendar_range(today), today),
@@ -57,11 +60,12 @@ def questions(sources: Sources) -> dict[str, Question]:
 
 def figures(facts: Facts) -> Figures:
     """The page's figures from the facts of health and the answers to `questions`."""
-    answers = facts.answers
+    answers, unseen = facts.answers, facts.known("unseen") or []
     return Figures(
         facts.at,
         days.today(facts.settings.timezone, facts.at),
-        answers["page overview"],
+        _part(answers["page overview"], lambda found: found.with_unseen(unseen)),
+        answers["unseen"],
         _proofs(answers["ledger"]),
         _part(answers["log"], lambda log: log.lag),
         answers["page ages"],

@@ -17,19 +17,21 @@ from markupsafe import Markup
 
 from calc_analytics import days
 from calc_analytics.operations.disclosure import NO_ANSWER
+from calc_analytics.operations.findings import NOTE, OK
 from calc_analytics.operations.page import calendar
 from calc_analytics.operations.page.chart import chart
 from calc_analytics.operations.page.figures import LAG_HOURS, Figures
 from calc_analytics.operations.probes import Answer
 from calc_analytics.operations.words import ago, in_rollups
 from calc_analytics.plurals import number
+from calc_analytics.rollup import status
 from calc_analytics.rollup.overview import DayOverview
 from calc_analytics.rollup.status import LAG_ROWS_LIMIT
 
 REFRESH_SECONDS = 15
 FOLDER = Path(__file__).parent
-# What each state means, in the order of the legend, and the sign beside its colour.
-STATES = {
+# The sign of each state beside its colour, and what it means.
+MEANINGS = {
     "built": ("✓", "exact: every row that was committed before the last count is in it"),
     "pruned": ("−", "built; some of its log rows were deleted since, the statistics keep them"),
     "frozen": ("=", "not rebuilt, because its log rows are gone; the statistics are kept as they are"),
@@ -38,15 +40,18 @@ STATES = {
     "overflow": ("↑", "set aside, because a value does not fit its column"),
     "differs": ("≠", "differs from the log, or from what was counted, when last compared"),
     "unrecorded": ("?", "one of the rollups has no record of it"),
+    "unseen": ("!", "has log rows and no record, so no count has them; it waits for a rebuild"),
 }
+# In the order of the legend.
+STATES = {state: MEANINGS[state] for state in reversed(status.STATES)}
 EXACT = ("built", "pruned")
-URGENT = ("differs", "overflow", "unrecorded", "stale", "pending")
+URGENT = status.STATES[: status.STATES.index("frozen")]
 URGENT_LIMIT = 20
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """A statement and how good it is: ok, wait, bad, or unknown."""
+    """A statement and how good it is: ok, note, wait, bad, or unknown."""
 
     mood: str
     text: str
@@ -71,7 +76,9 @@ def render(health: Mapping[str, Any], figures: Figures, timezone: str, dagster_u
     return _template().render(
         health=health,
         headline=headline(health["probes"]),
-        failing=_failing(health["probes"]),
+        failing=_findings([probe for probe in health["probes"] if not probe["ok"]]),
+        notes=_findings([probe for probe in health["probes"] if probe["level"] == NOTE]),
+        passed=[probe for probe in health["probes"] if probe["level"] == OK],
         figures=figures,
         timezone=timezone,
         clock=lambda at: at.astimezone(zone).strftime("%H:%M:%S"),
@@ -90,14 +97,17 @@ def render(health: Mapping[str, Any], figures: Figures, timezone: str, dagster_u
 
 
 def headline(probes: Sequence[Mapping[str, Any]]) -> Sentence:
-    """How many probes pass, fail or gave no answer."""
+    """How many probes pass, have a note, fail or gave no answer."""
     silent = sum(probe["code"] == NO_ANSWER for probe in probes)
     failing = sum(not probe["ok"] for probe in probes) - silent
+    notes = sum(probe["level"] == NOTE for probe in probes)
+    noted = f"; {notes} {'has a note' if notes == 1 else 'have notes'}" if notes else ""
     if not failing and not silent:
-        return Sentence("ok", f"{number(len(probes), 'probe')} passed, none failed.")
+        passed = number(len(probes) - notes, "probe")
+        return Sentence("note" if notes else "ok", f"{passed} passed, none failed{noted}.")
     counts = [f"{failing} of {number(len(probes), 'probe')} failed"] if failing else []
     counts += [f"{silent} of {number(len(probes), 'probe')} did not answer"] if silent else []
-    return Sentence("bad", f"{' and '.join(counts)}.")
+    return Sentence("bad", f"{' and '.join(counts)}{noted}.")
 
 
 def missing(answer: Answer[Any]) -> str:
@@ -125,12 +135,11 @@ def as_sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
 
 
-def _failing(probes: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """The probes that did not pass; those that say the same and ask for the same command are one."""
+def _findings(probes: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """What these probes say; those that say the same and ask for the same command are one."""
     found: dict[tuple[str, str], list[str]] = {}
     for probe in probes:
-        if not probe["ok"]:
-            found.setdefault((probe["compared"], probe["next_command"] or ""), []).append(probe["name"])
+        found.setdefault((probe["compared"], probe["next_command"] or ""), []).append(probe["name"])
     return [
         {"names": label(", ".join(names)), "text": as_sentence(text), "command": command}
         for (text, command), names in found.items()
