@@ -6,7 +6,7 @@ heartbeats, ticks, runs and checks. No judgement here: `health.py` and `doctor.p
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta, timezone
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
@@ -31,14 +31,6 @@ class Unanswered(Exception):
     def __init__(self, answer: Answer[Any]) -> None:
         super().__init__(answer.error)
         self.answer = answer
-
-
-@dataclass(frozen=True)
-class Catalogs:
-    """Whether everything is installed, and the tables whose policies hide rows from the role."""
-
-    is_installed: bool
-    hidden: list[row_security.Hidden]
 
 
 @dataclass(frozen=True)
@@ -89,7 +81,8 @@ class Facts:
 
     interval = Group[float]()
     server = Group[status.Server]()
-    catalogs = Group[Catalogs]()
+    is_installed = Group[bool]()
+    hidden = Group[list[row_security.Hidden]]()
     ledger = Group[status.LedgerReport]()
     log = Group[status.LogReport]()
     unrecorded = Group[list[date]]()
@@ -118,13 +111,19 @@ def read(sources: Sources, prober: Prober, names: Iterable[str], more: Mapping[s
 
 def server(sources: Sources) -> status.Server:
     """On a connection of its own: it answers while every other one waits for a lock."""
-    return status.server(sources.engine("calc_analytics probe"))
+    engine = sources.engine("calc_analytics probe")
+    found = status.server(engine)
+    return replace(found, resets=tuple(diagnosis.read_only_settings(engine))) if found.read_only else found
 
 
-def catalogs(sources: Sources) -> Catalogs:
-    """Touches no row of the log nor of the statistics."""
-    db = sources.database()
-    return Catalogs(install.is_installed(db), diagnosis.hidden(db))
+def _is_installed(sources: Sources) -> bool:
+    """Whether everything is there; touches no row of the log nor of the statistics."""
+    return install.is_installed(sources.database())
+
+
+def _hidden(sources: Sources) -> list[row_security.Hidden]:
+    """The tables whose policies hide rows from the role; from the catalogs alone, so that a policy cannot hide them."""
+    return diagnosis.hidden(sources.database())
 
 
 def ledger(sources: Sources) -> status.LedgerReport:
@@ -177,7 +176,8 @@ def _totals(sources: Sources) -> Totals:
 READERS: dict[str, Callable[[Sources], Any]] = {
     "interval": interval,
     "server": server,
-    "catalogs": catalogs,
+    "is_installed": _is_installed,
+    "hidden": _hidden,
     "ledger": ledger,
     "log": lambda sources: status.log_report(sources.database()),
     "unrecorded": lambda sources: sources.search.days(sources.database()),
