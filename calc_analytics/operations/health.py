@@ -161,7 +161,8 @@ def _each_cause_once(findings: list[Finding]) -> list[Finding]:
 def _database(facts: Facts) -> Finding:
     fact, public = f"PostgreSQL {facts.server.version} answered", "the database answered"
     if facts.server.resets:
-        but, command = ", but it is read-only by default_transaction_read_only", ";\n".join(facts.server.resets) + ";"
+        but = ", but it is read-only by default_transaction_read_only"
+        command = " ".join(f"{statement};" for statement in facts.server.resets)
         found = wrong(f"{fact}{but}: {READ_ONLY}", command=command, public=f"{public}{but}: {READ_ONLY}")
         return replace(found, code="read_only", public_command=DOCTOR)
     if facts.server.read_only:
