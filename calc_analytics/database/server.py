@@ -15,11 +15,15 @@ JOURNAL_SEQUENCE = "rollup_journal_id_seq"
 
 @dataclass(frozen=True)
 class Server:
-    """The server that answered: its version, and whether it is read-only, as a standby is: nothing is counted."""
+    """The server that answered: its version, and whether it is read-only, as a standby is: nothing is counted.
+
+    `resets` are the statements that undo what makes it read-only; none on a standby.
+    """
 
     version: str
     version_number: int
     is_read_only: bool
+    resets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

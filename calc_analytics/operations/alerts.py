@@ -40,6 +40,11 @@ class Alert:
     missed_since: datetime | None = None
     is_posted: bool = False
     over_at: datetime | None = None
+    kind: str = ""
+
+    def become(self, problem: Problem) -> None:
+        """It is another problem of the same subject now, such as a day that waited and now differs: posted again."""
+        self.level, self.kind, self.is_posted = problem.level, problem.kind, False
 
     @property
     def is_due(self) -> bool:
@@ -68,7 +73,9 @@ class Alerts:
         problems = _problems(health)
         for key, (problem, command) in problems.items():
             alert = self._open.get(key) or self._opened(key, problem, health.at)
-            alert.detail, alert.command, alert.level = _shorten(problem.detail), command, problem.level
+            if (alert.level, alert.kind) != (problem.level, problem.kind):
+                alert.become(problem)
+            alert.detail, alert.command = _shorten(problem.detail), command
             alert.seen, alert.missed, alert.over_at = alert.seen + 1, 0, None
             self._open[key] = alert
         undecided = _unknown(health) | _consequences(health)
@@ -93,7 +100,7 @@ class Alerts:
         ended_at, looks = self._ended.get(key, (None, 0))
         is_flapping = ended_at is not None and at - ended_at < FLAPPING
         looks_to_resolve = min(looks * 2, LOOKS_LIMIT) if is_flapping else LOOKS
-        return Alert(problem.subject, problem.level, "", "", at, looks_to_resolve)
+        return Alert(problem.subject, problem.level, "", "", at, looks_to_resolve, kind=problem.kind)
 
     def _miss(self, key: Key, at: datetime) -> None:
         """The problem is gone from this look. One that was never confirmed is forgotten."""

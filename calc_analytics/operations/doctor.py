@@ -1,7 +1,7 @@
 """Doctor: what is misconfigured, why it matters, and the command that resolves it. One examination per part.
 
-Findings have the shape that the health report has, and facts that both need are read by the same functions
-(`facts.py`). Nothing is changed.
+Findings have the shape that the health report has. Where both look at the same facts (`facts.py`), doctor gives the
+finding of the report, and adds why it matters. Nothing is changed.
 """
 
 import json
@@ -20,14 +20,14 @@ from calc_analytics.database import schemas
 from calc_analytics.database.embedded import data_folder, writable
 from calc_analytics.database.engine import transaction
 from calc_analytics.database.log_columns import UnfitTable
-from calc_analytics.database.server import clock, connections, read_only_settings, utc_offsets
+from calc_analytics.database.server import clock, connections, utc_offsets
 from calc_analytics.errors import CalcAnalyticsError
-from calc_analytics.operations import facts
+from calc_analytics.operations import facts, health
+from calc_analytics.operations.facts import Facts, Unanswered
 from calc_analytics.operations.findings import OK, WRONG, Finding, note, ok, unanswered, wrong
-from calc_analytics.operations.health import STOP_ONE, TWO_DAEMONS
-from calc_analytics.operations.probes import Prober
+from calc_analytics.operations.probes import Answer, Prober
 from calc_analytics.operations.sources import Sources
-from calc_analytics.operations.words import USE_THE_PRIMARY, ago
+from calc_analytics.operations.words import ago
 from calc_analytics.plurals import number
 from calc_analytics.ports import HOST, is_listening
 from calc_analytics.rollup import diagnosis, install, ledger, overflow, widen
@@ -57,6 +57,20 @@ UNFIT = tuple(UNFIT_COMMANDS)
 
 
 Findings = Iterator[Finding]
+# The facts that the judgements need.
+GROUPS = ("server", "is_installed", "hidden", "ledger", "daemons")
+
+
+def _nothing(sources: Sources) -> Findings:
+    yield from ()
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is examined: by questions of its own, and by facts that the health report has too, which says the same."""
+
+    examine: Callable[[Sources], Findings] = _nothing
+    judge: Callable[[Facts], Findings] | None = None
 
 
 @dataclass(frozen=True)
@@ -70,19 +84,38 @@ class Ports:
 def examine(sources: Sources, prober: Prober, ports: Ports) -> list[Finding]:
     """Every part, examined at the same time, within the prober's deadline. Where the tables are not found, what depends
     on them is left out."""
-    parts = {name: partial(_listed, examination, sources) for name, examination in EXAMINATIONS.items()}
-    answers = prober.ask({**parts, "ports": lambda: list(_ports(ports))})
+    parts = {name: partial(_listed, part.examine, sources) for name, part in EXAMINATIONS.items()}
+    read = facts.read(sources, prober, GROUPS, {**parts, "ports": lambda: list(_ports(ports))})
     found: list[Finding] = []
-    schemas_found = answers["schemas"].value or [] if "schemas" in answers else []
-    is_lost = any(each.level == WRONG for each in schemas_found)
-    for name, answer in answers.items():
+    is_lost = any(each.level == WRONG for each in read.known("schemas") or [])
+    for name in (*parts, "ports"):
         if is_lost and name in OF_TABLES:
             continue
-        why, command = UNANSWERED.get(name, ("this part could not be examined", "calc-analytics status"))
-        listed = answer.value if answer.value is not None else [unanswered(answer, why, command)]
-        # Where the database is away, its error is reported once.
-        found += [replace(each, name=name) for each in listed if each.level == OK or not _is_reported(each, found)]
+        for each in (*_from_facts(name, read), *_answered(name, read)):
+            # Where the database is away, its error is reported once.
+            if each.level == OK or not _is_reported(each, found):
+                found.append(replace(each, name=name))
     return found
+
+
+def _from_facts(name: str, read: Facts) -> list[Finding]:
+    """What follows from the facts that the health report has too."""
+    part = EXAMINATIONS.get(name)
+    try:
+        return list(part.judge(read)) if part and part.judge else []
+    except Unanswered as error:
+        return [_unanswered(name, error.answer)]
+
+
+def _answered(name: str, read: Facts) -> list[Finding]:
+    """What the part's own questions found."""
+    answer: Answer[list[Finding]] = read.answers[name]
+    return [_unanswered(name, answer)] if answer.value is None else answer.value
+
+
+def _unanswered(name: str, answer: Answer[Any]) -> Finding:
+    why, command = UNANSWERED.get(name, ("this part could not be examined", "calc-analytics status"))
+    return unanswered(answer, why, command)
 
 
 def _is_reported(finding: Finding, before: list[Finding]) -> bool:
@@ -97,12 +130,7 @@ def _database(sources: Sources) -> Findings:
     server, place = facts.server(sources), redact_url(sources.url())
     fact = f"PostgreSQL {server.version} at {place}"
     major = server.version_number // 10_000
-    if server.is_read_only and (resets := read_only_settings(sources.engine())):
-        why = "nothing can be counted there"
-        yield wrong(f"{fact} is read-only by default_transaction_read_only", why, ";\n".join(resets) + ";")
-    elif server.is_read_only:
-        yield wrong(f"{fact} is read-only (a standby?)", "nothing can be counted there", USE_THE_PRIMARY)
-    elif major < OLDEST:
+    if major < OLDEST:
         why = f"the project relies on what PostgreSQL {OLDEST} brought"
         yield wrong(fact, why, f"upgrade the server to {OLDEST} or newer")
     elif major > NEWEST:
@@ -152,12 +180,6 @@ def _tables(sources: Sources) -> Findings:
     except UnfitTable as error:
         why = "its rows cannot be counted exactly, and 'migrate' refuses it"
         yield wrong(str(error), why, f"{error.statement};" if error.statement else "alter it as it says")
-        return
-    if install.is_installed(db):
-        yield ok("tables, views and migrations are there")
-    else:
-        why = "without the newest migration nothing is counted"
-        yield wrong("the newest migration has not run, or not for these rollups", why, "calc-analytics migrate")
 
 
 def _columns(sources: Sources) -> Findings:
@@ -194,9 +216,9 @@ def _settings(sources: Sources) -> Findings:
     yield from _folder()
 
 
-def _state(sources: Sources) -> Findings:
+def _state(read: Facts) -> Findings:
     try:
-        facts.ledger(sources).require_usable()
+        read.ledger.require_usable()
         yield ok("the stored snapshot belongs to this cluster; time zone and rollups are those of the settings")
     except UNFIT as error:
         yield wrong(str(error), "refresh, rebuild and verify stop until that is resolved", UNFIT_COMMANDS[type(error)])
@@ -210,9 +232,6 @@ def _permissions(sources: Sources) -> Findings:
         yield wrong(f"the role '{role.name}' lacks rights", why, ";\n".join(role.missing) + ";")
     else:
         yield ok(f"the role '{role.name}' may do all that counting needs")
-    for each in diagnosis.hidden(db):
-        why = "nothing is counted, and live views raise an error: what is counted under a policy is wrong"
-        yield wrong(f"row-level security hides rows of {each.table} from the role '{each.role}'", why, f"{each.sql};")
     if role.is_superuser and not sources.settings.embedded:
         why = "the project needs no superuser; a mistake made as superuser can damage everything"
         yield note(f"'{role.name}' is a superuser", why, "set DATABASE_URL to an ordinary role")
@@ -331,8 +350,6 @@ def _dagster(sources: Sources) -> Findings:
 
     dagster = sources.dagster()
     yield ok(f"Dagster's storage answers: {history.storage(dagster)}")
-    if len(connected := facts.daemons(sources).connected) > 1:
-        yield wrong(f"{len(connected)} daemons run at once: {', '.join(connected)}", TWO_DAEMONS, STOP_ONE)
     yield from _ticks(history.tick_retention_days(dagster))
     schedule = facts.instigators(sources).get(history.HOUSEKEEPING)
     yield _housekeeping(schedule, history.last_finished_run(dagster, history.HOUSEKEEPING))
@@ -396,18 +413,42 @@ def _answers(port: int, path: str, key: str) -> bool:
     return False
 
 
-EXAMINATIONS: dict[str, Callable[[Sources], Findings]] = {
-    "database": _database,
-    "settings": _settings,
-    "schemas": _schemas,
-    "tables": _tables,
-    "columns": _columns,
-    "state": _state,
-    "permissions": _permissions,
-    "indexes": _indexes,
-    "xact_id": _xact_id,
-    "log rows": _rows,
-    "clock": _clock,
-    "time zone": _time_zone,
-    "dagster": _dagster,
+def _server(read: Facts) -> Findings:
+    found = health.judge("database", read)
+    if read.server.is_read_only:
+        yield replace(found, why="each refresh and rebuild ends with an error")
+
+
+def _installed(read: Facts) -> Findings:
+    found = health.judge("tables", read)
+    yield replace(found, why="" if read.is_installed else "without the newest migration nothing is counted")
+
+
+def _hidden(read: Facts) -> Findings:
+    for each in read.hidden:
+        why = "nothing is counted, and live views raise an error: what is counted under a policy is wrong"
+        yield replace(health.rows_hidden(each), why=why)
+
+
+def _daemons(read: Facts) -> Findings:
+    """That a daemon is dead, the health report says: this is about what is misconfigured."""
+    found = health.judge("daemon", read)
+    if found.code == "two_daemons":
+        yield replace(found, why="statistics stay right, because operations take turns, but all of it is done twice")
+
+
+EXAMINATIONS: dict[str, Part] = {
+    "database": Part(_database, _server),
+    "settings": Part(_settings),
+    "schemas": Part(_schemas),
+    "tables": Part(_tables, _installed),
+    "columns": Part(_columns),
+    "state": Part(judge=_state),
+    "permissions": Part(_permissions, _hidden),
+    "indexes": Part(_indexes),
+    "xact_id": Part(_xact_id),
+    "log rows": Part(_rows),
+    "clock": Part(_clock),
+    "time zone": Part(_time_zone),
+    "dagster": Part(_dagster, _daemons),
 }

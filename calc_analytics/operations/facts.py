@@ -6,14 +6,14 @@ heartbeats, ticks, runs and checks. No judgement here: `health.py` and `doctor.p
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta, timezone
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from calc_analytics.config import Settings
 from calc_analytics.database import row_security
-from calc_analytics.database.server import Server, describe_server
+from calc_analytics.database.server import Server, describe_server, read_only_settings
 from calc_analytics.database.writers import Writer, writers
 from calc_analytics.operations.probes import Answer, Prober, Question
 from calc_analytics.operations.sources import Sources
@@ -34,14 +34,6 @@ class Unanswered(Exception):
     def __init__(self, answer: Answer[Any]) -> None:
         super().__init__(answer.error)
         self.answer = answer
-
-
-@dataclass(frozen=True)
-class Catalogs:
-    """Whether everything is installed, and the tables whose policies hide rows from the role."""
-
-    is_installed: bool
-    hidden: list[row_security.Hidden]
 
 
 @dataclass(frozen=True)
@@ -92,7 +84,8 @@ class Facts:
 
     interval = Group[float]()
     server = Group[Server]()
-    catalogs = Group[Catalogs]()
+    is_installed = Group[bool]()
+    hidden = Group[list[row_security.Hidden]]()
     ledger = Group[status.LedgerReport]()
     log = Group[status.LogReport]()
     unseen = Group[list[date]]()
@@ -127,7 +120,9 @@ def read(
 
 def server(sources: Sources) -> Server:
     """On a connection of its own: it answers while every other one waits for a lock."""
-    return describe_server(sources.engine("calc_analytics probe"))
+    engine = sources.engine("calc_analytics probe")
+    found = describe_server(engine)
+    return replace(found, resets=tuple(read_only_settings(engine))) if found.is_read_only else found
 
 
 def _writers(sources: Sources) -> list[Writer]:
@@ -135,10 +130,14 @@ def _writers(sources: Sources) -> list[Writer]:
     return writers(db.engine, db.log.name)
 
 
-def catalogs(sources: Sources) -> Catalogs:
-    """Touches no row of the log nor of the statistics."""
-    db = sources.database()
-    return Catalogs(install.is_installed(db), diagnosis.hidden(db))
+def _is_installed(sources: Sources) -> bool:
+    """Whether everything is there; touches no row of the log nor of the statistics."""
+    return install.is_installed(sources.database())
+
+
+def _hidden(sources: Sources) -> list[row_security.Hidden]:
+    """The tables whose policies hide rows from the role; from the catalogs alone, so that a policy cannot hide them."""
+    return diagnosis.hidden(sources.database())
 
 
 def ledger(sources: Sources) -> status.LedgerReport:
@@ -191,7 +190,8 @@ def _totals(sources: Sources) -> Totals:
 READERS: dict[str, Callable[[Sources], Any]] = {
     "interval": interval,
     "server": server,
-    "catalogs": catalogs,
+    "is_installed": _is_installed,
+    "hidden": _hidden,
     "ledger": ledger,
     "log": lambda sources: status.log_report(sources.database()),
     "unseen": lambda sources: sources.search.days(sources.database()),

@@ -24,15 +24,17 @@ class Problem:
     detail: str
     level: str = WRONG
     command: str = ""
+    kind: str = ""
+    """What is wrong with the subject, if that may change, such as 'differs' or 'waits' of a day."""
 
 
 @dataclass(frozen=True)
 class Finding:
     """What was found. `level` is 'ok', 'note' (works, and could be better) or 'wrong'.
 
-    `command` is what to type, one command per line. `public` is what HTTP discloses, if that is less than
-    `fact`; `code` is for programs. `is_known` is false where facts could not be read: then `fact` is the error, or
-    `problems` are those that the other facts show, and may not be all.
+    `command` is what to type, one command per line. `public` and `public_command` are what HTTP discloses, if that is
+    less than `fact` and `command`; `code` is for programs. `is_known` is false where facts could not be read: then
+    `fact` is the error, or `problems` are those that the other facts show, and may not be all.
     """
 
     name: str
@@ -45,20 +47,21 @@ class Finding:
     seconds: float = 0.0
     problems: tuple[Problem, ...] = ()
     is_known: bool = True
+    public_command: str = ""
 
     @property
     def ok(self) -> bool:
         """Whether nothing is wrong."""
         return self.level != WRONG
 
-    def as_probe(self, fact: str) -> dict[str, Any]:
-        """Plain values for the JSON of the health report, with that text of what was compared."""
+    def as_probe(self, fact: str, command: str) -> dict[str, Any]:
+        """Plain values for the JSON of the health report, with that text of what was compared, and that command."""
         return {
             "name": self.name,
             "ok": self.ok,
             "level": self.level,
             "compared": fact,
-            "next_command": self.command or None,
+            "next_command": command or None,
             "seconds": round(self.seconds, 4),
             "code": self.code,
         }

@@ -11,9 +11,10 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from calc_analytics import __version__
+from calc_analytics.database import row_security
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.operations import facts as facts_
-from calc_analytics.operations.disclosure import cause_of
+from calc_analytics.operations.disclosure import DOCTOR, cause_of
 from calc_analytics.operations.facts import Facts, Unanswered
 from calc_analytics.operations.findings import (
     NOTE,
@@ -34,6 +35,7 @@ from calc_analytics.plurals import number
 if TYPE_CHECKING:
     from calc_analytics.orchestration.history import FailedRun, Heartbeat, Instigator
 
+READ_ONLY = "nothing can be counted"
 STATUS, UP, VERIFY = "calc-analytics status", "calc-analytics up", "calc-analytics verify"
 # A daemon that missed two is dead.
 HEARTBEATS_MISSED = 2
@@ -88,11 +90,12 @@ class Health:
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, for `status --json`."""
-        return self._as_dict([finding.as_probe(finding.fact) for finding in self.findings])
+        return self._as_dict([finding.as_probe(finding.fact, finding.command) for finding in self.findings])
 
     def public(self) -> dict[str, Any]:
         """The `data` of `GET /health/rollup`, which is public."""
-        return self._as_dict([finding.as_probe(finding.public) for finding in self.findings])
+        probes = [each.as_probe(each.public, each.public_command or each.command) for each in self.findings]
+        return self._as_dict(probes)
 
     def _as_dict(self, probes: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -113,7 +116,7 @@ def health(sources: Sources, prober: Prober) -> Health:
 
 def report(facts: Facts) -> Health:
     """The health report that follows from the facts."""
-    findings = [_judge(name, probe, facts) for name, probe in PROBES.items()]
+    findings = [judge(name, facts) for name in PROBES]
     ledger = facts.known("ledger")
     last = ledger.refreshed.at if ledger and ledger.refreshed else None
     return Health(facts.at, _each_cause_once(findings), instant(last) if last else None)
@@ -131,7 +134,9 @@ class Probe:
     roots: tuple[str, ...] = ()
 
 
-def _judge(name: str, probe: Probe, facts: Facts) -> Finding:
+def judge(name: str, facts: Facts) -> Finding:
+    """The finding of that probe, from the facts of its groups."""
+    probe = PROBES[name]
     try:
         found = probe.judge(facts)
     except Unanswered as error:
@@ -155,14 +160,19 @@ def _each_cause_once(findings: list[Finding]) -> list[Finding]:
 
 def _database(facts: Facts) -> Finding:
     fact, public = f"PostgreSQL {facts.server.version} answered", "the database answered"
+    if facts.server.resets:
+        but = ", but it is read-only by default_transaction_read_only"
+        command = " ".join(f"{statement};" for statement in facts.server.resets)
+        found = wrong(f"{fact}{but}: {READ_ONLY}", command=command, public=f"{public}{but}: {READ_ONLY}")
+        return replace(found, code="read_only", public_command=DOCTOR)
     if facts.server.is_read_only:
-        but = ", but it is read-only (a standby?): nothing can be counted"
+        but = f", but it is read-only (a standby?): {READ_ONLY}"
         return wrong(fact + but, command=USE_THE_PRIMARY, public=public + but, code="read_only")
     return ok(fact, public)
 
 
 def _tables(facts: Facts) -> Finding:
-    if facts.catalogs.is_installed:
+    if facts.is_installed:
         return ok("tables, views and migrations are there")
     fact = "the newest migration has not run, or ROLLUPS names other rollups than those that are kept"
     return wrong(fact, command="calc-analytics migrate", code="not_installed")
@@ -170,13 +180,19 @@ def _tables(facts: Facts) -> Finding:
 
 def _state(facts: Facts) -> Finding:
     facts.ledger.require_usable()
-    for each in facts.catalogs.hidden:
-        fact = f"row-level security hides rows of {each.table} from the role '{each.role}'"
-        return wrong(fact, command=f"{each.sql};", public="row-level security hides rows")
+    for each in facts.hidden:
+        return rows_hidden(each)
     if facts.log.error is not None:
         raise facts.log.error
     kept = number(len(facts.ledger.days), "rollup")
     return ok(f"the stored snapshot is this cluster's; {kept}, days in {facts.settings.timezone}")
+
+
+def rows_hidden(found: row_security.Hidden) -> Finding:
+    """A policy hides rows of a table from a role."""
+    fact = f"row-level security hides rows of {found.table} from the role '{found.role}'"
+    hidden = wrong(fact, command=f"{found.sql};", public="row-level security hides rows")
+    return replace(hidden, public_command=DOCTOR)
 
 
 def _freshness(facts: Facts) -> Finding:
@@ -246,7 +262,8 @@ def _named(days: dict[Any, list[str]], kept: int) -> str:
 def _of_days(fact: str, days: dict[Any, list[str]], kept: int, detail: str, command: str) -> Finding:
     """Something is wrong with each of these days. `detail` has {} where its rollups are named."""
     problems = tuple(
-        Problem(f"day {day}", detail.format(in_rollups(of, kept)), command=command) for day, of in days.items()
+        Problem(f"day {day}", detail.format(in_rollups(of, kept)), command=command, kind=detail)
+        for day, of in days.items()
     )
     return replace(wrong(fact, command=command), problems=problems)
 
@@ -420,8 +437,8 @@ def _since(facts: Facts, at: datetime | None) -> str:
 
 PROBES: dict[str, Probe] = {
     "database": Probe(_database, ("server",)),
-    "tables": Probe(_tables, ("catalogs",), ("database",)),
-    "state": Probe(_state, ("ledger", "catalogs", "log"), ("database",)),
+    "tables": Probe(_tables, ("is_installed",), ("database",)),
+    "state": Probe(_state, ("ledger", "hidden", "log"), ("database",)),
     "freshness": Probe(_freshness, ("interval", "ledger"), ("database",)),
     "proofs": Probe(_proofs, ("ledger", "unseen"), ("database",)),
     "audit": Probe(_audit, ("ledger",), ("database",)),

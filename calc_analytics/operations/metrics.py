@@ -42,8 +42,16 @@ class Exposition:
         facts = facts_.read(self.sources, self.prober, (*health.NEEDED, "writers", "totals"))
         registry = CollectorRegistry()
         registry.register(MetricsCollector([*metrics(facts), *_alerts(self.waiting())]))
-        encode, content_type = choose_encoder(accept)
+        encode, content_type = _encoder(accept)
         return encode(registry), content_type
+
+
+def _encoder(accept: str) -> tuple[Callable[[CollectorRegistry], bytes], str]:
+    """The format that `accept` prefers; plain text where the library cannot read its version."""
+    try:
+        return choose_encoder(accept)
+    except (TypeError, ValueError):
+        return choose_encoder("")
 
 
 class MetricsCollector(Collector):

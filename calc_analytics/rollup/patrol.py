@@ -1,6 +1,6 @@
 """Patrol: proves all days again in turn, and audits the statistics, in the background, within a small share of time.
 
-Audits today and yesterday every minute and all days every hour; searches for days that are not on record every hour,
+Audits today and yesterday every minute and all days every hour; searches for days that are not on record every minute,
 and when a partition was attached; in between compares the day whose proof is oldest with the log. A comparison costs
 as much as its day has rows, so the pause after one is a hundred times as long.
 """

@@ -24,8 +24,8 @@ from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.snapshot import STORED_VISIBLE, stored_cte
 from calc_analytics.rollup.windows import day_begin, local_date, midnight
 
-# A search is due after an hour, or later where it would take more than this share of the time.
-SEARCH_SECONDS, SEARCH_SHARE = 3600.0, 0.01
+# A search is due after a minute, or later where it would take more than this share of the time.
+SEARCH_SECONDS, SEARCH_SHARE = 60.0, 0.01
 QUERY_CANCELED = "57014"
 
 
@@ -50,7 +50,7 @@ def record_days(db: Database) -> list[date]:
 
 
 class Search:
-    """Searches when that is due: after an hour, and immediately when a table was attached, detached or exchanged.
+    """Searches when that is due: after a minute, and immediately when a table was attached, detached or exchanged.
 
     May be shared by threads. With `limit_seconds` a search that takes longer is canceled, and tried again later.
     """

@@ -319,7 +319,7 @@ def test_the_patrol_looks_at_once_when_a_partition_was_attached(counted: Databas
     run(counted.engine, "update calculation_logs set xact_id = null, created_at = created_at + interval '10 days'")
     patrol._audit_at = 0.0
     patrol.step()
-    assert len(waiting_days(counted)) == 5, "the next search is due in an hour"
+    assert len(waiting_days(counted)) == 5, "the next search is due in a minute"
     assert errors == []
 
 

@@ -565,6 +565,9 @@ def test_metrics_come_in_the_format_that_is_asked_for(served: Served):
     served.ask("/metrics", Accept="application/openmetrics-text; version=1.0.0")
     assert served.headers["content-type"].startswith("application/openmetrics-text")
     served.ask("/metrics", Accept="text/html")
+    for version in ('"1.0.0"', "abc", ""):
+        for kind in ("application/openmetrics-text", "text/plain"):
+            assert served.ask("/metrics", Accept=f"{kind}; version={version}")[0] == 200
     assert served.headers["content-type"].startswith("text/plain")
 
 

@@ -185,6 +185,25 @@ def test_a_warning_is_posted_as_one_and_is_not_a_failure(watched):
     assert watched.look(times=2)[0].startswith("resolved: check x of 2026-03-01")
 
 
+def test_a_day_that_waited_and_now_differs_is_posted_again(watched):
+    def day(kind: str) -> Finding:
+        return failed("proofs", "days", problems=(Problem("day 2026-03-01", kind, kind=kind),))
+
+    assert watched.look(day("waits"), times=2)
+    (text,) = watched.look(day("differs"))
+    assert "failed: day 2026-03-01" in text
+    assert "differs" in text
+    assert watched.look(day("differs"), times=3) == []
+
+
+def test_a_warning_that_becomes_a_failure_is_posted_again(watched):
+    def check(level: str) -> Finding:
+        return Finding("checks", level, "x", problems=(Problem("check x", "off by 5", level),))
+
+    assert "warning: check x" in watched.look(check(NOTE), times=2)[0]
+    assert "failed: check x" in watched.look(check(WRONG))[0]
+
+
 def test_what_the_webhook_does_not_take_stays_due_and_later_ones_join_it(watched):
     watched.is_down = True
     watched.look(failed(), times=4)

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from calc_analytics.config import Settings
+from calc_analytics.database import row_security
 from calc_analytics.database.server import Server
+from calc_analytics.operations import doctor
 from calc_analytics.operations.disclosure import NO_ANSWER, Cause
-from calc_analytics.operations.facts import READERS, Catalogs, Daemons, Facts, Runs
+from calc_analytics.operations.facts import READERS, Daemons, Facts, Runs
 from calc_analytics.operations.findings import Finding
 from calc_analytics.operations.health import NEEDED, PROBES, report
 from calc_analytics.operations.probes import Answer
@@ -43,7 +45,8 @@ DAEMONS = ("SENSOR", "SCHEDULER", "QUEUED_RUN_COORDINATOR")
 GOOD: dict[str, Any] = {
     "interval": 3600.0,
     "server": Server("18.4", 180_004, False),
-    "catalogs": Catalogs(True, []),
+    "is_installed": True,
+    "hidden": [],
     "ledger": LEDGER,
     "log": LogReport(Lag(0, 0.0), None),
     "unseen": [],
@@ -113,7 +116,7 @@ def test_days_that_differ_are_named_even_if_the_log_does_not_answer():
 def test_days_of_every_class_are_problems_and_the_worst_is_the_fact():
     of, day, third = ["calculation_stats_daily"], DAY - timedelta(days=1), date(2026, 3, 3)
     ledger = replace(LEDGER, different={DAY: of}, overflowing={NEXT: of, DAY: of}, waiting={third: of})
-    found = finding("proofs", ledger=ledger, unrecorded=[day])
+    found = finding("proofs", ledger=ledger, unseen=[day])
     assert "1 day differs" in found.fact
     assert (found.command, found.code) == ("calc-analytics verify --day 2026-03-01", None)
     assert {problem.subject: (problem.detail.split()[0], problem.command) for problem in found.problems} == {
@@ -153,6 +156,38 @@ def test_of_daemons_the_dead_and_the_second_are_wrong():
     assert wrong(daemons=Daemons(beats, ["one"])) == ["daemon"]
     assert wrong(daemons=Daemons(GOOD["daemons"].heartbeats, ["one", "two"])) == ["daemon"]
     assert finding("daemon", daemons=Daemons(GOOD["daemons"].heartbeats, [], True)).code == "two_daemons"
+
+
+def test_what_doctor_finds_wrong_is_what_health_finds():
+    """The same fact and command, with the reason why it matters."""
+    hidden = row_security.Hidden("calculation_logs", "calc", is_owner=False)
+    for part, name, changed in (
+        ("dagster", "daemon", {"daemons": Daemons([], [], is_alternating=True)}),
+        ("dagster", "daemon", {"daemons": Daemons([], ["daemon 1 on a", "daemon 2 on b"])}),
+        ("database", "database", {"server": Server("18.4", 180_004, True)}),
+        ("database", "database", {"server": Server("18.4", 180_004, True, ("alter role calc reset x",))}),
+        ("tables", "tables", {"is_installed": False}),
+        ("permissions", "state", {"hidden": [hidden]}),
+    ):
+        (found,) = doctor.EXAMINATIONS[part].judge(facts(**changed))
+        expected = finding(name, **changed)
+        assert (found.level, found.fact, found.command) == (expected.level, expected.fact, expected.command)
+        assert expected.level == "wrong"
+        assert found.why
+
+
+def test_a_daemon_that_is_dead_is_nothing_that_doctor_finds():
+    dead = Daemons([Heartbeat(name, None, True) for name in DAEMONS], [])
+    assert list(doctor.EXAMINATIONS["dagster"].judge(facts(daemons=dead))) == []
+
+
+def test_no_command_with_a_name_in_it_is_public():
+    hidden = row_security.Hidden("calculation_logs", "secret_role", is_owner=False)
+    server = Server("18.4", 180_004, True, ("alter role secret_role reset default_transaction_read_only",))
+    found = report(facts(server=server, hidden=[hidden]))
+    assert str(found.as_dict()).count("secret_role") == 3, "two statements and a fact"
+    assert "secret_role" not in str(found.public())
+    assert {each["next_command"] for each in found.public()["probes"]} == {None, "calc-analytics doctor"}
 
 
 def test_a_sensor_may_fail_once_and_a_schedule_may_not():
@@ -218,7 +253,7 @@ def test_checks_that_fail_are_wrong_and_those_that_warn_are_a_note():
 
 def test_a_cause_that_several_share_is_public_once():
     down = unanswered("cannot connect to postgresql://me:***@db", "database_unreachable")
-    found = report(facts(server=down, catalogs=down, ledger=down, log=down, unseen=down))
+    found = report(facts(server=down, is_installed=down, hidden=down, ledger=down, log=down, unseen=down))
     public = {each.name: each.public for each in found.wrong}
     assert public.pop("database") == "general words"
     assert set(public.values()) == {"not known: see the probe database"}
