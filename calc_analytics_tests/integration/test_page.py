@@ -267,10 +267,10 @@ def test_days_that_only_a_search_has_found_need_attention(database: URL, db, own
     assert state_of(body, AGO[5]) == "not on record"
     assert f"{AGO[4]} ! unseen in all 4 rollups" in text
     assert re.search(rf"{AGO[6]} ! unseen in [\w, ]+; {HOURS.name} \(stale\)", text)
-    outside = text.split("Days outside of these months")[1]
+    outside = text.split("Days outside these months")[1]
     assert re.search(rf" ! unseen 2 {old[1]} to {old[0]}", outside) or old[0].year != old[1].year
     assert "unseen" not in words(later)
-    assert state_of(later, AGO[4]) == "built, 1 total calculations"
+    assert state_of(later, AGO[4]) == "built, 1 calculations"
 
 
 def test_while_the_search_does_not_answer_the_days_say_so(served: Served, db, connect, monkeypatch):

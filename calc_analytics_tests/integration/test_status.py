@@ -137,13 +137,15 @@ def test_pruned_are_built_days_of_which_log_rows_were_deleted(calc, db, owner, c
     write(connect(), [row(NOON + timedelta(days=n)) for n in range(4)])
     rebuild(db, [DAY + timedelta(days=n) for n in range(4)])
     prune(Database(owner, LOG, "UTC"), DAY + timedelta(days=2))
-    assert [each.pruned for each in status.days(db).values()] == [2] * len(LOG.rollups)
+    assert [each.pruned for each in status.ledger_report(db).days.values()] == [2] * len(LOG.rollups)
     assert "  days       2 built, 2 pruned (log rows deleted, statistics kept)\n" in refused(calc("status"))
     execute(owner, f"update rollup_days set status = 'frozen', deleted = null where date = '{DAY}'")
-    assert [each.pruned for each in status.days(db).values()] == [1] * len(LOG.rollups), "frozen is not pruned"
+    assert [each.pruned for each in status.ledger_report(db).days.values()] == [1] * len(LOG.rollups), (
+        "frozen is not pruned"
+    )
     said = refused(calc("status"))
     assert "  days       2 built, 1 pruned (log rows deleted, statistics kept), 1 frozen\n" in said
-    for days in status.days(db).values():
+    for days in status.ledger_report(db).days.values():
         assert days.by_state == Counter(each.word for each in status.recent_days(db, 9) if each.rollup == STATS.name)
         assert sum(days.by_state.values()) == sum(days.by_status.values()) == 4
 
