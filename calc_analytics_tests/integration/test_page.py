@@ -235,14 +235,21 @@ def test_a_healthy_log(dagster, served: Served, db, connect):
     assert served.ask("/health/rollup")[0] == 200
 
 
-def test_a_note_is_not_a_probe_that_passed(dagster, served: Served, db, connect, monkeypatch: pytest.MonkeyPatch):
-    def noted(facts: facts.Facts) -> Finding:
+@pytest.fixture
+def noted(dagster, served: Served, db, connect, monkeypatch: pytest.MonkeyPatch) -> Served:
+    """The service where nothing fails, and one probe has a note."""
+
+    def judge(facts: facts.Facts) -> Finding:
         return note("the note of a check", command="calc-analytics verify")
 
     run_well(dagster)
     count_days(db, connect, AGO[:2])
-    monkeypatch.setitem(PROBES, "checks", replace(PROBES["checks"], judge=noted))
-    body = page(served)
+    monkeypatch.setitem(PROBES, "checks", replace(PROBES["checks"], judge=judge))
+    return served
+
+
+def test_a_note_is_not_a_probe_that_passed(noted: Served):
+    body = page(noted)
     healthy, passed = words(body).split("Probes that passed")
     assert f"⚠ Healthy {len(PROBES) - 1} probes passed, none failed; 1 has a note." in healthy
     assert "⚠ Notes" in healthy
@@ -566,7 +573,7 @@ def browser() -> Iterator[Browser]:
 
 
 # The texts whose contrast with their background is lower than WCAG's 4.5 to 1: elements with a text of their own.
-TOO_FAINT = """
+TOO_FAINT = r"""
 () => {
   const numbers = (colour) => colour.match(/[0-9.]+/g).map(Number)
   const linear = (c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4
@@ -577,7 +584,7 @@ TOO_FAINT = """
   const behind = (element) => {
     for (let each = element; each; each = each.parentElement) {
       const colour = getComputedStyle(each).backgroundColor
-      if (!colour.endsWith(", 0)")) return colour
+      if (!/^rgba.*, 0\)$/.test(colour)) return colour
     }
   }
   const found = []
@@ -625,6 +632,16 @@ def test_it_is_readable_on_a_phone_and_on_a_desk_light_and_dark(varied: Served, 
         assert [each for each in requested if not each.startswith("data:")] == [f"http://127.0.0.1:{varied.port}/"]
         assert said == [], "the policy was violated"
         opened.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_notes_are_not_green(noted: Served, browser: Browser, scheme: str):
+    opened = browser.new_page(color_scheme=scheme)
+    opened.goto(f"http://127.0.0.1:{noted.port}/")
+    shown = opened.evaluate("getComputedStyle(document.querySelector('.banner')).backgroundColor")
+    assert shown == "rgb(122, 82, 0)"
+    assert opened.evaluate(TOO_FAINT) == []
+    opened.close()
 
 
 def test_its_structure_is_that_of_a_document(varied: Served, browser: Browser):
