@@ -1,7 +1,7 @@
 """Settings: the only reader of the environment and of the project's `.env`.
 
-`Settings.from_environment()` reads and checks every variable; each process calls it once and passes the object on.
-An error names the variable, the value and the accepted form. `addresses` reads the URLs.
+`process_settings()` reads and checks every variable, once in each process. An error names the variable, the value and
+the accepted form. `addresses` reads the URLs.
 """
 
 import os
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from difflib import SequenceMatcher
+from functools import lru_cache
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -91,6 +92,12 @@ class Settings:
     def embedded(self) -> bool:
         """Whether the project runs its own PostgreSQL, because no DATABASE_URL is given."""
         return self.database_url is None
+
+
+@lru_cache(maxsize=1)
+def process_settings() -> Settings:
+    """The settings of this process, read when first asked for; raises `InvalidSetting`, and then reads again."""
+    return Settings.from_environment()
 
 
 def _dotenv() -> dict[str, str]:

@@ -14,7 +14,7 @@ from dagster import (
 )
 
 from calc_analytics import logs
-from calc_analytics.config import Settings
+from calc_analytics.config import process_settings
 from calc_analytics.orchestration.assets import calculation_logs, rollup_assets
 from calc_analytics.orchestration.checks import rollup_checks
 from calc_analytics.orchestration.cron import freshness_policy
@@ -30,7 +30,7 @@ from calc_analytics.rollups import chosen_log
 @definitions
 def defs() -> Definitions:
     """The code location. Reads the settings (rollups, partitions and schedule depend on them), connects to nothing."""
-    settings = Settings.from_environment()
+    settings = process_settings()
     logs.configure(settings.log_format, settings.log_level)
     log, partitions = chosen_log(settings.rollups), daily_partitions(settings)
     with warnings.catch_warnings():

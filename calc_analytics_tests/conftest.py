@@ -5,6 +5,7 @@ path (a Unix socket's path may have about 100 characters); unless TEST_DATABASE_
 roles may be created.
 """
 
+import functools
 import itertools
 import os
 import re
@@ -22,7 +23,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.engine import URL, Engine
 
-from calc_analytics.config import project_root, with_driver
+from calc_analytics.config import process_settings, project_root, with_driver
 from calc_analytics.database.engine import engine_for
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.install import install
@@ -45,6 +46,24 @@ def pytest_configure(config: pytest.Config) -> None:
     database for a test takes a tenth of the time there. Child processes and xdist's workers inherit TMPDIR."""
     if "TMPDIR" not in os.environ and MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > MEMORY_BYTES:
         os.environ["TMPDIR"], tempfile.tempdir = str(MEMORY), None
+
+
+def _forgetting_settings(change: Callable[..., Any]) -> Callable[..., Any]:
+    """The same change, after which the settings are read again: a test that changes its environment plays another
+    process."""
+
+    @functools.wraps(change)
+    def changed(*given: Any, **options: Any) -> Any:
+        try:
+            return change(*given, **options)
+        finally:
+            process_settings.cache_clear()
+
+    return changed
+
+
+for _name in ("setenv", "delenv", "setattr", "undo"):
+    setattr(pytest.MonkeyPatch, _name, _forgetting_settings(getattr(pytest.MonkeyPatch, _name)))
 
 
 def stay_clear_of_midnight(seconds: float) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from calc_analytics import logs
-from calc_analytics.config import Settings, misspelled
+from calc_analytics.config import Settings, misspelled, process_settings
 from calc_analytics.database.create import ensure_database
 from calc_analytics.database.engine import create_engine
 from calc_analytics.database.locks import lock_wait
@@ -31,7 +31,7 @@ def with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def run(*arguments: Any, **options: Any) -> Any:
-        settings = Settings.from_environment()
+        settings = process_settings()
         logs.configure(settings.log_format, settings.log_level)
         for name, known in misspelled().items():
             click.echo(f"warning: the variable {name} is not a setting: did you mean {known}?", err=True)

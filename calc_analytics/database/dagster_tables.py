@@ -17,6 +17,7 @@ from calc_analytics.errors import CalcAnalyticsError
 # Columns that each of these tables has had in every version of Dagster.
 COLUMNS = {
     "asset_check_executions": {"asset_key", "check_name", "evaluation_event"},
+    "asset_daemon_asset_evaluations": {"evaluation_id", "asset_key", "asset_evaluation_body"},
     "asset_event_tags": {"asset_key", "key", "event_id"},
     "asset_keys": {"asset_key", "last_materialization"},
     "backfill_tags": {"backfill_id", "key"},

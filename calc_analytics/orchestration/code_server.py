@@ -14,8 +14,9 @@ import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
-from calc_analytics.orchestration.dagster_internals import DagsterApiServer
+from calc_analytics.orchestration.dagster_internals import wrap_check_for_orphaned_runs
 from calc_analytics.orchestration.sensors import stopping
 
 GRACE_SECONDS = 2.0
@@ -25,9 +26,7 @@ def main() -> None:
     """Installs the handler (Dagster maps SIGTERM to the handler of SIGINT) and serves, as `python -m dagster` does."""
     signal.signal(signal.SIGINT, _stop)
     # Without this the thread that looks for orphaned runs ends with the first database error, and such runs never end.
-    DagsterApiServer._check_for_orphaned_runs = log_errors(  # type: ignore[assignment]
-        DagsterApiServer._check_for_orphaned_runs
-    )
+    wrap_check_for_orphaned_runs(log_errors)
     sys.argv[1:1] = ["api", "grpc", "--module-name", "calc_analytics.definitions"]
     runpy.run_module("dagster", run_name="__main__")
 
@@ -45,11 +44,11 @@ def _kill_run_workers() -> None:
         worker.kill()
 
 
-def log_errors(check: Callable[[DagsterApiServer], None]) -> Callable[[DagsterApiServer], None]:
+def log_errors(check: Callable[[Any], None]) -> Callable[[Any], None]:
     """The check with its errors logged instead of raised; Dagster's thread calls it twice a second."""
 
     @functools.wraps(check)
-    def checked(server: DagsterApiServer) -> None:
+    def checked(server: Any) -> None:
         try:
             check(server)
         except Exception as error:

@@ -1,10 +1,18 @@
-"""The only module that imports what Dagster does not publish. Everything else uses `dagster` and `dagster_postgres`.
+"""The only module that imports or calls what Dagster does not publish. The rest uses `dagster` and `dagster_postgres`.
 
 Each group says why it is needed and why nothing public serves. All of it was tested with Dagster 1.13.27;
 `test_dagster_internals.py` fails when a name, a signature or a behaviour that the project relies on changes.
+
+Two uses are elsewhere, in modules that may not import this one, and are in the same test:
+
+- `database/dagster_tables.py` has the names of Dagster's tables, and reads the revisions of its migrations from their
+  files: before Dagster makes its tables in a database, nothing public says whether those that are there are its own.
+- `processes/supervisor.py` starts the daemon by `python -m dagster._daemon`, as `dagster dev` does. The public command
+  `dagster-daemon` is a script, which need not be beside the interpreter.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 # The target of an evaluation. The UI shows an evaluation as current only if it names the partition's latest
 # materialization. Dagster fills it in only for results that a check returns in a run of a single partition.
@@ -33,17 +41,15 @@ from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
 # Tags of a run: the address of its code server, and whether the daemon repeats the run.
 from dagster._core.storage.tags import GRPC_INFO_TAG, WILL_RETRY_TAG
 
-# The code server. Its thread that looks for orphaned runs ends with the first database error; see `code_server`.
-from dagster._grpc.server import DagsterApiServer
-
 # What dagster-postgres raises when it cannot connect.
 from dagster_postgres.utils import DagsterPostgresException
 
 if TYPE_CHECKING:
     # The code server's client, and the state of a sensor or schedule: as annotations only.
-    from dagster import DagsterRun
+    from dagster import DagsterInstance, DagsterRun, DefaultRunLauncher
     from dagster._core.scheduler.instigation import InstigatorState
     from dagster._grpc.client import DagsterGrpcClient
+    from dagster_postgres import DagsterPostgresStorage
 
 TESTED_WITH = "1.13.27"
 
@@ -55,7 +61,6 @@ __all__ = [
     "AssetCheckExecutionsTable",
     "AssetEventTagsTable",
     "CheckRunHealthResult",
-    "DagsterApiServer",
     "DagsterGrpcClient",
     "DagsterPostgresException",
     "DagsterUserCodeUnreachableError",
@@ -65,9 +70,14 @@ __all__ = [
     "SqlEventLogStorage",
     "SqlEventLogStorageTable",
     "WorkerStatus",
+    "code_server_of",
+    "instance_of",
+    "is_daemon",
+    "keep_pools",
     "location_of_instigator",
     "location_of_run",
     "works_on_run",
+    "wrap_check_for_orphaned_runs",
 ]
 
 
@@ -94,3 +104,43 @@ def location_of_run(run: "DagsterRun") -> str | None:
 def location_of_instigator(state: "InstigatorState") -> str:
     """The code location of a sensor or schedule; nothing public says whose the stored state is."""
     return state.origin.repository_origin.code_location_origin.location_name
+
+
+def wrap_check_for_orphaned_runs(wrap: Callable[[Callable[[Any], None]], Callable[[Any], None]]) -> None:
+    """Replaces what the code server of this process calls twice a second to look for orphaned runs.
+
+    The thread that calls it ends with the first database error, and there is no setting for that.
+    """
+    from dagster._grpc.server import DagsterApiServer
+
+    DagsterApiServer._check_for_orphaned_runs = wrap(  # type: ignore[assignment]
+        DagsterApiServer._check_for_orphaned_runs
+    )
+
+
+def instance_of(launcher: "DefaultRunLauncher") -> "DagsterInstance":
+    """The launcher's instance. Launchers of one's own are documented; how they get at the instance is not."""
+    return launcher._instance
+
+
+def code_server_of(launcher: "DefaultRunLauncher", run_id: str) -> "DagsterGrpcClient | None":
+    """A client of the code server that launched the run, by the run's tag; None if it has no such tag.
+
+    The launcher uses it to terminate runs; nothing public makes a client.
+    """
+    return launcher._get_grpc_client_for_termination(run_id)
+
+
+def keep_pools(storage: "DagsterPostgresStorage") -> None:
+    """Prevents that the webserver replaces the pools of this storage, which Dagster does in its instance.
+
+    Its own would set a statement_timeout per session, which a pooler hands to other clients. A role may have its own
+    statement_timeout. Dagster has no setting for it.
+    """
+    for each in (storage.run_storage, storage.event_log_storage, storage.schedule_storage):
+        vars(each)["optimize_for_webserver"] = lambda **limits: None
+
+
+def is_daemon(program: str) -> bool:
+    """Whether a process that was started by this path is Dagster's daemon: its script, or `python -m`."""
+    return program.endswith(("dagster-daemon", "dagster/_daemon/__main__.py"))

@@ -288,7 +288,7 @@ def _reasons(dagster: DagsterInstance) -> dict[str, str]:
 
 def _failed_run(record: Any, subject: str, reasons: Mapping[str, str]) -> FailedRun:
     run: DagsterRun = record.dagster_run
-    reason = " ".join(reasons.get(run.run_id, "").split()) or "no reason given"
+    reason = " ".join(reasons.get(run.run_id, "").split()) or "the reason is in the run's log"
     ended = _instant(record.end_time) if record.end_time else record.update_timestamp
     return FailedRun(run.run_id, subject, _days(run), ended, reason)
 

@@ -20,6 +20,8 @@ from calc_analytics.orchestration.dagster_internals import (
     CheckRunHealthResult,
     DagsterUserCodeUnreachableError,
     WorkerStatus,
+    code_server_of,
+    instance_of,
     works_on_run,
 )
 
@@ -60,7 +62,7 @@ class WatchfulRunLauncher(DefaultRunLauncher):
         is_ours = _is_of_this_machine(run)
         if is_ours and any(_is_alive(pid, since) for pid, since in self._workers(run)):
             return False
-        client = self._get_grpc_client_for_termination(run.run_id)
+        client = code_server_of(self, run.run_id)
         if client is None:
             return False
         address = run.tags[GRPC_INFO_TAG]
@@ -81,7 +83,7 @@ class WatchfulRunLauncher(DefaultRunLauncher):
 
     def _workers(self, run: DagsterRun) -> list[tuple[int, float]]:
         """Pid and instant of each event in which a process reports that it executes the run."""
-        events = self._instance.all_logs(run.run_id, of_type=DagsterEventType.ENGINE_EVENT)
+        events = instance_of(self).all_logs(run.run_id, of_type=DagsterEventType.ENGINE_EVENT)
         reported = [
             (event.get_dagster_event().engine_event_data.metadata.get("pid"), event.timestamp) for event in events
         ]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from dagster import ConfigurableResource
 
-from calc_analytics.config import Settings
+from calc_analytics.config import Settings, process_settings
 from calc_analytics.rollups import database
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ class RollupDatabase(ConfigurableResource):
 
     @property
     def settings(self) -> Settings:
-        """The validated settings, read when they are needed."""
-        return Settings.from_environment()
+        """The validated settings of the process."""
+        return process_settings()
 
     @property
     def db(self) -> "Database":

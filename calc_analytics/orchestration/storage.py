@@ -21,11 +21,12 @@ from sqlalchemy.dialects import plugins
 from sqlalchemy.engine import URL, CreateEnginePlugin, Engine
 from sqlalchemy.pool import QueuePool
 
-from calc_analytics.config import Settings, with_driver
+from calc_analytics.config import process_settings, with_driver
 from calc_analytics.database import dagster_tables
 from calc_analytics.database.create import ensure_database
 from calc_analytics.database.engine import dagster_url
 from calc_analytics.database.schemas import ensure_schema
+from calc_analytics.orchestration.dagster_internals import is_daemon, keep_pools
 
 # A connection to a host that disappeared fails after half a minute, not after hours.
 CONNECTION = {
@@ -88,15 +89,14 @@ class CalcAnalyticsStorage(DagsterPostgresStorage):
     @classmethod
     def from_config_value(cls, inst_data: Any, config_value: Mapping[str, Any]) -> "CalcAnalyticsStorage":
         """Called by Dagster when an instance is loaded; creates the database if it is missing."""
-        url = dagster_url(Settings.from_environment())
+        url = dagster_url(process_settings())
         ensure_database(url)
         _ensure_schema(url)
         require_room(url)
         given = {**CONNECTION, **_named_after_process(), **url.query}
         url = with_driver(url, "psycopg2").update_query_dict({**given, "plugin": PLUGIN})
         storage = cls(url.render_as_string(hide_password=False), inst_data=inst_data)
-        for each in (storage.run_storage, storage.event_log_storage, storage.schedule_storage):
-            vars(each)["optimize_for_webserver"] = _keep_pool
+        keep_pools(storage)
         return storage
 
 
@@ -104,16 +104,11 @@ class CalcAnalyticsStorage(DagsterPostgresStorage):
 _ensure_schema = lru_cache(maxsize=4)(ensure_schema)
 
 
-def _keep_pool(**limits: int) -> None:
-    """Replaces `optimize_for_webserver`, which would make other pools and set a statement_timeout per session, which a
-    pooler hands to other clients. A role may have its own statement_timeout."""
-
-
 def _named_after_process() -> dict[str, str]:
     """The name of a daemon's sessions, so that a second daemon is noticed."""
-    program = "/".join(Path(sys.argv[0]).parts[-2:])
-    is_daemon = program.endswith(("dagster-daemon", "_daemon/__main__.py"))
-    return {"application_name": f"{DAEMON} {os.getpid()} on {socket.gethostname()}"} if is_daemon else {}
+    if not is_daemon(Path(sys.argv[0]).as_posix()):
+        return {}
+    return {"application_name": f"{DAEMON} {os.getpid()} on {socket.gethostname()}"}
 
 
 @lru_cache(maxsize=4)

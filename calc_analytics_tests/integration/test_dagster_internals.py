@@ -5,7 +5,8 @@ A failure here after an upgrade of Dagster names the part of `dagster_internals`
 
 import inspect
 import json
-from importlib.metadata import version
+from importlib.metadata import entry_points, version
+from importlib.util import find_spec
 
 import pytest
 from dagster import (
@@ -16,12 +17,23 @@ from dagster import (
     AssetMaterialization,
     DagsterEventType,
     DagsterInstance,
+    DagsterRun,
     DefaultRunLauncher,
 )
+from dagster._core.remote_origin import (
+    RegisteredCodeLocationOrigin,
+    RemoteInstigatorOrigin,
+    RemoteJobOrigin,
+    RemoteRepositoryOrigin,
+)
+from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus
 from dagster._core.test_utils import create_run_for_test
+from dagster._grpc.server import DagsterApiServer
 from dagster_postgres import DagsterPostgresStorage, PostgresEventLogStorage
 from sqlalchemy import inspect as inspect_database
+from sqlalchemy import text
 
+from calc_analytics.database import dagster_tables
 from calc_analytics.orchestration import dagster_internals, evaluations, event_log
 from calc_analytics.orchestration.launcher import WatchfulRunLauncher
 from calc_analytics.processes.supervisor import free_port
@@ -43,7 +55,6 @@ def test_every_name_is_there():
     assert [
         name for name in dagster_internals.__all__ if name not in lazy and not hasattr(dagster_internals, name)
     ] == []
-    from dagster._core.scheduler.instigation import InstigatorState
     from dagster._grpc.client import DagsterGrpcClient
 
     assert parameters(DagsterGrpcClient.get_server_id) == ["self", "timeout"]
@@ -137,10 +148,11 @@ def test_the_launcher_finds_the_code_server_by_the_runs_tag(instance: DagsterIns
     launcher = WatchfulRunLauncher()
     launcher.register_instance(instance)
     run = create_run_for_test(instance)
-    assert launcher._get_grpc_client_for_termination(run.run_id) is None
+    assert dagster_internals.instance_of(launcher) is instance
+    assert dagster_internals.code_server_of(launcher, run.run_id) is None
     address = json.dumps({"host": "127.0.0.1", "port": free_port()})
     run = create_run_for_test(instance, tags={dagster_internals.GRPC_INFO_TAG: address})
-    client = launcher._get_grpc_client_for_termination(run.run_id)
+    client = dagster_internals.code_server_of(launcher, run.run_id)
     with pytest.raises(dagster_internals.DagsterUserCodeUnreachableError):
         client.get_server_id(timeout=1)
     with pytest.raises(dagster_internals.DagsterUserCodeUnreachableError):
@@ -154,10 +166,44 @@ def test_run_monitoring_asks_the_launcher():
     assert {"RUNNING", "FAILED"} <= {each.name for each in dagster_internals.WorkerStatus}
 
 
-def test_the_code_servers_thread_looks_for_orphaned_runs_by_the_method_that_is_wrapped():
-    server = dagster_internals.DagsterApiServer
-    assert parameters(server._check_for_orphaned_runs) == ["self"]
-    assert "self._check_for_orphaned_runs()" in inspect.getsource(server)
+def test_the_code_servers_thread_looks_for_orphaned_runs_by_the_method_that_is_wrapped(monkeypatch):
+    original = DagsterApiServer._check_for_orphaned_runs
+    assert parameters(original) == ["self"]
+    assert "self._check_for_orphaned_runs()" in inspect.getsource(DagsterApiServer)
+    monkeypatch.setattr(DagsterApiServer, "_check_for_orphaned_runs", original)
+    dagster_internals.wrap_check_for_orphaned_runs(lambda check: ("wrapped", check))
+    assert DagsterApiServer._check_for_orphaned_runs == ("wrapped", original)
+
+
+def test_the_daemon_is_started_by_this_module_and_known_by_its_path_and_that_of_its_script():
+    assert dagster_internals.is_daemon(find_spec("dagster._daemon.__main__").origin)
+    (script,) = [
+        each.name for each in entry_points(group="console_scripts") if each.value == "dagster._daemon.cli:main"
+    ]
+    assert dagster_internals.is_daemon(f"/somewhere/bin/{script}")
+    assert not dagster_internals.is_daemon(find_spec("dagster.__main__").origin)
+
+
+def test_a_stored_state_and_a_launched_run_name_their_code_location():
+    repository = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("here"), "__repository__")
+    origin = RemoteInstigatorOrigin(repository, "a_sensor")
+    state = InstigatorState(origin, dagster_internals.InstigatorType.SENSOR, InstigatorStatus.RUNNING)
+    assert dagster_internals.location_of_instigator(state) == "here"
+    launched = DagsterRun(job_name="a_job", remote_job_origin=RemoteJobOrigin(repository, "a_job"))
+    assert dagster_internals.location_of_run(launched) == "here"
+    assert dagster_internals.location_of_run(DagsterRun(job_name="a_job")) is None
+
+
+def test_dagsters_tables_have_the_names_and_columns_by_which_a_database_is_examined(stored_instance: DagsterInstance):
+    with stored_instance.event_log_storage.index_connection() as connection:
+        found = inspect_database(connection)
+        there = {name: {each["name"] for each in found.get_columns(name)} for name in found.get_table_names()}
+        revisions = set(connection.execute(text(f"select * from {dagster_tables.REVISIONS}")).scalars())
+    assert there.keys() - {dagster_tables.REVISIONS} == dagster_tables.COLUMNS.keys()
+    for name, columns in dagster_tables.COLUMNS.items():
+        assert columns <= there[name], name
+    assert revisions
+    assert revisions <= dagster_tables._revisions()
 
 
 def test_the_storage_is_made_from_a_url_and_may_be_optimized_for_the_webserver(stored_instance: DagsterInstance):

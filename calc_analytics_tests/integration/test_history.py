@@ -6,7 +6,7 @@ from datetime import date, datetime, timezone
 from pathlib import Path
 
 import pytest
-from dagster import AssetCheckKey, AssetCheckSeverity, AssetKey, DagsterInstance, Definitions
+from dagster import AssetCheckKey, AssetCheckSeverity, AssetKey, DagsterEventType, DagsterInstance, Definitions
 from dagster._core.definitions.run_request import InstigatorType
 from dagster._core.remote_origin import (
     RegisteredCodeLocationOrigin,
@@ -265,6 +265,15 @@ def test_failed_runs_are_read_with_the_same_number_of_queries_however_many_there
         assert {run.days[0].day: run.error for run in failed}[number] == f"the disk of day {number} is full"
     assert len(failed) == 16
     assert counts[0] == counts[1] <= 5, counts
+
+
+def test_of_a_run_whose_failure_is_not_among_the_newest_the_log_is_named(stored_instance, location, monkeypatch):
+    for day in (1, 2):
+        fail(stored_instance, location, date(2026, 3, day), "the disk is full")
+    newest = stored_instance.fetch_run_status_changes(DagsterEventType.RUN_FAILURE, 1)
+    monkeypatch.setattr(stored_instance, "fetch_run_status_changes", lambda kind, limit: newest)
+    failed = history.failed_runs(stored_instance, LOG)
+    assert [run.error for run in failed] == ["the reason is in the run's log", "the disk is full"]
 
 
 def fail(dagster: DagsterInstance, location: Definitions, day: date, reason: str) -> None:

@@ -70,9 +70,9 @@ def test_heartbeats_that_take_turns_are_red_and_a_restart_is_not(served: Served,
 
 def test_it_is_over_some_time_after_one_of_them_ended(monkeypatch: pytest.MonkeyPatch):
     ids, at = HeartbeatIds(), datetime.now(timezone.utc)
-    assert [ids.take_turns([Heartbeat(SENSOR, at, True, 0, each)]) for each in "abab"] == [False, False, True, True]
+    assert [ids.take_turns([Heartbeat(SENSOR, at, True, each)]) for each in "abab"] == [False, False, True, True]
     ids._returned_at = at - timedelta(seconds=200)
-    assert not ids.take_turns([Heartbeat(SENSOR, at, True, 0, "b")])
+    assert not ids.take_turns([Heartbeat(SENSOR, at, True, "b")])
     assert not HeartbeatIds().take_turns([Heartbeat(SENSOR, None, True)])
 
 

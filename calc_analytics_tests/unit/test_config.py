@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from calc_analytics import config, days
-from calc_analytics.config import InvalidSetting, Settings, redact_url, without_secrets
+from calc_analytics.config import InvalidSetting, Settings, process_settings, redact_url, without_secrets
+from calc_analytics.orchestration.resources import RollupDatabase
 from calc_analytics.rollups import LATENCY, LOG, STATS, chosen_log
 
 SECRET = "hunter2"
@@ -22,6 +23,18 @@ def settings(**environment: str) -> Settings:
 def test_without_any_variable_the_defaults_hold():
     assert settings() == Settings(None, None, "UTC", date(2025, 1, 1), "0 * * * *", 0.2, None, None)
     assert settings().embedded
+
+
+def test_a_process_reads_them_once_and_again_only_after_an_error(monkeypatch: pytest.MonkeyPatch):
+    variables = {"ROLLUP_TIMEZONE": "Nowhere"}
+    monkeypatch.setattr(config.os, "environ", variables)
+    with pytest.raises(InvalidSetting):
+        process_settings()
+    variables["ROLLUP_TIMEZONE"] = "Asia/Jerusalem"
+    assert RollupDatabase().settings.timezone == "Asia/Jerusalem"
+    variables["ROLLUP_TIMEZONE"] = "UTC"
+    assert RollupDatabase().settings is process_settings()
+    assert process_settings().timezone == "Asia/Jerusalem"
 
 
 @pytest.mark.parametrize(

@@ -71,13 +71,50 @@ def test_only_the_orchestration_layer_knows_dagster_and_only_config_reads_the_en
         assert not re.search(r"\bos\.(environ|getenv)|import environ", source)
 
 
+def test_the_settings_are_read_in_one_place_and_once():
+    assert [ids(path) for path in MODULES if ".from_environment(" in path.read_text()] == ["config.py"]
+
+
 PRIVATE = re.compile(r"dagster\w*(\.\w+)*\._|dagster_postgres\.\w+\.|dagster_shared")
+PRIVATE_PATH = re.compile(r"\bdagster[./]_|\b_core\b|\b_daemon\b")
+INTERNALS = "orchestration/dagster_internals.py"
 
 
 def test_only_one_module_imports_what_dagster_does_not_publish():
     """Imports for annotations too."""
     private = {ids(path): [name for name in sorted(imports(path)) if PRIVATE.match(name)] for path in MODULES}
-    assert [path for path, names in private.items() if names] == ["orchestration/dagster_internals.py"]
+    assert [path for path, names in private.items() if names] == [INTERNALS]
+
+
+def private_attributes(path: Path) -> set[str]:
+    """Attributes that begin with one underscore and that the module does not define itself."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    attributes = [node for node in nodes if isinstance(node, ast.Attribute) and re.match("_[a-z]", node.attr)]
+    own = {node.attr for node in attributes if isinstance(node.ctx, ast.Store)}
+    own |= {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+    return {node.attr for node in attributes} - own
+
+
+def texts(path: Path) -> set[str]:
+    """The texts in the module, without its docstrings."""
+    tree = ast.parse(path.read_text())
+    statements = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    constants = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in statements]
+    return {node.value for node in constants if isinstance(node.value, str)}
+
+
+def test_only_that_module_uses_attributes_that_dagster_does_not_publish():
+    orchestration = [path for path in MODULES if part(path) in ("orchestration", "definitions")]
+    found = {ids(path): private_attributes(path) for path in orchestration}
+    assert found.pop(INTERNALS)
+    assert {path: names for path, names in found.items() if names} == {}
+
+
+def test_only_that_module_and_two_that_it_names_write_a_private_path_of_dagster():
+    found = [ids(path) for path in MODULES if any(PRIVATE_PATH.search(each) for each in texts(path))]
+    assert found == ["database/dagster_tables.py", INTERNALS, "processes/supervisor.py"]
+    described = ast.get_docstring(ast.parse((ROOT / INTERNALS).read_text()))
+    assert [path for path in found if path != INTERNALS and f"`{path}`" not in described] == []
 
 
 @pytest.mark.parametrize("path", [p for p in MODULES if p.read_text().strip()], ids=ids)
