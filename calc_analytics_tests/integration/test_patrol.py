@@ -13,8 +13,7 @@ from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.patrol import Patrol, oldest_proof
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
-from calc_analytics.rollup.status import days as status_days
-from calc_analytics.rollup.status import different_days
+from calc_analytics.rollup.status import different_days, ledger_report
 from calc_analytics.rollup.verify import verify
 from calc_analytics.rollups import STATS
 from calc_analytics_tests.logs import execute, random_rows, row, write
@@ -119,7 +118,7 @@ def test_every_day_is_proven_in_turn_the_oldest_proof_first(built: Database, clo
         clock.sleep(1000)
     assert [days for name, days in done if name == "verify"] == [[day] for day in reversed(DAYS)]
     assert oldest_proof(built) is None
-    assert all(each.unproven == 0 for each in status_days(built).values())
+    assert all(each.unproven == 0 for each in ledger_report(built).days.values())
     let_pass(built, clock, 4000)
     verify(built, [DAYS[3]])
     assert oldest_proof(built) == DAYS[2]
