@@ -235,14 +235,14 @@ def live_table() -> Iterator[Callable[[Rollup, dict[date, dict[str, int]], str],
 
 
 def totals_table(rollup: Rollup, totals: dict[date, dict[str, int]], caption: str) -> Any:
-    """A rich table of a rollup's measures per day, newest first; fits 80 columns."""
+    """A rich table of a rollup's measures per day, newest first; 80 columns hold a day of a million rows."""
     from rich import box
     from rich.table import Table
 
     shown = [name for name in rollup.measure_names if name != SUM_OF_TIMES]
     key = "publishers" if rollup.keys == ("publisher_id",) else "rows"
     headings = ["day", key, *(HEADINGS.get(name, name.replace("_", " ")) for name in shown)]
-    table = Table(title=rollup.name, caption=caption, box=box.SIMPLE_HEAD)
+    table = Table(title=rollup.name, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for heading in headings + ["avg ms"] * (SUM_OF_TIMES in rollup.measure_names):
         table.add_column(heading, justify="left" if heading == "day" else "right", no_wrap=True)
     for day in sorted(totals, reverse=True):

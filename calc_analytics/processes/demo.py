@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from calc_analytics import days
 from calc_analytics.config import Settings
+from calc_analytics.database import log_index
 from calc_analytics.plurals import number
 from calc_analytics.processes.simulate import DAY_SECONDS, WEEK, SimulationReport, Traffic, simulate, write_history
 from calc_analytics.rollup.database import Database
@@ -62,6 +63,7 @@ def write_days(
             return
         rows = rows_of(day, rate, db.timezone)
         write_history(db.engine.url, [day], rows, traffic, db.timezone, progress=progress)
+        log_index.summarize(db.engine)  # else each refresh reads all days before it again
         refresh(db)
     # Only days that are empty yet, or that have rows from before the project was installed.
     rebuild(db, sorted(set(missing) - set(built_days(db))))
