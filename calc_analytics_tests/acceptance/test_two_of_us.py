@@ -6,6 +6,7 @@ import subprocess
 import sys
 from typing import Any
 
+from calc_analytics.operations.health import TWO_DAEMONS
 from calc_analytics_tests.acceptance.conftest import Up, eventually, free_ports
 
 
@@ -45,7 +46,7 @@ def test_dagster_dev_beside_up_is_red_until_it_ends(up: Up):
         eventually(lambda: daemon_probe(up)["code"] == "two_daemons", "the second daemon in health")
         assert up.get("/health/rollup")[0] == 503
         said = " ".join(up.project.cli("doctor").stdout.split())
-        assert "two of Dagster's daemons run at once, so that ticks and runs come twice: dagster daemon " in said
+        assert f"{TWO_DAEMONS}: dagster daemon " in said
     finally:
         end(dev)
     eventually(lambda: daemon_probe(up)["ok"], "health without it", 240)
