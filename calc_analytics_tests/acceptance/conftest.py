@@ -44,6 +44,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.long)
 
 
+def _command_line(process: psutil.Process) -> set[str]:
+    """The words of a process; none of one that has ended, which any process may do while others are looked at."""
+    try:
+        return set(process.cmdline()) if process.status() != psutil.STATUS_ZOMBIE else set()
+    except psutil.NoSuchProcess:
+        return set()
+
+
 def eventually(fact: Callable[[], Any], what: str, seconds: float = PATIENCE_SECONDS) -> Any:
     """The fact's value as soon as it is true; fails when it is not within `seconds`, saying what was awaited."""
     deadline = time.monotonic() + seconds
@@ -164,11 +172,19 @@ class Up:
             processes.append(psutil.Process(int(pid_file.read_text().splitlines()[0])))
         return processes
 
+    def living(self, *words: str) -> list[psutil.Process]:
+        """The processes that have all of these words on their command line, and are no zombies."""
+        return [process for process in self.descendants() if set(words) <= _command_line(process)]
+
+    def postmasters(self) -> list[psutil.Process]:
+        """The embedded server's first process, as a list of one; the server detaches itself."""
+        pid_file = self.project.folder / ".calc_analytics" / "pgdata" / "postmaster.pid"
+        pid = int(pid_file.read_text().splitlines()[0])
+        return [process for process in self.descendants() if process.pid == pid]
+
     def daemons(self) -> list[psutil.Process]:
         """The living processes of Dagster's daemon."""
-        return [
-            p for p in self.descendants() if p.status() != psutil.STATUS_ZOMBIE and "dagster._daemon" in p.cmdline()
-        ]
+        return self.living("dagster._daemon")
 
     def get(self, path: str, method: str = "GET", **headers: str) -> tuple[int, Any]:
         """Status and JSON (or text) of an answer of the HTTP service."""

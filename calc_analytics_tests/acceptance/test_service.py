@@ -164,7 +164,7 @@ def test_a_sensor_that_is_turned_off_is_unhealthy_and_the_named_command_fixes_it
 
 
 def test_a_killed_database_is_503_with_details_and_then_healthy_again(up: Up):
-    (postmaster,) = [p for p in up.descendants() if "postgres" in p.name() and p.ppid() == 1]
+    (postmaster,) = up.postmasters()
     postmaster.suspend()
     try:
         status, answer = up.get("/health/rollup")
@@ -178,8 +178,7 @@ def test_a_killed_database_is_503_with_details_and_then_healthy_again(up: Up):
 
 
 def test_a_service_that_dies_is_started_again(up: Up):
-    living = [p for p in up.descendants() if p.status() != psutil.STATUS_ZOMBIE]
-    (service,) = [p for p in living if "serve" in p.cmdline()]
+    (service,) = up.living("serve")
     before = samples(up)
     service.kill()
     eventually(lambda: up.get("/health/live")[0] == 200, "the service again", 60)

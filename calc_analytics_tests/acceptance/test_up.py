@@ -191,6 +191,7 @@ def test_the_page_for_people_is_green_and_leads_to_dagster(up: Up, page: Page):
     page.wait_for_url(f"http://127.0.0.1:{up.port}/**")
 
 
+@pytest.mark.long
 def test_a_backfill_of_thirty_days_from_the_ui_takes_at_most_two_runs(up: Up, page: Page):
     last = days.today("UTC") - timedelta(days=40)
     wanted = days.days_between(last - timedelta(days=29), last)
@@ -243,7 +244,7 @@ def test_a_process_that_dies_is_started_again(up: Up):
 
 
 def test_a_database_that_dies_is_started_again_and_counting_goes_on(up: Up):
-    (postmaster,) = [p for p in up.descendants() if "postgres" in p.name() and p.ppid() == 1]
+    (postmaster,) = up.postmasters()
     postmaster.kill()
 
     def all_counted_again() -> bool:

@@ -19,6 +19,7 @@ from calc_analytics_tests.conftest import ROLE, own_database, stay_clear_of_midn
 LONG = (
     "test_books.py",
     "test_cloned_cluster.py",
+    "test_corrected_rows.py",
     "test_housekeeping.py",
     "test_log_identity.py",
     "test_odd_tables.py",
