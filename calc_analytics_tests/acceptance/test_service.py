@@ -174,7 +174,8 @@ def test_a_killed_database_is_503_with_details_and_then_healthy_again(up: Up):
     finally:
         postmaster.kill()
     eventually(lambda: healthy(up), "healthy again, with a database that was started again")
-    assert {line["status"] for line in lines(up, "service", "health")} == {"ok", "unhealthy"}
+    statuses = {"ok", "unhealthy"}
+    eventually(lambda: {line["status"] for line in lines(up, "service", "health")} == statuses, "a look for each")
 
 
 def test_a_service_that_dies_is_started_again(up: Up):
