@@ -1,7 +1,7 @@
 """Asks several questions at once, each in a thread of its own, with one deadline for all.
 
 A question that hangs is answered by "no answer". Concurrent callers share the question already in flight. After a
-minute it is asked again beside the hanging one, so that a lost connection does not block it for ever.
+minute it is asked again beside the hanging one, so that a lost connection does not block it permanently.
 
 The threads are our own because they must be daemon threads: anyio's worker threads are not (4.16), so that one
 that hangs in a query would keep the process from ending.

@@ -338,7 +338,7 @@ def last_checks(dagster: DagsterInstance, log: "Log") -> list[LastCheck]:
 
 
 def tick_retention_days(dagster: DagsterInstance) -> dict[str, int]:
-    """For how many days ticks of the sensor are kept, by how they ended; -1 is for ever."""
+    """For how many days ticks of the sensor are kept, by how they ended; -1 is without limit."""
     with _translate_db_errors():
         kept = dagster.get_tick_retention_settings(InstigatorType.SENSOR)
     return {status.value.lower(): days for status, days in kept.items()}

@@ -1,7 +1,7 @@
 """Dagster's default run launcher, with a health check of run workers for run monitoring.
 
-Dagster's own launcher has none, so a run whose worker was killed together with its code server would stay "started"
-for ever. `dagster.yaml` names this class.
+Dagster's own launcher has none, so a run whose worker was killed together with its code server would stay "started".
+`dagster.yaml` names this class.
 
 The daemon repeats a failed run by asking its code server, once: without an answer the run is never repeated. So a run
 is reported as failed only after its code server has answered for a while, when the daemon has connected to it again.

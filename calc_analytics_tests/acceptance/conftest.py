@@ -62,7 +62,7 @@ def eventually(fact: Callable[[], Any], what: str, seconds: float = PATIENCE_SEC
 
 
 def ask(port: int, path: str, method: str = "GET", **headers: str) -> tuple[int, Any]:
-    """Status and JSON (or text) of what listens on that port; (0, the reason) if nobody answers."""
+    """Status and JSON (or text) of what listens on that port; (0, the reason) if nothing answers."""
     request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", method=method, headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=60) as response:

@@ -85,7 +85,7 @@ def proving(up: Up) -> Iterator[Proofs]:
 
 
 def answered(question: Callable[[], Any]) -> Any:
-    """The answer, or None while there is nobody who could give it."""
+    """The answer, or None while the server is down."""
     try:
         return question()
     except (OSError, DBAPIError, DatabaseError, psutil.Error, LookupError, ValueError, AssertionError):

@@ -208,7 +208,7 @@ def test_kills_at_random_moments_lose_no_row_and_everything_runs_again_by_itself
 
 
 def assert_all_is_well(up: Up, writers: Writers, proofs: Proofs, killer: Killer) -> None:
-    """Nobody repairs anything; everything is waited for."""
+    """Nothing is repaired by hand; everything is waited for."""
     over, started = time.time(), time.monotonic()
 
     def after(what: str) -> None:

@@ -149,7 +149,7 @@ def failed_ticks(up: Up) -> list[Any]:
 
 
 def after_one_more(up: Up, count: Callable[[], int], what: str) -> None:
-    """Waits until the count, which may have nobody to answer it, has grown."""
+    """Waits until the count, which may find the server down, has grown."""
     say(f"awaiting {what}")
     before = count()
     eventually(lambda: (answered(count) or 0) > before, what)

@@ -33,7 +33,7 @@ def up(project: Project) -> Iterator[Up]:
 
 
 def probes(port: int) -> dict[str, dict[str, Any]]:
-    """The probes of the health report by name; none if nobody answers."""
+    """The probes of the health report by name; none without an answer."""
     status, answer = ask(port, "/health/rollup")
     return {probe["name"]: probe for probe in answer["data"]["probes"]} if status else {}
 

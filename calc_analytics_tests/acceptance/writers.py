@@ -84,7 +84,7 @@ class Writer:
         self.connection: psycopg.Connection | None = None
 
     def run(self) -> None:
-        """Writes until it is told to stop."""
+        """Writes until SIGTERM."""
         signal.signal(signal.SIGTERM, self._stop)
         batch = 0
         while not self.stopping:

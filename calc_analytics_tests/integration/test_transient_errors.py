@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -342,26 +342,33 @@ def test_a_pool_without_a_free_connection_says_so(counted: Database):
     assert refresh(counted).rows == 5
 
 
-def test_a_server_without_a_free_connection_says_so(counted: Database):
-    execute(counted, f"alter role {ROLE} connection limit 0")
-    counted.engine.dispose()
+@contextmanager
+def role_with(db: Database, option: str, undo: str) -> Iterator[None]:
+    """The role has that option for as long as the context lasts; the engine has to connect afresh."""
+    execute(db, f"alter role {ROLE} {option}")
+    db.engine.dispose()
     try:
-        with pytest.raises(DatabaseError, match="too many connections") as trouble:
-            refresh(counted)
+        yield
     finally:
-        execute(counted, f"alter role {ROLE} connection limit -1")
+        execute(db, f"alter role {ROLE} {undo}")
+
+
+def test_a_server_without_a_free_connection_says_so(counted: Database):
+    with (
+        role_with(counted, "connection limit 0", "connection limit -1"),
+        pytest.raises(DatabaseError, match="too many connections") as trouble,
+    ):
+        refresh(counted)
     assert trouble.value.transient
     assert refresh(counted).rows == 5
 
 
 def test_a_role_that_may_not_log_in_is_refused_immediately(counted: Database):
-    execute(counted, f"alter role {ROLE} nologin")
-    counted.engine.dispose()
-    try:
-        with pytest.raises(DatabaseError, match="not permitted to log in") as trouble:
-            refresh(counted)
-    finally:
-        execute(counted, f"alter role {ROLE} login")
+    with (
+        role_with(counted, "nologin", "login"),
+        pytest.raises(DatabaseError, match="not permitted to log in") as trouble,
+    ):
+        refresh(counted)
     assert not trouble.value.transient
 
 
