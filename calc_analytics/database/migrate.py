@@ -30,7 +30,7 @@ from calc_analytics.database.errors import first_line, is_row_security, sqlstate
 from calc_analytics.errors import CalcAnalyticsError
 
 # The newest revision in migrations/versions.
-HEAD = "0006_comments"
+HEAD = "0007_readers"
 ADVISORY_LOCK = 7_244_100_501
 # Shorter than deadlock_timeout (one second): a deadlock never aborts another transaction.
 LOCK_TIMEOUT = "800ms"

@@ -8,7 +8,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
 from calc_analytics.config import redact_url
-from calc_analytics.database import adopt, grants, log_tree, migrate, relations, row_security, schemas
+from calc_analytics.database import adopt, contract, grants, log_tree, migrate, relations, row_security, schemas
 from calc_analytics.database.engine import ALL_ROWS, transaction
 from calc_analytics.database.errors import translate_db_errors
 from calc_analytics.database.log_columns import UnfitTable
@@ -134,6 +134,7 @@ def _keep_state(connection: Connection, db: Database, start_date: date | None, t
     new = db.log.names if is_new else switched_on
     known = there - grants.without_grants(connection, new)
     grants.extend(connection, known, [*before, *db.log.names], db.log.names)
+    contract.install(connection)
     for name in switched_off:
         connection.execute(text(f"drop view if exists {quote_identifier(name + '_live')}"))
     if switched_on or switched_off:

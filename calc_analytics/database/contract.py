@@ -1,0 +1,553 @@
+"""The SQL contract for readers: views and functions that answer what an API and its pages ask of the statistics.
+
+Names, columns and types are promises (docs/reading.md). Each function is one SELECT of language SQL, which PostgreSQL
+merges into the caller's query, and runs with the caller's rights. Tables are named with their schemas, so a search_path
+changes no answer. Bodies are text: a column that `widen` alters is not locked by them; the contract is then installed
+again.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from sqlalchemy import text
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError
+
+from calc_analytics.database import relations
+from calc_analytics.database.errors import sqlstate
+from calc_analytics.database.sql import quote_identifier, quote_literal
+from calc_analytics.database.tables import (
+    calculation_latency_daily,
+    calculation_locality_stats_daily,
+    calculation_logs,
+    calculation_stats_daily,
+    calculation_stats_hourly,
+    rollup_days,
+    rollup_state,
+)
+from calc_analytics.database.views import create_view, drop_view, replace_view
+from calc_analytics.errors import CalcAnalyticsError
+
+# Each comment begins with it; what has another comment is another program's.
+MARK = "calc_analytics: "
+STATS, LOCALITIES = calculation_stats_daily.name, calculation_locality_stats_daily.name
+HOURS, LATENCY = calculation_stats_hourly.name, calculation_latency_daily.name
+P95_DAYS = 30
+# A function's columns would change: invalid_function_definition.
+_OTHER_COLUMNS = "42P13"
+_MEASURES = {
+    "calculations": "bigint",
+    "cache_hits": "bigint",
+    "cache_hit_ratio": "double precision",
+    "average_response_time_ms": "double precision",
+    "source_web": "bigint",
+    "source_api": "bigint",
+    "source_external": "bigint",
+}
+_PERCENTILES = {"p50_ms": "0.5", "p90_ms": "0.9", "p95_ms": "0.95", "p99_ms": "0.99"}
+_QUALITY = {"counted_at": "timestamptz", "complete": "boolean"}
+_PERIOD = {"first_day": "date", "last_day": "date"}
+
+
+class NameTaken(CalcAnalyticsError):
+    """Another program's view or function has a name of the contract; nothing was changed."""
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function of the contract: parameters with their types and defaults, columns with their types, and its query.
+
+    In the query, {names} in braces stand for tables and functions with their schemas.
+    """
+
+    name: str
+    parameters: Mapping[str, str]
+    returns: Mapping[str, str] | str
+    query: str
+    comment: str
+    rows: int | None = None
+
+    @property
+    def types(self) -> str:
+        """The types of the parameters, which identify the function: 'bigint, integer'."""
+        return ", ".join(declared.split(" default ")[0] for declared in self.parameters.values())
+
+    def create(self, names: Mapping[str, str]) -> str:
+        """The statement that creates or replaces it; `names` says what stands for each name in braces."""
+        parameters = ", ".join(f"{name} {declared}" for name, declared in self.parameters.items())
+        returns = self.returns if isinstance(self.returns, str) else _table(self.returns)
+        rows = "" if isinstance(self.returns, str) else f" rows {self.rows or 100}"
+        return f"""
+            create or replace function {names[self.name]}({parameters}) returns {returns.format_map(names)}
+            language sql stable parallel safe{rows} as $contract${self.query.format_map(names)}$contract$
+        """
+
+
+def _table(columns: Mapping[str, str]) -> str:
+    return f"table ({', '.join(f'{name} {type_}' for name, type_ in columns.items())})"
+
+
+def _middle() -> str:
+    """SQL: the middle of the response times that one bucket of the histogram holds; at most 0.8 % from each of them."""
+    widths = [(2**bits, 2 ** (bits - 7)) for bits in range(8, 32)]
+    cases = " ".join(f"when bucket < {limit} then bucket + {(width - 1) / 2}" for limit, width in widths)
+    beyond = (2**24 - 1) / 2
+    return f"select cast(case when bucket < 128 then bucket {cases} else bucket + {beyond} end as double precision)"
+
+
+def _percentile(fraction: str) -> str:
+    """SQL: the percentile as PostgreSQL's percentile_cont and numpy define it: between two ranks, in proportion."""
+    position = f"{fraction} * (max(measured) - 1)"
+    low, high = (
+        f"min(ms) filter (where upto > floor({fraction} * (measured - 1)))",
+        (f"min(ms) filter (where upto > ceil({fraction} * (measured - 1)))"),
+    )
+    share = f"cast({position} - floor({position}) as double precision)"
+    return f"{low} + ({high} - {low}) * {share}"
+
+
+def _ratio(part: str, whole: str) -> str:
+    return f"cast({part} as double precision) / nullif({whole}, 0)"
+
+
+_READING = Function(
+    "rollup_reading",
+    {},
+    {"today": "date", "counted_at": "timestamptz", "timezone": "text", "rollups": "text[]"},
+    f"""
+    select cast(now() at time zone timezone as date), refreshed_at, timezone, rollups
+    from {{rollup_state}} where log = '{calculation_logs.name}'
+    """,
+    "today in the reporting time zone, and up to when log rows are counted",
+    rows=1,
+)
+_COMPLETE = Function(
+    "rollup_days_complete",
+    {"rollup_name": "text", **_PERIOD},
+    "boolean",
+    """
+    select coalesce((
+        select rollup_name = any (rollups) and not exists (
+            select from {rollup_days}
+            where rollup = rollup_name and date between first_day and last_day and status <> 'built')
+        from {rollup_reading}()), false)
+    """,
+    "whether every day from first_day to last_day that has log rows is built in that rollup",
+)
+_MIDDLE = Function(
+    "response_time_middle",
+    {"bucket": "bigint"},
+    "double precision",
+    _middle(),
+    "the middle of a bucket of response times, in milliseconds: exact below 128, within 0.8 % above",
+)
+# Rows without a response time are in one bucket each per publisher, day and source, which has an index of its own.
+_UNMEASURED = f"select date, calculations from {{{LATENCY}}} where {{of}} and response_time_ms = -1"
+_OF_DAYS = "date between first_day and last_day"
+
+
+def _both(
+    name: str,
+    parameters: Mapping[str, str],
+    returns: Mapping[str, str],
+    query: str,
+    comment: str,
+    rows: int = 100,
+    **platform: str,
+) -> Iterator[Function]:
+    """The function of one publisher, and that of the platform; `platform` are the latter's further parameters."""
+    of_one = {"of": "publisher_id = publisher", "one": "publisher_", "argument": "publisher, ", "more": "true"}
+    of_all = {"of": "true", "one": "platform_", "argument": "", "more": "true"}
+    if platform:
+        of_all["more"] = " and ".join(f"({each} is null or publisher_id = any ({each}))" for each in platform)
+    for prefix, values, own, more in (
+        ("publisher", of_one, {"publisher": "bigint"}, {}),
+        ("platform", of_all, {}, platform),
+    ):
+        filled = query
+        for key, value in values.items():
+            filled = filled.replace("{" + key + "}", value)
+        whose = "one publisher" if own else "all publishers"
+        yield Function(
+            f"{prefix}_{name}", {**own, **parameters, **more}, returns, filled, comment.replace("{whose}", whose), rows
+        )
+
+
+def _functions() -> Iterator[Function]:
+    yield from (_READING, _COMPLETE, _MIDDLE)
+    yield from _both(
+        "days",
+        _PERIOD,
+        {"date": "date", **_MEASURES, **_QUALITY},
+        f"""
+    with counted as (
+        select date, cast(sum(total_calculations) as bigint) as calculations,
+               cast(sum(cache_hits) as bigint) as cache_hits, sum(total_response_time_ms) as total_ms,
+               cast(sum(source_web) as bigint) as source_web, cast(sum(source_api) as bigint) as source_api,
+               cast(sum(source_external) as bigint) as source_external
+        from {{{STATS}}} where {{of}} and {_OF_DAYS} group by date
+    ), unmeasured as (
+        select date, sum(calculations) as calculations
+        from ({_UNMEASURED} and {_OF_DAYS}) rows group by date
+    )
+    select d.date, coalesce(c.calculations, 0), coalesce(c.cache_hits, 0),
+           {_ratio("c.cache_hits", "c.calculations")},
+           {_ratio("c.total_ms", "c.calculations - coalesce(u.calculations, 0)")},
+           coalesce(c.source_web, 0), coalesce(c.source_api, 0), coalesce(c.source_external, 0),
+           r.counted_at, {{rollup_days_complete}}('{STATS}', d.date, d.date)
+    from (select first_day + n as date from generate_series(0, last_day - first_day) as s (n)) d
+    left join {{rollup_reading}}() r on true left join counted c using (date) left join unmeasured u using (date)
+    order by d.date
+        """,
+        "a row for each day from first_day to last_day, days without calculations included, of {whose}",
+        rows=30,
+    )
+    yield from _both(
+        "trend",
+        {"days": "integer default 7"},
+        {"date": "date", **_MEASURES, **_QUALITY},
+        """
+    select d.* from {rollup_reading}() r cross join lateral {{one}days}({argument}r.today - (days - 1), r.today) d
+        """,
+        "a row for each of the last days, today and days without calculations included, of {whose}",
+        rows=7,
+    )
+    yield from _both(
+        "totals",
+        _PERIOD,
+        {**_MEASURES, **_QUALITY},
+        f"""
+    with counted as (
+        select cast(coalesce(sum(total_calculations), 0) as bigint) as calculations,
+               cast(coalesce(sum(cache_hits), 0) as bigint) as cache_hits, sum(total_response_time_ms) as total_ms,
+               cast(coalesce(sum(source_web), 0) as bigint) as source_web,
+               cast(coalesce(sum(source_api), 0) as bigint) as source_api,
+               cast(coalesce(sum(source_external), 0) as bigint) as source_external
+        from {{{STATS}}} where {{of}} and {_OF_DAYS}
+    ), unmeasured as (
+        select coalesce(sum(calculations), 0) as calculations from ({_UNMEASURED} and {_OF_DAYS}) rows
+    )
+    select c.calculations, c.cache_hits, {_ratio("c.cache_hits", "c.calculations")},
+           {_ratio("c.total_ms", "c.calculations - u.calculations")},
+           c.source_web, c.source_api, c.source_external,
+           r.counted_at, {{rollup_days_complete}}('{STATS}', first_day, last_day)
+    from counted c cross join unmeasured u left join {{rollup_reading}}() r on true
+        """,
+        "one row for all days from first_day to last_day, of {whose}",
+        rows=1,
+    )
+    yield from _both(
+        "top_localities",
+        {**_PERIOD, "n": "integer default 5"},
+        {
+            "rank": "bigint",
+            "locality_id": "bigint",
+            "calculations": "bigint",
+            "share": "double precision",
+            "cache_hits": "bigint",
+            "cache_hit_ratio": "double precision",
+            **_QUALITY,
+        },
+        _top(LOCALITIES, "locality_id"),
+        "the localities with most calculations from first_day to last_day, of {whose}",
+        rows=5,
+    )
+    yield Function(
+        "platform_top_publishers",
+        {**_PERIOD, "n": "integer default 5"},
+        {
+            "rank": "bigint",
+            "publisher_id": "bigint",
+            "calculations": "bigint",
+            "share": "double precision",
+            "cache_hits": "bigint",
+            "cache_hit_ratio": "double precision",
+            **_QUALITY,
+        },
+        _top(STATS, "publisher_id").replace("{of}", "true"),
+        "the publishers with most calculations from first_day to last_day",
+        rows=5,
+    )
+    percentiles = ", ".join(_percentile(fraction) for fraction in _PERCENTILES.values())
+    columns = {"measured": "bigint", **dict.fromkeys(_PERCENTILES, "double precision"), **_QUALITY}
+    yield from _both(
+        "percentiles",
+        {**_PERIOD, "sources": "integer[] default null"},
+        columns,
+        f"""
+    with buckets as (
+        select response_time_ms as bucket, sum(calculations) as calculations
+        from {{{LATENCY}}}
+        where {{of}} and {{more}} and {_OF_DAYS} and response_time_ms >= 0
+          and (sources is null or source = any (sources))
+        group by response_time_ms
+    ), ranked as (
+        select {{response_time_middle}}(bucket) as ms, sum(calculations) over (order by bucket) as upto,
+               sum(calculations) over () as measured
+        from buckets
+    ), found as (select cast(coalesce(max(measured), 0) as bigint) as measured, {percentiles} from ranked)
+    select found.*, r.counted_at, {{rollup_days_complete}}('{LATENCY}', first_day, last_day)
+    from found left join {{rollup_reading}}() r on true
+        """,
+        "percentiles of the measured response times from first_day to last_day, in milliseconds, of {whose}",
+        rows=1,
+        publishers="bigint[] default null",
+    )
+    yield from _both(
+        "percentiles_by_day",
+        _PERIOD,
+        {"date": "date", **columns},
+        f"""
+    with buckets as (
+        select date, response_time_ms as bucket, sum(calculations) as calculations
+        from {{{LATENCY}}} where {{of}} and {_OF_DAYS} and response_time_ms >= 0
+        group by date, response_time_ms
+    ), ranked as (
+        select date, {{response_time_middle}}(bucket) as ms,
+               sum(calculations) over (partition by date order by bucket) as upto,
+               sum(calculations) over (partition by date) as measured
+        from buckets
+    ), found (date, measured, {", ".join(_PERCENTILES)}) as (
+        select date, cast(max(measured) as bigint), {percentiles} from ranked group by date
+    )
+    select d.date, coalesce(f.measured, 0), {", ".join(f"f.{name}" for name in _PERCENTILES)},
+           r.counted_at, {{rollup_days_complete}}('{LATENCY}', d.date, d.date)
+    from (select first_day + n as date from generate_series(0, last_day - first_day) as s (n)) d
+    left join {{rollup_reading}}() r on true left join found f using (date)
+    order by d.date
+        """,
+        "percentiles of the measured response times of each day from first_day to last_day, of {whose}",
+        rows=30,
+    )
+    yield from _both(
+        "hours",
+        _PERIOD,
+        {"weekday": "integer", "hour": "integer", "calculations": "bigint", **_QUALITY},
+        f"""
+    with counted as (
+        select cast(extract(isodow from hour at time zone r.timezone) as integer) as weekday,
+               cast(extract(hour from hour at time zone r.timezone) as integer) as hour,
+               cast(sum(total_calculations) as bigint) as calculations
+        from {{{HOURS}}} cross join {{rollup_reading}}() r where {{of}} and {_OF_DAYS}
+        group by 1, 2
+    )
+    select w.weekday, h.hour, coalesce(c.calculations, 0),
+           r.counted_at, {{rollup_days_complete}}('{HOURS}', first_day, last_day)
+    from generate_series(1, 7) as w (weekday) cross join generate_series(0, 23) as h (hour)
+    left join counted c using (weekday, hour) left join {{rollup_reading}}() r on true
+    order by w.weekday, h.hour
+        """,
+        "calculations by weekday (1: Monday) and hour of the reporting time zone, of {whose}",
+        rows=168,
+    )
+    yield from _usage()
+
+
+def _top(rollup: str, key: str) -> str:
+    return f"""
+    with counted as (
+        select {key}, sum(total_calculations) as calculations, sum(cache_hits) as cache_hits
+        from {{{rollup}}} where {{of}} and {_OF_DAYS} group by {key} having sum(total_calculations) > 0
+    ), ranked as (
+        select row_number() over (order by calculations desc, {key}) as rank, counted.*,
+               sum(calculations) over () as total
+        from counted
+    )
+    select f.rank, cast(f.{key} as bigint), cast(f.calculations as bigint), {_ratio("f.calculations", "f.total")},
+           cast(f.cache_hits as bigint), {_ratio("f.cache_hits", "f.calculations")},
+           r.counted_at, {{rollup_days_complete}}('{rollup}', first_day, last_day)
+    from ranked f left join {{rollup_reading}}() r on true
+    where f.rank <= n order by f.rank
+    """
+
+
+_USAGE = {
+    "today": "bigint",
+    "this_month": "bigint",
+    "last_month": "bigint",
+    "all_time": "bigint",
+    "cache_hit_ratio": "double precision",
+    "average_response_time_ms": "double precision",
+    "p95_response_time_ms": "double precision",
+    "first_date": "date",
+    "last_date": "date",
+    **_QUALITY,
+}
+USAGE_COMMENTS = {
+    "publisher_id": "whose calculations",
+    "today": "calculations of today, in the reporting time zone",
+    "this_month": "calculations since the first of this month",
+    "last_month": "calculations of the calendar month before",
+    "all_time": "all calculations, also those whose log rows were pruned",
+    "cache_hit_ratio": "cache hits per calculation over all time, 0 to 1; null: no calculations",
+    "average_response_time_ms": "milliseconds, over all rows with a response time; null: there is none",
+    "p95_response_time_ms": f"milliseconds, over the last {P95_DAYS} days; null: no row with a response time",
+    "first_date": "first day with a calculation",
+    "last_date": "last day with a calculation",
+    "counted_at": "log rows that were committed by then are counted",
+    "complete": "whether every day that has log rows is built",
+}
+
+
+def _usage() -> Iterator[Function]:
+    """What the two views select: the same figures, per publisher and over all."""
+    month = "cast(date_trunc('month', cast(r.today as timestamp)) as date)"
+    last = f"cast({month} - interval '1 month' as date)"
+    counted = f"""
+        cast(coalesce(sum(total_calculations) filter (where date = r.today), 0) as bigint) as today,
+        cast(coalesce(sum(total_calculations) filter (where date between {month} and r.today), 0) as bigint)
+            as this_month,
+        cast(coalesce(sum(total_calculations) filter (where date >= {last} and date < {month}), 0) as bigint)
+            as last_month,
+        cast(coalesce(sum(total_calculations), 0) as bigint) as all_time,
+        sum(cache_hits) as cache_hits, sum(total_response_time_ms) as total_ms,
+        min(date) as first_date, max(date) as last_date"""
+    figures = f"""
+        u.today, u.this_month, u.last_month, u.all_time, {_ratio("u.cache_hits", "u.all_time")},
+        {_ratio("u.total_ms", "u.all_time - coalesce(m.calculations, 0)")}, p.p95_ms, u.first_date, u.last_date,
+        r.counted_at, {{rollup_days_complete}}('{STATS}', '-infinity', 'infinity')
+            and {{rollup_days_complete}}('{LATENCY}', '-infinity', 'infinity')"""
+    yield Function(
+        "publisher_usage_rows",
+        {},
+        {"publisher_id": "{publisher_type}", **_USAGE},
+        f"""
+    select u.publisher_id, {figures}
+    from (
+        select s.publisher_id, {counted}
+        from {{{STATS}}} s left join {{rollup_reading}}() r on true
+        group by s.publisher_id having sum(total_calculations) > 0
+    ) u
+    left join lateral (
+        select sum(calculations) as calculations from {{{LATENCY}}} l
+        where l.publisher_id = u.publisher_id and l.response_time_ms = -1
+    ) m on true
+    left join {{rollup_reading}}() r on true
+    left join lateral {{publisher_percentiles}}(u.publisher_id, r.today - {P95_DAYS - 1}, r.today) p on true
+        """,
+        "what the view publisher_usage shows",
+        rows=1000,
+    )
+    yield Function(
+        "platform_usage_rows",
+        {},
+        _USAGE,
+        f"""
+    select {figures}
+    from (select {counted} from {{{STATS}}} s left join {{rollup_reading}}() r on true) u
+    cross join (select sum(calculations) as calculations from {{{LATENCY}}} where response_time_ms = -1) m
+    left join {{rollup_reading}}() r on true
+    left join lateral {{platform_percentiles}}(r.today - {P95_DAYS - 1}, r.today) p on true
+        """,
+        "what the view platform_usage shows",
+        rows=1,
+    )
+
+
+FUNCTIONS = tuple(_functions())
+VIEWS = {
+    "publisher_usage": "calculations of each publisher: today, by month and of all time; one row per publisher",
+    "platform_usage": "calculations of all publishers: today, by month and of all time; one row",
+}
+
+
+def install(connection: Connection) -> None:
+    """Creates the views and functions, or replaces them, in the caller's transaction; grants stay.
+
+    Raises `NameTaken` if another program has a view or function of such a name, `ViewInUse` if its view depends on one
+    whose columns change.
+    """
+    schema = connection.execute(_SCHEMA, {"table": rollup_state.name}).scalar_one()
+    _require_free_names(connection, schema)
+    names = _names(connection, schema)
+    dropped = {}
+    for function in FUNCTIONS:
+        if not _replaced(connection, function, names):
+            view = f"{schema}.{function.name.removesuffix('_rows')}"
+            dropped[view] = drop_view(connection, view)
+            _run(connection, f"drop function {names[function.name]}({function.types})")
+            _run(connection, function.create(names))
+        comment = quote_literal(MARK + function.comment)
+        _run(connection, f"comment on function {names[function.name]}({function.types}) is {comment}")
+    for name, comment in VIEWS.items():
+        view, query = f"{schema}.{name}", f"select * from {names[f'{name}_rows']}()"
+        if dropped.get(view):
+            create_view(connection, view, query, dropped[view])
+        else:
+            replace_view(connection, view, query)
+        _describe(connection, view, comment)
+
+
+def _run(connection: Connection, statement: str) -> None:
+    """As it is: percent signs and colons mean nothing."""
+    connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
+
+
+def _replaced(connection: Connection, function: Function, names: Mapping[str, str]) -> bool:
+    """Creates or replaces the function, which keeps its grants and what depends on it; false if its columns change."""
+    try:
+        with connection.begin_nested():
+            _run(connection, function.create(names))
+    except DBAPIError as error:
+        if sqlstate(error) != _OTHER_COLUMNS:
+            raise
+        return False
+    return True
+
+
+def _describe(connection: Connection, view: str, comment: str) -> None:
+    _run(connection, f"alter view {view} set (security_invoker = true)")
+    _run(connection, f"comment on view {view} is {quote_literal(MARK + comment)}")
+    for column in relations.column_names(connection, view):
+        about = quote_literal(USAGE_COMMENTS[column])
+        _run(connection, f"comment on column {view}.{quote_identifier(column)} is {about}")
+
+
+def _names(connection: Connection, schema: str) -> dict[str, str]:
+    """What the names in braces stand for."""
+    tables = [STATS, LOCALITIES, HOURS, LATENCY, rollup_state.name, rollup_days.name]
+    places = {name: connection.execute(_SCHEMA, {"table": name}).scalar_one() for name in tables}
+    return {
+        **{name: f"{place}.{name}" for name, place in places.items()},
+        **{function.name: f"{schema}.{function.name}" for function in FUNCTIONS},
+        "publisher_type": relations.integer_types(connection, STATS)["publisher_id"],
+    }
+
+
+def _require_free_names(connection: Connection, schema: str) -> None:
+    parameters = {
+        "schema": schema,
+        "mark": MARK + "%",
+        "functions": [f"{function.name}({function.types})" for function in FUNCTIONS],
+        "views": list(VIEWS),
+    }
+    taken = connection.execute(_TAKEN, parameters).scalars().all()
+    if taken:
+        raise NameTaken(
+            f"{taken[0]} in the schema {schema} is not of calc_analytics, which needs the name for its readers: rename "
+            "it, and run 'calc-analytics migrate' again; nothing was changed"
+        )
+
+
+_SCHEMA = text(
+    """
+    select quote_ident(n.nspname) from pg_class c join pg_namespace n on n.oid = c.relnamespace
+    where c.oid = to_regclass(quote_ident(:table))
+    """
+)
+_TAKEN = text(
+    """
+    select 'the function ' || shown from (
+        select format('%s(%s)', proname, pg_get_function_identity_arguments(oid)) as shown,
+               format('%s(%s)', proname, (select string_agg(format_type(type, null), ', ' order by place)
+                   from unnest(cast(proargtypes as oid[])) with ordinality as a (type, place))) as name
+        from pg_proc
+        where pronamespace = cast(:schema as regnamespace)
+          and coalesce(obj_description(oid, 'pg_proc') not like :mark, true)
+    ) functions where name = any (cast(:functions as text[]))
+    union all
+    select 'the table or view ' || relname from pg_class
+    where relnamespace = cast(:schema as regnamespace) and relname = any (cast(:views as text[]))
+      and coalesce(obj_description(oid, 'pg_class') not like :mark, true)
+    """
+)
