@@ -1,0 +1,380 @@
+"""The functions of the contract and the two views over them, as declarations: `__init__.py` installs them.
+
+Names, columns and types are promises (docs/reading.md). Functions run with the caller's rights. In the queries,
+[names] in brackets stand for tables and functions with their schemas, so a search_path changes no answer.
+"""
+
+from collections.abc import Iterator
+
+from calc_analytics.database.contract.function import Function, both
+from calc_analytics.database.tables import (
+    calculation_latency_daily,
+    calculation_locality_stats_daily,
+    calculation_logs,
+    calculation_stats_daily,
+    calculation_stats_hourly,
+)
+
+STATS, LOCALITIES = calculation_stats_daily.name, calculation_locality_stats_daily.name
+HOURS, LATENCY = calculation_stats_hourly.name, calculation_latency_daily.name
+P95_DAYS = 30
+_MEASURES = {
+    "calculations": "bigint",
+    "cache_hits": "bigint",
+    "cache_hit_ratio": "double precision",
+    "average_response_time_ms": "double precision",
+    "source_web": "bigint",
+    "source_api": "bigint",
+    "source_external": "bigint",
+}
+_PERCENTILES = {"p50_ms": "0.5", "p90_ms": "0.9", "p95_ms": "0.95", "p99_ms": "0.99"}
+_QUALITY = {"counted_at": "timestamptz", "complete": "boolean"}
+_PERIOD = {"first_day": "date", "last_day": "date"}
+
+
+def _middle() -> str:
+    """SQL: the middle of the response times that one bucket of the histogram holds; at most 0.8 % from each of them."""
+    widths = [(2**bits, 2 ** (bits - 7)) for bits in range(8, 32)]
+    cases = " ".join(f"when bucket < {limit} then bucket + {(width - 1) / 2}" for limit, width in widths)
+    beyond = (2**24 - 1) / 2
+    return f"select cast(case when bucket < 128 then bucket {cases} else bucket + {beyond} end as double precision)"
+
+
+def _percentile(fraction: str) -> str:
+    """SQL: the percentile as PostgreSQL's percentile_cont and numpy define it: between two ranks, in proportion."""
+    position = f"{fraction} * (max(measured) - 1)"
+    low, high = (
+        f"min(ms) filter (where upto > floor({fraction} * (measured - 1)))",
+        (f"min(ms) filter (where upto > ceil({fraction} * (measured - 1)))"),
+    )
+    share = f"cast({position} - floor({position}) as double precision)"
+    return f"{low} + ({high} - {low}) * {share}"
+
+
+def _ratio(part: str, whole: str) -> str:
+    return f"cast({part} as double precision) / nullif({whole}, 0)"
+
+
+_READING = Function(
+    "rollup_reading",
+    {},
+    {"today": "date", "counted_at": "timestamptz", "timezone": "text", "rollups": "text[]"},
+    f"""
+    select cast(now() at time zone timezone as date), refreshed_at, timezone, rollups
+    from [rollup_state] where log = '{calculation_logs.name}'
+    """,
+    "today in the reporting time zone, and up to when log rows are counted",
+    rows=1,
+)
+_COMPLETE = Function(
+    "rollup_days_complete",
+    {"rollup_name": "text", **_PERIOD},
+    "boolean",
+    """
+    select coalesce((
+        select rollup_name = any (rollups) and not exists (
+            select from [rollup_days]
+            where rollup = rollup_name and date between first_day and last_day and status <> 'built')
+        from [rollup_reading]()), false)
+    """,
+    "whether every day from first_day to last_day that has log rows is built in that rollup",
+)
+_MIDDLE = Function(
+    "response_time_middle",
+    {"bucket": "bigint"},
+    "double precision",
+    _middle(),
+    "the middle of a bucket of response times, in milliseconds: exact below 128, within 0.8 % above",
+)
+# Rows without a response time are in one bucket each per publisher, day and source, which has an index of its own.
+_UNMEASURED = f"select date, calculations from [{LATENCY}] where [of] and response_time_ms = -1"
+_OF_DAYS = "date between first_day and last_day"
+
+
+def _functions() -> Iterator[Function]:
+    yield from (_READING, _COMPLETE, _MIDDLE)
+    yield from both(
+        "days",
+        _PERIOD,
+        {"date": "date", **_MEASURES, **_QUALITY},
+        f"""
+    with counted as (
+        select date, cast(sum(total_calculations) as bigint) as calculations,
+               cast(sum(cache_hits) as bigint) as cache_hits, sum(total_response_time_ms) as total_ms,
+               cast(sum(source_web) as bigint) as source_web, cast(sum(source_api) as bigint) as source_api,
+               cast(sum(source_external) as bigint) as source_external
+        from [{STATS}] where [of] and {_OF_DAYS} group by date
+    ), unmeasured as (
+        select date, sum(calculations) as calculations
+        from ({_UNMEASURED} and {_OF_DAYS}) rows group by date
+    )
+    select d.date, coalesce(c.calculations, 0), coalesce(c.cache_hits, 0),
+           {_ratio("c.cache_hits", "c.calculations")},
+           {_ratio("c.total_ms", "c.calculations - coalesce(u.calculations, 0)")},
+           coalesce(c.source_web, 0), coalesce(c.source_api, 0), coalesce(c.source_external, 0),
+           r.counted_at, [rollup_days_complete]('{STATS}', d.date, d.date)
+    from (select first_day + n as date from generate_series(0, last_day - first_day) as s (n)) d
+    left join [rollup_reading]() r on true left join counted c using (date) left join unmeasured u using (date)
+    order by d.date
+        """,
+        "a row for each day from first_day to last_day, days without calculations included, of [whose]",
+        rows=30,
+    )
+    yield from both(
+        "trend",
+        {"days": "integer default 7"},
+        {"date": "date", **_MEASURES, **_QUALITY},
+        """
+    select d.* from [rollup_reading]() r cross join lateral [_days](r.today - (days - 1), r.today) d
+        """,
+        "a row for each of the last days, today and days without calculations included, of [whose]",
+        rows=7,
+    )
+    yield from both(
+        "totals",
+        _PERIOD,
+        {**_MEASURES, **_QUALITY},
+        f"""
+    with counted as (
+        select cast(coalesce(sum(total_calculations), 0) as bigint) as calculations,
+               cast(coalesce(sum(cache_hits), 0) as bigint) as cache_hits, sum(total_response_time_ms) as total_ms,
+               cast(coalesce(sum(source_web), 0) as bigint) as source_web,
+               cast(coalesce(sum(source_api), 0) as bigint) as source_api,
+               cast(coalesce(sum(source_external), 0) as bigint) as source_external
+        from [{STATS}] where [of] and {_OF_DAYS}
+    ), unmeasured as (
+        select coalesce(sum(calculations), 0) as calculations from ({_UNMEASURED} and {_OF_DAYS}) rows
+    )
+    select c.calculations, c.cache_hits, {_ratio("c.cache_hits", "c.calculations")},
+           {_ratio("c.total_ms", "c.calculations - u.calculations")},
+           c.source_web, c.source_api, c.source_external,
+           r.counted_at, [rollup_days_complete]('{STATS}', first_day, last_day)
+    from counted c cross join unmeasured u left join [rollup_reading]() r on true
+        """,
+        "one row for all days from first_day to last_day, of [whose]",
+        rows=1,
+    )
+    yield from both(
+        "top_localities",
+        {**_PERIOD, "n": "integer default 5"},
+        {
+            "rank": "bigint",
+            "locality_id": "bigint",
+            "calculations": "bigint",
+            "share": "double precision",
+            "cache_hits": "bigint",
+            "cache_hit_ratio": "double precision",
+            **_QUALITY,
+        },
+        _top(LOCALITIES, "locality_id"),
+        "the localities with most calculations from first_day to last_day, of [whose]",
+        rows=5,
+    )
+    yield Function(
+        "platform_top_publishers",
+        {**_PERIOD, "n": "integer default 5"},
+        {
+            "rank": "bigint",
+            "publisher_id": "bigint",
+            "calculations": "bigint",
+            "share": "double precision",
+            "cache_hits": "bigint",
+            "cache_hit_ratio": "double precision",
+            **_QUALITY,
+        },
+        _top(STATS, "publisher_id").replace("[of]", "true"),
+        "the publishers with most calculations from first_day to last_day",
+        rows=5,
+    )
+    percentiles = ", ".join(_percentile(fraction) for fraction in _PERCENTILES.values())
+    columns = {"measured": "bigint", **dict.fromkeys(_PERCENTILES, "double precision"), **_QUALITY}
+    of_sources, whole = {"sources": "integer[] default null"}, _percentiles_query(percentiles)
+    yield Function(
+        "publisher_percentiles",
+        {"publisher": "bigint", **_PERIOD, **of_sources},
+        columns,
+        whole.replace("[of]", "publisher_id = publisher"),
+        "percentiles of one publisher's response times from first_day to last_day, in milliseconds; of some sources",
+        rows=1,
+    )
+    yield Function(
+        "platform_percentiles",
+        {**_PERIOD, **of_sources, "publishers": "bigint[] default null"},
+        columns,
+        whole.replace("[of]", "(publishers is null or publisher_id = any (publishers))"),
+        "percentiles of response times from first_day to last_day, in milliseconds; of some sources and publishers",
+        rows=1,
+    )
+    yield from both(
+        "percentiles_by_day",
+        _PERIOD,
+        {"date": "date", **columns},
+        f"""
+    with buckets as (
+        select date, response_time_ms as bucket, sum(calculations) as calculations
+        from [{LATENCY}] where [of] and {_OF_DAYS} and response_time_ms >= 0
+        group by date, response_time_ms
+    ), ranked as (
+        select date, [response_time_middle](bucket) as ms,
+               sum(calculations) over (partition by date order by bucket) as upto,
+               sum(calculations) over (partition by date) as measured
+        from buckets
+    ), found (date, measured, {", ".join(_PERCENTILES)}) as (
+        select date, cast(max(measured) as bigint), {percentiles} from ranked group by date
+    )
+    select d.date, coalesce(f.measured, 0), {", ".join(f"f.{name}" for name in _PERCENTILES)},
+           r.counted_at, [rollup_days_complete]('{LATENCY}', d.date, d.date)
+    from (select first_day + n as date from generate_series(0, last_day - first_day) as s (n)) d
+    left join [rollup_reading]() r on true left join found f using (date)
+    order by d.date
+        """,
+        "percentiles of the measured response times of each day from first_day to last_day, of [whose]",
+        rows=30,
+    )
+    yield from both(
+        "hours",
+        _PERIOD,
+        {"weekday": "integer", "hour": "integer", "calculations": "bigint", **_QUALITY},
+        f"""
+    with counted as (
+        select cast(extract(isodow from hour at time zone r.timezone) as integer) as weekday,
+               cast(extract(hour from hour at time zone r.timezone) as integer) as hour,
+               cast(sum(total_calculations) as bigint) as calculations
+        from [{HOURS}] cross join [rollup_reading]() r where [of] and {_OF_DAYS}
+        group by 1, 2
+    )
+    select w.weekday, h.hour, coalesce(c.calculations, 0),
+           r.counted_at, [rollup_days_complete]('{HOURS}', first_day, last_day)
+    from generate_series(1, 7) as w (weekday) cross join generate_series(0, 23) as h (hour)
+    left join counted c using (weekday, hour) left join [rollup_reading]() r on true
+    order by w.weekday, h.hour
+        """,
+        "calculations by weekday (1: Monday) and hour of the reporting time zone, of [whose]",
+        rows=168,
+    )
+    yield from _usage()
+
+
+def _percentiles_query(percentiles: str) -> str:
+    return f"""
+    with buckets as (
+        select response_time_ms as bucket, sum(calculations) as calculations
+        from [{LATENCY}]
+        where [of] and {_OF_DAYS} and response_time_ms >= 0 and (sources is null or source = any (sources))
+        group by response_time_ms
+    ), ranked as (
+        select [response_time_middle](bucket) as ms, sum(calculations) over (order by bucket) as upto,
+               sum(calculations) over () as measured
+        from buckets
+    ), found as (select cast(coalesce(max(measured), 0) as bigint) as measured, {percentiles} from ranked)
+    select found.*, r.counted_at, [rollup_days_complete]('{LATENCY}', first_day, last_day)
+    from found left join [rollup_reading]() r on true
+    """
+
+
+def _top(rollup: str, key: str) -> str:
+    return f"""
+    with counted as (
+        select {key}, sum(total_calculations) as calculations, sum(cache_hits) as cache_hits
+        from [{rollup}] where [of] and {_OF_DAYS} group by {key} having sum(total_calculations) > 0
+    ), ranked as (
+        select row_number() over (order by calculations desc, {key}) as rank, counted.*,
+               sum(calculations) over () as total
+        from counted
+    )
+    select f.rank, cast(f.{key} as bigint), cast(f.calculations as bigint), {_ratio("f.calculations", "f.total")},
+           cast(f.cache_hits as bigint), {_ratio("f.cache_hits", "f.calculations")},
+           r.counted_at, [rollup_days_complete]('{rollup}', first_day, last_day)
+    from ranked f left join [rollup_reading]() r on true
+    where f.rank <= n order by f.rank
+    """
+
+
+_USAGE = {
+    "today": "bigint",
+    "this_month": "bigint",
+    "last_month": "bigint",
+    "all_time": "bigint",
+    "cache_hit_ratio": "double precision",
+    "average_response_time_ms": "double precision",
+    "p95_response_time_ms": "double precision",
+    "first_date": "date",
+    "last_date": "date",
+    **_QUALITY,
+}
+USAGE_COMMENTS = {
+    "publisher_id": "whose calculations",
+    "today": "calculations of today, in the reporting time zone",
+    "this_month": "calculations since the first of this month",
+    "last_month": "calculations of the calendar month before",
+    "all_time": "all calculations, also those whose log rows were pruned",
+    "cache_hit_ratio": "cache hits per calculation over all time, 0 to 1; null: no calculations",
+    "average_response_time_ms": "milliseconds, over all rows with a response time; null: there is none",
+    "p95_response_time_ms": f"milliseconds, over the last {P95_DAYS} days; null: no row with a response time",
+    "first_date": "first day with a calculation",
+    "last_date": "last day with a calculation",
+    "counted_at": "log rows that were committed by then are counted",
+    "complete": "whether every day that has log rows is built",
+}
+
+
+def _usage() -> Iterator[Function]:
+    """What the two views select: the same figures, per publisher and over all."""
+    month = "cast(date_trunc('month', cast(r.today as timestamp)) as date)"
+    last = f"cast({month} - interval '1 month' as date)"
+    counted = f"""
+        cast(coalesce(sum(total_calculations) filter (where date = r.today), 0) as bigint) as today,
+        cast(coalesce(sum(total_calculations) filter (where date between {month} and r.today), 0) as bigint)
+            as this_month,
+        cast(coalesce(sum(total_calculations) filter (where date >= {last} and date < {month}), 0) as bigint)
+            as last_month,
+        cast(coalesce(sum(total_calculations), 0) as bigint) as all_time,
+        sum(cache_hits) as cache_hits, sum(total_response_time_ms) as total_ms,
+        min(date) as first_date, max(date) as last_date"""
+    figures = f"""
+        u.today, u.this_month, u.last_month, u.all_time, {_ratio("u.cache_hits", "u.all_time")},
+        {_ratio("u.total_ms", "u.all_time - coalesce(m.calculations, 0)")}, p.p95_ms, u.first_date, u.last_date,
+        r.counted_at, [rollup_days_complete]('{STATS}', '-infinity', 'infinity')
+            and [rollup_days_complete]('{LATENCY}', '-infinity', 'infinity')"""
+    yield Function(
+        "publisher_usage_rows",
+        {},
+        {"publisher_id": "[publisher_type]", **_USAGE},
+        f"""
+    select u.publisher_id, {figures}
+    from (
+        select s.publisher_id, {counted}
+        from [{STATS}] s left join [rollup_reading]() r on true
+        group by s.publisher_id having sum(total_calculations) > 0
+    ) u
+    left join lateral (
+        select sum(calculations) as calculations from [{LATENCY}] l
+        where l.publisher_id = u.publisher_id and l.response_time_ms = -1
+    ) m on true
+    left join [rollup_reading]() r on true
+    left join lateral [publisher_percentiles](u.publisher_id, r.today - {P95_DAYS - 1}, r.today) p on true
+        """,
+        "what the view publisher_usage shows",
+        rows=1000,
+    )
+    yield Function(
+        "platform_usage_rows",
+        {},
+        _USAGE,
+        f"""
+    select {figures}
+    from (select {counted} from [{STATS}] s left join [rollup_reading]() r on true) u
+    cross join (select sum(calculations) as calculations from [{LATENCY}] where response_time_ms = -1) m
+    left join [rollup_reading]() r on true
+    left join lateral [platform_percentiles](r.today - {P95_DAYS - 1}, r.today) p on true
+        """,
+        "what the view platform_usage shows",
+        rows=1,
+    )
+
+
+FUNCTIONS = tuple(_functions())
+VIEWS = {
+    "publisher_usage": "calculations of each publisher: today, by month and of all time; one row per publisher",
+    "platform_usage": "calculations of all publishers: today, by month and of all time; one row",
+}
