@@ -14,6 +14,7 @@ from calc_analytics.rollup.database import Database
 from calc_analytics.rollups import HOURS, LATENCY, LOCALITIES, STATS
 
 PUBLISHERS, LOCALITIES_EACH, DAYS, ROWS = 1_000, 50, 400, 50_000_000
+RAW_ROWS, ROWS_OF_RAW_DAY = 5_000_000, 125_000
 REPEATS = 21
 YEAR_AGO = DAY - timedelta(days=364)
 # One day of log rows: publishers and localities are skewed (Zipf), hits are fast, misses have a tail.
@@ -34,6 +35,17 @@ SIX = """count(*), count(*) filter (where is_hit), coalesce(sum(ms), 0), count(*
 THREE = "count(*), count(*) filter (where is_hit), coalesce(sum(ms), 0)"
 
 
+INTO_LOGS = """
+    insert into calculation_logs
+        (publisher_id, locality_id, date_calculated, cache_hit, response_time_ms, source, created_at)
+    select publisher_id, locality_id, created_at::date, is_hit, ms, source, created_at
+    from day_rows order by created_at
+"""
+SCAN = """
+    select locality_id, count(*) as calculations from calculation_logs
+    where publisher_id = {} group by locality_id order by 2 desc limit 5
+"""
+TOP = "select * from publisher_top_localities({}, '{}', '{}', 5)"
 BUCKET = """case when ms is null then -1 when ms < 128 then ms
                  else ms >> (floor(log(2, ms))::int - 6) << (floor(log(2, ms))::int - 6) end"""
 KEYS = {
@@ -56,6 +68,7 @@ def main() -> None:
             columns = ("", "first publisher", "middling publisher")
             show("One publisher, milliseconds (median of 21)", columns, list(of_publishers(connection)))
             show("Platform, milliseconds (median of 3)", ("", ""), list(of_platform(connection)))
+            show(f"Top localities of a publisher, {RAW_ROWS:,} raw log rows", ("", ""), list(of_raw_logs(connection)))
 
 
 def fill(db: Database, days: int, rows: int) -> None:
@@ -69,15 +82,14 @@ def fill(db: Database, days: int, rows: int) -> None:
 
 
 def fill_day(connection: psycopg.Connection, day: date, rows: int) -> None:
-    """One day of each table."""
+    """One day of each table, in the order of the keys, as a rebuild writes it."""
     of_day = ROWS_OF_A_DAY.format(day=day, rows=rows, publishers=PUBLISHERS, localities=LOCALITIES_EACH)
     connection.execute(of_day.encode())
     for rollup, keys in KEYS.items():
         groups = ", ".join(str(n) for n in range(1, len(keys) + 1))
-        connection.execute(
-            f"insert into {rollup.name} ({rollup.columns}) "
-            f"select {', '.join(keys)}, date '{day}', {MEASURES[rollup]} from day_rows group by {groups}".encode()
-        )
+        measured = f"select {', '.join(keys)}, date '{day}', {MEASURES[rollup]} from day_rows"
+        statement = f"insert into {rollup.name} ({rollup.columns}) {measured} group by {groups} order by {groups}"
+        connection.execute(statement.encode())
         connection.execute(
             "insert into rollup_days (rollup, date, status, timezone) values (%s, %s, 'built', 'UTC')",
             (rollup.name, day),
@@ -100,7 +112,7 @@ def of_publishers(connection: psycopg.Connection) -> Iterator[tuple[str, str, st
     for question in (
         "select * from publisher_usage where publisher_id = {}",
         "select * from publisher_trend({}, 7)",
-        "select * from publisher_top_localities({}, '{}', '{}', 5)",
+        TOP,
         "select * from publisher_percentiles({}, current_date - 29, current_date)",
         "select * from publisher_percentiles({}, '{}', '{}')",
     ):
@@ -123,6 +135,22 @@ def of_platform(connection: psycopg.Connection) -> Iterator[tuple[str, str]]:
     ):
         shown = question.format("a year ago", "today").removeprefix("select * from ")
         yield shown, milliseconds(connection, question.format(YEAR_AGO, DAY), 3)
+
+
+def of_raw_logs(connection: psycopg.Connection) -> Iterator[tuple[str, str]]:
+    """The same question to raw log rows, as pages ask it without statistics; of the first and of a middling publisher."""
+    days = RAW_ROWS // ROWS_OF_RAW_DAY
+    for day in days_between(DAY - timedelta(days=days - 1), DAY):
+        of_day = ROWS_OF_A_DAY.format(day=day, rows=ROWS_OF_RAW_DAY, publishers=PUBLISHERS, localities=LOCALITIES_EACH)
+        connection.execute(of_day.encode())
+        connection.execute(INTO_LOGS)
+        connection.execute("drop table day_rows")
+    connection.execute("vacuum analyze calculation_logs")
+    for name, publisher in (("first publisher", 1), ("middling publisher", 30)):
+        scan = milliseconds(connection, SCAN.format(publisher), 5)
+        asked = milliseconds(connection, TOP.format(publisher, YEAR_AGO, DAY), REPEATS)
+        yield f"{name}: scan of raw logs", f"{scan} ms"
+        yield f"{name}: publisher_top_localities", f"{asked} ms, {float(scan) / float(asked):.0f} times as fast"
 
 
 def milliseconds(connection: psycopg.Connection, question: str, times: int) -> str:

@@ -1,4 +1,4 @@
--- Removes from the API's database everything that `calc-analytics migrate` and least_privilege.sql added to it. The API's tables
+-- Removes from the API's database everything that `calc-analytics migrate`, least_privilege.sql and reader.sql added to it. The API's tables
 -- (`calculation_logs`, `calculation_stats_daily`) and their rows stay. Stop all processes of calc_analytics first. Run it as the
 -- owner of the API's tables; safe to repeat:
 --
@@ -8,6 +8,20 @@
 -- run it again. If one of your own views uses an object that would be dropped, PostgreSQL names it, and nothing is changed.
 begin;
 set local lock_timeout = '5s';
+
+-- The contract for readers.
+drop view if exists publisher_usage, platform_usage;
+do $$
+declare called text;
+begin
+    for called in
+        select cast(cast(p.oid as regprocedure) as text)
+        from pg_proc p join pg_description d on d.objoid = p.oid and d.classoid = cast('pg_proc' as regclass)
+        where d.description like 'calc\_analytics: %'
+    loop
+        execute format('drop function %s', called);
+    end loop;
+end $$;
 
 -- The live views, before the column that they read.
 drop view if exists calculation_stats_daily_live, calculation_locality_stats_daily_live, calculation_stats_hourly_live,
@@ -70,12 +84,13 @@ begin
     end loop;
 end $$;
 
--- What the role may do here. The role itself belongs to the whole server: `drop role rollup_writer` removes it.
+-- What the roles may do here. The roles themselves belong to the whole server: `drop role rollup_writer, reader` removes them.
 do $$
+declare name text;
 begin
-    if exists (select from pg_roles where rolname = 'rollup_writer') then
-        drop owned by rollup_writer;
-        execute format('alter role rollup_writer in database %I reset all', current_database());
-    end if;
+    for name in select rolname from pg_roles where rolname in ('rollup_writer', 'reader') loop
+        execute format('drop owned by %I', name);
+        execute format('alter role %I in database %I reset all', name, current_database());
+    end loop;
 end $$;
 commit;

@@ -45,6 +45,7 @@ def install(db: Database, start_date: date | None = None) -> list[Place]:
         connection.execute(ALL_ROWS)
         schemas.require_visible(connection, tables)
         _require_usable_database(connection, db.log)
+        contract.require_free_names(connection)
         there.update(grants.existing(connection))
         before.update(schemas.places(connection, [*tables, VERSION_TABLE]))
 

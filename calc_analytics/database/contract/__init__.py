@@ -40,11 +40,9 @@ class NameTaken(CalcAnalyticsError):
 def install(connection: Connection) -> None:
     """Creates the views and functions, or replaces them, in the caller's transaction; grants stay.
 
-    Raises `NameTaken` if another program has a view or function of such a name, `ViewInUse` if its view depends on one
-    whose columns change.
+    Raises `ViewInUse` if another program's view depends on one whose columns change.
     """
-    schema = connection.execute(_SCHEMA, {"table": rollup_state.name}).scalar_one()
-    _require_free_names(connection, schema)
+    schema = _schema(connection)
     names = _names(connection, schema)
     dropped = {}
     for function in FUNCTIONS:
@@ -100,7 +98,14 @@ def _names(connection: Connection, schema: str) -> dict[str, str]:
     }
 
 
-def _require_free_names(connection: Connection, schema: str) -> None:
+def _schema(connection: Connection) -> str:
+    """The schema of the contract: that of the state, or where that will be created."""
+    return str(connection.execute(_SCHEMA, {"table": rollup_state.name}).scalar_one())
+
+
+def require_free_names(connection: Connection) -> None:
+    """Raises `NameTaken` if another program has a view or function of such a name."""
+    schema = _schema(connection)
     parameters = {
         "schema": schema,
         "mark": MARK + "%",
@@ -117,8 +122,9 @@ def _require_free_names(connection: Connection, schema: str) -> None:
 
 _SCHEMA = text(
     """
-    select quote_ident(n.nspname) from pg_class c join pg_namespace n on n.oid = c.relnamespace
-    where c.oid = to_regclass(quote_ident(:table))
+    select quote_ident(coalesce((
+        select n.nspname from pg_class c join pg_namespace n on n.oid = c.relnamespace
+        where c.oid = to_regclass(quote_ident(:table))), current_schema()))
     """
 )
 _TAKEN = text(

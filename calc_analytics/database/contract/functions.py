@@ -236,12 +236,14 @@ def _functions() -> Iterator[Function]:
         _PERIOD,
         {"weekday": "integer", "hour": "integer", "calculations": "bigint", **_QUALITY},
         f"""
-    with counted as (
-        select cast(extract(isodow from hour at time zone r.timezone) as integer) as weekday,
-               cast(extract(hour from hour at time zone r.timezone) as integer) as hour,
-               cast(sum(total_calculations) as bigint) as calculations
-        from [{HOURS}] cross join [rollup_reading]() r where [of] and {_OF_DAYS}
-        group by 1, 2
+    with by_hour as (
+        select hour at time zone (select timezone from [rollup_reading]()) as local,
+               sum(total_calculations) as calculations
+        from [{HOURS}] where [of] and {_OF_DAYS} group by hour
+    ), counted as (
+        select cast(extract(isodow from local) as integer) as weekday,
+               cast(extract(hour from local) as integer) as hour, cast(sum(calculations) as bigint) as calculations
+        from by_hour group by 1, 2
     )
     select w.weekday, h.hour, coalesce(c.calculations, 0),
            r.counted_at, [rollup_days_complete]('{HOURS}', first_day, last_day)
