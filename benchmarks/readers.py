@@ -138,7 +138,7 @@ def of_platform(connection: psycopg.Connection) -> Iterator[tuple[str, str]]:
 
 
 def of_raw_logs(connection: psycopg.Connection) -> Iterator[tuple[str, str]]:
-    """The same question to raw log rows, as pages ask it without statistics; of the first and of a middling publisher."""
+    """The same question to raw log rows, as pages ask it without statistics; of two publishers."""
     days = RAW_ROWS // ROWS_OF_RAW_DAY
     for day in days_between(DAY - timedelta(days=days - 1), DAY):
         of_day = ROWS_OF_A_DAY.format(day=day, rows=ROWS_OF_RAW_DAY, publishers=PUBLISHERS, localities=LOCALITIES_EACH)

@@ -47,6 +47,13 @@ def extend(connection: Connection, there: set[str], models: Sequence[str], targe
             connection.execute(text(f"grant delete on rollup_journal to {role}"))
 
 
+def share(connection: Connection, model: str, views: Collection[str], there: Collection[str]) -> None:
+    """Roles that may read the model's rows may read the views that were not `there`."""
+    for view in views:
+        if model in there and view not in there:
+            _copy(connection, model, view, ("SELECT",))
+
+
 def _copy(connection: Connection, model: str, name: str, privileges: Collection[str] | None = None) -> None:
     for row in connection.execute(text(_GRANTS), {"model": model}).all():
         if privileges is not None and row.privilege not in privileges:

@@ -329,6 +329,7 @@ def test_who_may_read_the_apis_statistics_may_read_the_new_ones(
         reading = engine_for(api.url.set(username=role))
         for name in LOG.names:
             assert scalar(reading, f"select count(*) from {name}") is not None
+        assert scalar(reading, "select has_table_privilege('publisher_usage', 'select')")
         assert scalar(reading, "select has_table_privilege('calculation_logs', 'select')") is False
         assert scalar(reading, "select has_table_privilege('rollup_days', 'select')") is False
         reading.dispose()
