@@ -39,7 +39,7 @@ INTO_LOGS = """
     insert into calculation_logs
         (publisher_id, locality_id, date_calculated, cache_hit, response_time_ms, source, created_at)
     select publisher_id, locality_id, created_at::date, is_hit, ms, source, created_at
-    from day_rows order by created_at
+    from day_rows order by day_rows.created_at
 """
 SCAN = """
     select locality_id, count(*) as calculations from calculation_logs
