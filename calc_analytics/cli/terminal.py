@@ -17,7 +17,7 @@ from calc_analytics.rollup.reports import (
     PruneReport,
     RebuildReport,
     RefreshReport,
-    Refused,
+    SkippedDay,
     VerifyReport,
     refusals,
 )
@@ -132,13 +132,13 @@ def show_rebuild(report: RebuildReport, is_named: bool) -> None:
     say(f"{number(len(report.days), 'day')} rebuilt, {number(report.rows, 'row')} in {report.seconds:.2f} s")
 
 
-def _show_kept(kept: Sequence[Refused]) -> None:
+def _show_kept(kept: Sequence[SkippedDay]) -> None:
     for day, of_day in _by_day(kept).items():
         for reason, alike in _grouped(of_day, _kept).items():
             say(f"  kept: {day} in {named([each.rollup for each in alike])}: {reason}")
 
 
-def _kept(each: Refused) -> str:
+def _kept(each: SkippedDay) -> str:
     counts = f"{number(each.log_rows, 'log row')}, {each.counted_rows:,} counted"
     return f"{counts}, {each.deleted_rows:,} noted as deleted ({KEPT.get(each.reason, each.reason)})"
 

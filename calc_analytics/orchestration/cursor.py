@@ -29,7 +29,7 @@ BuildSeconds = Annotated[dict[str, float | None], BeforeValidator(_read_rollups)
 
 
 @dataclass
-class Unreported:
+class UnreportedRows:
     """Rows that refreshes added to a day since it was last reported, and how long these refreshes took."""
 
     rows: int = 0
@@ -62,7 +62,7 @@ class Cursor:
     different: dict[str, list[str]] = field(default_factory=dict)
     """The days that differ, and in which rollups, as their checks last reported."""
 
-    unreported: dict[str, Unreported] = field(default_factory=dict)
+    unreported: dict[str, UnreportedRows] = field(default_factory=dict)
     """What no materialization has reported yet, per day."""
 
     built_elsewhere: dict[str, BuildSeconds] = field(default_factory=dict)

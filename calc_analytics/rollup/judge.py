@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection
 from calc_analytics.rollup import ledger
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import KEYS_HASH, Log, Rollup
-from calc_analytics.rollup.reports import Refused
+from calc_analytics.rollup.reports import SkippedDay
 from calc_analytics.rollup.totals import keys_hash, no_totals, totals_by_day
 from calc_analytics.rollup.windows import Window, of_day, windows
 
@@ -43,8 +43,8 @@ class Judgement:
 
     replace: dict[date, int] = field(default_factory=dict)
     add: dict[date, int] = field(default_factory=dict)
-    refused: list[Refused] = field(default_factory=list)
-    kept: list[Refused] = field(default_factory=list)
+    refused: list[SkippedDay] = field(default_factory=list)
+    kept: list[SkippedDay] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -361,9 +361,11 @@ class _Judge:
         self._leave(day, "late", entry)
         return True
 
-    def _describe_day(self, day: _Day, reason: str, counted: Totals | None, deleted: Totals | None = None) -> Refused:
+    def _describe_day(
+        self, day: _Day, reason: str, counted: Totals | None, deleted: Totals | None = None
+    ) -> SkippedDay:
         log_rows, counted_rows, deleted_rows = map(self._rows, (day.log, counted, deleted))
-        return Refused(self.rollup.name, day.span.day, reason, log_rows, counted_rows, deleted_rows)
+        return SkippedDay(self.rollup.name, day.span.day, reason, log_rows, counted_rows, deleted_rows)
 
     def _rows(self, totals: Totals | None) -> int:
         return _rows(self.rollup, totals)

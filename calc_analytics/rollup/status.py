@@ -31,7 +31,7 @@ RECENT_DAYS = 7
 
 
 @dataclass(frozen=True)
-class Refreshed:
+class LastRefresh:
     """When rows were last counted (None: never), by the server's clock, which shows `now`."""
 
     at: datetime | None
@@ -131,7 +131,7 @@ class LedgerReport:
     """
 
     error: CalcAnalyticsError | None
-    refreshed: Refreshed | None
+    refreshed: LastRefresh | None
     proofs: ProofAges | None
     days: dict[str, Days]
     different: dict[date, list[str]]
@@ -175,7 +175,7 @@ def ledger_report(db: Database) -> LedgerReport:
 
 def _state(
     connection: Connection, db: Database
-) -> tuple[CalcAnalyticsError | None, Refreshed | None, ProofAges | None]:
+) -> tuple[CalcAnalyticsError | None, LastRefresh | None, ProofAges | None]:
     """When rows were last counted and proven; or why the state cannot be used."""
     try:
         ledger.read(connection, db)
@@ -183,7 +183,7 @@ def _state(
         return error, None, None
     parameters = {"log": db.log.name, "rollups": db.log.names, "tz": db.timezone}
     row = dict(connection.execute(text(_PROOF_AGES), parameters).mappings().one())
-    return None, Refreshed(row["refreshed_at"], row.pop("now")), ProofAges(**row)
+    return None, LastRefresh(row["refreshed_at"], row.pop("now")), ProofAges(**row)
 
 
 def _rebuilt(connection: Connection, db: Database) -> dict[date, datetime]:
@@ -202,13 +202,13 @@ def log_report(db: Database) -> LogReport:
         return LogReport(lag, error)
 
 
-def refreshed(db: Database) -> Refreshed:
+def refreshed(db: Database) -> LastRefresh:
     """When rows were last counted; raises what `ledger.read` raises if counting could not go on."""
     statement = "select refreshed_at, clock_timestamp() as now from rollup_state where log = :log"
     with transaction(db.engine) as connection:
         ledger.read(connection, db)
         row = connection.execute(text(statement), {"log": db.log.name}).one()
-    return Refreshed(row.refreshed_at, row.now)
+    return LastRefresh(row.refreshed_at, row.now)
 
 
 def lag(db: Database) -> Lag:

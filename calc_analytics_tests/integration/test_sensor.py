@@ -24,7 +24,7 @@ from calc_analytics.days import days_between, parse_day, today_and_yesterday
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.orchestration import events, run_requests, sensors
 from calc_analytics.orchestration.checks import check_keys
-from calc_analytics.orchestration.cursor import Cursor, Unreported
+from calc_analytics.orchestration.cursor import Cursor, UnreportedRows
 from calc_analytics.orchestration.partitions import daily_partitions
 from calc_analytics.orchestration.resources import RollupDatabase
 from calc_analytics.orchestration.sensors import new_log_batches_sensor
@@ -110,7 +110,7 @@ def test_a_first_start_requests_one_run_of_all_rollups_for_today_and_yesterday(l
 
 def test_a_cursor_is_read_as_it_was_written():
     day = str(OLD)
-    cursor = Cursor(unreported={day: Unreported(3, 0.5)}, different={day: ["calculation_stats_hourly"]})
+    cursor = Cursor(unreported={day: UnreportedRows(3, 0.5)}, different={day: ["calculation_stats_hourly"]})
     assert Cursor.parse(cursor.text()) == cursor
 
 

@@ -20,7 +20,7 @@ from calc_analytics.config import Settings
 from calc_analytics.database.engine import engine_for
 from calc_analytics.operations.daemons import HeartbeatIds
 from calc_analytics.orchestration import history, sensors, wiped
-from calc_analytics.orchestration.cursor import CheckRequest, Cursor, Unreported
+from calc_analytics.orchestration.cursor import CheckRequest, Cursor, UnreportedRows
 from calc_analytics.orchestration.history import Heartbeat
 from calc_analytics.orchestration.resources import RollupDatabase
 from calc_analytics.rollup.database import Database
@@ -198,7 +198,7 @@ def test_a_cursor_of_the_version_before_is_taken_over():
     cursor = Cursor(
         rebuild_requested_at={day: 1e9},
         checks_requested={day: CheckRequest(1e9, 5, [name], [])},
-        unreported={day: Unreported(3, 0.5)},
+        unreported={day: UnreportedRows(3, 0.5)},
         built_elsewhere={day: {name: None}},
         reported_at={day: 1e9},
         unobserved_rows=7,

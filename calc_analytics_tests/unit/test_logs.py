@@ -18,7 +18,7 @@ from calc_analytics.rollup.reports import (
     DayProof,
     RebuildReport,
     RefreshReport,
-    Refused,
+    SkippedDay,
     VerifyReport,
 )
 from calc_analytics.rollup.snapshot import Snapshot
@@ -42,8 +42,8 @@ def proof(finding: str, difference: int, rollup: str = STATS) -> DayProof:
 
 COUNTED = RefreshReport(counts(DAY, 3), 0.0125, AT)
 NOTHING = RefreshReport([], 0.001, AT)
-PRUNED = RebuildReport([], [Refused(STATS, DAY, "pruned", 0, 5, 5)], seconds=0.1)
-DIFFERS = RebuildReport([], [Refused(name, DAY, "differs", 0, 5) for name in (STATS, HOURS)], seconds=0.1)
+PRUNED = RebuildReport([], [SkippedDay(STATS, DAY, "pruned", 0, 5, 5)], seconds=0.1)
+DIFFERS = RebuildReport([], [SkippedDay(name, DAY, "differs", 0, 5) for name in (STATS, HOURS)], seconds=0.1)
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +108,7 @@ def test_a_refused_day_is_a_warning_if_it_needs_a_decision(said, report: Rebuild
 
 
 def test_a_day_whose_statistics_were_kept_is_named(said):
-    logs.log_rebuild(RebuildReport(kept=[Refused(STATS, DAY, "keep", 0, 5, 5)]))
+    logs.log_rebuild(RebuildReport(kept=[SkippedDay(STATS, DAY, "keep", 0, 5, 5)]))
     assert " INFO rebuild " in (line := said())
     assert "kept_days=2026-03-01" in line
 
