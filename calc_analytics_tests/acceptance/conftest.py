@@ -144,17 +144,17 @@ class Project:
 
 
 class Up:
-    """A running `up`: what it said, its UI, its HTTP service, its database."""
+    """A running `up`: its output, its UI, its HTTP service, its database."""
 
     def __init__(self, project: Project, process: "subprocess.Popen[str]", port: int, service_port: int) -> None:
         self.project, self.process, self.port, self.service_port = project, process, port, service_port
-        self.said = ""
+        self.output = ""
         assert process.stdout
-        while "Dagster  " not in self.said:
+        while "Dagster  " not in self.output:
             line = process.stdout.readline()
-            assert line, f"up ended: {self.said}"
-            self.said += line
-        self.database_url = re.findall(r"^database +(\S+)$", self.said, re.M)[0]
+            assert line, f"up ended: {self.output}"
+            self.output += line
+        self.database_url = re.findall(r"^database +(\S+)$", self.output, re.M)[0]
 
     def engine(self) -> Engine:
         """An engine on its database."""

@@ -160,7 +160,7 @@ def built_everywhere(db: Database) -> set[date]:
 
 
 @contextmanager
-def nobody_may_count(up: Up) -> Iterator[None]:
+def counting_blocked(up: Up) -> Iterator[None]:
     """Holds the state's lock: refreshes and rebuilds wait in the midst of their transactions, writers do not."""
     engine = up.engine()
     try:
@@ -225,6 +225,6 @@ def strays(up: Up) -> list[psutil.Process]:
     return [process for process in processes_of(up.project) if process not in tree]
 
 
-def say(line: str) -> None:
+def print_line(line: str) -> None:
     """One line of what happens, with the time; shown by pytest -s and after a failure."""
     print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)

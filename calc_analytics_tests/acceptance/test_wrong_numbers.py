@@ -172,7 +172,7 @@ def rebuild_in_dagster(up: Up, day: date) -> None:
     assert status() == "SUCCESS"
 
 
-def test_statistics_that_somebody_changed_are_red_until_they_are_right(
+def test_statistics_changed_by_another_program_are_red_until_they_are_right(
     up: Up, yesterday: date, old: date, pruned: date
 ):
     eventually(lambda: is_healthy(up), "healthy before anything is changed")

@@ -73,10 +73,10 @@ def test_a_port_that_answers_nothing_is_one_line_after_five_seconds():
     with listening(say_nothing) as port:
         address, began = f"postgresql://me:{SECRET}@127.0.0.1:{port}/db", time.monotonic()
         started = {words: start(*words, DATABASE_URL=address) for words in COMMANDS}
-        said = {words: process.communicate(timeout=120) for words, process in started.items()}
+        outputs = {words: process.communicate(timeout=120) for words, process in started.items()}
     # Five seconds, and the start of as many processes at once, which takes long on a loaded machine.
     assert time.monotonic() - began < CONNECT_SECONDS + 60
-    for words, (_, error) in said.items():
+    for words, (_, error) in outputs.items():
         assert started[words].returncode == 1, words
         assert error.count("\n") == 1, error
         assert f"no answer from postgresql://me:***@127.0.0.1:{port}/db" in error

@@ -339,7 +339,7 @@ def test_prune_deletes_nothing_of_a_day_that_is_changed_while_it_prunes(books: B
 
 
 @rollups
-def test_a_row_for_a_day_that_nobody_has_seen_stays_red_until_a_person_decides(books: Books, rollup: Rollup):
+def test_a_row_for_an_unseen_day_stays_red_until_a_person_decides(books: Books, rollup: Rollup):
     books.change(insert_row(rollup, OLD, to=NEVER))
     inserted = books.now(rollup.name, NEVER)
     assert assert_never_green_and_wrong(books) == {(rollup.name, NEVER)}
@@ -355,7 +355,7 @@ def test_a_row_for_a_day_that_nobody_has_seen_stays_red_until_a_person_decides(b
 
 
 @rollups
-def test_statistics_that_somebody_imported_are_kept_when_a_person_says_so(books: Books, rollup: Rollup):
+def test_imported_statistics_are_kept_when_a_person_decides_so(books: Books, rollup: Rollup):
     books.change(insert_row(rollup, OLD, to=NEVER))
     imported = books.now(rollup.name, NEVER)
     assert found(books) == {(rollup.name, NEVER)}
@@ -820,7 +820,7 @@ def test_the_same_rows_pruned_and_written_again_while_a_rollup_was_off(books: Bo
 
 
 @switched
-def test_rows_that_somebody_deleted_while_a_rollup_was_off_are_missing_in_it_too(books: Books, rollup: Rollup):
+def test_rows_deleted_while_a_rollup_was_off_are_missing_in_it_too(books: Books, rollup: Rollup):
     switch = Switch(books, rollup)
     switch.off()
     books.late(OLD, 5)

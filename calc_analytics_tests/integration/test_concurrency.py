@@ -94,7 +94,7 @@ def test_savepoints_count_what_was_kept_and_nothing_else(built: Database, connec
     assert_exact(built)
 
 
-def test_a_writer_open_across_many_refreshes_delays_nobody_and_is_counted_once(built: Database, connect: Connect):
+def test_a_writer_open_across_many_refreshes_delays_no_other_row_and_is_counted_once(built: Database, connect: Connect):
     slow, quick = connect(), connect()
     copy_rows(slow, [row(NOON)] * 7)
     for n in range(1, 21):

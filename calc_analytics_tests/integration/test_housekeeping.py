@@ -177,7 +177,7 @@ def test_a_failed_partition_stays_failed_until_it_is_materialized(location, stor
     assert shown(location, stored_instance)["partitions"][STATS.name][1] == []
 
 
-def test_the_latest_failure_of_a_check_stays_beside_its_latest_pass(stored_instance, dagster_database):
+def test_the_latest_failure_and_the_latest_pass_of_a_check_stay(stored_instance, dagster_database):
     for passed in (False, False, True, True, True):
         evaluate(stored_instance, said(passed))
     age(dagster_database, 8)

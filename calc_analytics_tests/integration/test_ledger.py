@@ -90,7 +90,7 @@ def test_after_a_restore_into_another_cluster_rebase_counts_afresh(counted, conn
     assert_exact(counted)
 
 
-def test_rebase_leaves_other_peoples_views_alone_and_says_so(counted):
+def test_rebase_leaves_foreign_views_unchanged_and_reports_them(counted):
     execute(counted, "create view theirs as select * from calculation_logs")
     with pytest.raises(DatabaseError, match="other objects depend on it"):
         rebase(counted)

@@ -164,7 +164,7 @@ def test_two_at_once_both_succeed(api: Engine):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ("alter column created_at type timestamp", "make it timestamptz"),
         ("alter column publisher_id drop not null", "set it NOT NULL"),
@@ -174,10 +174,10 @@ def test_two_at_once_both_succeed(api: Engine):
         ("alter column city_id type text", "must be an integer"),
     ],
 )
-def test_a_log_table_that_cannot_be_counted_exactly_is_refused_untouched(api: Engine, change: str, said: str):
+def test_a_log_table_that_cannot_be_counted_exactly_is_refused_untouched(api: Engine, change: str, message: str):
     with api.begin() as connection:
         connection.execute(text(f"alter table calculation_logs {change}"))
-    with pytest.raises(UnfitTable, match=said):
+    with pytest.raises(UnfitTable, match=message):
         install(database(api))
     assert_untouched(api)
 
@@ -199,7 +199,7 @@ def test_a_key_that_may_be_null_is_allowed_if_no_rollup_that_is_kept_has_it(api:
 
 
 @pytest.mark.parametrize(
-    ("statement", "said"),
+    ("statement", "message"),
     [
         (
             "create table calculation_stats_hourly (publisher_id integer, date date, clicks integer)",
@@ -230,11 +230,11 @@ def test_a_key_that_may_be_null_is_allowed_if_no_rollup_that_is_kept_has_it(api:
     ],
 )
 def test_a_table_of_the_same_name_and_another_shape_is_refused_before_anything_changes(
-    api: Engine, statement: str, said: str
+    api: Engine, statement: str, message: str
 ):
     with api.begin() as connection:
         connection.execute(text(statement))
-    with pytest.raises(UnfitTable, match=said):
+    with pytest.raises(UnfitTable, match=message):
         install(database(api))
     assert_untouched(api)
 
@@ -407,7 +407,7 @@ def test_an_index_that_a_broken_attempt_left_invalid_is_built_again(api: Engine)
     assert scalar(api, valid) is True
 
 
-def test_an_index_or_function_that_somebody_dropped_is_built_again(api: Engine):
+def test_an_index_or_function_that_was_dropped_is_built_again(api: Engine):
     install(database(api))
     with api.begin() as connection:
         connection.execute(text("drop index calculation_logs_rollup_idx"))
@@ -462,7 +462,7 @@ def test_a_partition_that_lost_its_default_is_repaired(empty: Engine):
 
 
 @pytest.mark.parametrize("table", ["calculation_logs", "calculation_stats_daily"])
-def test_a_column_that_somebody_dropped_later_is_named(api: Engine, table: str):
+def test_a_column_that_was_dropped_later_is_named(api: Engine, table: str):
     install(database(api))
     column = {"calculation_logs": "source", "calculation_stats_daily": "cache_hits"}[table]
     with api.begin() as connection:
@@ -471,7 +471,7 @@ def test_a_column_that_somebody_dropped_later_is_named(api: Engine, table: str):
         install(database(api))
 
 
-def test_who_does_not_own_the_logs_is_told_so_and_nothing_changes(api: Engine):
+def test_a_role_that_does_not_own_the_logs_is_refused_and_nothing_changes(api: Engine):
     role = f"stranger_{time.monotonic_ns()}"
     with api.begin() as connection:
         connection.execute(text(f"create role {role} login password 'x'"))

@@ -279,13 +279,13 @@ class Adversary(RuleBasedStateMachine):
         self.ever_touched |= set(days)
 
     @rule(day=st.sampled_from(DAYS), some=st.booleans())
-    def somebody_deletes_logs(self, day: date, some: bool) -> None:
+    def other_program_deletes_logs(self, day: date, some: bool) -> None:
         found = [each for each in self.rows() if self.day(each) == day and (not some or each.id % 2 == 0)]
         self.change("delete from calculation_logs where id = any(:ids)", ids=[each.id for each in found])
         self.touch([day])
 
     @rule(day=st.sampled_from(DAYS), to=st.sampled_from(DAYS), number=st.integers(0, 5))
-    def somebody_moves_logs(self, day: date, to: date, number: int) -> None:
+    def other_program_moves_logs(self, day: date, to: date, number: int) -> None:
         found = [each for each in self.rows() if self.day(each) == day][:number]
         statement = f"update calculation_logs set created_at = timestamptz '{to} 12:00 {ZONE}' where id = any(:ids)"
         self.change(statement, ids=[each.id for each in found])
@@ -295,7 +295,7 @@ class Adversary(RuleBasedStateMachine):
         day=st.sampled_from(DAYS),
         change=st.sampled_from(["publisher_id = 2", "response_time_ms = 5", "cache_hit = not cache_hit"]),
     )
-    def somebody_changes_logs(self, day: date, change: str) -> None:
+    def other_program_changes_logs(self, day: date, change: str) -> None:
         # Of a day that lost rows nobody can say which publisher's are left.
         if "publisher" in change and any(key[-1] == day for sums in self.gone.values() for key in sums):
             return
@@ -304,17 +304,17 @@ class Adversary(RuleBasedStateMachine):
         self.touch([day])
 
     @rule(name=names, day=st.sampled_from(DAYS), by=st.sampled_from(["+ 1", "+ 1000", "- 50"]), first=st.booleans())
-    def somebody_changes_statistics(self, name: str, day: date, by: str, first: bool) -> None:
+    def other_program_changes_statistics(self, name: str, day: date, by: str, first: bool) -> None:
         measure = FORMS[name][1][0 if first else -1]
         row = f"(select ctid from {name} where date = '{day}' order by {', '.join(FORMS[name][0])} limit 1)"
         self.tamper(name, day, f"update {name} set {measure} = {measure} {by} where ctid = {row}")
 
     @rule(name=names, day=st.sampled_from(DAYS))
-    def somebody_deletes_a_statistic(self, name: str, day: date) -> None:
+    def other_program_deletes_a_statistic(self, name: str, day: date) -> None:
         self.tamper(name, day, f"delete from {name} where ctid = (select max(ctid) from {name} where date = '{day}')")
 
     @rule(name=names, day=st.sampled_from(DAYS))
-    def somebody_exchanges_statistics(self, name: str, day: date) -> None:
+    def other_program_exchanges_statistics(self, name: str, day: date) -> None:
         measure, of_day = FORMS[name][1][0], f"from {name} where date = '{day}'"
         both = f"(select min(ctid) {of_day}), (select max(ctid) {of_day})"
         self.tamper(

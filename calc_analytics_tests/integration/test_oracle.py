@@ -124,7 +124,7 @@ def test_days_on_which_the_clocks_change_equal_pandas(in_zone, empty_url, zone: 
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Etc/GMT+12", "Pacific/Kiritimati", "Asia/Kathmandu", "America/Havana"])
-def test_today_and_the_days_beside_it_equal_pandas(in_zone, empty_url, zone: str):
+def test_yesterday_today_and_tomorrow_equal_pandas(in_zone, empty_url, zone: str):
     db = in_zone(zone)
     days = [today(zone) + timedelta(days=n) for n in (-1, 0, 1, 2)]
     with psycopg.connect(empty_url.set(drivername="postgresql").render_as_string(hide_password=False)) as writer:

@@ -147,7 +147,9 @@ def count_all(db: Database) -> None:
     ],
 )
 @pytest.mark.parametrize("is_adopted_before", [True, False])
-def test_each_table_has_the_index_once_whatever_is_added(db: Database, statements: list[str], is_adopted_before: bool):
+def test_each_table_has_the_index_once_after_each_addition(
+    db: Database, statements: list[str], is_adopted_before: bool
+):
     if is_adopted_before:
         install(db)
     run(db.engine, *statements)
@@ -175,7 +177,7 @@ def test_an_attached_table_with_an_index_of_its_own_keeps_it(db: Database):
 
 
 @pytest.mark.parametrize("style", ["iso_8601", "sql_standard", "postgres_verbose"])
-def test_the_index_is_known_whatever_the_settings_of_the_role(db: Database, style: str):
+def test_the_index_is_recognized_under_any_settings_of_the_role(db: Database, style: str):
     run(
         db.engine,
         f'alter database "{db.engine.url.database}" set intervalstyle = {style}',
@@ -198,7 +200,7 @@ def test_what_an_interrupted_build_left_is_found_and_put_right(db: Database):
     assert set(states(db).values()) == {"there"}
 
 
-def test_a_left_over_index_beside_a_valid_one_is_dropped(empty_url: URL):
+def test_a_left_over_index_is_dropped_where_a_valid_one_exists(empty_url: URL):
     engine = engine_for(empty_url)
     db = Database(engine, LOG, "UTC")
     install(db)

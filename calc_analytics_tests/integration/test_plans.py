@@ -195,7 +195,7 @@ def test_rows_at_the_tables_end_are_in_the_index_after_summarize(busy: Database,
     assert rows_read(of_refresh(busy)) <= NEW_ROWS + 2 * RANGE
 
 
-def test_summarize_waits_for_nobody_and_needs_no_rights_on_the_table(busy: Database):
+def test_summarize_waits_for_no_lock_and_needs_no_rights_on_the_table(busy: Database):
     with busy.engine.begin() as connection:
         connection.execute(text("lock table calculation_logs in share update exclusive mode"))
         assert not summarize(busy.engine)

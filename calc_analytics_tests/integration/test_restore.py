@@ -168,9 +168,9 @@ def test_an_upgraded_cluster_goes_on(cluster, databases):
     source.engine.dispose()
     old.stop()
     new = Cluster(old.folder, NEWEST, "upgraded").create()
-    said = new.run("pg_upgrade", "-b", str(OLDER), "-B", str(NEWEST), "-d", str(old.data), "-D", str(new.data),
+    result = new.run("pg_upgrade", "-b", str(OLDER), "-B", str(NEWEST), "-d", str(old.data), "-D", str(new.data),
                    "-U", "postgres", "--no-sync", check=False)  # fmt: skip
-    assert said.returncode == 0, said.stdout
+    assert result.returncode == 0, result.stdout
     new.start()
     try:
         upgraded = databases(new)

@@ -141,7 +141,7 @@ def test_a_look_for_new_rows_is_two_round_trips_at_most(over: Database, wire: Wi
             write(connect(), [row(NOON)])
 
 
-def test_a_look_is_one_round_trip_while_nobody_writes_anything(over: Database, wire: Wire):
+def test_a_look_is_one_round_trip_while_there_are_no_writes(over: Database, wire: Wire):
     with over.engine.connect() as connection:
         probe = connection.execution_options(isolation_level="AUTOCOMMIT")
         is_new, quiet = look_for_rows(over, probe, refresh(over).snapshot)

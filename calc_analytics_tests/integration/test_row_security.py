@@ -327,7 +327,7 @@ def reader(owned: Database, maintenance: Callable[[str], None]) -> Iterator[Engi
     maintenance(f'drop role "{name}"')
 
 
-def test_a_live_view_is_whole_for_each_reader_whatever_the_logs_policies_are(owned: Database, reader: Engine):
+def test_a_live_view_is_whole_for_each_reader_under_any_policy_of_the_log(owned: Database, reader: Engine):
     with psycopg.connect(plain(owned.engine.url)) as writer:
         write(writer, rows(25))
     expected = oracles(owned)

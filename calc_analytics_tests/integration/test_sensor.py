@@ -461,7 +461,7 @@ def test_a_row_at_an_end_of_the_calendar_stops_no_tick(location, instance, db, c
     assert {event.partition for event in of(result, AssetMaterialization)} == {str(today())}
 
 
-def test_trouble_is_an_error_with_one_line_and_never_a_skip(location, instance, db, monkeypatch):
+def test_a_failed_tick_is_an_error_of_one_line_and_never_a_skip(location, instance, db, monkeypatch):
     monkeypatch.setenv("DATABASE_URL", f"postgresql://me:hunter2@127.0.0.1:{free_port()}/db")
     with pytest.raises(CalcAnalyticsError, match="cannot connect") as raised:
         tick(location, instance)

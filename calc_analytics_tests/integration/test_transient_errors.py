@@ -269,7 +269,7 @@ def test_a_commit_whose_answer_got_lost_is_repeated_without_counting_twice(
     assert verify(counted, [DAY]).difference == 0
 
 
-def test_a_deadlock_with_somebody_else_ends_well(counted: Database, connect):
+def test_a_deadlock_with_another_program_is_retried(counted: Database, connect):
     """They lock a day's record, and then want the state that a refresh holds while it wants that record."""
     other = connect()
     other.execute("update rollup_days set refreshed_at = now()")
@@ -407,7 +407,7 @@ def test_with_any_default_isolation_a_refresh_that_waited_for_another_sees_what_
     assert_exact(counted)
 
 
-def test_a_writer_that_idles_in_its_transaction_delays_nobody(db: Database, connect):
+def test_a_writer_that_idles_in_its_transaction_delays_no_other_row(db: Database, connect):
     """IDLE_SECONDS=600 is the ten minutes of the long form."""
     rebuild(db, [DAY])
     idle, busy = connect(), connect()
@@ -496,7 +496,7 @@ def test_a_follower_goes_on_after_a_restart(cluster: Cluster):
     db.engine.dispose()
 
 
-def test_a_tick_tells_of_what_was_counted_although_its_connection_was_killed(
+def test_a_tick_reports_what_was_counted_although_its_connection_was_killed(
     location, instance, db, connect, monkeypatch
 ):
     monkeypatch.setattr(sensors, "follow_seconds", lambda interval: 2.0)

@@ -89,8 +89,8 @@ def test_two_daemons_that_are_connected_are_named_where_only_operators_read(
             assert (probe["ok"], probe["code"]) == (False, "two_daemons")
             assert "first-machine" not in str(served.ask("/health/rollup"))
             for command in ("status", "doctor"):
-                said = " ".join(CliRunner().invoke(main, [command]).output.split())
-                assert ", ".join(names) in said
+                message = " ".join(CliRunner().invoke(main, [command]).output.split())
+                assert ", ".join(names) in message
     assert served.probes()["daemon"]["ok"]
 
 

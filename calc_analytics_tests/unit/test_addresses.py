@@ -43,9 +43,9 @@ def _without_libpqs_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_password_that_is_not_encoded_is_refused_and_no_part_of_it_is_shown(password: str, variable: str):
     with pytest.raises(InvalidSetting) as refused:
         url_of(f"postgresql://u:{password}@host/db", variable)
-    said = str(refused.value)
-    assert said.startswith(variable)
-    assert not [secret for secret in SECRETS if secret in said]
+    message = str(refused.value)
+    assert message.startswith(variable)
+    assert not [secret for secret in SECRETS if secret in message]
 
 
 @pytest.mark.parametrize("password", ["p%40%2F%3F%23%3A", "p/w", "p#w", "p?w", "p:w", "p%w"])
@@ -56,15 +56,15 @@ def test_a_password_that_cannot_be_misread_is_taken(password: str):
 
 
 @pytest.mark.parametrize(
-    ("query", "said"),
+    ("query", "message"),
     [
         ("schema=analytics", "options=-csearch_path"),
         ("currentSchema=analytics", "options=-csearch_path"),
         ("pgbouncer=true", "has the option pgbouncer"),
     ],
 )
-def test_an_option_that_libpq_does_not_know_is_refused_by_name(query: str, said: str):
-    with pytest.raises(InvalidSetting, match=said):
+def test_an_option_that_libpq_does_not_know_is_refused_by_name(query: str, message: str):
+    with pytest.raises(InvalidSetting, match=message):
         url_of(f"postgresql://u@host/db?{query}")
 
 

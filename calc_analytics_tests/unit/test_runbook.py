@@ -141,9 +141,9 @@ def codes_of_health() -> set[str]:
 
 
 def test_the_codes_of_health_are_there_and_no_other():
-    said = RUNBOOK.split("`code` is for programs: ")[1].split("; with `dagster_`")[0]
+    paragraph = RUNBOOK.split("`code` is for programs: ")[1].split("; with `dagster_`")[0]
     names = {re.sub("(?<!^)(?=[A-Z])", "_", name).lower() for name in error_classes()}
-    assert codes_of_health() <= (listed := set(re.findall(r"`(\w+)`", said)))
+    assert codes_of_health() <= (listed := set(re.findall(r"`(\w+)`", paragraph)))
     assert listed - codes_of_health() <= names
 
 
