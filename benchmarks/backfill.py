@@ -1,4 +1,4 @@
-"""A backfill of 90 days of 100,000 rows through the real Dagster, beside one bare GROUP BY and a run per day.
+"""A backfill of 90 days of 100,000 rows through the real Dagster, compared with one bare GROUP BY and a run per day.
 
 python -m benchmarks.backfill
 """

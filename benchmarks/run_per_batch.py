@@ -1,4 +1,4 @@
-"""The ordinary way in Dagster, a sensor that requests a run per batch, beside this project's sensor.
+"""The ordinary way in Dagster, a sensor that requests a run per batch, compared with this project's sensor.
 
     python -m benchmarks.run_per_batch
 
@@ -140,7 +140,7 @@ def dagster_dev(copy: Copy) -> Iterator[tuple[Engine, Callable[[], list[psutil.P
 
 
 def runs_tick(engine: Engine) -> bool:
-    """Writes a row and tells whether a run has counted any."""
+    """Writes a row and returns whether a run has counted any."""
     try:
         with plain(engine) as connection:
             columns = "publisher_id, locality_id, date_calculated, source"

@@ -57,7 +57,7 @@ def _variable(name: str) -> str | None:
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that can be configured, typed and checked. Times in seconds unless the name says hours."""
+    """Everything that can be configured, typed and checked. Times are in seconds unless the name ends in hours."""
 
     database_url: "URL | None" = field(default=None, repr=False)
     dagster_postgres_url: "URL | None" = field(default=None, repr=False)

@@ -18,7 +18,7 @@ from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.exc import DBAPIError
 from tenacity import retry, retry_if_exception, stop_after_attempt
 
-from calc_analytics.addresses import beside
+from calc_analytics.addresses import with_database
 from calc_analytics.config import DAGSTER_DATABASE, Settings
 from calc_analytics.database import embedded
 from calc_analytics.database.connecting import connect, connect_seconds
@@ -67,11 +67,11 @@ def database_url(settings: Settings) -> URL:
 
 
 def dagster_url(settings: Settings) -> URL:
-    """DAGSTER_POSTGRES_URL, or the database `dagster` beside DATABASE_URL; psycopg 3 form.
+    """DAGSTER_POSTGRES_URL, or the database `dagster` on the server of DATABASE_URL; psycopg 3 form.
 
     PGOPTIONS is for the logs' database: an option that is empty turns it off.
     """
-    url = settings.dagster_postgres_url or beside(database_url(settings), DAGSTER_DATABASE)
+    url = settings.dagster_postgres_url or with_database(database_url(settings), DAGSTER_DATABASE)
     return url.update_query_dict({"options": "", **url.query})
 
 

@@ -220,7 +220,7 @@ rollup_journal = Table(
     Column("days", JSONB, nullable=False, server_default=text("'{}'"), comment="what it did to which day"),
     Column("ages", JSONB, comment="of refreshed rows: histogram of the ages at which they were counted"),
     Column("oldest_seconds", Float, comment="age of the oldest row when it was counted"),
-    Column("detail", Text, comment="what else there is to say, in one line"),
+    Column("detail", Text, comment="further details, in one line"),
     Index(
         "rollup_journal_summed", "log", "operation", "failed", "at", "by", unique=True, postgresql_where=text("summed")
     ),

@@ -76,7 +76,7 @@ plugins.register(PLUGIN, __name__, SmallPool.__name__)
 
 
 class CalcAnalyticsStorage(DagsterPostgresStorage):
-    """`DagsterPostgresStorage` at DAGSTER_POSTGRES_URL, or in the database `dagster` beside DATABASE_URL.
+    """`DagsterPostgresStorage` at DAGSTER_POSTGRES_URL, or in the database `dagster` on its server.
 
     It only finds the URL: runs, events and schedules are stored by Dagster's own classes.
     """

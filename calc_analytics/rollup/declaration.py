@@ -18,7 +18,7 @@ from sqlalchemy.types import TypeEngine
 from calc_analytics.errors import CalcAnalyticsError
 
 _DIALECT = postgresql.dialect(paramstyle="named")  # no doubled percent signs
-# What statements compute beside the log's columns has names that begin so.
+# The names of columns that statements compute begin so.
 COMPUTED = "rollup_"
 _GREATEST: dict[type[TypeEngine[Any]], int] = {
     SmallInteger: 2**15 - 1,
@@ -27,7 +27,7 @@ _GREATEST: dict[type[TypeEngine[Any]], int] = {
 }
 
 
-# Stored beside the measures in `deleted`: shows whether the keys of the remaining rows changed.
+# Stored in `deleted` with the measures: shows whether the keys of the remaining rows changed.
 KEYS_HASH = "#keys"
 _WEIGHT = 1_000_003
 

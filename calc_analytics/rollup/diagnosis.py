@@ -43,7 +43,7 @@ class LogTable:
 
     @property
     def default_in_place(self) -> bool:
-        """Whether a row that says nothing of `xact_id` gets its transaction's id."""
+        """Whether an INSERT without `xact_id` gets its transaction's id."""
         return self.default is not None and ("txid_current()" in self.default or "pg_current_xact_id" in self.default)
 
 

@@ -73,10 +73,10 @@ class LedgerDays:
 
     @classmethod
     def read(cls, connection: Connection, db: Database, days: Sequence[date]) -> "LedgerDays":
-        """As it is now, under the state's lock; with the days beside, whose rows another zone moves."""
-        beside = {day + timedelta(days=step) for day in days for step in (-1, 0, 1)}
+        """As it is now, under the state's lock; with the adjacent days, whose rows another zone moves."""
+        adjacent = {day + timedelta(days=step) for day in days for step in (-1, 0, 1)}
         rollups = [*db.log.rollups, *db.log.switched_off]
-        return cls(db.log, db.timezone, ledger.entries(connection, rollups, sorted(beside)))
+        return cls(db.log, db.timezone, ledger.entries(connection, rollups, sorted(adjacent)))
 
     def entry(self, rollup: Rollup, day: date) -> ledger.Entry | None:
         """The rollup's own row of the ledger."""
@@ -104,7 +104,7 @@ class LedgerDays:
         )
 
     def cut_days(self, day: date) -> list[tuple[date, str]]:
-        """The days (with their zones) beside or of this date that are of another zone and lost log rows."""
+        """This day and its adjacent ones, with their zones: those that are of another zone and lost log rows."""
         return [
             (entry.day, str(entry.timezone))
             for (name, _), entry in self.entries.items()
@@ -199,7 +199,7 @@ class _Judge:
         return self._rows(day.log) + deleted < day.counted_by_others
 
     def _is_cut(self, day: _Day) -> bool:
-        """Whether rows that the reporting zone puts into this day were deleted as rows of another day beside it."""
+        """Whether rows that the reporting zone puts into this day were deleted as rows of an adjacent day."""
         return day.is_cut and not (day.entry is not None and day.entry.has_deletions)
 
     def _judge_never_counted(self, day: _Day) -> None:

@@ -1,6 +1,6 @@
 """The ledger at a glance, for the page that people look at: each day's state, and today's totals. Nothing is changed.
 
-Cost: the rows of the ledger, whatever the size of the log and of the statistics.
+Cost: the rows of the ledger; the size of the log and of the statistics does not matter.
 """
 
 from collections.abc import Iterable

@@ -123,11 +123,11 @@ class ProofAges:
 
 @dataclass(frozen=True)
 class LedgerReport:
-    """What the ledger says, at one moment.
+    """The contents of the ledger, at one moment.
 
     `error` is why no operation may use the state (then `refreshed` and `proofs` are None). `different`, `overflowing`
-    and `waiting` are days with their rollups, oldest first; `reasons` say why days overflow. `rebuilt` holds the days
-    that were built in every rollup lately, and since when all of them are.
+    and `waiting` are days with their rollups, oldest first; `reasons` are the values that overflow. `rebuilt` holds the
+    days that were built in every rollup lately, and since when all of them are.
     """
 
     error: CalcAnalyticsError | None
@@ -148,7 +148,7 @@ class LedgerReport:
 
 @dataclass(frozen=True)
 class LogReport:
-    """What the log says: the rows that are not counted yet, and the error if there are rows of another cluster."""
+    """The state of the log: the rows that are not counted yet, and the error if there are rows of another cluster."""
 
     lag: Lag
     error: foreign.ForeignRows | None

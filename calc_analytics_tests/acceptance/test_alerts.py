@@ -86,7 +86,7 @@ class Deployment:
             self.running[name].wait()
 
     def repair(self) -> None:
-        """Starts whatever does not run."""
+        """Starts every process that does not run."""
         for cluster in (self.database, self.storage):
             if cluster.run("pg_ctl", "-D", str(cluster.data), "status", check=False).returncode != 0:
                 cluster.start()

@@ -64,7 +64,7 @@ def running(project: Project, settings: dict[str, str], *commands: tuple[str, ..
 
 
 def calculations_today(project: Project, settings: dict[str, str]) -> int:
-    """What the statistics say of today, in every rollup alike."""
+    """Today's total, equal in every rollup."""
     today = str(days.today("UTC"))
     done = project.cli("verify", "--day", today, "--json", **settings)
     counted = {name: each["counted_rows"] for name, each in json.loads(done.stdout)["days"].get(today, {}).items()}

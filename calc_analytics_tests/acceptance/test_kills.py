@@ -55,7 +55,7 @@ AWAY_SECONDS = 20
 
 
 class Killer:
-    """Kills one thing at a time, whatever state the others are in."""
+    """Kills one thing at a time, in any state of the others."""
 
     def __init__(self, up: Up, writers: Writers, rng: random.Random) -> None:
         self.up, self.writers, self.rng = up, writers, rng

@@ -118,7 +118,7 @@ class Watch(threading.Thread):
         super().__init__(name="watch", daemon=True)
         self.over = threading.Event()
         self.seen: set[str] = set()
-        self.told: list[str] = []
+        self.leaked: list[str] = []
 
     def run(self) -> None:
         """Until `over` is set."""
@@ -127,7 +127,7 @@ class Watch(threading.Thread):
                 words = " ".join(process.info["cmdline"] or [])
                 self.seen.add(words)
                 if leaks(words):
-                    self.told.append(words)
+                    self.leaked.append(words)
 
 
 def leaks(output: str) -> bool:
@@ -193,7 +193,7 @@ def test_passwords_appear_nowhere_while_everything_fails_in_turn(project: Projec
     watch.join()
 
     assert any("multiprocessing.spawn" in words for words in watch.seen), "no run worker was seen"
-    assert not watch.told
+    assert not watch.leaked
     assert not [line for line in output if leaks(line)]
     assert not [answer for answer in shown if leaks(answer)]
     files = [path for path in project.folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts]

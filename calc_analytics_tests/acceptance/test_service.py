@@ -1,4 +1,4 @@
-"""The HTTP service and `status` beside the real thing: killed daemons and databases, a transaction that is held."""
+"""The HTTP service and `status` with real processes: killed daemons and databases, a transaction that is held."""
 
 import json
 import re
@@ -62,7 +62,7 @@ def test_up_says_where_the_service_is_and_it_becomes_healthy(up: Up):
     assert (status, answer["data"]["running"], answer["data"]["healthy"]) == (200, True, True)
     assert answer["data"]["last_run"]
     assert up.get("/health/live")[0] == 200
-    # A rebuild counts by itself what it finds new, so what is written beside one is no refresh's.
+    # A rebuild counts the new rows that it finds, so rows written during one are not counted by a refresh.
     rebuilds = "calc_analytics_rebuild_duration_seconds_count"
     eventually(lambda: samples(up).get(rebuilds, 0) >= 1, "the sensor's run of two days, of a first start")
 
@@ -192,7 +192,7 @@ def test_a_service_that_dies_is_started_again(up: Up):
 
 @contextmanager
 def process(project: Project, log: str, *command: str, **settings: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """A process of the project, ended afterwards; what it says goes to a file."""
+    """A process of the project, ended afterwards; its output goes to a file."""
     with open(project.folder / log, "ab") as output:
         started = subprocess.Popen(
             [sys.executable, "-m", *command], cwd=project.folder, env=project.environment(**settings),

@@ -88,7 +88,7 @@ def test_statistics_are_exact_at_every_moment_while_four_writers_write_a_thousan
         proofs += 1
         time.sleep(0.2)
     written = json.loads(writing.stdout.read().splitlines()[-1])
-    # On a slow machine fewer: what matters is that writing and proofs went on beside each other.
+    # On a slow machine fewer: what matters is that writing and proofs ran at the same time.
     assert written["rows"] > 5_000
     assert proofs > 5
     assert seen == sorted(seen)

@@ -51,7 +51,7 @@ def say_nothing(connection: socket.socket) -> None:
 
 
 def speak_http(connection: socket.socket) -> None:
-    """As a web server that takes whatever comes for a request."""
+    """As a web server that takes any bytes for a request."""
     with suppress(OSError):
         connection.recv(1000)
         connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")

@@ -1,4 +1,4 @@
-"""The double entry: what somebody else changes in statistics or logs is found, and never becomes green by itself.
+"""The double entry: what another program changes in statistics or logs is found, and never becomes green automatically.
 
 After any order of events: where audit and verify report nothing, the statistics are what they must be.
 """
@@ -76,7 +76,7 @@ class Books:
         return self.now(rollup, day) == self.of(rollup, day)
 
     def change(self, statement: str) -> None:
-        """Somebody else's statement."""
+        """A statement of another program."""
         execute(self.db, statement)
 
     def late(self, day: date, rows: int = 3) -> None:
@@ -246,7 +246,7 @@ def test_a_changed_statistic_is_found_named_and_repaired_or_stays_red(books: Boo
     assert audited(books) == tampered
     assert assert_never_green_and_wrong(books) == tampered
     assert {findings(books)[rollup.name, day] for day in days} == {"statistics_changed"}
-    # Nothing tells whether a day that was never counted lost its log rows: its statistics are not deleted.
+    # Whether a day that was never counted lost its log rows is not known: its statistics are not deleted.
     red = {(rollup.name, PRUNED)} | ({(rollup.name, NEVER)} if change is move_row else set())
     for _ in range(3):
         books.rebuild()
@@ -397,7 +397,7 @@ COPIED = "publisher_id, locality_id, date_calculated, cache_hit, response_time_m
 
 @dataclass(frozen=True)
 class LogChange:
-    """Somebody's statement, what verify calls it, and on which days."""
+    """A statement of another program, what verify calls it, and on which days."""
 
     statement: str
     finding: str
@@ -560,7 +560,7 @@ def test_a_changed_statistic_of_a_day_that_lost_logs_stays_red_when_the_loss_is_
 
 
 def test_statistics_lowered_to_what_is_left_of_the_log_stay_red(books: Books):
-    """Whoever deletes rows and lowers the statistics by as much has not changed what was counted."""
+    """Deleting rows and lowering the statistics by as much does not change what was counted."""
     books.change(f"delete from calculation_logs where {SOME}")
     for rollup in LOG.rollups:
         books.change(f"delete from {rollup.name} where date = '{OLD}'")

@@ -1,4 +1,4 @@
-"""Log rows that somebody moved, corrected, merged or duplicated: `verify` names day and keys, and the command of the
+"""Log rows that were moved, corrected, merged or duplicated: `verify` names day and keys, and the command of the
 runbook's table (*Log rows were corrected*) brings the statistics to the right value."""
 
 import random
@@ -238,7 +238,7 @@ def test_corrected_rows_of_a_pruned_day_stay_red_until_the_statistics_are_correc
         rebuild(counted, [PRUNED], decision=Decision.AUTOMATIC)
         assert set(red(counted)) == {PRUNED}
     correct_by_hand(counted, expected)
-    assert set(red(counted)) == {PRUNED}, "nobody has accepted it yet"
+    assert set(red(counted)) == {PRUNED}, "not accepted yet"
     assert_kept_once(calc, counted, expected)
 
 

@@ -68,7 +68,7 @@ def warnings(instance: DagsterInstance, result: ExecuteInProcessResult) -> list[
 
 
 def failures(result: ExecuteInProcessResult) -> list[str]:
-    """What a red run says, one text for each failed step."""
+    """The errors of a red run, one text for each failed step."""
     events = [event for event in result.all_events if event.event_type == DagsterEventType.STEP_FAILURE]
     return [event.step_failure_data.user_failure_data.description for event in events]
 

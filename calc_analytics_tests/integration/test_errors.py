@@ -1,4 +1,4 @@
-"""Database trouble in words: one line, no password, and whether trying again can help."""
+"""Messages of database errors: one line, no password, and whether a retry can help."""
 
 import pytest
 from sqlalchemy import text
@@ -17,7 +17,7 @@ SECRET = "hunter2"
 
 
 def connection_error(url: URL, statement: str = "select 1") -> DatabaseError:
-    """What a user would be told."""
+    """The error that a user would see."""
     engine = engine_for(url)
     with pytest.raises(DatabaseError) as raised, transaction(engine) as connection:
         connection.execute(text(statement))

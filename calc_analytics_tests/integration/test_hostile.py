@@ -33,7 +33,7 @@ def hostile(db: Database, at: str = "2026-03-01 12:00Z", source: int = 1, millis
 
 
 def check(location, instance, name: str, day: date):
-    """What the check says of a day when it is executed."""
+    """The check's evaluation of a day, when it is executed."""
     key = AssetCheckKey(AssetKey("calculation_stats_daily"), name)
     job = location.resolve_implicit_global_asset_job_def()
     job = job.get_subset(asset_selection=set(), asset_check_selection={key})
@@ -117,7 +117,7 @@ def test_a_counter_at_its_end_sets_its_day_aside_and_the_others_go_on(location, 
     assert [(day.day, day.rows) for day in report.unbuilt] == [(DAY, 5)]
     assert report.rows_by_day == {DAY: 5, NEXT: 4}, "the other rollups have room"
     assert days_by_status(db, ["overflow"]) == {DAY: [STATS.name]}
-    assert waiting_days(db) == [], "nobody asks for it again and again"
+    assert waiting_days(db) == [], "its rebuild is not requested again"
     write(connect(), [row(NOON), row(utc(2026, 3, 2, 12))])
     assert refresh(db).rows_by_day == {DAY: 1, NEXT: 1}
     assert verify(db, [NEXT]).difference == 0

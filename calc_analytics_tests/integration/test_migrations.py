@@ -1,4 +1,4 @@
-"""Migrations: an empty database, an API's own, a migrated one; beside open writers; without the right to."""
+"""Migrations: an empty database, an API's own, a migrated one; with open writers; without the right to."""
 
 import threading
 import time

@@ -391,7 +391,7 @@ def ascii_url(server_url: URL, maintenance: Callable[[str], None]) -> Iterator[U
 
 
 def test_a_database_in_sql_ascii_is_counted(ascii_url: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Whatever bytes its names are made of."""
+    """With any bytes in its names."""
     with psycopg.connect(ascii_url.set(drivername="postgresql").render_as_string(False)) as connection:
         connection.execute(API_TABLES.replace("source smallint not null,", "source smallint not null, note text,", 1))
         connection.execute('alter table calculation_logs rename note to "pr\xe9nom"'.encode("latin-1"))

@@ -1,6 +1,6 @@
 """Partitioned log tables: any depth, any order of events, any names. Each partition has the index, once.
 
-And rows that come with a partition: days that nobody has counted are found, reported and built.
+And rows that come with a partition: days that were not counted are found, reported and built.
 """
 
 import json
@@ -98,7 +98,7 @@ def assert_indexed(db: Database) -> None:
 
 
 def count_all(db: Database) -> None:
-    """Whatever waits is built, and everything equals what pandas says."""
+    """Builds all days that wait; everything equals the result of pandas."""
     refresh(db)
     rebuild(db, waiting_days(db))
     assert_exact(db)
@@ -299,7 +299,7 @@ def test_days_are_those_of_the_reporting_zone(db: Database, zone: str):
 
 
 def test_a_day_on_record_for_one_rollup_alone_is_recorded_for_all(counted: Database):
-    """Statistics that somebody else wrote are on record for their rollup."""
+    """Statistics that another program wrote are on record for their rollup."""
     statement = (
         "insert into calculation_stats_daily (publisher_id, date, total_calculations) values (1, '2026-01-09', 5)"
     )

@@ -83,7 +83,7 @@ def of_refresh(db: Database, step_rows: int | None = None) -> Plan:
 
 
 def of_live_view(db: Database, view: str = LOG.rollups[0].live_view) -> Plan:
-    """Explains what a reader asks, with the settings of a session that nobody prepared."""
+    """Explains a reader's query, in a session with PostgreSQL's own settings."""
     with db.engine.connect() as connection:
         return explain(connection, f"select * from {view}")
 

@@ -112,7 +112,7 @@ def with_pruned(db: Database, before: dict[str, Statistics] | None = None) -> di
 
 
 def all_live(db: Database) -> dict[str, Statistics]:
-    """What every live view says."""
+    """The contents of every live view."""
     return {relation: live(db, relation) for relation in FORMS}
 
 

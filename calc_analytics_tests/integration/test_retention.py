@@ -1,6 +1,6 @@
 """Retention: what is counted may be deleted, nothing else is; statistics stay, stay proven, and late rows still add.
 
-Deletions that nobody announced are accepted by no rebuild: a person decides.
+No rebuild accepts deletions that were not announced: a person decides.
 """
 
 import random

@@ -1,4 +1,4 @@
-"""Two who work on the same: two daemons on one storage are reported; what somebody wiped in Dagster comes back."""
+"""Two daemons on one storage are reported; days that were wiped in Dagster are reported to it again."""
 
 import json
 import time

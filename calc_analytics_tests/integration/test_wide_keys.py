@@ -181,7 +181,7 @@ def test_a_key_that_does_not_fit_sets_its_day_aside_and_the_others_go_on(db: Dat
     assert message in str(refused)
     with db.engine.begin() as connection:
         assert message in [str(each) for each in overflow.known(connection, db.log)]
-    assert waiting_days(db) == [], "nobody asks for it again and again"
+    assert waiting_days(db) == [], "its rebuild is not requested again"
     assert audit(db).different == []
     execute(db, f"delete from calculation_logs where publisher_id = {LARGE}")
     rebuild(db, [DAY])

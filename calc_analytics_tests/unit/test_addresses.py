@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from calc_analytics import config
-from calc_analytics.addresses import beside
+from calc_analytics.addresses import with_database
 from calc_analytics.config import InvalidSetting, Settings, redact_url
 from calc_analytics.database.engine import dagster_url
 
@@ -88,7 +88,7 @@ def test_dagsters_url_gets_what_is_needed_to_connect_and_nothing_else():
         "postgresql://me:secret@host:6000/api?sslmode=require&options=-csearch_path%3Danalytics&application_name=x"
         "&target_session_attrs=read-write&dbname=other"
     )
-    url = beside(given, "dagster")
+    url = with_database(given, "dagster")
     assert (url.host, url.port, url.username, url.password) == ("host", 6000, "me", "secret")
     assert url.database == "dagster"
     assert dict(url.query) == {"sslmode": "require", "target_session_attrs": "read-write", "options": ""}
@@ -96,7 +96,7 @@ def test_dagsters_url_gets_what_is_needed_to_connect_and_nothing_else():
 
 def test_dagsters_url_keeps_what_routes_a_connection():
     given = url_of("postgresql://me@host/api?options=endpoint%3Dep-1")
-    assert beside(given, "dagster").query["options"] == "endpoint=ep-1"
+    assert with_database(given, "dagster").query["options"] == "endpoint=ep-1"
 
 
 def test_a_url_of_dagsters_own_keeps_its_options():

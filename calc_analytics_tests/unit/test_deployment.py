@@ -1,4 +1,4 @@
-"""deploy/ names what there is: commands, ports, settings, files; and its three ways to run say the same."""
+"""deploy/ names existing commands, ports, settings and files; its three ways to run agree."""
 
 import importlib.util
 import re

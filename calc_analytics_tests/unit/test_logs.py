@@ -193,7 +193,7 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Database, str, str]]:
 @pytest.fixture
 def db() -> Database:
     """A database that is never connected to."""
-    engine = create_engine("postgresql+psycopg://nobody@127.0.0.1:1/nothing")
+    engine = create_engine("postgresql+psycopg://user@127.0.0.1:1/nothing")
     return Database(engine.execution_options(local_settings={"statement_timeout": "1h", "jit": "off"}), LOG, "UTC")
 
 
