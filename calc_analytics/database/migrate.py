@@ -29,6 +29,7 @@ from calc_analytics.database.engine import settings_sql, transaction
 from calc_analytics.database.errors import first_line, is_row_security, sqlstate, translate_db_errors
 from calc_analytics.errors import CalcAnalyticsError
 
+MIGRATIONS = Path(__file__).parent / "migrations"
 # The newest revision in migrations/versions.
 HEAD = "0006_comments"
 ADVISORY_LOCK = 7_244_100_501
@@ -167,7 +168,7 @@ def _run_revisions(connection: Connection, finish: Callable[[Connection], None])
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"], config.attributes["finish"] = connection, finish
     try:
         command.upgrade(config, "head")

@@ -228,7 +228,6 @@ rollup_journal = Table(
     postgresql_with={"fillfactor": 50},
 )
 
-PROJECT_TARGETS = (calculation_locality_stats_daily, calculation_stats_hourly, calculation_latency_daily)
 STATE_TABLES = (rollup_state, rollup_days, rollup_journal)
 # Where Alembic keeps which revisions have run.
 VERSION_TABLE = "calc_analytics_version"
