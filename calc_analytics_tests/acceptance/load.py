@@ -11,12 +11,13 @@ import psutil
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
+from benchmarks.running import eventually
 from calc_analytics.database.errors import DatabaseError
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.ledger import built_days, days_by_status
 from calc_analytics.rollup.verify import verify
 from calc_analytics_tests.acceptance.comparisons import differing
-from calc_analytics_tests.acceptance.conftest import Project, Up, eventually
+from calc_analytics_tests.acceptance.conftest import Project, Up
 from calc_analytics_tests.logs import FORMS, disagreements
 
 OURS = 'repositoryName: "__repository__", repositoryLocationName: "calc_analytics"'
@@ -200,8 +201,7 @@ def run_workers(up: Up) -> list[psutil.Process]:
 
 def postmaster(project: Project) -> psutil.Process | None:
     """The embedded server, if it lives."""
-    pid_file = project.folder / ".calc_analytics" / "pgdata" / "postmaster.pid"
-    process = psutil.Process(int(pid_file.read_text().splitlines()[0]))
+    (process,) = project.postmasters()
     return process if process.status() != psutil.STATUS_ZOMBIE and process.name() == "postgres" else None
 
 

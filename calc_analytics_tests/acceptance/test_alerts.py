@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.running import eventually
 from calc_analytics.processes.supervisor import free_port
-from calc_analytics_tests.acceptance.conftest import Project, ask, eventually
+from calc_analytics_tests.acceptance.conftest import Project, ask
 from calc_analytics_tests.acceptance.test_service import process
 from calc_analytics_tests.clusters import Cluster
 from calc_analytics_tests.receiver import SECRET, Receiver, receiving

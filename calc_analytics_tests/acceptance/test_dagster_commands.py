@@ -9,10 +9,11 @@ import psutil
 import pytest
 from sqlalchemy.engine import URL
 
+from benchmarks.running import eventually
 from calc_analytics import days
 from calc_analytics.ports import is_listening
 from calc_analytics.processes.supervisor import free_port
-from calc_analytics_tests.acceptance.conftest import Project, eventually
+from calc_analytics_tests.acceptance.conftest import Project
 from calc_analytics_tests.logs import FORMS
 
 

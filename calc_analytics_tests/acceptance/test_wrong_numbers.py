@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks.running import eventually
 from calc_analytics import days
 from calc_analytics_tests.acceptance.comparisons import DAY
-from calc_analytics_tests.acceptance.conftest import PATIENCE_SECONDS, Project, Up, eventually
+from calc_analytics_tests.acceptance.conftest import PATIENCE_SECONDS, Project, Up
 from calc_analytics_tests.acceptance.load import (
     answered,
     built_everywhere,

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from sqlalchemy import text
 from sqlalchemy.engine import URL, Connection
 
+from benchmarks.running import eventually
 from calc_analytics.cli import counting, running, terminal
 from calc_analytics.cli import main as cli
 from calc_analytics.cli.main import main
@@ -22,7 +23,6 @@ from calc_analytics.processes.supervisor import free_port
 from calc_analytics.rollup import ledger, status
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollups import HOURS, LATENCY, LOG, STATS
-from calc_analytics_tests.acceptance.conftest import eventually
 from calc_analytics_tests.conftest import ROLE
 from calc_analytics_tests.logs import assert_exact, execute, oracle, oracles, row, stored, utc, write
 

@@ -12,8 +12,8 @@ import psutil
 import psycopg
 import pytest
 
+from benchmarks.running import eventually
 from calc_analytics.database import embedded
-from calc_analytics_tests.acceptance.conftest import eventually
 
 # A backend that never waits for anything does not notice that its server is dead.
 BUSY = "set client_min_messages = error; do $$ begin loop end loop; end $$"

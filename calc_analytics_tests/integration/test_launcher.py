@@ -14,12 +14,12 @@ from dagster._core.launcher import WorkerStatus
 from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._core.test_utils import create_run_for_test
 
+from benchmarks.running import eventually
 from calc_analytics.orchestration import launcher
 from calc_analytics.orchestration.code_server import log_errors
 from calc_analytics.orchestration.launcher import WatchfulRunLauncher
 from calc_analytics.ports import is_listening
 from calc_analytics.processes.supervisor import free_port
-from calc_analytics_tests.acceptance.conftest import eventually
 
 Health = Callable[[DagsterRun], WorkerStatus]
 
