@@ -1,6 +1,7 @@
 """Creates a database that is missing on a server that is there."""
 
 from contextlib import suppress
+from operator import not_
 
 from sqlalchemy import text
 from sqlalchemy.engine import URL
@@ -51,8 +52,7 @@ def _create(url: URL) -> None:
 
 def _await_pooler(url: URL) -> None:
     """Waits until the database can be used: a pooler that found no such database looks again after a while."""
-    is_missing = retry_if_result(lambda is_usable: not is_usable)
-    attempts = Retrying(retry=is_missing, stop=stop_after_delay(POOLER_SECONDS), wait=wait_fixed(0.2))
+    attempts = Retrying(retry=retry_if_result(not_), stop=stop_after_delay(POOLER_SECONDS), wait=wait_fixed(0.2))
     with suppress(RetryError):
         attempts(_is_usable, url)
 

@@ -75,15 +75,10 @@ def dagster_url(settings: Settings) -> URL:
     return url.update_query_dict({"options": "", **url.query})
 
 
-def create_engine(settings: Settings, application_name: str = "calc_analytics") -> Engine:
-    """An engine on the project's database; nothing is connected until the first use."""
-    return engine_for(database_url(settings), application_name)
-
-
 def engine_for(url: URL, application_name: str = "calc_analytics", statement_seconds: float | None = None) -> Engine:
-    """An engine on any URL with the project's rules: at most 5 connections, READ COMMITTED, settings per transaction.
+    """An engine with the project's rules: at most 5 connections, READ COMMITTED, settings per transaction.
 
-    `statement_seconds` limits each statement (default: an hour).
+    Nothing is connected before the first use. `statement_seconds` limits each statement (default: an hour).
     """
     settings = dict(LOCAL_SETTINGS)
     if statement_seconds is not None:

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
+from operator import not_
 from pathlib import Path
 
 from sqlalchemy import TextClause, event, text
@@ -134,7 +135,7 @@ def turn(engine: Engine) -> Iterator[None]:
     The lock is tried again and again: a session that waits inside PostgreSQL holds a snapshot, for which the first
     one's CREATE INDEX CONCURRENTLY would wait in turn. A transaction that has the lock and does nothing holds none.
     """
-    attempts = Retrying(retry=retry_if_result(_is_false), stop=stop_after_delay(TURN_SECONDS), wait=wait_fixed(0.1))
+    attempts = Retrying(retry=retry_if_result(not_), stop=stop_after_delay(TURN_SECONDS), wait=wait_fixed(0.1))
     with engine.connect() as connection:
         try:
             attempts(_has_turn, connection)
@@ -144,10 +145,6 @@ def turn(engine: Engine) -> Iterator[None]:
                 "run the command again when it is; nothing was changed"
             ) from None
         yield
-
-
-def _is_false(result: bool) -> bool:
-    return not result
 
 
 def _has_turn(connection: Connection) -> bool:

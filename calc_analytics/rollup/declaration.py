@@ -302,10 +302,6 @@ class Rollup:
         """The pattern once per measure, with {name}, {aggregate} and {type} filled in."""
         return joined_by.join(pattern.format(name=m.name, aggregate=m.aggregate, type=m.type) for m in self.measures)
 
-    def each_key(self, pattern: str, joined_by: str = ", ") -> str:
-        """The pattern once per key column and once for `date`, with {name} filled in."""
-        return joined_by.join(pattern.format(name=name) for name in [*self.keys, "date"])
-
     def totals_json(self, value: str = "sum({name})") -> str:
         """SQL: a JSON object of each measure's value; `value` is a pattern for `each_measure`."""
         pairs = self.each_measure("'{name}', " + value)

@@ -284,10 +284,11 @@ def _added(rollup: Rollup, n: int, is_large: bool) -> str:
     """CTE: adds the diff to days that are built; a large one in the order of the target's index."""
     target = rollup.name
     order = "order by " + ", ".join(f"d.{each.name}" for each in rollup.target.primary_key.columns) if is_large else ""
+    columns = ", ".join(f"d.{name}" for name in rollup.column_names)
     return f"""
     added_{n} as (
         insert into {target} ({rollup.columns})
-        select {rollup.each_key("d.{name}")}, {rollup.each_measure("d.{name}")}
+        select {columns}
         from diff_{n} d join judged j on j.rollup = {quote_literal(target)} and j.date = d.date and j.status = 'built'
         {order}
         {rollup.or_add}

@@ -499,7 +499,7 @@ def test_a_follower_goes_on_after_a_restart(cluster: Cluster):
 def test_a_tick_reports_what_was_counted_although_its_connection_was_killed(
     location, instance, db, connect, monkeypatch
 ):
-    monkeypatch.setattr(sensors, "follow_seconds", lambda interval: 2.0)
+    monkeypatch.setattr(sensors, "FOLLOW_SECONDS", 2.0)
     rebuild(db, [today()])
     killer = connect()
     ours = f"select pg_terminate_backend(pid, 5000) from pg_stat_activity where usename = '{ROLE}' and datname = %s"

@@ -28,7 +28,7 @@ OLD = date(2026, 3, 1)
 
 @pytest.fixture(autouse=True)
 def _short_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sensors, "follow_seconds", lambda interval: 1.0)
+    monkeypatch.setattr(sensors, "FOLLOW_SECONDS", 1.0)
 
 
 @pytest.fixture

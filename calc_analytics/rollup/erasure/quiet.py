@@ -40,9 +40,9 @@ def require_quiet(db: Database, keys: Keys) -> None:
         raise StillWriting(f"{writer} has written log rows, which may be those of {rows}: end it and {advice}")
 
 
-def still_open(db: Database, seconds: float | None = None) -> list[str]:
-    """The transactions that have written log rows and are open now, and still after so many seconds."""
-    until = time.monotonic() + (WAIT_SECONDS if seconds is None else seconds)
+def still_open(db: Database) -> list[str]:
+    """The transactions that have written log rows and are open now, and still after WAIT_SECONDS."""
+    until = time.monotonic() + WAIT_SECONDS
     waiting = _writing(db)
     while waiting and time.monotonic() < until:
         time.sleep(LOOK_SECONDS)
