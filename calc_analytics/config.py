@@ -96,7 +96,7 @@ class Settings:
 
 @lru_cache(maxsize=1)
 def process_settings() -> Settings:
-    """The settings of this process, read when first asked for; raises `InvalidSetting`, and then reads again."""
+    """The settings of this process, read once; after an `InvalidSetting` the next call reads them again."""
     return Settings.from_environment()
 
 

@@ -22,7 +22,7 @@ from calc_analytics.rollup import install
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollups import LOG, database
 
-# A statement that waits longer for a lock is reported; so often is looked.
+# A statement that waits longer for a lock is reported. This is also the interval of the look.
 LOCK_WAIT_SECONDS = 3.0
 
 

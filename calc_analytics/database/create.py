@@ -14,7 +14,7 @@ from calc_analytics.database.errors import sqlstate, translate_db_errors
 from calc_analytics.database.sql import quote_identifier
 from calc_analytics.errors import CalcAnalyticsError
 
-# How long a pooler may take to notice that a database was created (PgBouncer: 15 seconds).
+# How long a pooler may remember that a database was missing (PgBouncer: 15 seconds).
 POOLER_SECONDS = 30.0
 INSUFFICIENT_PRIVILEGE = "42501"
 # Another process created it at the same time.

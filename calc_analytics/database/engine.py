@@ -2,7 +2,7 @@
 
 Every transaction runs at READ COMMITTED, because each statement must see what was committed before it; the role's
 default does not matter. Settings are local to the transaction: nothing is left in a session that a pooler such as
-PgBouncer hands to another client, and nothing is set in the start-up packet.
+PgBouncer gives to another client, and nothing is set in the start-up packet.
 """
 
 import logging

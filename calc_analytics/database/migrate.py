@@ -1,7 +1,7 @@
 """Runs the migrations: one at a time, safe to repeat, safe while the API writes.
 
-A lock keeps two `migrate` apart. It belongs to a transaction on a connection of its own, so it ends with the process,
-and a pooler hands it to no other client. Locks on tables are requested with a short timeout, again and again, so that
+A lock keeps two `migrate` apart. It belongs to a transaction on a separate connection, so it ends with the process, and
+a pooler gives it to no other client. Locks on tables are requested with a short timeout, repeatedly, so that
 a long writer delays the migration and never the other writers. All settings are local to their transactions.
 """
 
@@ -113,7 +113,7 @@ def _run(engine: Engine, statement: TextClause, is_concurrent: bool) -> None:
 def _without_limits(connection: Connection) -> Iterator[None]:
     """Lifts the role's limits on waiting, for what cannot run in a transaction, as CREATE INDEX CONCURRENTLY.
 
-    That needs settings of the session. Behind a pooler, which hands the session to others, they stay as they are.
+    That needs settings of the session. Behind a pooler, which reuses the session for others, they stay as they are.
     """
     if not connection.info.get("is_direct"):
         yield

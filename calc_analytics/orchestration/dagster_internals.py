@@ -82,7 +82,7 @@ __all__ = [
 
 
 def works_on_run(client: "DagsterGrpcClient", run_id: str, timeout_seconds: int) -> bool:
-    """Asks a code server whether it executes the run; raises `DagsterUserCodeUnreachableError`.
+    """Whether a code server executes the run; raises `DagsterUserCodeUnreachableError`.
 
     Only a worker's own code server knows that; the public instance knows what is stored.
     """
@@ -134,7 +134,7 @@ def code_server_of(launcher: "DefaultRunLauncher", run_id: str) -> "DagsterGrpcC
 def keep_pools(storage: "DagsterPostgresStorage") -> None:
     """Prevents that the webserver replaces the pools of this storage, which Dagster does in its instance.
 
-    Its own would set a statement_timeout per session, which a pooler hands to other clients. A role may have its own
+    Its own would set a statement_timeout per session, which a pooler reuses for other clients. A role may have its own
     statement_timeout. Dagster has no setting for it.
     """
     for each in (storage.run_storage, storage.event_log_storage, storage.schedule_storage):

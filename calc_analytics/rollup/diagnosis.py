@@ -1,7 +1,7 @@
 """What in a database can keep the counting from being right or cheap: facts for `doctor` and the health report.
 
-Nothing is changed. Read from PostgreSQL's catalogs, so that a role with few rights can still ask; only
-`rows_bypassing` looks at logs.
+Nothing is changed. Read from PostgreSQL's catalogs, so that a role with few rights can use it; only
+`rows_bypassing` reads logs.
 """
 
 from dataclasses import dataclass

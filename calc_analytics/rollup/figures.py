@@ -16,7 +16,7 @@ from calc_analytics.rollup.status import lag
 from calc_analytics.rollup.totals import totals_by_day
 from calc_analytics.rollup.windows import has_a_day, has_no_day, local_date, of_day, windows
 
-# So many keys are named that violate a check, or have the largest counts.
+# How many keys are named that violate a check, or have the largest counts.
 EXAMPLES = 10
 
 

@@ -16,7 +16,7 @@ from calc_analytics.rollup.foreign import foreign_rows_sql
 from calc_analytics.rollup.snapshot import rows_between
 from calc_analytics.rollup.windows import day_begin, has_a_day, local_date, midnight, within_hours
 
-# The age of one in so many counted rows is recorded.
+# The age of one in this many counted rows is recorded.
 AGE_SAMPLE = 16
 
 

@@ -26,7 +26,7 @@ UNSEEN, UNRECORDED = "unseen", "unrecorded"
 STATES = ("differs", "overflow", UNSEEN, UNRECORDED, "pending", "stale", "frozen", "pruned", "built")
 # The statuses that the ledger records; the other states follow from its other columns, or from missing records.
 STATUSES = tuple(state for state in STATES if state not in ("differs", UNSEEN, UNRECORDED, "pruned"))
-# For so many days failed runs are reported, and it is known when each day was rebuilt: whether they were made good.
+# For this many days failed runs are reported, and `rebuilt` shows whether their days were rebuilt since.
 RECENT_DAYS = 7
 
 

@@ -18,7 +18,7 @@ from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.erasure.keys import Keys, describe_keys, matches, parameters
 from calc_analytics.rollup.windows import within
 
-# Rows that were asked for so recently mean that the keys are still being written.
+# Rows that are newer than this mean that the keys are still being written.
 RECENT_MINUTES = 15
 # How long open transactions are waited for, and how often they are looked at.
 WAIT_SECONDS, LOOK_SECONDS = 10.0, 0.05
