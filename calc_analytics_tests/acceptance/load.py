@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import date
 from typing import Any
 
@@ -206,16 +206,15 @@ def postmaster(project: Project) -> psutil.Process | None:
 
 
 def processes_of(project: Project) -> list[psutil.Process]:
-    """Every process that runs in the project's folder or for it, wherever it hangs in the tree of processes."""
+    """Every process that runs in the project's folder or for it, wherever it is in the tree of processes."""
     found = []
     for process in psutil.process_iter():
-        try:
+        with suppress(psutil.Error):  # it ended meanwhile, or belongs to another user
             inside = process.cwd().startswith(str(project.folder))
-            if inside or process.environ().get("PYTHONPATH") == str(project.folder):
+            is_ours = inside or process.environ().get("PYTHONPATH") == str(project.folder)
+            if is_ours and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
-        except psutil.Error:
-            continue
-    return [process for process in found if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    return found
 
 
 def strays(up: Up) -> list[psutil.Process]:
