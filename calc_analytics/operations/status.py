@@ -48,7 +48,7 @@ class Status:
         return self.facts.settings.timezone
 
     @property
-    def refreshed(self) -> status.Refreshed | None:
+    def refreshed(self) -> status.LastRefresh | None:
         """When rows were last counted."""
         ledger: status.LedgerReport | None = self.facts.known("ledger")
         return ledger.refreshed if ledger else None

@@ -25,7 +25,7 @@ from calc_analytics.orchestration.history import (
     Tick,
 )
 from calc_analytics.rollup.ledger import ClusterChanged
-from calc_analytics.rollup.status import Days, Lag, LedgerReport, LogReport, ProofAges, Refreshed
+from calc_analytics.rollup.status import Days, Lag, LastRefresh, LedgerReport, LogReport, ProofAges
 
 NOW = datetime(2026, 3, 2, 12, tzinfo=timezone.utc)
 DAY, NEXT = date(2026, 3, 1), date(2026, 3, 2)
@@ -37,7 +37,7 @@ def ago(**given: float) -> datetime:
 
 PROOFS = ProofAges(ago(seconds=1), ago(days=9), ago(minutes=5), ago(hours=2), ago(minutes=1), 2, 3.0)
 LEDGER = LedgerReport(
-    None, Refreshed(ago(seconds=1), NOW), PROOFS, {"calculation_stats_daily": Days({"built": 2})}, {}, {}, {}, [], {}
+    None, LastRefresh(ago(seconds=1), NOW), PROOFS, {"calculation_stats_daily": Days({"built": 2})}, {}, {}, {}, [], {}
 )
 ON = Instigator("new_log_batches", True, Tick(ago(seconds=12), "skipped"), ago(seconds=2))
 DAEMONS = ("SENSOR", "SCHEDULER", "QUEUED_RUN_COORDINATOR")
@@ -143,12 +143,12 @@ def test_a_state_that_cannot_be_used_says_what_resolves_it():
 
 def test_freshness_is_twice_the_interval():
     def refreshed(seconds: float) -> LedgerReport:
-        return replace(LEDGER, refreshed=Refreshed(ago(seconds=seconds), NOW))
+        return replace(LEDGER, refreshed=LastRefresh(ago(seconds=seconds), NOW))
 
     assert wrong(ledger=refreshed(7190)) == []
     assert wrong(ledger=refreshed(7210)) == ["freshness"]
     assert wrong(ledger=refreshed(7210), interval=7200.0) == []
-    assert wrong(ledger=replace(LEDGER, refreshed=Refreshed(None, NOW))) == ["freshness"]
+    assert wrong(ledger=replace(LEDGER, refreshed=LastRefresh(None, NOW))) == ["freshness"]
 
 
 def test_of_daemons_the_dead_and_the_second_are_wrong():
