@@ -158,10 +158,25 @@ def _inspect_server(connection: psycopg.Connection, record: Any) -> None:
 
 @contextmanager
 def transaction(engine: Engine) -> Iterator[Connection]:
-    """One transaction: all of it or nothing. Database errors leave as `DatabaseError`, in one line."""
-    with translate_db_errors(engine.url), _begin(engine) as connection:
-        yield connection
-        connection.commit()
+    """One transaction: all of it or nothing. Database errors leave as `DatabaseError`, in one line.
+
+    Of an engine from `joined` it is a part of that one's transaction.
+    """
+    shared = engine.get_execution_options().get("joined")
+    with translate_db_errors(engine.url):
+        if shared is not None:
+            yield shared
+            return
+        with _begin(engine) as connection:
+            yield connection
+            connection.commit()
+
+
+@contextmanager
+def joined(engine: Engine) -> Iterator[Engine]:
+    """The same engine, all of whose transactions are parts of one, on one connection: for several questions at once."""
+    with transaction(engine) as connection:
+        yield engine.execution_options(joined=connection)
 
 
 def _is_dead_connection(error: BaseException) -> bool:

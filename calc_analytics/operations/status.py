@@ -3,15 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import date, datetime
-from functools import partial
 from typing import Any
 
-from calc_analytics.config import redact_url
 from calc_analytics.database.writers import Writer
 from calc_analytics.operations import facts as facts_
 from calc_analytics.operations import health
 from calc_analytics.operations.facts import Facts
-from calc_analytics.operations.probes import Prober, Question
+from calc_analytics.operations.probes import Prober
 from calc_analytics.operations.sources import Sources
 from calc_analytics.operations.words import instant
 from calc_analytics.rollup import status
@@ -133,11 +131,8 @@ def report(sources: Sources, prober: Prober, recent_days: int, rollups: Sequence
     Raises `UnknownRollup` for a rollup that is not kept.
     """
     names = chosen_log(sources.settings.rollups).only(rollups or None).names
-    more: dict[str, Question] = {
-        "recent": lambda: status.recent_days(sources.database(), recent_days),
-        "url": partial(_shown_url, sources),
-    }
-    facts = facts_.read(sources, prober, (*health.NEEDED, "writers"), more)
+    more = {"tables": {"recent": lambda db: status.recent_days(db, recent_days)}}
+    facts = facts_.read(sources, prober, (*health.NEEDED, "writers", "url"), more)
     return Status(facts, health.report(facts), tuple(names))
 
 
@@ -155,10 +150,6 @@ def _sums(days: status.Days) -> dict[str, Any]:
     """The days of one rollup for JSON."""
     counts = {"pruned": days.pruned, "different": days.different, "difference": days.difference}
     return {**days.by_status, **counts, "unproven": days.unproven, "last": _plain(_instants(days))}
-
-
-def _shown_url(sources: Sources) -> str:
-    return redact_url(sources.url())
 
 
 def _plain(value: Any) -> Any:
