@@ -441,29 +441,29 @@ def _installed(read: Facts) -> Findings:
 def _health(read: Facts) -> Findings:
     """What else is wrong in the health report. While the daemon is dead, as before `up`, what follows is a note."""
     report = health.report(read)
-    found = [each for each in report.findings if each.name not in EXAMINED and each.is_known]
+    found = [each for each in report.findings if each.name not in EXAMINED and each.level != OK]
     daemon = next(each for each in report.findings if each.name == "daemon")
     if daemon.is_known and not daemon.ok and not daemon.code:
         why = "nothing is counted, rebuilt or proven automatically"
         yield note(daemon.fact, why, daemon.command)
         found = [each for each in found if each.name not in FOLLOW_DAEMON]
-    yield from (each for each in found if each.level != OK)
+    yield from found
 
 
-# What can hang is examined last: the ledger, and the log.
+# Examined in this order: what waits for locks on the ledger or on the log comes last.
 EXAMINATIONS: dict[str, Part] = {
-    "database": Part(_server, _connections),
     "settings": Part(_settings),
+    "database": Part(_server, _connections),
     "schemas": Part(examine=_schemas),
-    "tables": Part(_installed, _tables),
     "state": Part(_state),
     "permissions": Part(_permissions),
     "triggers": Part(examine=_triggers),
-    "indexes": Part(examine=_indexes),
-    "xact_id": Part(examine=_xact_id),
     "clock": Part(examine=_clock),
     "time zone": Part(examine=_time_zone),
     "columns": Part(examine=_columns),
+    "tables": Part(_installed, _tables),
+    "indexes": Part(examine=_indexes),
+    "xact_id": Part(examine=_xact_id),
     "log rows": Part(examine=_rows),
     "dagster": Part(_dagster),
     "health": Part(_health),

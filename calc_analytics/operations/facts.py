@@ -143,11 +143,12 @@ def questions(sources: Sources) -> dict[str, Question]:
             partial(sources.reading, "calc_analytics probe"),
             {"server": _server, "hidden": diagnosis.hidden, "writers": lambda db: writers(db.engine, db.log.name)},
         ),
-        "tables": Question(
-            sources.reading, {"is_installed": install.is_installed, "ledger": status.ledger_report, "totals": _totals}
-        ),
+        "tables": Question(sources.reading, {"ledger": status.ledger_report, "totals": _totals}),
         # The search is the last: where it is stopped, the transaction is over.
-        "log": Question(sources.reading, {"log": status.log_report, "unseen": sources.search.report}),
+        "log": Question(
+            sources.reading,
+            {"is_installed": install.is_installed, "log": status.log_report, "unseen": sources.search.report},
+        ),
         "dagster": Question(
             sources.dagster,
             {

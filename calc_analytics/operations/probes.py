@@ -1,8 +1,8 @@
 """Asks several questions at once, each in a thread of its own, with one deadline for all.
 
 A question reads several facts in turn. One that hangs has answered those that it read before; the others are answered
-by "no answer". Concurrent callers share the question already in flight. After a minute it is asked again beside the
-hanging one, so that a lost connection does not block it permanently.
+by "no answer". Concurrent callers share the question already in flight. One that hangs is asked again beside it after a
+minute, so that a lost connection does not block it permanently; what it had read is read again for each caller.
 
 The threads are our own because they must be daemon threads: anyio's worker threads are not (4.16), so that one
 that hangs in a query would keep the process from ending.
@@ -11,11 +11,11 @@ that hangs in a query would keep the process from ending.
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotInTime
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -58,9 +58,10 @@ class Question:
 
 @dataclass
 class PendingQuestion:
-    """A question in flight, and what it has answered so far."""
+    """A question in flight, and what it has answered so far. After its deadline it hangs."""
 
     at: float
+    deadline: float
     answers: dict[str, Answer[Any]]
     done: "Future[None]"
 
@@ -76,7 +77,7 @@ class Prober:
     def ask(self, questions: Iterable[Question]) -> dict[str, Answer[Any]]:
         """The answer to each fact by its name, after the deadline at the latest."""
         deadline = time.monotonic() + self.deadline_seconds
-        asked = [(question, self._start(question)) for question in questions]
+        asked = [each for question in questions for each in self._asked(question, deadline)]
         found: dict[str, Answer[Any]] = {}
         for question, pending in asked:
             with suppress(NotInTime):
@@ -86,7 +87,16 @@ class Prober:
             found.update({name: answers.get(name, silent) for name in question.readers})
         return found
 
-    def _start(self, question: Question) -> PendingQuestion:
+    def _asked(self, question: Question, deadline: float) -> Iterator[tuple[Question, PendingQuestion]]:
+        """The question and, if one in flight hangs, another one for what that had read before."""
+        pending = self._start(question, deadline)
+        yield question, pending
+        answered = dict(pending.answers)
+        if answered and not pending.done.done() and time.monotonic() >= pending.deadline:
+            again = replace(question, readers={name: question.readers[name] for name in answered})
+            yield again, self._start(again, deadline)
+
+    def _start(self, question: Question, deadline: float) -> PendingQuestion:
         names = tuple(question.readers)
         with self._lock:
             in_flight = [each for each in self._in_flight.get(names, []) if not each.done.done()]
@@ -94,7 +104,7 @@ class Prober:
                 return in_flight[-1]
             answers: dict[str, Answer[Any]] = {}
             done = in_background(f"probe {names[0]}", partial(_read_in_turn, question, answers))
-            asked = PendingQuestion(time.monotonic(), answers, done)
+            asked = PendingQuestion(time.monotonic(), deadline, answers, done)
             self._in_flight[names] = [*in_flight, asked]
             return asked
 

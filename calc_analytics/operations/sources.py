@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # A little longer than the deadline of an answer: one that comes later is of no use.
 STATEMENT_SECONDS = 5.0
+# Connecting takes three seconds at most.
+TRIED_SECONDS = 4.0
 # A probe has three seconds. Where a search for days that are not on record takes longer, the patrol finds them.
 SEARCH_LIMIT_SECONDS = 1.0
 
@@ -38,6 +40,7 @@ class Sources:
     _engines: dict[tuple[URL, str], Engine] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _dagster_lock: threading.Lock = field(default_factory=threading.Lock)
+    _was_tried: threading.Event = field(default_factory=threading.Event)
     heartbeat_ids: HeartbeatIds = field(default_factory=HeartbeatIds)
 
     def url(self) -> URL:
@@ -54,14 +57,22 @@ class Sources:
             if key not in self._engines:
                 self._engines[key] = engine_for(with_timeouts(key[0]), application_name, STATEMENT_SECONDS)
             engine = self._engines[key]
-        with joined(engine) as one:
-            yield rollups.database(one, self.settings)
+        try:
+            with joined(engine) as one:
+                self._was_tried.set()
+                yield rollups.database(one, self.settings)
+        finally:
+            self._was_tried.set()
 
     @contextmanager
     def dagster(self) -> "Iterator[Record]":
-        """Dagster's record; raises `DagsterUnavailable` if its configuration cannot be read."""
+        """Dagster's record; raises `DagsterUnavailable` if its configuration cannot be read.
+
+        The database is tried first: a server that does not answer, often the same one, is waited for once.
+        """
         from calc_analytics.orchestration import history
 
+        self._was_tried.wait(TRIED_SECONDS)
         with self._dagster_lock:
             instance = history.instance()
         yield history.Record(instance)

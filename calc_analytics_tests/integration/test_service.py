@@ -360,6 +360,21 @@ def test_a_database_that_hangs_is_said_within_the_deadline_and_does_not_keep_the
         assert served.probes()["state"]["ok"]
 
 
+def test_a_log_table_that_is_locked_takes_only_what_is_read_from_it_away(settings: Settings, db, connect):
+    refresh(db)
+    audit(db)
+    locker = connect()
+    with serving(settings, Prober(deadline_seconds=2)) as served:
+        locker.execute("lock table calculation_logs in access exclusive mode")
+        silent = {name for name, probe in served.probes().items() if probe["compared"] == "no answer within 2 s"}
+        assert silent == {"tables", "state", "proofs"}
+        samples = served.samples()
+        assert samples["calc_analytics_last_refresh_timestamp_seconds"]
+        assert "calc_analytics_lag_rows" not in samples
+        locker.rollback()
+        assert served.probes()["state"]["ok"]
+
+
 def test_the_trigger_counts_all_that_was_committed_and_rebuilds_today_and_yesterday(served: Served, engine, connect):
     write(connect(), [row(now(), publisher=n % 3) for n in range(20)])
     status, answer = served.trigger(TOKEN)

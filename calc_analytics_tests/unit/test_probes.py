@@ -124,6 +124,22 @@ def test_what_was_read_before_a_fact_hangs_is_answered(release):
     assert read(Question(Source().begin, readers), 0.2) == {"before": 1, "hangs": silent, "after": silent}
 
 
+def test_while_a_fact_hangs_those_before_it_are_read_again_and_not_kept(release):
+    prober, counts = Prober(0.1), {"before": 0, "hangs": 0}
+
+    def count(name: str) -> int:
+        counts[name] += 1
+        return counts[name]
+
+    question = Question(
+        Source().begin, {"before": lambda _: count("before"), "hangs": lambda _: release.wait(count("hangs") * 60)}
+    )
+    for n in range(1, 4):
+        answers = prober.ask([question])
+        assert (answers["before"].value, answers["hangs"].answered) == (n, False)
+    assert counts["hangs"] == 1
+
+
 def test_after_an_error_the_others_are_read_from_another_opening():
     source = Source()
     readers = {"fails": lambda _: fail(CalcAnalyticsError("permission denied")), "after": lambda given: given.opened}
