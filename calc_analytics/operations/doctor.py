@@ -30,7 +30,7 @@ from calc_analytics.operations.sources import Sources
 from calc_analytics.operations.words import ago
 from calc_analytics.plurals import number
 from calc_analytics.ports import HOST, is_listening
-from calc_analytics.rollup import diagnosis, install, ledger, overflow, widen
+from calc_analytics.rollup import diagnosis, install, overflow, widen
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.foreign import adopt_sql
 from calc_analytics.rollups import LOG, chosen_log
@@ -49,17 +49,6 @@ UNANSWERED = {
     "database": ("without it nothing is counted", "start PostgreSQL, or correct DATABASE_URL"),
     "dagster": ("without it there are no ticks and no runs", "start PostgreSQL, or correct DAGSTER_POSTGRES_URL"),
 }
-# What makes every operation stop, and what resolves it.
-UNFIT_COMMANDS: dict[type[Exception], str] = {
-    ledger.NotInstalled: "calc-analytics migrate",
-    ledger.ClusterChanged: "calc-analytics rebase",
-    ledger.LogReplaced: "calc-analytics migrate && calc-analytics rebase && calc-analytics rollup",
-    ledger.TimezoneChanged: "set ROLLUP_TIMEZONE back, or calc-analytics rebase",
-    ledger.RollupsChanged: "set ROLLUPS back, or calc-analytics migrate",
-}
-UNFIT = tuple(UNFIT_COMMANDS)
-
-
 Findings = Iterator[Finding]
 
 
@@ -220,11 +209,11 @@ def _settings(read: Facts) -> Findings:
 
 
 def _state(read: Facts) -> Findings:
-    try:
-        read.ledger.require_usable()
+    if read.ledger.error is None:
         yield ok("the stored snapshot belongs to this cluster; time zone and rollups are those of the settings")
-    except UNFIT as error:
-        yield wrong(str(error), "refresh, rebuild and verify stop until that is resolved", UNFIT_COMMANDS[type(error)])
+    else:
+        why = "refresh, rebuild and verify stop until that is resolved"
+        yield replace(health.judge("state", read), name="", why=why)
 
 
 def _role(db: Database) -> Role:

@@ -46,10 +46,14 @@ class Status:
         return self.facts.settings.timezone
 
     @property
+    def ledger(self) -> status.LedgerReport | None:
+        """What the ledger says, of all rollups."""
+        return self.facts.known("ledger")
+
+    @property
     def refreshed(self) -> status.Refreshed | None:
         """When rows were last counted."""
-        ledger: status.LedgerReport | None = self.facts.known("ledger")
-        return ledger.refreshed if ledger else None
+        return self.ledger.refreshed if self.ledger else None
 
     @property
     def lag(self) -> status.Lag | None:
@@ -60,16 +64,14 @@ class Status:
     @property
     def days(self) -> dict[str, status.Days] | None:
         """Sums over the days on record, per rollup."""
-        ledger: status.LedgerReport | None = self.facts.known("ledger")
-        return {name: days for name, days in ledger.days.items() if name in self.chosen} if ledger else None
+        return {name: self.ledger.days[name] for name in self.chosen} if self.ledger else None
 
     @property
     def different(self) -> dict[date, list[str]] | None:
         """The days that differ, with their rollups."""
-        ledger: status.LedgerReport | None = self.facts.known("ledger")
-        if ledger is None:
+        if self.ledger is None:
             return None
-        of_day = {day: [name for name in each if name in self.chosen] for day, each in ledger.different.items()}
+        of_day = {day: [name for name in each if name in self.chosen] for day, each in self.ledger.different.items()}
         return {day: each for day, each in of_day.items() if each}
 
     @property
@@ -93,8 +95,7 @@ class Status:
         """Why a part is not known."""
         answers = {name: self.facts.answers[group] for name, group in GROUPS.items()}
         errors = {name: str(answer.error) for name, answer in answers.items() if not answer.answered}
-        ledger: status.LedgerReport | None = self.facts.known("ledger")
-        return {**errors, **({"refreshed": str(ledger.error)} if ledger and ledger.error else {})}
+        return {**errors, **({"refreshed": str(self.ledger.error)} if self.ledger and self.ledger.error else {})}
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -300,7 +300,7 @@ def test_that_the_search_was_stopped_is_said_beside_the_days(database: URL, db, 
     with serving(Settings.from_environment()) as served:
         stopped = page(served)
     assert "Other days that are not on record may have log rows: the search for them was stopped after 1.0 s" in stopped
-    assert state_of(stopped, AGO[1]) == "built, 1 calculations"
+    assert state_of(stopped, AGO[1]) == "built, 12 calculations"
 
 
 def test_across_midnight_the_whole_page_is_of_one_day(served: Served, db, connect, monkeypatch: pytest.MonkeyPatch):
