@@ -23,6 +23,7 @@ from calc_analytics.database.log_columns import UnfitTable
 from calc_analytics.database.server import Role, clock, connections, read_role, utc_offsets
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.operations import facts, health
+from calc_analytics.operations.disclosure import DOCTOR
 from calc_analytics.operations.facts import Facts, Unanswered
 from calc_analytics.operations.findings import OK, WRONG, Finding, note, ok, unanswered, wrong
 from calc_analytics.operations.probes import Answer, Prober
@@ -41,6 +42,7 @@ TICKS_KEPT_DAYS = 90
 FREE_CONNECTIONS = 20
 # The parts that look at the tables.
 OF_TABLES = ("tables", "columns", "state", "permissions", "triggers", "indexes", "xact_id", "log rows", "health")
+SEE_TICK = "open its last tick in the Dagster UI"
 # The probes of the health report that have a part of their own, and those that fail while no daemon runs.
 EXAMINED = ("database", "tables", "state", "daemon")
 FOLLOW_DAEMON = ("sensor", "schedule", "freshness", "audit")
@@ -69,8 +71,8 @@ class Ports:
 
 
 def examine(sources: Sources, prober: Prober, ports: Ports) -> list[Finding]:
-    """Every part, examined at the same time, within the prober's deadline. Where the tables are not found, what depends
-    on them is left out."""
+    """The findings of every part, within the prober's deadline. Where the tables are not found, what depends on them is
+    left out."""
     parts = {name: partial(_listed, part.examine) for name, part in EXAMINATIONS.items() if part.examine}
     more: dict[str, facts.Readers] = {
         "settings": {"ports": lambda _: list(_ports(ports))},
@@ -436,7 +438,8 @@ def _health(read: Facts) -> Findings:
         why = "nothing is counted, rebuilt or proven automatically"
         yield note(daemon.fact, why, daemon.command)
         found = [each for each in found if each.name not in FOLLOW_DAEMON]
-    yield from found
+    for each in found:
+        yield each if each.command != DOCTOR else replace(each, command=SEE_TICK if each.is_known else health.STATUS)
 
 
 # Examined in this order: what waits for locks on the ledger or on the log comes last.

@@ -25,7 +25,7 @@ from calc_analytics.orchestration.history import (
     LastCheck,
     Tick,
 )
-from calc_analytics.rollup.ledger import ClusterChanged
+from calc_analytics.rollup.ledger import ClusterChanged, LogReplaced, NotInstalled, RollupsChanged, TimezoneChanged
 from calc_analytics.rollup.status import Days, Lag, LedgerReport, LogReport, ProofAges, Refreshed
 from calc_analytics.rollup.unseen import SearchReport
 
@@ -149,6 +149,23 @@ def test_a_state_that_cannot_be_used_says_what_resolves_it():
     assert finding("audit", ledger=ledger).public == "not known: see the probe state"
 
 
+@pytest.mark.parametrize(
+    ("error", "command"),
+    [
+        (NotInstalled, "calc-analytics migrate"),
+        (ClusterChanged, "calc-analytics rebase"),
+        (LogReplaced, "calc-analytics migrate && calc-analytics rebase && calc-analytics rollup"),
+        (TimezoneChanged, "set ROLLUP_TIMEZONE back, or calc-analytics rebase"),
+        (RollupsChanged, "set ROLLUPS back, or calc-analytics migrate"),
+    ],
+)
+def test_each_state_that_stops_every_operation_names_what_resolves_it_in_health_and_doctor(error, command: str):
+    changed = {"ledger": replace(LEDGER, error=error("no operation may use it"), refreshed=None, proofs=None)}
+    (found,) = doctor.EXAMINATIONS["state"].judge(facts(**changed))
+    assert (found.level, found.fact, found.command) == ("wrong", "no operation may use it", command)
+    assert finding("state", **changed).command == command
+
+
 def test_freshness_is_twice_the_interval():
     def refreshed(seconds: float) -> LedgerReport:
         return replace(LEDGER, refreshed=Refreshed(ago(seconds=seconds), NOW))
@@ -197,7 +214,9 @@ def test_what_is_wrong_in_the_health_report_is_wrong_for_doctor():
     differs = replace(LEDGER, different={DAY: ["calculation_stats_daily"]})
     for changed in ({}, {"instigators": off}, {"instigators": failing}, {"ledger": differs}, {"checks": unanswered()}):
         assert sorted(doctors(**changed)) == sorted(wrong(**changed))
-    assert "a trigger of another program" in doctors(instigators=failing)["sensor"].fact
+    found = doctors(instigators=failing)["sensor"]
+    assert "a trigger of another program" in found.fact
+    assert found.command == "open its last tick in the Dagster UI"
 
 
 def test_a_dead_daemon_and_what_follows_from_it_are_one_note_for_doctor():
