@@ -6,7 +6,7 @@ PgBouncer hands to another client, and nothing is set in the start-up packet.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from psycopg.adapt import Loader
 from sqlalchemy import event, text
 from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import NullPool
 from tenacity import retry, retry_if_exception, stop_after_attempt
 
 from calc_analytics.addresses import beside
@@ -41,6 +42,8 @@ LOCAL_SETTINGS = {
     "lock_timeout": "5min",
     "idle_in_transaction_session_timeout": "10min",
 }
+POOL: Mapping[str, Any] = {"pool_size": 2, "max_overflow": 3}
+NO_POOL: Mapping[str, Any] = {"poolclass": NullPool}
 # The server rolls back a second after this process was killed, even during a long statement or a wait for a
 # lock; a server on Windows cannot, and finishes the statement first.
 CLIENT_CHECK = ("client_connection_check_interval", "1000")
@@ -80,10 +83,15 @@ def create_engine(settings: Settings, application_name: str = "calc_analytics") 
     return engine_for(database_url(settings), application_name)
 
 
-def engine_for(url: URL, application_name: str = "calc_analytics", statement_seconds: float | None = None) -> Engine:
+def engine_for(
+    url: URL,
+    application_name: str = "calc_analytics",
+    statement_seconds: float | None = None,
+    pool: Mapping[str, Any] = POOL,
+) -> Engine:
     """An engine on any URL with the project's rules: at most 5 connections, READ COMMITTED, settings per transaction.
 
-    `statement_seconds` limits each statement (default: an hour).
+    `statement_seconds` limits each statement (default: an hour). With NO_POOL each transaction connects anew.
     """
     settings = dict(LOCAL_SETTINGS)
     if statement_seconds is not None:
@@ -93,8 +101,7 @@ def engine_for(url: URL, application_name: str = "calc_analytics", statement_sec
     engine = sqlalchemy.create_engine(
         url,
         isolation_level="READ COMMITTED",
-        pool_size=2,
-        max_overflow=3,
+        **pool,
         connect_args={
             "prepare_threshold": None,
             "client_encoding": "utf8",

@@ -133,14 +133,14 @@ def read(
 def questions(sources: Sources) -> dict[str, Question]:
     """The question of each source, with all its facts in the order in which they are read.
 
-    The catalogs have a connection of their own: they answer while every other one waits for a lock.
+    The catalogs are read on a new connection: whether the server accepts one is a part of the answer.
     """
     return {
         "settings": Question(
             nullcontext, {"interval": lambda _: interval(sources.settings), "url": lambda _: redact_url(sources.url())}
         ),
         "catalogs": Question(
-            partial(sources.reading, "calc_analytics probe"),
+            partial(sources.reading, connects=True),
             {"server": _server, "hidden": diagnosis.hidden, "writers": lambda db: writers(db.engine, db.log.name)},
         ),
         "tables": Question(sources.reading, {"ledger": status.ledger_report, "totals": _totals}),

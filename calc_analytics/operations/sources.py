@@ -15,7 +15,7 @@ from sqlalchemy.engine import URL, Engine
 
 from calc_analytics import rollups
 from calc_analytics.config import Settings
-from calc_analytics.database.engine import database_url, engine_for, joined, with_timeouts
+from calc_analytics.database.engine import NO_POOL, POOL, database_url, engine_for, joined, with_timeouts
 from calc_analytics.operations.daemons import HeartbeatIds
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.unseen import Search
@@ -37,7 +37,7 @@ class Sources:
 
     settings: Settings
     search: Search = field(default_factory=partial(Search, SEARCH_LIMIT_SECONDS))
-    _engines: dict[tuple[URL, str], Engine] = field(default_factory=dict)
+    _engines: dict[tuple[URL, bool], Engine] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _dagster_lock: threading.Lock = field(default_factory=threading.Lock)
     _was_tried: threading.Event = field(default_factory=threading.Event)
@@ -49,13 +49,16 @@ class Sources:
             return database_url(self.settings)
 
     @contextmanager
-    def reading(self, application_name: str = "calc_analytics service") -> Iterator[Database]:
-        """The database, for questions that are asked in one transaction, each with a short timeout; one engine for each
-        application's name. Raises `UnknownRollup` if ROLLUPS names one that is not declared."""
-        key = self.url(), application_name
+    def reading(self, connects: bool = False) -> Iterator[Database]:
+        """The database, for questions that are asked in one transaction, each with a short timeout.
+
+        `connects`: on a new connection, not one of the pool. Raises `InvalidSetting` for an unknown rollup in ROLLUPS.
+        """
+        key = self.url(), connects
         with self._lock:
             if key not in self._engines:
-                self._engines[key] = engine_for(with_timeouts(key[0]), application_name, STATEMENT_SECONDS)
+                name, pool = ("calc_analytics probe", NO_POOL) if connects else ("calc_analytics service", POOL)
+                self._engines[key] = engine_for(with_timeouts(key[0]), name, STATEMENT_SECONDS, pool)
             engine = self._engines[key]
         try:
             with joined(engine) as one:

@@ -360,6 +360,20 @@ def test_a_database_that_hangs_is_said_within_the_deadline_and_does_not_keep_the
         assert served.probes()["state"]["ok"]
 
 
+def test_a_database_that_accepts_no_new_connection_is_red_although_those_of_the_pool_work(
+    served: Served, db, url, maintenance
+):
+    refresh(db)
+    try:
+        maintenance(f'alter database "{url.database}" allow_connections false')
+        probes = served.probes()
+        assert (probes["database"]["ok"], probes["database"]["code"]) == (False, "database_unreachable")
+        assert probes["freshness"]["ok"]
+    finally:
+        maintenance(f'alter database "{url.database}" allow_connections true')
+    assert served.probes()["database"]["ok"]
+
+
 def test_a_log_table_that_is_locked_takes_only_what_is_read_from_it_away(settings: Settings, db, connect):
     refresh(db)
     audit(db)
