@@ -1,4 +1,4 @@
-"""A backfill of 90 days of 100,000 rows through the real Dagster, beside one bare GROUP BY and a run per day.
+"""A backfill of 90 days of 100,000 rows through the real Dagster, compared with one bare GROUP BY and a run per day.
 
 python -m benchmarks.backfill
 """
@@ -7,7 +7,7 @@ import time
 from datetime import date, timedelta
 
 from benchmarks.common import execute, fill, median_seconds, parse_size, plain, seconds, show
-from benchmarks.running import Running, eventually, fresh_copy
+from benchmarks.running import Running, eventually, fresh_copy, run_up
 from calc_analytics.days import days_between, today
 from calc_analytics.orchestration.assets import REBUILD
 from calc_analytics.orchestration.checks import CHECKS
@@ -37,7 +37,7 @@ def main() -> None:
     rows_per_day = parse_size(__doc__, "--rows-per-day", ROWS_PER_DAY, "log rows of each day")
     last = today("UTC") - timedelta(days=10)
     days = days_between(last - timedelta(days=DAYS - 1), last)
-    with fresh_copy() as copy, copy.up() as up:
+    with fresh_copy() as copy, run_up(copy, Running) as up:
         engine = up.engine()
         for day in days:
             fill(engine, day, rows_per_day)

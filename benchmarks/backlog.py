@@ -1,4 +1,4 @@
-"""A backlog of 3M rows over 40 days, in any order, beside the bare GROUP BYs of the same rows.
+"""A backlog of 3M rows over 40 days, in any order, compared with the bare GROUP BYs of the same rows.
 
 python -m benchmarks.backlog          # about four minutes
 """

@@ -1,4 +1,4 @@
-"""A rebuild of a day of five million rows beside the bare SELECT … GROUP BY of that day.
+"""A rebuild of a day of five million rows, compared with the bare SELECT … GROUP BY of that day.
 
 python -m benchmarks.rebuild
 """

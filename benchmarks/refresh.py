@@ -1,4 +1,4 @@
-"""A refresh of new rows, however big the day, beside the same aggregate-upsert typed by hand and the whole-day SQL.
+"""A refresh of new rows, compared with the same aggregate-upsert written by hand and with the SQL of the whole day.
 
 python -m benchmarks.refresh          # about four minutes
 """

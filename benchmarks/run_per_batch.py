@@ -1,4 +1,4 @@
-"""The ordinary way in Dagster, a sensor that requests a run per batch, beside this project's sensor.
+"""The ordinary way in Dagster, a sensor that requests a run per batch, compared with this project's sensor.
 
     python -m benchmarks.run_per_batch
 
@@ -28,7 +28,7 @@ from dagster import (
 from sqlalchemy.engine import Engine
 
 from benchmarks.common import parse_size, plain, show
-from benchmarks.running import Copy, eventually, fresh_copy
+from benchmarks.running import ProjectCopy, Running, eventually, fresh_copy, run_up
 from benchmarks.streaming import RATE, WRITERS, Commits, settle, spent, total, watch
 from calc_analytics.config import project_root, with_driver
 from calc_analytics.database.engine import engine_for
@@ -73,7 +73,7 @@ def main() -> None:
     """Prints latencies and CPU of both."""
     length = parse_size(__doc__, "--seconds", SECONDS, "how long each measurement takes")
     rows = []
-    with fresh_copy() as copy, copy.up() as up:
+    with fresh_copy() as copy, run_up(copy, Running) as up:
         settle(up)
         rows.append(("this project", *measure(up.engine(), up.descendants, length)))
     with fresh_copy() as copy, dagster_dev(copy) as (engine, processes):
@@ -107,10 +107,10 @@ def everything(processes: Callable[[], list[psutil.Process]]) -> list[psutil.Pro
 
 
 @contextmanager
-def dagster_dev(copy: Copy) -> Iterator[tuple[Engine, Callable[[], list[psutil.Process]]]]:
+def dagster_dev(copy: ProjectCopy) -> Iterator[tuple[Engine, Callable[[], list[psutil.Process]]]]:
     """The baseline running on a migrated embedded server: its engine and its processes."""
     assert copy.start("calc_analytics.cli", "migrate").wait(120) == 0
-    url = f"postgresql://postgres@/calc_analytics?host={copy.postmaster.parent}"
+    url = f"postgresql://postgres@/calc_analytics?host={copy.pid_file.parent}"
     environment = {
         "DAGSTER_HOME": str(copy.folder),
         "PYTHONPATH": f"{copy.folder}:{project_root()}",
@@ -121,12 +121,12 @@ def dagster_dev(copy: Copy) -> Iterator[tuple[Engine, Callable[[], list[psutil.P
     drain = threading.Thread(target=lambda: [None for _ in process.stdout or ()], daemon=True)
     drain.start()
     engine = engine_for(with_driver(url, "psycopg"))
-    eventually(copy.postmaster.exists, "the server")
+    eventually(copy.pid_file.exists, "the server")
     eventually(lambda: runs_tick(engine), "the sensor's first run", 120)
 
     def processes() -> list[psutil.Process]:
         root = psutil.Process(process.pid)
-        return [root, *root.children(recursive=True), psutil.Process(int(copy.postmaster.read_text().split()[0]))]
+        return [root, *root.children(recursive=True), *copy.postmasters()]
 
     try:
         yield engine, processes
@@ -140,7 +140,7 @@ def dagster_dev(copy: Copy) -> Iterator[tuple[Engine, Callable[[], list[psutil.P
 
 
 def runs_tick(engine: Engine) -> bool:
-    """Writes a row and tells whether a run has counted any."""
+    """Writes a row and returns whether a run has counted any."""
     try:
         with plain(engine) as connection:
             columns = "publisher_id, locality_id, date_calculated, source"

@@ -12,7 +12,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 from sqlalchemy.engine import Engine
@@ -21,67 +21,71 @@ from calc_analytics.config import project_root, with_driver
 from calc_analytics.database.engine import engine_for
 from calc_analytics.processes.supervisor import free_port
 
-SETTINGS = ("DATABASE_URL", "DAGSTER_", "ROLLUP", "LOGS_KEPT", "ENABLE_", "LOG_", "ALERT_")
-"""Prefixes of the variables of the caller's environment that must not reach a measured process."""
+# Prefixes of the caller's variables that must not reach the copy's processes, which without bytecode would compile it
+# again, each of them.
+REMOVED = (
+    "DATABASE_URL", "TEST_DATABASE_URL", "DAGSTER_", "ROLLUP", "LOGS_KEPT", "ENABLE_", "LOG_", "ALERT_",
+    "PYTHONDONTWRITEBYTECODE",
+)  # fmt: skip
 STOP_SECONDS = 30
+R = TypeVar("R", bound="Running")
 
 
-class Copy:
+class ProjectCopy:
     """The project's files in a folder of their own, so that `up` makes its database there."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         for name in ("dagster.yaml", "workspace.yaml", "pyproject.toml"):
             shutil.copy(project_root() / name, folder)
-        shutil.copytree(project_root() / "calc_analytics", folder / "calc_analytics")
+        no_bytecode = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(project_root() / "calc_analytics", folder / "calc_analytics", ignore=no_bytecode)
+
+    def environment(self, **settings: str) -> dict[str, str]:
+        """The caller's environment without this project's settings, plus those given."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(REMOVED)}
+        return {**kept, "PYTHONPATH": str(self.folder), **settings}
 
     def start(self, *command: str, **settings: str) -> "subprocess.Popen[str]":
         """Starts `python -m command…` in the folder, its output in a pipe."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(SETTINGS)}
-        environment = {**kept, "PYTHONPATH": str(self.folder), **settings}
         return subprocess.Popen(
             [sys.executable, "-m", *command],
-            cwd=self.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            cwd=self.folder, env=self.environment(**settings),
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 
     @property
-    def postmaster(self) -> Path:
-        """The pid file of its embedded server."""
+    def pid_file(self) -> Path:
+        """Of its embedded server."""
         return self.folder / ".calc_analytics" / "pgdata" / "postmaster.pid"
 
-    @contextmanager
-    def up(self) -> Iterator["Running"]:
-        """`calc-analytics up` on free ports, from its last line until it has ended."""
-        port = free_port()
-        process = self.start("calc_analytics.cli", "up", "--ui-port", str(port), "--service-port", str(free_port()))
-        try:
-            yield Running(self, process, port)
-        finally:
-            process.terminate()
-            process.wait(STOP_SECONDS)
+    def postmasters(self) -> list[psutil.Process]:
+        """The embedded server's first process, which detaches itself, as a list of one; none before it starts."""
+        if not self.pid_file.exists():
+            return []
+        return [psutil.Process(int(self.pid_file.read_text().split()[0]))]
 
 
 class Running:
-    """A running `up`: its database, its processes, its UI's API."""
+    """A running `up`: its output, its database, its processes, its UI's API."""
 
-    def __init__(self, copy: Copy, process: "subprocess.Popen[str]", port: int) -> None:
-        self.copy, self.process, self.port = copy, process, port
-        output = ""
+    def __init__(self, project: ProjectCopy, process: "subprocess.Popen[str]", port: int, service_port: int) -> None:
+        self.project, self.process, self.port, self.service_port = project, process, port, service_port
+        self.output = ""
         assert process.stdout
-        while "Dagster  " not in output:
+        while "Dagster  " not in self.output:
             line = process.stdout.readline()
-            assert line, f"up ended: {output}"
-            output += line
-        self.database_url: str = re.findall(r"^database +(\S+)$", output, re.M)[0]
+            assert line, f"up ended: {self.output}"
+            self.output += line
+        self.database_url: str = re.findall(r"^database +(\S+)$", self.output, re.M)[0]
 
     def engine(self) -> Engine:
         """A new engine on its database."""
         return engine_for(with_driver(self.database_url, "psycopg"))
 
     def descendants(self) -> list[psutil.Process]:
-        """All its processes, and the postmaster, which detaches itself."""
-        postmaster = int(self.copy.postmaster.read_text().split()[0])
-        return [*psutil.Process(self.process.pid).children(recursive=True), psutil.Process(postmaster)]
+        """All its processes, the embedded server's first one included."""
+        return [*psutil.Process(self.process.pid).children(recursive=True), *self.project.postmasters()]
 
     def graphql(self, query: str, **variables: Any) -> Any:
         """The `data` of a query to the UI's API."""
@@ -97,11 +101,26 @@ class Running:
 
 
 @contextmanager
-def fresh_copy() -> Iterator[Copy]:
+def run_up(project: ProjectCopy, kind: type[R], **settings: str) -> Iterator[R]:
+    """`calc-analytics up` on free ports, from its first lines until SIGTERM has ended it."""
+    port, service_port = free_port(), free_port()
+    ports = ("--ui-port", str(port), "--service-port", str(service_port))
+    process = project.start("calc_analytics.cli", "up", *ports, **settings)
+    try:
+        yield kind(project, process, port, service_port)
+    finally:
+        process.terminate()
+        process.wait(STOP_SECONDS)
+        if process.stdout:
+            process.stdout.close()
+
+
+@contextmanager
+def fresh_copy() -> Iterator[ProjectCopy]:
     """A copy in a new folder under a short path (a Unix socket's may have about 100 characters), then removed."""
     folder = Path(tempfile.mkdtemp(prefix="ca-"))
     try:
-        yield Copy(folder)
+        yield ProjectCopy(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -16,7 +16,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import Engine
 
 from benchmarks.common import cpu_seconds, parse_size, plain, project_database, show
-from benchmarks.running import Running, eventually, fresh_copy
+from benchmarks.running import Running, eventually, fresh_copy, run_up
 from calc_analytics.config import with_driver
 from calc_analytics.database.engine import engine_for
 from calc_analytics.days import today
@@ -41,7 +41,7 @@ def main() -> None:
     """Prints the tables."""
     length = parse_size(__doc__, "--seconds", 120, "how long each measurement takes")
     latencies, costs = [], []
-    with fresh_copy() as copy, copy.up() as up:
+    with fresh_copy() as copy, run_up(copy, Running) as up:
         settle(up)
         costs += idle(up, length)
         events = event_rows(up)
@@ -182,8 +182,7 @@ def idle(up: Running, length: float) -> list[tuple[str, str]]:
 
 def belongs(process: psutil.Process, up: Running) -> bool:
     """Whether it is the project's own server or one of its lasting processes."""
-    postmaster = int(up.copy.postmaster.read_text().split()[0])
-    return postmaster in (process.pid, process.ppid())
+    return any(each.pid in (process.pid, process.ppid()) for each in up.project.postmasters())
 
 
 def spent(processes: list[psutil.Process]) -> float:

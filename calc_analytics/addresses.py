@@ -117,7 +117,7 @@ def without_secrets(text: str, url: "URL") -> str:
     return text
 
 
-def beside(url: "URL", database: str) -> "URL":
+def with_database(url: "URL", database: str) -> "URL":
     """Another database on the URL's server, with what is needed to connect there and nothing else.
 
     Settings such as a search_path are meant for the URL's own database, also those in PGOPTIONS, which an option that

@@ -57,7 +57,7 @@ def _variable(name: str) -> str | None:
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that can be configured, typed and checked. Times in seconds unless the name says hours."""
+    """Everything that can be configured, typed and checked. Times are in seconds unless the name ends in hours."""
 
     database_url: "URL | None" = field(default=None, repr=False)
     dagster_postgres_url: "URL | None" = field(default=None, repr=False)
@@ -96,7 +96,7 @@ class Settings:
 
 @lru_cache(maxsize=1)
 def process_settings() -> Settings:
-    """The settings of this process, read when first asked for; raises `InvalidSetting`, and then reads again."""
+    """The settings of this process, read once; after an `InvalidSetting` the next call reads them again."""
     return Settings.from_environment()
 
 

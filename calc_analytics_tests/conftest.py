@@ -42,7 +42,7 @@ _numbers = itertools.count(1)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Temporary folders lie in memory where it is large enough, unless TMPDIR says otherwise: cloning the template
+    """Temporary folders lie in memory where it is large enough, unless TMPDIR names another place: cloning the template
     database for a test takes a tenth of the time there. Child processes and xdist's workers inherit TMPDIR."""
     if "TMPDIR" not in os.environ and MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > MEMORY_BYTES:
         os.environ["TMPDIR"], tempfile.tempdir = str(MEMORY), None

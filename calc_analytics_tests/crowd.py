@@ -1,4 +1,4 @@
-"""Work that goes on in threads beside a test."""
+"""Work that runs in threads during a test."""
 
 import threading
 from collections.abc import Callable

@@ -58,8 +58,8 @@ def row(created_at: datetime, publisher: int = 1, **changes: Any) -> Row:
 
 
 def random_rows(rng: random.Random, count: int, begin: datetime, end: datetime, publishers: int = 5) -> list[Row]:
-    """Rows at random instants of [begin, end), in several localities, with null and long response times and a source
-    that nobody knows among them."""
+    """Rows at random instants of [begin, end), in several localities, with null and long response times and an
+    unknown source among them."""
     span = (end - begin).total_seconds()
     return [
         row(
@@ -162,7 +162,7 @@ def execute(place: Engine | Database, statement: str) -> None:
 
 
 def stored(place: Engine | Database, relation: str = STATS) -> Statistics:
-    """What the table (or the live view) says."""
+    """The contents of the table (or of the live view)."""
     keys, measures = FORMS[relation.removesuffix("_live")]
     with _engine(place).begin() as connection:
         rows = connection.execute(text(f"select {', '.join([*keys, 'date', *measures])} from {relation}")).all()
@@ -172,7 +172,7 @@ def stored(place: Engine | Database, relation: str = STATS) -> Statistics:
 
 
 def live(place: Engine | Database, relation: str = STATS) -> Statistics:
-    """What the live view says."""
+    """The contents of the live view."""
     return stored(place, f"{relation}_live")
 
 

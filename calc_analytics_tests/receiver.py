@@ -1,4 +1,4 @@
-"""A webhook's other side: a real HTTP server in a thread that keeps what is posted and answers as it is told."""
+"""A webhook's other side: a real HTTP server in a thread that keeps what is posted and answers as the test sets it."""
 
 import json
 import threading

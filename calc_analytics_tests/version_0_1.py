@@ -74,7 +74,7 @@ def _parsed(snapshot: str) -> tuple[int, int, list[int]]:
 
 
 class OldRefresher(threading.Thread):
-    """Version 0.1, which refreshes without a pause until PostgreSQL refuses; `error` is what that said."""
+    """Version 0.1, which refreshes without a pause until PostgreSQL refuses; `error` is PostgreSQL's message."""
 
     def __init__(self, url: URL) -> None:
         super().__init__(daemon=True)

@@ -199,8 +199,8 @@ def _of_days(entry: JournalEntry, done: Mapping[str, Any], rollup: str | None) -
             if rollup in (None, name):
                 alike.setdefault(_result(entry.operation, result), []).append(name)
         start = f"{day} " if len(done) > 1 else ""
-        for said, names in alike.items():
-            yield f"{start}{said} ({terminal.named(names)})"
+        for change, names in alike.items():
+            yield f"{start}{change} ({terminal.named(names)})"
     if len(done) > SHOWN_DAYS:
         yield f"and {number(len(done) - SHOWN_DAYS, 'more day')}: --day shows one"
 

@@ -60,8 +60,8 @@ class OneLineErrors(click.Group):
         except (click.exceptions.Exit, click.Abort, click.ClickException, BrokenPipeError):
             raise
         except Exception as error:
-            said = " ".join(str(error).split())
-            click.echo(f"error: internal error: {type(error).__name__}: {said} ({_write_traceback(error)})", err=True)
+            message = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            click.echo(f"error: internal error: {message} ({_write_traceback(error)})", err=True)
             sys.exit(1)
 
 

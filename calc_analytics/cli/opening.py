@@ -14,7 +14,7 @@ from sqlalchemy.engine import Engine
 from calc_analytics import logs
 from calc_analytics.config import Settings, misspelled, process_settings
 from calc_analytics.database.create import ensure_database
-from calc_analytics.database.engine import create_engine
+from calc_analytics.database.engine import database_url, engine_for
 from calc_analytics.database.locks import lock_wait
 from calc_analytics.database.schemas import Place
 from calc_analytics.errors import CalcAnalyticsError
@@ -22,7 +22,7 @@ from calc_analytics.rollup import install
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollups import LOG, database
 
-# A statement that waits longer for a lock is reported; so often is looked.
+# A statement that waits longer for a lock is reported. This is also the interval of the look.
 LOCK_WAIT_SECONDS = 3.0
 
 
@@ -68,7 +68,7 @@ def make_ready(settings: Settings, always: bool = False, report: Callable[[Place
 
 
 def _connected(settings: Settings) -> Database:
-    db = database(create_engine(settings), settings)
+    db = database(engine_for(database_url(settings)), settings)
     if (context := click.get_current_context(silent=True)) is not None:
         context.call_on_close(db.engine.dispose)
         context.call_on_close(_report_lock_waits(db.engine))

@@ -145,7 +145,7 @@ def _prepare(settings: Settings, stop: threading.Event) -> Database:
     left running.
     """
     database_url(settings)
-    with _ending_at_once(stop):
+    with _ending_immediately(stop):
         db = make_ready(settings, report=None if settings.embedded else print_place)
         install.require_usable(db)
         ensure_database(dagster_url(settings))
@@ -255,8 +255,8 @@ def _stop_on_signals(insisting: bool = True) -> threading.Event:
 
 
 @contextmanager
-def _ending_at_once(stop: threading.Event) -> Iterator[None]:
-    """Inside, a stop signal (or one received before) ends the command at once, with exit code 0."""
+def _ending_immediately(stop: threading.Event) -> Iterator[None]:
+    """Inside, a stop signal (or one received before) ends the command immediately, with exit code 0."""
 
     def end(number: int, frame: Any) -> None:
         stop.set()

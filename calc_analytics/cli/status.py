@@ -126,12 +126,12 @@ def _sums(days: "Mapping[str, Days]") -> Iterator[str]:
     """The days on record by state, the best first, one line for the rollups that have the same."""
     alike: dict[str, list[str]] = {}
     for name, each in days.items():
-        said = ", ".join(f"{count:,} {state}" for state, count in reversed(each.by_state.items())) or "none"
-        explained = said.replace("pruned", "pruned (log rows deleted, statistics kept)")
+        counts = ", ".join(f"{count:,} {state}" for state, count in reversed(each.by_state.items())) or "none"
+        explained = counts.replace("pruned", "pruned (log rows deleted, statistics kept)")
         alike.setdefault(explained, []).append(name)
-    for n, (said, names) in enumerate(alike.items()):
+    for n, (counts, names) in enumerate(alike.items()):
         of = "" if len(alike) == 1 else f" of {', '.join(names)}"
-        yield f"  {'days' if n == 0 else '':<11}{said}{of}"
+        yield f"  {'days' if n == 0 else '':<11}{counts}{of}"
     waiting = max((each.waiting for each in days.values()), default=0)
     if waiting:
         yield f"             {waiting:,} wait{'s' if waiting == 1 else ''} for a rebuild -> calc-analytics rollup"

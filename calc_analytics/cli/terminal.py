@@ -17,7 +17,7 @@ from calc_analytics.rollup.reports import (
     PruneReport,
     RebuildReport,
     RefreshReport,
-    Refused,
+    SkippedDay,
     VerifyReport,
     refusals,
 )
@@ -37,11 +37,6 @@ KEPT = {
     "announced": "LOGS_KEPT_DAYS announced the deletion",
     "pruned": "some of its log rows were deleted",
 }
-
-
-def say(text: str, error: bool = False) -> None:
-    """Prints one line, without wrapping it."""
-    click.echo(text, err=error)
 
 
 class NotConfirmed(CalcAnalyticsError):
@@ -67,7 +62,7 @@ def has_terminal() -> bool:
 
 def print_report(report: Any, as_json: bool, show: Callable[..., None], *more: Any) -> None:
     """Prints the report as one JSON object, or calls `show(report, *more)`."""
-    say(json.dumps(report.as_dict())) if as_json else show(report, *more)
+    click.echo(json.dumps(report.as_dict())) if as_json else show(report, *more)
 
 
 def named(rollups: Sequence[str]) -> str:
@@ -102,18 +97,20 @@ def bar(description: str, total: float | None) -> Iterator[Callable[[float], Non
 
 def show_refresh(report: RefreshReport) -> None:
     """Prints the rows counted, and a line for each day."""
-    say(f"{number(report.rows, 'row')} counted in {report.seconds * 1000:.1f} ms")
+    click.echo(f"{number(report.rows, 'row')} counted in {report.seconds * 1000:.1f} ms")
     for day, counts in _by_day(report.counted).items():
         keys = sum(count.keys for count in counts)
         rows = number(report.rows_by_day[day], "row")
-        say(f"  {day}  +{rows} into {number(keys, 'statistics row')} of {named([count.rollup for count in counts])}")
+        click.echo(
+            f"  {day}  +{rows} into {number(keys, 'statistics row')} of {named([count.rollup for count in counts])}"
+        )
     for misfit in report.misfits:
-        say(f"  {misfit.day}  set aside in {misfit.rollup}: {misfit}. {misfit.advice}")
+        click.echo(f"  {misfit.day}  set aside in {misfit.rollup}: {misfit}. {misfit.advice}")
     for day, counts in _by_day(report.unbuilt).items():
         where = named([count.rollup for count in counts])
         rows = number(report.waiting_by_day[day], "row")
         command = f"calc-analytics rollup --day {day}"
-        say(f"  {day}  {rows} not counted in {where}, because the day is not built: run '{command}'")
+        click.echo(f"  {day}  {rows} not counted in {where}, because the day is not built: run '{command}'")
 
 
 def show_rebuild(report: RebuildReport, is_named: bool) -> None:
@@ -124,21 +121,21 @@ def show_rebuild(report: RebuildReport, is_named: bool) -> None:
     for day, counts in _by_day(report.rebuilt).items():
         for (rows, before), alike in _grouped(counts, lambda count: (count.rows, count.rows_before)).items():
             change = "" if rows == before else f" ({before:,} before)"
-            say(f"  {day}  {number(rows, 'row')} in {named([count.rollup for count in alike])}{change}")
+            click.echo(f"  {day}  {number(rows, 'row')} in {named([count.rollup for count in alike])}{change}")
     _show_kept(report.kept)
     failed = report.refused if is_named else report.failed
     for line in refusals([each for each in report.refused if each not in failed]):
-        say(f"  {line}")
-    say(f"{number(len(report.days), 'day')} rebuilt, {number(report.rows, 'row')} in {report.seconds:.2f} s")
+        click.echo(f"  {line}")
+    click.echo(f"{number(len(report.days), 'day')} rebuilt, {number(report.rows, 'row')} in {report.seconds:.2f} s")
 
 
-def _show_kept(kept: Sequence[Refused]) -> None:
+def _show_kept(kept: Sequence[SkippedDay]) -> None:
     for day, of_day in _by_day(kept).items():
         for reason, alike in _grouped(of_day, _kept).items():
-            say(f"  kept: {day} in {named([each.rollup for each in alike])}: {reason}")
+            click.echo(f"  kept: {day} in {named([each.rollup for each in alike])}: {reason}")
 
 
-def _kept(each: Refused) -> str:
+def _kept(each: SkippedDay) -> str:
     counts = f"{number(each.log_rows, 'log row')}, {each.counted_rows:,} counted"
     return f"{counts}, {each.deleted_rows:,} noted as deleted ({KEPT.get(each.reason, each.reason)})"
 
@@ -146,30 +143,34 @@ def _kept(each: Refused) -> str:
 def show_prune(report: PruneReport) -> None:
     """Prints the rows deleted per day, and the days that keep their log rows."""
     for day, rows in report.rows_by_day.items():
-        say(f"  {day}  {number(rows, 'row')} deleted, statistics kept")
+        click.echo(f"  {day}  {number(rows, 'row')} deleted, statistics kept")
     for day in report.not_built:
-        say(f"  {day}  not built in every rollup, so its log rows stay: 'calc-analytics rollup --day {day}' says why")
+        click.echo(
+            f"  {day}  not built in every rollup, so its log rows stay: 'calc-analytics rollup --day {day}' says why"
+        )
     for day in report.different:
-        say(f"  {day}  differs from its log, so its log rows stay: run 'calc-analytics verify --day {day}'")
+        click.echo(f"  {day}  differs from its log, so its log rows stay: run 'calc-analytics verify --day {day}'")
     days = number(len(report.rows_by_day), "day")
-    say(f"{number(report.rows, 'row')} of {days} deleted in {report.seconds:.2f} s")
+    click.echo(f"{number(report.rows, 'row')} of {days} deleted in {report.seconds:.2f} s")
 
 
 def show_verify(report: VerifyReport, asked: Sequence[date]) -> None:
     """Prints a line per equal day, a line per rollup that is not equal, and the sum of differences."""
     for day, proofs in _by_day(report.days).items():
         if all(proof.is_proven for proof in proofs):
-            say(f"  {_equal(day, proofs)}")
+            click.echo(f"  {_equal(day, proofs)}")
         elif all(proof.status == "frozen" and not proof.is_different for proof in proofs):
-            say(f"  {day}  frozen in {named([proof.rollup for proof in proofs])}: statistics kept, log rows gone")
+            click.echo(
+                f"  {day}  frozen in {named([proof.rollup for proof in proofs])}: statistics kept, log rows gone"
+            )
         else:
             for proof in _needing_a_line(proofs, report):
-                say(f"  {proof.describe()}")
+                click.echo(f"  {proof.describe()}")
     if empty := set(asked) - {proof.day for proof in report.days}:
-        say(f"{number(len(empty), 'day')} without log rows and without statistics")
+        click.echo(f"{number(len(empty), 'day')} without log rows and without statistics")
     _show_not_compared(report)
     compared = {proof.day for proof in report.days if proof.is_built or proof.is_different or proof.status == "frozen"}
-    say(f"{number(len(compared), 'day')} compared in {report.seconds:.2f} s: difference {report.difference:,}")
+    click.echo(f"{number(len(compared), 'day')} compared in {report.seconds:.2f} s: difference {report.difference:,}")
 
 
 def _equal(day: date, proofs: Sequence[DayProof]) -> str:
@@ -177,9 +178,9 @@ def _equal(day: date, proofs: Sequence[DayProof]) -> str:
     deleted = max(proof.deleted_rows for proof in proofs)
     suspects = {name: rows for proof in proofs for name, rows in proof.suspects.items()}
     logs = max(proof.log_rows for proof in proofs)
-    said = f"{day}  logs {logs:>11,}  equal in {named([proof.rollup for proof in proofs])}"
-    said += f" with the {number(deleted, 'row')} deleted since" if deleted else ""
-    return said + "".join(f"; {name.replace('_', ' ')}: {rows:,}" for name, rows in suspects.items())
+    line = f"{day}  logs {logs:>11,}  equal in {named([proof.rollup for proof in proofs])}"
+    line += f" with the {number(deleted, 'row')} deleted since" if deleted else ""
+    return line + "".join(f"; {name.replace('_', ' ')}: {rows:,}" for name, rows in suspects.items())
 
 
 def _needing_a_line(proofs: Sequence[DayProof], report: VerifyReport) -> Iterator[DayProof]:
@@ -192,18 +193,18 @@ def _needing_a_line(proofs: Sequence[DayProof], report: VerifyReport) -> Iterato
 
 def _show_not_compared(report: VerifyReport) -> None:
     if report.nothing_built:
-        say(
+        click.echo(
             "error: no day is built, so nothing is proven: run 'calc-analytics rollup' (today, yesterday and days that "
             "wait) or 'calc-analytics rollup --from DAY'",
-            error=True,
+            err=True,
         )
     if report.waiting:
         days = number(len(report.waiting), "day")
         verb = "waits" if len(report.waiting) == 1 else "wait"
-        say(f"{days} {verb} for a rebuild: run 'calc-analytics rollup'")
+        click.echo(f"{days} {verb} for a rebuild: run 'calc-analytics rollup'")
     if report.overflowed:
         overflowed = ", ".join(map(str, report.overflowed))
-        say(f"not counted, because a value exceeds its column: {overflowed}")
+        click.echo(f"not counted, because a value exceeds its column: {overflowed}")
 
 
 def _by_day(items: Sequence[T]) -> dict[date, list[T]]:
@@ -228,7 +229,7 @@ def live_table() -> Iterator[Callable[[Rollup, dict[date, dict[str, int]], str],
 
     console = Console()
     if not console.is_terminal:
-        yield lambda rollup, totals, caption: say(totals_line(rollup, totals, caption))
+        yield lambda rollup, totals, caption: click.echo(totals_line(rollup, totals, caption))
         return
     with Live(console=console, auto_refresh=False) as screen:
         yield lambda rollup, totals, caption: screen.update(totals_table(rollup, totals, caption), refresh=True)

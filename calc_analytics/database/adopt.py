@@ -16,29 +16,29 @@ from calc_analytics.database import log_tree
 from calc_analytics.database.log_columns import LOGS, UnfitTable, check_log
 from calc_analytics.database.log_tree import TREE
 from calc_analytics.database.relations import column_names
-from calc_analytics.database.tables import (
-    PROJECT_TARGETS,
-    STATE_TABLES,
-    calculation_logs,
-    calculation_stats_daily,
-)
+from calc_analytics.database.tables import STATE_TABLES, calculation_logs
 
-TARGETS = (calculation_stats_daily, *PROJECT_TARGETS)
 # How many pages (8 kB, about 80 rows) one entry of the index stands for, and a refresh reads at least.
 PAGES_PER_RANGE = 64
 
 
 def check_existing(
-    connection: Connection, keys: Collection[str], reads: Collection[Column[Any]], targets: Sequence[Table] = TARGETS
+    connection: Connection,
+    keys: Collection[str],
+    reads: Collection[Column[Any]],
+    targets: Sequence[Table],
+    is_at_head: bool,
 ) -> None:
     """Raises `UnfitTable` unless the tables that already exist have what is needed, and no name is taken.
 
-    `keys` are the log columns by which rows are grouped, besides the publisher; `reads` all that are read.
+    `keys` are the log columns by which rows are grouped, besides the publisher; `reads` all that are read. Unless
+    `is_at_head`, a column may be missing that a revision adds, which its `info` names as `added_by`.
     """
     inspector = inspect(connection)
     for table in (calculation_logs, *targets):
         if inspector.has_table(table.name):
-            _check_names(connection, table)
+            needed = [column.name for column in table.columns if is_at_head or "added_by" not in column.info]
+            _check_names(connection, table.name, needed)
     if inspector.has_table(LOGS):
         check_log(connection, keys, reads)
     for table in targets:
@@ -57,20 +57,20 @@ def require_tables(connection: Connection, targets: Sequence[Table]) -> None:
         raise UnfitTable(f"there is no table {', '.join(missing)}: add a migration that creates it")
 
 
-def _check_names(connection: Connection, table: Table) -> None:
-    found = column_names(connection, table.name)
-    if table.name == LOGS and "city_id" in found:
+def _check_names(connection: Connection, table: str, needed: Sequence[str]) -> None:
+    found = column_names(connection, table)
+    if table == LOGS and "city_id" in found:
         found.add("locality_id")
-    missing = [column.name for column in table.columns if column.name not in found]
+    missing = [name for name in needed if name not in found]
     if missing:
-        raise UnfitTable(f"table {table.name} has no column {', '.join(missing)}: add it, or check DATABASE_URL")
+        raise UnfitTable(f"table {table} has no column {', '.join(missing)}: add it, or check DATABASE_URL")
 
 
 def _check_types(inspector: Inspector, table: Table) -> None:
-    """Every column of the target has its declared type; an integer may be wider."""
+    """Every column of the target that exists has its declared type; an integer may be wider."""
     found = {column["name"]: column["type"] for column in inspector.get_columns(table.name)}
     for column in table.columns:
-        if not _holds(found[column.name], column.type):
+        if column.name in found and not _holds(found[column.name], column.type):
             raise UnfitTable(f"{table.name}.{column.name} is {found[column.name]}: it must be {column.type}")
 
 

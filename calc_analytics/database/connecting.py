@@ -1,7 +1,7 @@
 """The time limit of connecting, and the memory of servers that did not answer.
 
 A port that accepts and sends nothing, or an address that drops packets, is an error after a few seconds. A command
-that connects several times, at once or in turn, waits once.
+that connects several times, concurrently or in turn, waits once.
 """
 
 import time

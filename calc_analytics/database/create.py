@@ -1,6 +1,7 @@
 """Creates a database that is missing on a server that is there."""
 
 from contextlib import suppress
+from operator import not_
 
 from sqlalchemy import text
 from sqlalchemy.engine import URL
@@ -13,7 +14,7 @@ from calc_analytics.database.errors import sqlstate, translate_db_errors
 from calc_analytics.database.sql import quote_identifier
 from calc_analytics.errors import CalcAnalyticsError
 
-# How long a pooler may take to notice that a database was created (PgBouncer: 15 seconds).
+# How long a pooler may remember that a database was missing (PgBouncer: 15 seconds).
 POOLER_SECONDS = 30.0
 INSUFFICIENT_PRIVILEGE = "42501"
 # Another process created it at the same time.
@@ -51,8 +52,7 @@ def _create(url: URL) -> None:
 
 def _await_pooler(url: URL) -> None:
     """Waits until the database can be used: a pooler that found no such database looks again after a while."""
-    is_missing = retry_if_result(lambda is_usable: not is_usable)
-    attempts = Retrying(retry=is_missing, stop=stop_after_delay(POOLER_SECONDS), wait=wait_fixed(0.2))
+    attempts = Retrying(retry=retry_if_result(not_), stop=stop_after_delay(POOLER_SECONDS), wait=wait_fixed(0.2))
     with suppress(RetryError):
         attempts(_is_usable, url)
 

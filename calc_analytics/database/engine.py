@@ -2,7 +2,7 @@
 
 Every transaction runs at READ COMMITTED, because each statement must see what was committed before it; the role's
 default does not matter. Settings are local to the transaction: nothing is left in a session that a pooler such as
-PgBouncer hands to another client, and nothing is set in the start-up packet.
+PgBouncer gives to another client, and nothing is set in the start-up packet.
 """
 
 import logging
@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 from tenacity import retry, retry_if_exception, stop_after_attempt
 
-from calc_analytics.addresses import beside
+from calc_analytics.addresses import with_database
 from calc_analytics.config import DAGSTER_DATABASE, Settings
 from calc_analytics.database import embedded
 from calc_analytics.database.connecting import connect, connect_seconds
@@ -70,17 +70,12 @@ def database_url(settings: Settings) -> URL:
 
 
 def dagster_url(settings: Settings) -> URL:
-    """DAGSTER_POSTGRES_URL, or the database `dagster` beside DATABASE_URL; psycopg 3 form.
+    """DAGSTER_POSTGRES_URL, or the database `dagster` on the server of DATABASE_URL; psycopg 3 form.
 
     PGOPTIONS is for the logs' database: an option that is empty turns it off.
     """
-    url = settings.dagster_postgres_url or beside(database_url(settings), DAGSTER_DATABASE)
+    url = settings.dagster_postgres_url or with_database(database_url(settings), DAGSTER_DATABASE)
     return url.update_query_dict({"options": "", **url.query})
-
-
-def create_engine(settings: Settings, application_name: str = "calc_analytics") -> Engine:
-    """An engine on the project's database; nothing is connected until the first use."""
-    return engine_for(database_url(settings), application_name)
 
 
 def engine_for(
@@ -89,8 +84,9 @@ def engine_for(
     statement_seconds: float | None = None,
     pool: Mapping[str, Any] = POOL,
 ) -> Engine:
-    """An engine on any URL with the project's rules: at most 5 connections, READ COMMITTED, settings per transaction.
+    """An engine with the project's rules: at most 5 connections, READ COMMITTED, settings per transaction.
 
+    Nothing is connected before the first use.
     `statement_seconds` limits each statement (default: an hour). With NO_POOL each transaction connects anew.
     """
     settings = dict(LOCAL_SETTINGS)

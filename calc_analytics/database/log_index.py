@@ -32,7 +32,7 @@ _quote = postgresql.dialect(paramstyle="named").identifier_preparer.quote
 @dataclass(frozen=True)
 class TableIndex:
     """The index of one table that holds log rows: 'there', 'missing', 'invalid', 'not attached' to the table above, or
-    'left over' beside a valid one; and the statements that put it right, in order, outside any transaction."""
+    'left over' (there is a valid one too); and the statements that repair it, in order, outside any transaction."""
 
     table: str
     state: str

@@ -1,7 +1,7 @@
 """Runs the migrations: one at a time, safe to repeat, safe while the API writes.
 
-A lock keeps two `migrate` apart. It belongs to a transaction on a connection of its own, so it ends with the process,
-and a pooler hands it to no other client. Locks on tables are requested with a short timeout, again and again, so that
+A lock keeps two `migrate` apart. It belongs to a transaction on a separate connection, so it ends with the process, and
+a pooler gives it to no other client. Locks on tables are requested with a short timeout, repeatedly, so that
 a long writer delays the migration and never the other writers. All settings are local to their transactions.
 """
 
@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
+from operator import not_
 from pathlib import Path
 
 from sqlalchemy import TextClause, event, text
@@ -29,6 +30,7 @@ from calc_analytics.database.engine import settings_sql, transaction
 from calc_analytics.database.errors import first_line, is_row_security, sqlstate, translate_db_errors
 from calc_analytics.errors import CalcAnalyticsError
 
+MIGRATIONS = Path(__file__).parent / "migrations"
 # The newest revision in migrations/versions.
 HEAD = "0006_comments"
 ADVISORY_LOCK = 7_244_100_501
@@ -111,7 +113,7 @@ def _run(engine: Engine, statement: TextClause, is_concurrent: bool) -> None:
 def _without_limits(connection: Connection) -> Iterator[None]:
     """Lifts the role's limits on waiting, for what cannot run in a transaction, as CREATE INDEX CONCURRENTLY.
 
-    That needs settings of the session. Behind a pooler, which hands the session to others, they stay as they are.
+    That needs settings of the session. Behind a pooler, which reuses the session for others, they stay as they are.
     """
     if not connection.info.get("is_direct"):
         yield
@@ -133,7 +135,7 @@ def turn(engine: Engine) -> Iterator[None]:
     The lock is tried again and again: a session that waits inside PostgreSQL holds a snapshot, for which the first
     one's CREATE INDEX CONCURRENTLY would wait in turn. A transaction that has the lock and does nothing holds none.
     """
-    attempts = Retrying(retry=retry_if_result(_is_false), stop=stop_after_delay(TURN_SECONDS), wait=wait_fixed(0.1))
+    attempts = Retrying(retry=retry_if_result(not_), stop=stop_after_delay(TURN_SECONDS), wait=wait_fixed(0.1))
     with engine.connect() as connection:
         try:
             attempts(_has_turn, connection)
@@ -143,10 +145,6 @@ def turn(engine: Engine) -> Iterator[None]:
                 "run the command again when it is; nothing was changed"
             ) from None
         yield
-
-
-def _is_false(result: bool) -> bool:
-    return not result
 
 
 def _has_turn(connection: Connection) -> bool:
@@ -167,7 +165,7 @@ def _run_revisions(connection: Connection, finish: Callable[[Connection], None])
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"], config.attributes["finish"] = connection, finish
     try:
         command.upgrade(config, "head")

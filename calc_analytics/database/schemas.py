@@ -28,7 +28,7 @@ class NoSchema(CalcAnalyticsError):
 
 
 class PathIgnored(CalcAnalyticsError):
-    """The search_path that the URL or PGOPTIONS asks for is not in effect; nothing was changed."""
+    """The search_path of the URL or PGOPTIONS is not in effect; nothing was changed."""
 
 
 @dataclass(frozen=True)

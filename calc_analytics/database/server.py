@@ -28,7 +28,7 @@ class Server:
 
 @dataclass(frozen=True)
 class Role:
-    """The role that asks: what it lacks, as GRANT statements, and what it may do beyond what is needed."""
+    """The connected role: what it lacks, as GRANT statements, and what it may do beyond what is needed."""
 
     name: str
     is_superuser: bool

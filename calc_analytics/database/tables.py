@@ -220,7 +220,7 @@ rollup_journal = Table(
     Column("days", JSONB, nullable=False, server_default=text("'{}'"), comment="what it did to which day"),
     Column("ages", JSONB, comment="of refreshed rows: histogram of the ages at which they were counted"),
     Column("oldest_seconds", Float, comment="age of the oldest row when it was counted"),
-    Column("detail", Text, comment="what else there is to say, in one line"),
+    Column("detail", Text, comment="further details, in one line"),
     Index(
         "rollup_journal_summed", "log", "operation", "failed", "at", "by", unique=True, postgresql_where=text("summed")
     ),
@@ -228,7 +228,6 @@ rollup_journal = Table(
     postgresql_with={"fillfactor": 50},
 )
 
-PROJECT_TARGETS = (calculation_locality_stats_daily, calculation_stats_hourly, calculation_latency_daily)
 STATE_TABLES = (rollup_state, rollup_days, rollup_journal)
 # Where Alembic keeps which revisions have run.
 VERSION_TABLE = "calc_analytics_version"

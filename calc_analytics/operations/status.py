@@ -51,7 +51,7 @@ class Status:
         return self.facts.known("ledger")
 
     @property
-    def refreshed(self) -> status.Refreshed | None:
+    def refreshed(self) -> status.LastRefresh | None:
         """When rows were last counted."""
         return self.ledger.refreshed if self.ledger else None
 

@@ -16,7 +16,7 @@ from calc_analytics.plurals import number
 from calc_analytics.rollup.judge import Decision
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
-from calc_analytics.rollup.reports import RebuildReport, RefreshReport, Refused
+from calc_analytics.rollup.reports import RebuildReport, RefreshReport, SkippedDay
 
 # A rebuild of two busy days takes a minute at most; an answer is wanted in any case.
 STATEMENT_SECONDS = 120.0
@@ -51,7 +51,7 @@ class TriggerReport:
 
     def _left_alone(self) -> list[str]:
         """A line for each day that was not rebuilt: in which rollups, and what the first of them says."""
-        days: dict[date, list[Refused]] = {}
+        days: dict[date, list[SkippedDay]] = {}
         for each in self.rebuilt.refused:
             days.setdefault(each.day, []).append(each)
         return [

@@ -95,12 +95,8 @@ class RebuildConfig(Config):
         return Decision.AUTOMATIC if self.automatic else Decision.NONE
 
 
+# The config of runs that never decide about a day.
 AUTOMATIC = {"ops": {REBUILD: {"config": {"automatic": True}}}}
-
-
-def automatic(keys: Sequence[str], at: str | None = None) -> list[RunRequest]:
-    """A run of all rollups for each of these partitions, once per `at`; these runs never decide about a day."""
-    return [RunRequest(run_key=f"{key}@{at}" if at else None, partition_key=key, run_config=AUTOMATIC) for key in keys]
 
 
 def automatic_range(keys: Sequence[str], rollups: Sequence[str]) -> RunRequest:

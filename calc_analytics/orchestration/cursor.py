@@ -1,35 +1,28 @@
 """What a sensor tick leaves for the next one, as JSON that a person can read: the UI shows it as the sensor's cursor.
 
-Empty fields are left out, and instants are ISO 8601. Cursors of earlier versions, with all fields and with seconds of
-the epoch, are read as well.
+Empty fields are left out, and instants are ISO 8601. A cursor of version 0.1 is not read: the next tick is a first one.
 """
 
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BeforeValidator, ConfigDict, PlainSerializer, TypeAdapter, ValidationError
 
 
-def _read_instant(value: Any) -> Any:
-    return datetime.fromisoformat(value).timestamp() if isinstance(value, str) else value
+def _read_instant(text: str) -> float:
+    return datetime.fromisoformat(text).timestamp()
 
 
 def _write_instant(at: float) -> str:
     return datetime.fromtimestamp(at, timezone.utc).isoformat(timespec="milliseconds")
 
 
-def _read_rollups(value: Any) -> Any:
-    """Per rollup the seconds; an earlier version kept a list of rollups."""
-    return dict.fromkeys(value) if isinstance(value, list) else value
-
-
 Instant = Annotated[float, BeforeValidator(_read_instant), PlainSerializer(_write_instant)]
-BuildSeconds = Annotated[dict[str, float | None], BeforeValidator(_read_rollups)]
 
 
 @dataclass
-class Unreported:
+class UnreportedRows:
     """Rows that refreshes added to a day since it was last reported, and how long these refreshes took."""
 
     rows: int = 0
@@ -62,10 +55,10 @@ class Cursor:
     different: dict[str, list[str]] = field(default_factory=dict)
     """The days that differ, and in which rollups, as their checks last reported."""
 
-    unreported: dict[str, Unreported] = field(default_factory=dict)
+    unreported: dict[str, UnreportedRows] = field(default_factory=dict)
     """What no materialization has reported yet, per day."""
 
-    built_elsewhere: dict[str, BuildSeconds] = field(default_factory=dict)
+    built_elsewhere: dict[str, dict[str, float | None]] = field(default_factory=dict)
     """Days built on the command line that no materialization has reported yet: per rollup the seconds it took."""
 
     reported_at: dict[str, Instant] = field(default_factory=dict)

@@ -6,9 +6,9 @@ Each group says why it is needed and why nothing public serves. All of it was te
 Two uses are elsewhere, in modules that may not import this one, and are in the same test:
 
 - `database/dagster_tables.py` has the names of Dagster's tables, and reads the revisions of its migrations from their
-  files: before Dagster makes its tables in a database, nothing public says whether those that are there are its own.
+  files: before Dagster makes its tables in a database, nothing public shows whether existing tables are its own.
 - `processes/supervisor.py` starts the daemon by `python -m dagster._daemon`, as `dagster dev` does. The public command
-  `dagster-daemon` is a script, which need not be beside the interpreter.
+  `dagster-daemon` is a script, which need not be in the interpreter's folder.
 """
 
 from collections.abc import Callable
@@ -82,7 +82,7 @@ __all__ = [
 
 
 def works_on_run(client: "DagsterGrpcClient", run_id: str, timeout_seconds: int) -> bool:
-    """Asks a code server whether it executes the run; raises `DagsterUserCodeUnreachableError`.
+    """Whether a code server executes the run; raises `DagsterUserCodeUnreachableError`.
 
     Only a worker's own code server knows that; the public instance knows what is stored.
     """
@@ -102,7 +102,7 @@ def location_of_run(run: "DagsterRun") -> str | None:
 
 
 def location_of_instigator(state: "InstigatorState") -> str:
-    """The code location of a sensor or schedule; nothing public says whose the stored state is."""
+    """The code location of a sensor or schedule; nothing public shows whose the stored state is."""
     return state.origin.repository_origin.code_location_origin.location_name
 
 
@@ -134,7 +134,7 @@ def code_server_of(launcher: "DefaultRunLauncher", run_id: str) -> "DagsterGrpcC
 def keep_pools(storage: "DagsterPostgresStorage") -> None:
     """Prevents that the webserver replaces the pools of this storage, which Dagster does in its instance.
 
-    Its own would set a statement_timeout per session, which a pooler hands to other clients. A role may have its own
+    Its own would set a statement_timeout per session, which a pooler reuses for other clients. A role may have its own
     statement_timeout. Dagster has no setting for it.
     """
     for each in (storage.run_storage, storage.event_log_storage, storage.schedule_storage):

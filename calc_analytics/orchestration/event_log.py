@@ -62,7 +62,7 @@ class UnknownEventLog(CalcAnalyticsError):
 
 
 @dataclass
-class Retained:
+class RetainedIds:
     """Ids of event-log rows and of check executions that must stay, and the runs that hold them."""
 
     events: set[int] = field(default_factory=set)
@@ -126,9 +126,9 @@ def storage_of(instance: DagsterInstance) -> PostgresEventLogStorage:
     return storage
 
 
-def find_retained(storage: PostgresEventLogStorage, assets: Sequence[AssetKey]) -> Retained:
+def find_retained(storage: PostgresEventLogStorage, assets: Sequence[AssetKey]) -> RetainedIds:
     """What the UI shows of these assets now; events that come later can only replace some of it."""
-    found = Retained()
+    found = RetainedIds()
     keys = [asset.to_string() for asset in assets]
     latest = (
         select(func.max(events.id))
@@ -158,7 +158,7 @@ def _latest_executions(keys: list[str]) -> "Select[Any]":
 
 
 def prune_executions(
-    storage: PostgresEventLogStorage, assets: Sequence[AssetKey], before: datetime, keep: Retained
+    storage: PostgresEventLogStorage, assets: Sequence[AssetKey], before: datetime, keep: RetainedIds
 ) -> Iterator[int]:
     """Deletes old check executions, and the events of those that belong to no run; yields how many rows it deletes.
 
@@ -177,7 +177,7 @@ def prune_executions(
 
 
 def prune_events(
-    storage: PostgresEventLogStorage, assets: Sequence[AssetKey], before: datetime, keep: Retained
+    storage: PostgresEventLogStorage, assets: Sequence[AssetKey], before: datetime, keep: RetainedIds
 ) -> Iterator[int]:
     """Deletes old materializations, observations and freshness changes that belong to no run; yields how many."""
     old = (

@@ -16,7 +16,7 @@ from dagster import AssetKey, AssetMaterialization, AssetObservation, Partitions
 
 from calc_analytics.days import today
 from calc_analytics.orchestration.assets import calculation_logs
-from calc_analytics.orchestration.cursor import Cursor, Unreported
+from calc_analytics.orchestration.cursor import Cursor, UnreportedRows
 from calc_analytics.orchestration.metadata import day_metadata, log_metadata, previews
 from calc_analytics.orchestration.partitions import as_days, keys_of
 
@@ -72,8 +72,8 @@ def _collect(db: "Database", report: "FollowReport", cursor: Cursor) -> Cursor:
 
     unreported = dict(cursor.unreported)
     for day, rows in report.rows_by_day.items():
-        before = unreported.get(str(day), Unreported())
-        unreported[str(day)] = Unreported(before.rows + rows, before.seconds + report.seconds)
+        before = unreported.get(str(day), UnreportedRows())
+        unreported[str(day)] = UnreportedRows(before.rows + rows, before.seconds + report.seconds)
     since = cursor.built_elsewhere_until
     others = days_built_by_others(db, datetime.fromisoformat(since) if since else None, BUILT_ELSEWHERE_PER_TICK)
     built = {key: dict(each) for key, each in cursor.built_elsewhere.items()}

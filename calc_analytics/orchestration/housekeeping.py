@@ -30,7 +30,7 @@ from calc_analytics.orchestration.retries import as_dagster_failure
 from calc_analytics.orchestration.runs import ASSETS, FINISHED, is_ours
 
 if TYPE_CHECKING:
-    from calc_analytics.orchestration.event_log import Retained
+    from calc_analytics.orchestration.event_log import RetainedIds
 
 # Outside the hours that clocks skip or repeat.
 CRON = "40 4 * * *"
@@ -124,7 +124,7 @@ def prune(
     return PruneCounts(rows, len(runs))
 
 
-def _old_runs(instance: DagsterInstance, before: datetime, keep: "Retained", location: str | None) -> Iterator[str]:
+def _old_runs(instance: DagsterInstance, before: datetime, keep: "RetainedIds", location: str | None) -> Iterator[str]:
     """Finished runs of this project that hold nothing that must stay."""
     cursor, finished = None, RunsFilter(statuses=FINISHED, updated_before=before)
     locations = () if location is None else (location,)

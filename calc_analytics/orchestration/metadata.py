@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from calc_analytics.rollup.database import Database
     from calc_analytics.rollup.declaration import Rollup
-    from calc_analytics.rollup.reports import Refused
+    from calc_analytics.rollup.reports import SkippedDay
 
 
 def table_metadata(table: "Table") -> dict[str, Any]:
@@ -75,7 +75,7 @@ def name_of_keys(declared: "Rollup") -> str:
     return f"{first.removesuffix('_id')}s" if not more else "keys"
 
 
-def left_metadata(db: "Database", declared: "Rollup", left: "Sequence[Refused]") -> dict[date, dict[str, Any]]:
+def left_metadata(db: "Database", declared: "Rollup", left: "Sequence[SkippedDay]") -> dict[date, dict[str, Any]]:
     """Days that were not rebuilt: what their statistics hold, and the reason."""
     from calc_analytics.rollup.figures import day_ratios, day_totals
 
@@ -85,7 +85,7 @@ def left_metadata(db: "Database", declared: "Rollup", left: "Sequence[Refused]")
     return {each.day: {**held.get(each.day, {}), **_reason(each)} for each in left}
 
 
-def _reason(left: "Refused") -> dict[str, Any]:
+def _reason(left: "SkippedDay") -> dict[str, Any]:
     deleted = max(left.counted_rows - left.log_rows, 0)
     return {
         **({"rows_without_logs": deleted} if deleted else {}),
@@ -94,7 +94,7 @@ def _reason(left: "Refused") -> dict[str, Any]:
     }
 
 
-def describe_left(left: "Refused") -> str:
+def describe_left(left: "SkippedDay") -> str:
     """One line: the reason why the day was not recounted, or by which decision its statistics were kept."""
     if left.reason not in ("keep", "announced"):
         return str(left)

@@ -10,7 +10,7 @@ from dagster import (
 
 from calc_analytics.config import Settings
 from calc_analytics.days import today_and_yesterday
-from calc_analytics.orchestration.assets import automatic
+from calc_analytics.orchestration.assets import AUTOMATIC
 from calc_analytics.orchestration.names import ROLLUP_JOB, SCHEDULE
 
 DESCRIPTION = """Recounts today and yesterday from the log in every rollup and evaluates their checks: the safety net
@@ -33,6 +33,8 @@ def hourly_schedule(settings: Settings) -> ScheduleDefinition:
         """A run for each of today and yesterday in the reporting time zone."""
         at = context.scheduled_execution_time
         days = [day for day in today_and_yesterday(settings.timezone, at) if day >= settings.start_date]
-        return automatic([str(day) for day in days], at.isoformat())
+        return [
+            RunRequest(run_key=f"{day}@{at.isoformat()}", partition_key=str(day), run_config=AUTOMATIC) for day in days
+        ]
 
     return hourly_rollup

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from calc_analytics.rollup.patrol import Patrol
 
 INTERVAL_SECONDS = 5
-DAEMON_LOOP_SECONDS = 5
+# How long a tick follows the logs: until just before the next one begins.
+FOLLOW_SECONDS = 9.5
 # How long the follower continues without a tick; a tick that overruns delays the next by five seconds.
 LINGER_SECONDS = 10
 
@@ -65,15 +66,13 @@ def _patrol(db: "Database") -> "Patrol":
     return Patrol(db, stopping, lambda operation, error: logs.log_failure(operation, error, db=db))
 
 
-def new_log_batches_sensor(
-    partitions: PartitionsDefinition, interval_seconds: int = INTERVAL_SECONDS
-) -> SensorDefinition:
-    """`new_log_batches`, on by default. With a longer interval a tick refreshes once instead of streaming."""
+def new_log_batches_sensor(partitions: PartitionsDefinition) -> SensorDefinition:
+    """`new_log_batches`, on by default."""
 
     @sensor(
         name=SENSOR,
         job_name=ROLLUP_JOB,
-        minimum_interval_seconds=interval_seconds,
+        minimum_interval_seconds=INTERVAL_SECONDS,
         default_status=DefaultSensorStatus.RUNNING,
         description=DESCRIPTION,
     )
@@ -82,7 +81,8 @@ def new_log_batches_sensor(
         before, db = Cursor.parse(context.cursor), database.db
         _patrol(db).walk()
         with logs.record_failures("refresh", db=db):
-            report = _follow(database, 0 if before is None else follow_seconds(interval_seconds), interval_seconds)
+            follower = _follower(db, database.settings.debounce_seconds)
+            report = follower.follow(0 if before is None else FOLLOW_SECONDS, LINGER_SECONDS)
         rebuilds, cursor = request_rebuilds(db, before, partitions)
         differing = _differing(db)
         checks, cursor = request_checks(context.instance, db, differing, cursor, partitions)
@@ -97,24 +97,6 @@ def new_log_batches_sensor(
         )
 
     return new_log_batches
-
-
-def follow_seconds(interval_seconds: int) -> float:
-    """How long a tick follows the logs: until just before the next can begin; only at the default interval."""
-    return 2 * DAEMON_LOOP_SECONDS - 0.5 if interval_seconds <= INTERVAL_SECONDS else 0.0
-
-
-def _follow(database: RollupDatabase, seconds: float, interval_seconds: int) -> "FollowReport":
-    """Streams for `seconds`; with an interval above the default, one refresh."""
-    if interval_seconds > INTERVAL_SECONDS:
-        from calc_analytics.rollup.follow import FollowReport
-        from calc_analytics.rollup.refresh import refresh
-
-        report, refreshed = FollowReport(probes=1), refresh(database.db)
-        logs.log_refresh(refreshed)
-        report.add(refreshed)
-        return report
-    return _follower(database.db, database.settings.debounce_seconds).follow(seconds, LINGER_SECONDS)
 
 
 def _differing(db: "Database") -> dict[str, list[str]]:

@@ -76,7 +76,7 @@ plugins.register(PLUGIN, __name__, SmallPool.__name__)
 
 
 class CalcAnalyticsStorage(DagsterPostgresStorage):
-    """`DagsterPostgresStorage` at DAGSTER_POSTGRES_URL, or in the database `dagster` beside DATABASE_URL.
+    """`DagsterPostgresStorage` at DAGSTER_POSTGRES_URL, or in the database `dagster` on its server.
 
     It only finds the URL: runs, events and schedules are stored by Dagster's own classes.
     """
@@ -105,7 +105,7 @@ _ensure_schema = lru_cache(maxsize=4)(ensure_schema)
 
 
 def _named_after_process() -> dict[str, str]:
-    """The name of a daemon's sessions, so that a second daemon is noticed."""
+    """The name of a daemon's sessions, so that a second daemon is detected."""
     if not is_daemon(Path(sys.argv[0]).as_posix()):
         return {}
     return {"application_name": f"{DAEMON} {os.getpid()} on {socket.gethostname()}"}

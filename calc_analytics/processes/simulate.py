@@ -27,7 +27,7 @@ from calc_analytics.database.errors import translate_db_errors
 COLUMNS = "publisher_id, locality_id, date_calculated, cache_hit, response_time_ms, zman_count, source, created_at"
 LINE = "%d\t%d\t%s\t%s\t%s\t%d\t%d\t%sZ\n"
 DAY_SECONDS = 86_400
-# Calculations per hour of the day relative to the mean: people ask before dawn, at noon, and before sunset.
+# Calculations per hour of the day relative to the mean: most before dawn, at noon, and before sunset.
 RHYTHM = (
     0.3, 0.2, 0.2, 0.4, 0.9, 1.7, 1.9, 1.6, 1.2, 0.9, 0.9, 1.1,
     1.3, 1.1, 1.0, 1.2, 1.6, 1.8, 1.5, 1.1, 0.8, 0.6, 0.4, 0.3,
@@ -38,14 +38,14 @@ LOCALITIES = (
     281184, 293397, 294801, 295530, 2643743, 2643123, 2988507, 2995469, 5128581, 5110302, 5368361, 4164138,
     4887398, 4930956, 6077243, 6167865, 2147714, 2158177, 3435910, 993800, 524901, 703448, 2759794, 2800866,
 )  # fmt: skip
-# A publisher asks about up to so many of them, the first most often.
+# A publisher uses at most this many of them, the first most often.
 LOCALITIES_PER_PUBLISHER = 6
 # Weights of web, API and external, for three kinds of publishers: web sites, apps, partners.
 SOURCE_MIXES = ((8, 1, 1), (4, 5, 1), (2, 2, 6))
 CACHE_HIT_SHARE = 0.6
-# The share grew by this much a day, for so many days, and swings by this much within two weeks.
+# The share grew by this much a day, for this many days, and swings by this much within two weeks.
 CACHE_HIT_GROWTH, GROWTH_DAYS, CACHE_HIT_SWING = 0.003, 40, 0.015
-# So many publishers came each day.
+# This many publishers were added each day.
 PUBLISHER_GROWTH = 1.5
 NULL_RESPONSE_SHARE = 0.02
 # Of the rows that are not cache hits: they take up to 20 times as long.
@@ -270,7 +270,7 @@ class _Rows:
         return 1 + (self.random.random((len(publishers), 1)) >= shares).sum(axis=1)
 
     def _days_ahead(self, count: int) -> Floats:
-        """Most ask about today, the others about days around it."""
+        """Most are about today, the others about days around it."""
         return numpy.where(self._are(TODAY_SHARE, count), 0, numpy.trunc(self.random.normal(0, 30, count)))
 
     def _response_times_ms(self, hits: Booleans, loads: Floats) -> NDArray[numpy.object_]:
@@ -285,7 +285,7 @@ class _Rows:
 
 
 def _cache_hit_share(ages: Floats) -> Floats:
-    """The share of cache hits so many days ago."""
+    """The share of cache hits at these ages, in days."""
     return CACHE_HIT_SHARE - CACHE_HIT_GROWTH * ages - CACHE_HIT_SWING * numpy.sin(ages * math.tau / 14)
 
 

@@ -18,7 +18,7 @@ from sqlalchemy.types import TypeEngine
 from calc_analytics.errors import CalcAnalyticsError
 
 _DIALECT = postgresql.dialect(paramstyle="named")  # no doubled percent signs
-# What statements compute beside the log's columns has names that begin so.
+# The names of columns that statements compute begin so.
 COMPUTED = "rollup_"
 _GREATEST: dict[type[TypeEngine[Any]], int] = {
     SmallInteger: 2**15 - 1,
@@ -27,7 +27,7 @@ _GREATEST: dict[type[TypeEngine[Any]], int] = {
 }
 
 
-# Stored beside the measures in `deleted`: shows whether the keys of the remaining rows changed.
+# Stored in `deleted` with the measures: shows whether the keys of the remaining rows changed.
 KEYS_HASH = "#keys"
 _WEIGHT = 1_000_003
 
@@ -301,10 +301,6 @@ class Rollup:
     def each_measure(self, pattern: str, joined_by: str = ", ") -> str:
         """The pattern once per measure, with {name}, {aggregate} and {type} filled in."""
         return joined_by.join(pattern.format(name=m.name, aggregate=m.aggregate, type=m.type) for m in self.measures)
-
-    def each_key(self, pattern: str, joined_by: str = ", ") -> str:
-        """The pattern once per key column and once for `date`, with {name} filled in."""
-        return joined_by.join(pattern.format(name=name) for name in [*self.keys, "date"])
 
     def totals_json(self, value: str = "sum({name})") -> str:
         """SQL: a JSON object of each measure's value; `value` is a pattern for `each_measure`."""

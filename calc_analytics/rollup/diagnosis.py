@@ -1,7 +1,7 @@
 """What in a database can keep the counting from being right or cheap: facts for `doctor` and the health report.
 
-Nothing is changed. Read from PostgreSQL's catalogs, so that a role with few rights can still ask; only
-`rows_bypassing` looks at logs.
+Nothing is changed. Read from PostgreSQL's catalogs, so that a role with few rights can use it; only
+`rows_bypassing` reads logs.
 """
 
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ class LogTable:
 
     @property
     def default_in_place(self) -> bool:
-        """Whether a row that says nothing of `xact_id` gets its transaction's id."""
+        """Whether an INSERT without `xact_id` gets its transaction's id."""
         return self.default is not None and ("txid_current()" in self.default or "pg_current_xact_id" in self.default)
 
 

@@ -26,7 +26,7 @@ def _utc_hour(element: utc_hour, compiler: Any, **options: Any) -> str:
 
 
 def rounded_down(value: ColumnElement[Any], missing: int) -> ColumnElement[Any]:
-    """The value rounded down to 7 significant bits: exact below 128, less than 1 % too low above.
+    """The value rounded down to 7 significant bits: exact below 128, at most 1.6 % too low above.
 
     Null and negative values become `missing`. Values beyond 31 bits, which only a bigint holds, keep more bits.
     """

@@ -16,7 +16,7 @@ from calc_analytics.rollup.status import lag
 from calc_analytics.rollup.totals import totals_by_day
 from calc_analytics.rollup.windows import has_a_day, has_no_day, local_date, of_day, windows
 
-# Keys that violate a check, named in its description.
+# How many keys are named that violate a check, or have the largest counts.
 EXAMPLES = 10
 
 
@@ -145,8 +145,8 @@ def _amounts_per_other(
         return {row.date: (int(row.amount), int(row.per or 0)) for row in rows}
 
 
-def top_keys(db: Database, rollup: Rollup, days: Sequence[date], limit: int = 10) -> list[dict[str, Any]]:
-    """The rows of each of these days with the largest counts, as plain dictionaries of date, keys and measures."""
+def top_keys(db: Database, rollup: Rollup, days: Sequence[date]) -> list[dict[str, Any]]:
+    """The ten rows of each of these days with the largest counts, as dictionaries of date, keys and measures."""
     order = f"{rollup.count} desc, {rollup.key_columns}"
     statement = f"""
         select date, {rollup.key_columns}, {", ".join(rollup.measure_names)}
@@ -154,10 +154,10 @@ def top_keys(db: Database, rollup: Rollup, days: Sequence[date], limit: int = 10
             select {rollup.columns}, row_number() over (partition by date order by {order}) as place
             from {rollup.name} where date = any(:days)
         ) placed
-        where place <= :limit order by date, place
+        where place <= {EXAMPLES} order by date, place
     """
     with transaction(db.engine) as connection:
-        rows = connection.execute(text(statement), {"days": list(days), "limit": limit})
+        rows = connection.execute(text(statement), {"days": list(days)})
         return [dict(row) for row in rows.mappings()]
 
 

@@ -105,10 +105,10 @@ class Follower:
         self._error: Exception | None = None
 
     def follow(self, seconds: float, linger_seconds: float) -> FollowReport:
-        """Waits for `seconds`, then returns what was counted since the last call; the thread goes on to linger.
+        """Waits for `seconds`, then returns what was counted since the last call.
 
-        Returns early when `stopping` is set. Raises the error that ended the thread, once; what was counted before
-        it stays counted, and the next call starts a new thread.
+        The thread continues for `linger_seconds`. Returns early when `stopping` is set. Raises the error that ended the
+        thread, once; what was counted before it stays counted, and the next call starts a new thread.
         """
         deadline = time.monotonic() + seconds
         self._keep(deadline + linger_seconds)

@@ -53,6 +53,7 @@ def install(db: Database, start_date: date | None = None) -> list[Place]:
         connection.execute(ALL_ROWS)
         metadata.create_all(connection, checkfirst=True)
         adopt.require_tables(connection, [rollup.target for rollup in db.log.rollups])
+        require_fit_tables(connection, db.log)
         widen.widen_keys(connection, db.log)
         is_repaired = _repair_log_table(connection, db)
         _keep_state(connection, db, start_date, there)
@@ -88,9 +89,10 @@ def _require_usable_database(connection: Connection, log: Log) -> None:
 
 
 def require_fit_tables(connection: Connection, log: Log) -> None:
-    """Raises `UnfitTable` unless the tables that exist can be counted exactly."""
+    """Raises `UnfitTable` unless the tables that exist can be counted exactly, once all revisions have run."""
     reads = [log.table.columns[name] for name in log.reads]
-    adopt.check_existing(connection, log.keys, reads, [rollup.target for rollup in log.rollups])
+    targets = [rollup.target for rollup in log.rollups]
+    adopt.check_existing(connection, log.keys, reads, targets, migrate.is_at_head(connection))
     _require_wide_keys(connection, log)
 
 

@@ -104,7 +104,6 @@ def note(
     days: Mapping[date, Mapping[str, Any]] | None = None,
     rows: int = 0,
     seconds: float = 0.0,
-    failed: bool = False,
     detail: str | None = None,
 ) -> None:
     """Notes one operation, in the caller's transaction. `days`: for each day and rollup, what was done to it."""
@@ -113,7 +112,6 @@ def note(
         "operation": operation,
         "rows": rows,
         "seconds": seconds,
-        "failed": failed,
         "days": json.dumps({str(day): dict(done) for day, done in (days or {}).items()}),
         "detail": detail,
     }
@@ -250,8 +248,8 @@ def _quantile(histogram: Mapping[str, int], share: float, oldest: float) -> floa
 
 _NOTE = text(
     f"""
-    insert into rollup_journal (log, at, operation, by, rows, seconds, failed, days, detail)
-    values (:log, clock_timestamp(), :operation, {BY}, :rows, :seconds, :failed, cast(:days as jsonb), :detail)
+    insert into rollup_journal (log, at, operation, by, rows, seconds, days, detail)
+    values (:log, clock_timestamp(), :operation, {BY}, :rows, :seconds, cast(:days as jsonb), :detail)
     """
 )
 # Noted in the transaction that built the days, a moment later.

@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection
 from calc_analytics.rollup import ledger
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import KEYS_HASH, Log, Rollup
-from calc_analytics.rollup.reports import Refused
+from calc_analytics.rollup.reports import SkippedDay
 from calc_analytics.rollup.totals import keys_hash, no_totals, totals_by_day
 from calc_analytics.rollup.windows import Window, of_day, windows
 
@@ -43,8 +43,8 @@ class Judgement:
 
     replace: dict[date, int] = field(default_factory=dict)
     add: dict[date, int] = field(default_factory=dict)
-    refused: list[Refused] = field(default_factory=list)
-    kept: list[Refused] = field(default_factory=list)
+    refused: list[SkippedDay] = field(default_factory=list)
+    kept: list[SkippedDay] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,10 @@ class LedgerDays:
 
     @classmethod
     def read(cls, connection: Connection, db: Database, days: Sequence[date]) -> "LedgerDays":
-        """As it is now, under the state's lock; with the days beside, whose rows another zone moves."""
-        beside = {day + timedelta(days=step) for day in days for step in (-1, 0, 1)}
+        """As it is now, under the state's lock; with the adjacent days, whose rows another zone moves."""
+        adjacent = {day + timedelta(days=step) for day in days for step in (-1, 0, 1)}
         rollups = [*db.log.rollups, *db.log.switched_off]
-        return cls(db.log, db.timezone, ledger.entries(connection, rollups, sorted(beside)))
+        return cls(db.log, db.timezone, ledger.entries(connection, rollups, sorted(adjacent)))
 
     def entry(self, rollup: Rollup, day: date) -> ledger.Entry | None:
         """The rollup's own row of the ledger."""
@@ -104,7 +104,7 @@ class LedgerDays:
         )
 
     def cut_days(self, day: date) -> list[tuple[date, str]]:
-        """The days (with their zones) beside or of this date that are of another zone and lost log rows."""
+        """This day and its adjacent ones, with their zones: those that are of another zone and lost log rows."""
         return [
             (entry.day, str(entry.timezone))
             for (name, _), entry in self.entries.items()
@@ -199,7 +199,7 @@ class _Judge:
         return self._rows(day.log) + deleted < day.counted_by_others
 
     def _is_cut(self, day: _Day) -> bool:
-        """Whether rows that the reporting zone puts into this day were deleted as rows of another day beside it."""
+        """Whether rows that the reporting zone puts into this day were deleted as rows of an adjacent day."""
         return day.is_cut and not (day.entry is not None and day.entry.has_deletions)
 
     def _judge_never_counted(self, day: _Day) -> None:
@@ -361,9 +361,11 @@ class _Judge:
         self._leave(day, "late", entry)
         return True
 
-    def _describe_day(self, day: _Day, reason: str, counted: Totals | None, deleted: Totals | None = None) -> Refused:
+    def _describe_day(
+        self, day: _Day, reason: str, counted: Totals | None, deleted: Totals | None = None
+    ) -> SkippedDay:
         log_rows, counted_rows, deleted_rows = map(self._rows, (day.log, counted, deleted))
-        return Refused(self.rollup.name, day.span.day, reason, log_rows, counted_rows, deleted_rows)
+        return SkippedDay(self.rollup.name, day.span.day, reason, log_rows, counted_rows, deleted_rows)
 
     def _rows(self, totals: Totals | None) -> int:
         return _rows(self.rollup, totals)

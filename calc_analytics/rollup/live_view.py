@@ -19,7 +19,7 @@ from calc_analytics.rollup.windows import day_begin, has_a_day, local_date, midn
 
 # SQL: the time zone in which the stored days are built.
 _ZONE = "(select timezone from stored)"
-# The schemas of the log and of the view, which stands beside its table if there is none yet.
+# The schemas of the log and of the view: its table's, if there is no view yet.
 _SCHEMAS = text(
     """
     select (select quote_ident(n.nspname) from pg_class c join pg_namespace n on n.oid = c.relnamespace

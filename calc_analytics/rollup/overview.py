@@ -1,6 +1,6 @@
 """The ledger at a glance, for the page that people look at: each day's state, and today's totals. Nothing is changed.
 
-Cost: the rows of the ledger, whatever the size of the log and of the statistics.
+Cost: the rows of the ledger; the size of the log and of the statistics does not matter.
 """
 
 from collections.abc import Iterable
@@ -30,7 +30,7 @@ class DayOverview:
 
 
 @dataclass(frozen=True)
-class DayCount:
+class YearCount:
     """How many days of a year have that state, and the first and the last of them."""
 
     year: int
@@ -51,7 +51,7 @@ class Overview:
     first: date
     last: date
     days: list[DayOverview]
-    others: list[DayCount]
+    others: list[YearCount]
     totals: dict[str, int] | None
     count: str
     rollups: list[str]
@@ -87,7 +87,7 @@ def overview(db: Database, first: date, last: date, today: date) -> Overview:
     with transaction(db.engine) as connection:
         ledger.read(connection, db)
         days = [DayOverview(*row) for row in connection.execute(_DAYS, parameters)]
-        others = [DayCount(*row) for row in connection.execute(_OTHERS, parameters)]
+        others = [YearCount(*row) for row in connection.execute(_OTHERS, parameters)]
         counted = connection.execute(_TODAY, parameters).scalar()
     main = db.log.rollups[0]
     totals = None if counted is None else {name: int(counted.get(name, 0)) for name in main.measure_names}
@@ -107,9 +107,9 @@ def _unseen(day: DayOverview, names: list[str]) -> DayOverview:
     return replace(day, state=min(rollups.values(), key=STATES.index), rollups=rollups)
 
 
-def _by_year(unseen: Iterable[date]) -> list[DayCount]:
+def _by_year(unseen: Iterable[date]) -> list[YearCount]:
     years = [list(days) for _, days in groupby(sorted(unseen), key=lambda day: day.year)]
-    return [DayCount(days[0].year, UNSEEN, len(days), days[0], days[-1]) for days in years]
+    return [YearCount(days[0].year, UNSEEN, len(days), days[0], days[-1]) for days in years]
 
 
 # A row for each day on record: its place in :states, the words of its rollups, and the rows that the first one counted.

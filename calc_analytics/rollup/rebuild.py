@@ -24,7 +24,7 @@ from calc_analytics.rollup.declaration import Rollup
 from calc_analytics.rollup.judge import Decision, LedgerDays, judge, recount_table
 from calc_analytics.rollup.refresh import isolate_overflow, refresh, refresh_locked
 from calc_analytics.rollup.refresh_sql import counts_between
-from calc_analytics.rollup.reports import DayCount, RebuildReport, RefreshReport, Refused
+from calc_analytics.rollup.reports import DayCount, RebuildReport, SkippedDay
 from calc_analytics.rollup.snapshot import Snapshot, between, visible
 from calc_analytics.rollup.totals import no_totals, totals_by_day
 from calc_analytics.rollup.windows import Window, of_day, windows
@@ -39,16 +39,15 @@ def rebuild(
     *,
     decision: Decision = Decision.NONE,
     progress: Callable[[RebuildReport], None] = lambda report: None,
-    refreshed: Callable[[RefreshReport], None] = lambda report: None,
 ) -> RebuildReport:
     """Recounts these days of these rollups (None: all), ten per transaction: a stop loses at most ten, a repeat none.
 
     Days whose log is not what was counted are left alone and reported as `refused`, unless a person decided (see
-    `Decision`); so are days with a value that does not fit its column. `progress` gets each chunk's report, `refreshed`
-    those of the refresh before. All that was committed before the call is counted. Transient errors are retried.
+    `Decision`); so are days with a value that does not fit its column. `progress` gets each chunk's report.
+    All that was committed before the call is counted. Transient errors are retried.
     """
     started = time.perf_counter()
-    refresh(db, progress=refreshed)
+    refresh(db)
     total = RebuildReport(seconds=time.perf_counter() - started)
     chosen = db.log.only(rollups).rollups
     for chunk in _chunks(sorted(set(days)), CHUNK_DAYS):
@@ -140,13 +139,13 @@ def _add_since(
     connection.execute(text(statement), {"days": list(days), **between(then, now)})
 
 
-def _overflowed(connection: Connection, rollup: Rollup) -> list[Refused]:
+def _overflowed(connection: Connection, rollup: Rollup) -> list[SkippedDay]:
     """The recounted days with a value that its column cannot hold, and the first such value."""
     sums = rollup.each_measure("sum({name}) as {name}")
     keys = f"{rollup.key_columns}, date"
     recounted = f"select {keys}, {sums} from {recount_table(rollup)} group by {keys}"
     return [
-        Refused(rollup.name, each.day, "overflow", 0, 0, 0, f"{each}. {each.advice}", each.as_dict())
+        SkippedDay(rollup.name, each.day, "overflow", 0, 0, 0, f"{each}. {each.advice}", each.as_dict())
         for each in overflow.misfits(connection, rollup, recounted, {})
     ]
 

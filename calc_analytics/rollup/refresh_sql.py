@@ -16,7 +16,7 @@ from calc_analytics.rollup.foreign import foreign_rows_sql
 from calc_analytics.rollup.snapshot import rows_between
 from calc_analytics.rollup.windows import day_begin, has_a_day, local_date, midnight, within_hours
 
-# The age of one in so many counted rows is recorded.
+# The age of one in this many counted rows is recorded.
 AGE_SAMPLE = 16
 
 
@@ -284,10 +284,11 @@ def _added(rollup: Rollup, n: int, is_large: bool) -> str:
     """CTE: adds the diff to days that are built; a large one in the order of the target's index."""
     target = rollup.name
     order = "order by " + ", ".join(f"d.{each.name}" for each in rollup.target.primary_key.columns) if is_large else ""
+    columns = ", ".join(f"d.{name}" for name in rollup.column_names)
     return f"""
     added_{n} as (
         insert into {target} ({rollup.columns})
-        select {rollup.each_key("d.{name}")}, {rollup.each_measure("d.{name}")}
+        select {columns}
         from diff_{n} d join judged j on j.rollup = {quote_literal(target)} and j.date = d.date and j.status = 'built'
         {order}
         {rollup.or_add}

@@ -26,12 +26,12 @@ UNSEEN, UNRECORDED = "unseen", "unrecorded"
 STATES = ("differs", "overflow", UNSEEN, UNRECORDED, "pending", "stale", "frozen", "pruned", "built")
 # The statuses that the ledger records; the other states follow from its other columns, or from missing records.
 STATUSES = tuple(state for state in STATES if state not in ("differs", UNSEEN, UNRECORDED, "pruned"))
-# For so many days failed runs are reported, and it is known when each day was rebuilt: whether they were made good.
+# For this many days failed runs are reported, and `rebuilt` shows whether their days were rebuilt since.
 RECENT_DAYS = 7
 
 
 @dataclass(frozen=True)
-class Refreshed:
+class LastRefresh:
     """When rows were last counted (None: never), by the server's clock, which shows `now`."""
 
     at: datetime | None
@@ -123,15 +123,15 @@ class ProofAges:
 
 @dataclass(frozen=True)
 class LedgerReport:
-    """What the ledger says, at one moment.
+    """The contents of the ledger, at one moment.
 
     `error` is why no operation may use the state (then `refreshed` and `proofs` are None). `different`, `overflowing`
-    and `waiting` are days with their rollups, oldest first; `reasons` say why days overflow. `rebuilt` holds the days
-    that were built in every rollup lately, and since when all of them are.
+    and `waiting` are days with their rollups, oldest first; `reasons` are the values that overflow. `rebuilt` holds the
+    days that were built in every rollup lately, and since when all of them are.
     """
 
     error: CalcAnalyticsError | None
-    refreshed: Refreshed | None
+    refreshed: LastRefresh | None
     proofs: ProofAges | None
     days: dict[str, Days]
     different: dict[date, list[str]]
@@ -148,7 +148,7 @@ class LedgerReport:
 
 @dataclass(frozen=True)
 class LogReport:
-    """What the log says: the rows that are not counted yet, and the error if there are rows of another cluster."""
+    """The state of the log: the rows that are not counted yet, and the error if there are rows of another cluster."""
 
     lag: Lag
     error: foreign.ForeignRows | None
@@ -175,7 +175,7 @@ def ledger_report(db: Database) -> LedgerReport:
 
 def _state(
     connection: Connection, db: Database
-) -> tuple[CalcAnalyticsError | None, Refreshed | None, ProofAges | None]:
+) -> tuple[CalcAnalyticsError | None, LastRefresh | None, ProofAges | None]:
     """When rows were last counted and proven; or why the state cannot be used."""
     try:
         ledger.read(connection, db)
@@ -183,7 +183,7 @@ def _state(
         return error, None, None
     parameters = {"log": db.log.name, "rollups": db.log.names, "tz": db.timezone}
     row = dict(connection.execute(text(_PROOF_AGES), parameters).mappings().one())
-    return None, Refreshed(row["refreshed_at"], row.pop("now")), ProofAges(**row)
+    return None, LastRefresh(row["refreshed_at"], row.pop("now")), ProofAges(**row)
 
 
 def _rebuilt(connection: Connection, db: Database) -> dict[date, datetime]:
@@ -202,13 +202,13 @@ def log_report(db: Database) -> LogReport:
         return LogReport(lag, error)
 
 
-def refreshed(db: Database) -> Refreshed:
+def refreshed(db: Database) -> LastRefresh:
     """When rows were last counted; raises what `ledger.read` raises if counting could not go on."""
     statement = "select refreshed_at, clock_timestamp() as now from rollup_state where log = :log"
     with transaction(db.engine) as connection:
         ledger.read(connection, db)
         row = connection.execute(text(statement), {"log": db.log.name}).one()
-    return Refreshed(row.refreshed_at, row.now)
+    return LastRefresh(row.refreshed_at, row.now)
 
 
 def lag(db: Database) -> Lag:

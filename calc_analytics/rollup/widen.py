@@ -18,7 +18,7 @@ from calc_analytics.database.relations import BITS, integer_types
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.rollup import journal, ledger
 from calc_analytics.rollup.database import Database
-from calc_analytics.rollup.declaration import Log, Rollup
+from calc_analytics.rollup.declaration import Log
 from calc_analytics.rollup.live_view import query
 
 
@@ -48,7 +48,8 @@ class Change:
 def plan(db: Database, column: str, to: str) -> list[Change]:
     """What `widen` would change, in the log and in every rollup's table; nothing if all are that wide already."""
     with transaction(db.engine) as connection:
-        return [_with_size(connection, each) for each in _changes(connection, db.log, column, to)]
+        changes = _changes(connection, db.log, column, to)
+        return [replace(each, bytes=relations.size(connection, each.table)) for each in changes]
 
 
 def widen(db: Database, column: str, to: str) -> list[Change]:
@@ -136,10 +137,6 @@ def _widest(types: Sequence[str]) -> str | None:
     return max(types, key=BITS.__getitem__, default=None)
 
 
-def _with_size(connection: Connection, change: Change) -> Change:
-    return replace(change, bytes=relations.size(connection, change.table))
-
-
 def _widen(connection: Connection, db: Database, changes: Sequence[Change]) -> None:
     is_installed = _is_installed(connection)
     if is_installed:
@@ -163,7 +160,7 @@ def _alter(connection: Connection, log: Log, changes: Sequence[Change]) -> None:
         altered = ", ".join(f"alter column {each.column} type {each.after}" for each in of_table)
         connection.execute(text(f"alter table {table} {altered}"))
     for rollup, had in dropped:
-        _create_again(connection, log, rollup, had)
+        views.create_view(connection, rollup.live_view, query(connection, log, rollup), had)
 
 
 def _require_unused(connection: Connection, changes: Sequence[Change]) -> None:
@@ -173,7 +170,3 @@ def _require_unused(connection: Connection, changes: Sequence[Change]) -> None:
                 f"{change.table}.{change.column} was not widened: {', '.join(others)} uses it: drop that view, run "
                 "this command again, and create it again; nothing was changed"
             )
-
-
-def _create_again(connection: Connection, log: Log, rollup: Rollup, had: views.Attributes) -> None:
-    views.create_view(connection, rollup.live_view, query(connection, log, rollup), had)

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import date
 from typing import Any
 
@@ -11,12 +11,13 @@ import psutil
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
+from benchmarks.running import eventually
 from calc_analytics.database.errors import DatabaseError
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.ledger import built_days, days_by_status
 from calc_analytics.rollup.verify import verify
 from calc_analytics_tests.acceptance.comparisons import differing
-from calc_analytics_tests.acceptance.conftest import Project, Up, eventually
+from calc_analytics_tests.acceptance.conftest import Project, Up
 from calc_analytics_tests.logs import FORMS, disagreements
 
 OURS = 'repositoryName: "__repository__", repositoryLocationName: "calc_analytics"'
@@ -160,7 +161,7 @@ def built_everywhere(db: Database) -> set[date]:
 
 
 @contextmanager
-def nobody_may_count(up: Up) -> Iterator[None]:
+def counting_blocked(up: Up) -> Iterator[None]:
     """Holds the state's lock: refreshes and rebuilds wait in the midst of their transactions, writers do not."""
     engine = up.engine()
     try:
@@ -200,22 +201,20 @@ def run_workers(up: Up) -> list[psutil.Process]:
 
 def postmaster(project: Project) -> psutil.Process | None:
     """The embedded server, if it lives."""
-    pid_file = project.folder / ".calc_analytics" / "pgdata" / "postmaster.pid"
-    process = psutil.Process(int(pid_file.read_text().splitlines()[0]))
+    (process,) = project.postmasters()
     return process if process.status() != psutil.STATUS_ZOMBIE and process.name() == "postgres" else None
 
 
 def processes_of(project: Project) -> list[psutil.Process]:
-    """Every process that runs in the project's folder or for it, wherever it hangs in the tree of processes."""
+    """Every process that runs in the project's folder or for it, wherever it is in the tree of processes."""
     found = []
     for process in psutil.process_iter():
-        try:
+        with suppress(psutil.Error):  # it ended meanwhile, or belongs to another user
             inside = process.cwd().startswith(str(project.folder))
-            if inside or process.environ().get("PYTHONPATH") == str(project.folder):
+            is_ours = inside or process.environ().get("PYTHONPATH") == str(project.folder)
+            if is_ours and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
-        except psutil.Error:
-            continue
-    return [process for process in found if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    return found
 
 
 def strays(up: Up) -> list[psutil.Process]:
@@ -225,6 +224,6 @@ def strays(up: Up) -> list[psutil.Process]:
     return [process for process in processes_of(up.project) if process not in tree]
 
 
-def say(line: str) -> None:
+def print_line(line: str) -> None:
     """One line of what happens, with the time; shown by pytest -s and after a failure."""
     print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.running import eventually
 from calc_analytics.processes.supervisor import free_port
-from calc_analytics_tests.acceptance.conftest import Project, ask, eventually
+from calc_analytics_tests.acceptance.conftest import Project, ask
 from calc_analytics_tests.acceptance.test_service import process
 from calc_analytics_tests.clusters import Cluster
 from calc_analytics_tests.receiver import SECRET, Receiver, receiving
@@ -86,7 +87,7 @@ class Deployment:
             self.running[name].wait()
 
     def repair(self) -> None:
-        """Starts whatever does not run."""
+        """Starts every process that does not run."""
         for cluster in (self.database, self.storage):
             if cluster.run("pg_ctl", "-D", str(cluster.data), "status", check=False).returncode != 0:
                 cluster.start()

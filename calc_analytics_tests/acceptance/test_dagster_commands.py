@@ -9,10 +9,11 @@ import psutil
 import pytest
 from sqlalchemy.engine import URL
 
+from benchmarks.running import eventually
 from calc_analytics import days
 from calc_analytics.ports import is_listening
 from calc_analytics.processes.supervisor import free_port
-from calc_analytics_tests.acceptance.conftest import Project, eventually
+from calc_analytics_tests.acceptance.conftest import Project
 from calc_analytics_tests.logs import FORMS
 
 
@@ -64,7 +65,7 @@ def running(project: Project, settings: dict[str, str], *commands: tuple[str, ..
 
 
 def calculations_today(project: Project, settings: dict[str, str]) -> int:
-    """What the statistics say of today, in every rollup alike."""
+    """Today's total, equal in every rollup."""
     today = str(days.today("UTC"))
     done = project.cli("verify", "--day", today, "--json", **settings)
     counted = {name: each["counted_rows"] for name, each in json.loads(done.stdout)["days"].get(today, {}).items()}

@@ -19,24 +19,25 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.engine import Engine
 
+from benchmarks.running import eventually
 from calc_analytics import days
 from calc_analytics_tests.acceptance.comparisons import differing
-from calc_analytics_tests.acceptance.conftest import PATIENCE_SECONDS, Up, eventually
+from calc_analytics_tests.acceptance.conftest import PATIENCE_SECONDS, Up
 from calc_analytics_tests.acceptance.load import (
     Proofs,
     answered,
     counted,
+    counting_blocked,
     in_every_rollup,
     launch_a_run,
     logged,
-    nobody_may_count,
     postmaster,
+    print_line,
     processes,
     processes_of,
     proving,
     run_workers,
     runs,
-    say,
     strays,
     ticked_well_since,
     unfinished_runs,
@@ -55,7 +56,7 @@ AWAY_SECONDS = 20
 
 
 class Killer:
-    """Kills one thing at a time, whatever state the others are in."""
+    """Kills one thing at a time, in any state of the others."""
 
     def __init__(self, up: Up, writers: Writers, rng: random.Random) -> None:
         self.up, self.writers, self.rng = up, writers, rng
@@ -154,7 +155,7 @@ def is_in_transaction(engine: Engine, application: str) -> bool:
 
 def test_a_killed_code_servers_run_ends_with_it_and_is_repeated_though_the_database_dies_too(up: Up):
     eventually(lambda: answered(lambda: runs(up) and unfinished_runs(up) == []), "the first runs to end", WAIT_SECONDS)
-    with nobody_may_count(up):
+    with counting_blocked(up):
         run_id = launch_a_run(up, days.today("UTC"), WAIT_SECONDS)
         started = {"runId": run_id, "parentRunId": None, "status": "STARTED"}
         eventually(lambda: started in runs(up) and waits_for_the_lock(up), "the run in its transaction")
@@ -190,13 +191,13 @@ def test_a_database_that_cannot_start_is_tried_again_until_it_can(up: Up):
 
 
 def test_kills_at_random_moments_lose_no_row_and_everything_runs_again_by_itself(up: Up):
-    say(f"KILL_SEED={SEED} KILLS={KILLS}")
+    print_line(f"KILL_SEED={SEED} KILLS={KILLS}")
     rng = random.Random(SEED)
     with writing(up.database_url, up.project.folder, SEED) as writers, proving(up) as proofs:
         killer = Killer(up, writers, rng)
         for number, kind in enumerate(killer.choose(KILLS), 1):
             time.sleep(rng.uniform(0, 3))
-            say(f"kill {number}: {kind}")
+            print_line(f"kill {number}: {kind}")
             killer.kill(kind)
             writers.assert_alive()
             assert up.process.poll() is None, "up ended"
@@ -212,7 +213,7 @@ def assert_all_is_well(up: Up, writers: Writers, proofs: Proofs, killer: Killer)
     over, started = time.time(), time.monotonic()
 
     def after(what: str) -> None:
-        say(f"{what} {time.monotonic() - started:.1f} s after the last kill")
+        print_line(f"{what} {time.monotonic() - started:.1f} s after the last kill")
 
     eventually(lambda: answered(lambda: ticked_well_since(up, over)), "a tick that succeeds", WAIT_SECONDS)
     after("a tick succeeded")
@@ -234,7 +235,7 @@ def assert_all_is_well(up: Up, writers: Writers, proofs: Proofs, killer: Killer)
     assert proofs.made > KILLS
     eventually(lambda: strays(up) == [], "no process of a killed process")
     asked = [entry for entry in writers.entries() if entry["how"] == "asked"]
-    say(
+    print_line(
         f"{sum(killer.done.values())} kills ({dict(killer.done)}): {rows:,} rows in {len(committed):,} batches, "
         f"{len(asked)} commits of unknown outcome ({sum(1 for entry in asked if entry['rows'])} had succeeded), "
         f"{proofs.made:,} proofs ({proofs.unanswered} not answered): difference 0"

@@ -10,10 +10,11 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.engine import Engine
 
+from benchmarks.running import eventually
 from calc_analytics import days
 from calc_analytics.config import with_driver
 from calc_analytics.database.engine import engine_for
-from calc_analytics_tests.acceptance.conftest import Project, Up, eventually
+from calc_analytics_tests.acceptance.conftest import Project, Up
 from calc_analytics_tests.acceptance.test_up import all_runs_ended, write_day
 from calc_analytics_tests.logs import FORMS
 from calc_analytics_tests.receiver import SECRET, Receiver, receiving

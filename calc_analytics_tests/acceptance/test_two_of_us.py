@@ -6,8 +6,9 @@ import subprocess
 import sys
 from typing import Any
 
+from benchmarks.running import eventually
 from calc_analytics.operations.health import TWO_DAEMONS
-from calc_analytics_tests.acceptance.conftest import Up, eventually, free_ports
+from calc_analytics_tests.acceptance.conftest import Up, free_ports
 
 
 def daemon_probe(up: Up) -> dict[str, Any]:
@@ -34,7 +35,7 @@ def end(dev: "subprocess.Popen[bytes]") -> None:
         dev.wait()
 
 
-def test_dagster_dev_beside_up_is_red_until_it_ends(up: Up):
+def test_dagster_dev_while_up_runs_is_red_until_it_ends(up: Up):
     eventually(lambda: daemon_probe(up)["ok"], "the daemon's heartbeats")
     command = [sys.executable, "-m", "dagster", "dev", "--port", free_ports()[1]]
     environment = up.project.environment(DAGSTER_HOME=str(up.project.folder))
@@ -45,8 +46,8 @@ def test_dagster_dev_beside_up_is_red_until_it_ends(up: Up):
     try:
         eventually(lambda: daemon_probe(up)["code"] == "two_daemons", "the second daemon in health")
         assert up.get("/health/rollup")[0] == 503
-        said = " ".join(up.project.cli("doctor").stdout.split())
-        assert f"{TWO_DAEMONS}: dagster daemon " in said
+        message = " ".join(up.project.cli("doctor").stdout.split())
+        assert f"{TWO_DAEMONS}: dagster daemon " in message
     finally:
         end(dev)
     eventually(lambda: daemon_probe(up)["ok"], "health without it", 240)

@@ -16,11 +16,12 @@ import pytest
 from playwright.sync_api import Page, sync_playwright
 from sqlalchemy import text
 
+from benchmarks.running import eventually
 from calc_analytics import days
 from calc_analytics.rollup.ledger import built_days
 from calc_analytics.rollup.verify import verify
 from calc_analytics_tests.acceptance.comparisons import compare, differing
-from calc_analytics_tests.acceptance.conftest import Project, Up, eventually, free_ports
+from calc_analytics_tests.acceptance.conftest import Project, Up, free_ports
 from calc_analytics_tests.acceptance.load import built_everywhere, counted, in_every_rollup, scalar
 from calc_analytics_tests.logs import FORMS, disagreements
 
@@ -88,7 +89,7 @@ def test_statistics_are_exact_at_every_moment_while_four_writers_write_a_thousan
         proofs += 1
         time.sleep(0.2)
     written = json.loads(writing.stdout.read().splitlines()[-1])
-    # On a slow machine fewer: what matters is that writing and proofs went on beside each other.
+    # On a slow machine fewer: what matters is that writing and proofs ran at the same time.
     assert written["rows"] > 5_000
     assert proofs > 5
     assert seen == sorted(seen)
@@ -244,7 +245,7 @@ def test_a_process_that_dies_is_started_again(up: Up):
 
 
 def test_a_database_that_dies_is_started_again_and_counting_goes_on(up: Up):
-    (postmaster,) = up.postmasters()
+    (postmaster,) = up.project.postmasters()
     postmaster.kill()
 
     def all_counted_again() -> bool:

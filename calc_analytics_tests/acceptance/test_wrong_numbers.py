@@ -1,5 +1,6 @@
-"""Nothing wrong becomes green by itself, with everything running and writers writing: statistics that somebody changes,
-and log rows that somebody deletes, are red in health and in Dagster until they are right or a person has decided.
+"""Nothing wrong becomes green automatically, with everything running and writers writing: statistics that another
+program changes, and log rows that it deletes, stay red in health and in Dagster until they are right or a person
+has decided.
 """
 
 import json
@@ -10,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks.running import eventually
 from calc_analytics import days
 from calc_analytics_tests.acceptance.comparisons import DAY
-from calc_analytics_tests.acceptance.conftest import PATIENCE_SECONDS, Project, Up, eventually
+from calc_analytics_tests.acceptance.conftest import PATIENCE_SECONDS, Project, Up
 from calc_analytics_tests.acceptance.load import (
     answered,
     built_everywhere,
@@ -106,7 +108,7 @@ def surplus(up: Up, day: date) -> dict[str, int]:
 
 
 def add_to_statistics(up: Up, day: date, rows: int) -> None:
-    """To a single row of the day, as somebody with a psql does."""
+    """Changes a single row of the day, as a person with psql does."""
     engine = up.engine()
     with engine.begin() as connection:
         changed = connection.exec_driver_sql(
@@ -126,7 +128,7 @@ def delete_log_rows(up: Up, day: date, rows: int) -> None:
 
 
 def red(up: Up) -> str:
-    """What the probe of the proofs says while health is 503; nothing while it is 200."""
+    """The finding of the probe of the proofs while health is 503; nothing while it is 200."""
     status, answer = up.get("/health/rollup")
     probes = {probe["name"]: probe for probe in answer["data"]["probes"]}
     return "" if status == 200 or probes["proofs"]["ok"] else probes["proofs"]["compared"]
@@ -162,7 +164,7 @@ def trigger(up: Up) -> dict[str, Any]:
 
 
 def rebuild_in_dagster(up: Up, day: date) -> None:
-    """A run of that day, as an operator starts it; it succeeds whatever becomes of the day."""
+    """A run of that day, as an operator starts it; it succeeds whether or not the day is rebuilt."""
     run_id = launch_a_run(up, day, PATIENCE_SECONDS)
 
     def status() -> str | None:
@@ -172,7 +174,7 @@ def rebuild_in_dagster(up: Up, day: date) -> None:
     assert status() == "SUCCESS"
 
 
-def test_statistics_that_somebody_changed_are_red_until_they_are_right(
+def test_statistics_changed_by_another_program_are_red_until_they_are_right(
     up: Up, yesterday: date, old: date, pruned: date
 ):
     eventually(lambda: is_healthy(up), "healthy before anything is changed")

@@ -1,4 +1,4 @@
-"""API servers that remember exactly which of their batches were committed, whatever becomes of the database meanwhile.
+"""API servers that record exactly which of their batches were committed, also when the database is killed meanwhile.
 
     python -m calc_analytics_tests.acceptance.writers CONNINFO NUMBER SEED JOURNAL
 

@@ -11,12 +11,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from sqlalchemy.engine import URL
+from sqlalchemy.engine import URL, make_url
 
 from calc_analytics.config import Settings, redact_url
 from calc_analytics.database import connecting
 from calc_analytics.database.connecting import CONNECT_SECONDS
-from calc_analytics.database.engine import create_engine, dagster_url, transaction
+from calc_analytics.database.engine import dagster_url, database_url, engine_for, transaction
 from calc_analytics.database.errors import DatabaseError, NoAnswer
 from calc_analytics.database.retries import retry_transient
 from calc_analytics.operations.probes import Prober
@@ -51,7 +51,7 @@ def say_nothing(connection: socket.socket) -> None:
 
 
 def speak_http(connection: socket.socket) -> None:
-    """As a web server that takes whatever comes for a request."""
+    """As a web server that takes any bytes for a request."""
     with suppress(OSError):
         connection.recv(1000)
         connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
@@ -73,10 +73,10 @@ def test_a_port_that_answers_nothing_is_one_line_after_five_seconds():
     with listening(say_nothing) as port:
         address, began = f"postgresql://me:{SECRET}@127.0.0.1:{port}/db", time.monotonic()
         started = {words: start(*words, DATABASE_URL=address) for words in COMMANDS}
-        said = {words: process.communicate(timeout=120) for words, process in started.items()}
+        outputs = {words: process.communicate(timeout=120) for words, process in started.items()}
     # Five seconds, and the start of as many processes at once, which takes long on a loaded machine.
     assert time.monotonic() - began < CONNECT_SECONDS + 60
-    for words, (_, error) in said.items():
+    for words, (_, error) in outputs.items():
         assert started[words].returncode == 1, words
         assert error.count("\n") == 1, error
         assert f"no answer from postgresql://me:***@127.0.0.1:{port}/db" in error
@@ -122,7 +122,7 @@ def test_the_wait_for_an_answer_is_not_repeated_and_may_be_set(monkeypatch: pyte
     monkeypatch.setattr(connecting, "CONNECT_SECONDS", 60)
     monkeypatch.setenv("PGCONNECT_TIMEOUT", "2")
     with listening(say_nothing) as port:
-        engine = create_engine(Settings.from_environment({"DATABASE_URL": f"postgresql://me@127.0.0.1:{port}/db"}))
+        engine = engine_for(make_url(f"postgresql+psycopg://me@127.0.0.1:{port}/db"))
 
         def connect() -> None:
             attempts.append(time.monotonic())
@@ -155,7 +155,7 @@ def test_what_the_url_leaves_out_comes_from_libpqs_variables(url: URL, given: st
     for name, value in variables(url).items():
         monkeypatch.setenv(name, value)
     settings = Settings.from_environment({"DATABASE_URL": given.format(database=url.database)})
-    assert connected_to(create_engine(settings)) == (url.database, ROLE)
+    assert connected_to(engine_for(database_url(settings))) == (url.database, ROLE)
     assert settings.database_url is not None
     assert ROLE in redact_url(settings.database_url)
     assert str(url.database) in redact_url(settings.database_url)
@@ -170,14 +170,14 @@ def test_an_entry_of_the_service_file_is_enough(url: URL, place: str, tmp_path: 
         monkeypatch.setenv("PGSERVICE", "api")
     given = "postgresql://" if place == "variable" else "postgresql://?service=api"
     settings = Settings.from_environment({"DATABASE_URL": given})
-    assert connected_to(create_engine(settings)) == (url.database, ROLE)
+    assert connected_to(engine_for(database_url(settings))) == (url.database, ROLE)
     assert dagster_url(settings).database == "dagster"
 
 
 def test_a_role_that_only_libpq_names_is_named_in_messages(url: URL, monkeypatch: pytest.MonkeyPatch):
     for name, value in variables(url).items():
         monkeypatch.setenv(name, value)
-    engine = create_engine(Settings.from_environment({"DATABASE_URL": "postgresql://"}))
+    engine = engine_for(database_url(Settings.from_environment({"DATABASE_URL": "postgresql://"})))
     with pytest.raises(DatabaseError) as raised, transaction(engine) as connection:
         connection.exec_driver_sql("drop table calculation_logs")
     engine.dispose()

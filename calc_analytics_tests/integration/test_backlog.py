@@ -167,9 +167,9 @@ def test_a_backlog_whose_transaction_is_larger_than_a_step_is_counted(db: Databa
 
 def test_a_rebuild_counts_a_backlog_in_steps_before_it_locks(db: Database, backlog, monkeypatch):
     backlog()
-    monkeypatch.setattr(rebuild_module, "refresh", partial(refresh, step_rows=STEP))
     steps: list[RefreshReport] = []
-    report = rebuild(db, [FIRST + timedelta(days=n) for n in range(DAYS)], refreshed=steps.append)
+    monkeypatch.setattr(rebuild_module, "refresh", partial(refresh, step_rows=STEP, progress=steps.append))
+    report = rebuild(db, [FIRST + timedelta(days=n) for n in range(DAYS)])
     assert len(steps) == BATCH * BATCHES // STEP + 1
     assert report.rows == BATCH * BATCHES
     assert_exact(db)

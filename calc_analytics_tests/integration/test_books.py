@@ -1,4 +1,4 @@
-"""The double entry: what somebody else changes in statistics or logs is found, and never becomes green by itself.
+"""The double entry: what another program changes in statistics or logs is found, and never becomes green automatically.
 
 After any order of events: where audit and verify report nothing, the statistics are what they must be.
 """
@@ -76,7 +76,7 @@ class Books:
         return self.now(rollup, day) == self.of(rollup, day)
 
     def change(self, statement: str) -> None:
-        """Somebody else's statement."""
+        """A statement of another program."""
         execute(self.db, statement)
 
     def late(self, day: date, rows: int = 3) -> None:
@@ -246,7 +246,7 @@ def test_a_changed_statistic_is_found_named_and_repaired_or_stays_red(books: Boo
     assert audited(books) == tampered
     assert assert_never_green_and_wrong(books) == tampered
     assert {findings(books)[rollup.name, day] for day in days} == {"statistics_changed"}
-    # Nothing tells whether a day that was never counted lost its log rows: its statistics are not deleted.
+    # Whether a day that was never counted lost its log rows is not known: its statistics are not deleted.
     red = {(rollup.name, PRUNED)} | ({(rollup.name, NEVER)} if change is move_row else set())
     for _ in range(3):
         books.rebuild()
@@ -339,7 +339,7 @@ def test_prune_deletes_nothing_of_a_day_that_is_changed_while_it_prunes(books: B
 
 
 @rollups
-def test_a_row_for_a_day_that_nobody_has_seen_stays_red_until_a_person_decides(books: Books, rollup: Rollup):
+def test_a_row_for_an_unseen_day_stays_red_until_a_person_decides(books: Books, rollup: Rollup):
     books.change(insert_row(rollup, OLD, to=NEVER))
     inserted = books.now(rollup.name, NEVER)
     assert assert_never_green_and_wrong(books) == {(rollup.name, NEVER)}
@@ -355,7 +355,7 @@ def test_a_row_for_a_day_that_nobody_has_seen_stays_red_until_a_person_decides(b
 
 
 @rollups
-def test_statistics_that_somebody_imported_are_kept_when_a_person_says_so(books: Books, rollup: Rollup):
+def test_imported_statistics_are_kept_when_a_person_decides_so(books: Books, rollup: Rollup):
     books.change(insert_row(rollup, OLD, to=NEVER))
     imported = books.now(rollup.name, NEVER)
     assert found(books) == {(rollup.name, NEVER)}
@@ -397,7 +397,7 @@ COPIED = "publisher_id, locality_id, date_calculated, cache_hit, response_time_m
 
 @dataclass(frozen=True)
 class LogChange:
-    """Somebody's statement, what verify calls it, and on which days."""
+    """A statement of another program, what verify calls it, and on which days."""
 
     statement: str
     finding: str
@@ -560,7 +560,7 @@ def test_a_changed_statistic_of_a_day_that_lost_logs_stays_red_when_the_loss_is_
 
 
 def test_statistics_lowered_to_what_is_left_of_the_log_stay_red(books: Books):
-    """Whoever deletes rows and lowers the statistics by as much has not changed what was counted."""
+    """Deleting rows and lowering the statistics by as much does not change what was counted."""
     books.change(f"delete from calculation_logs where {SOME}")
     for rollup in LOG.rollups:
         books.change(f"delete from {rollup.name} where date = '{OLD}'")
@@ -820,7 +820,7 @@ def test_the_same_rows_pruned_and_written_again_while_a_rollup_was_off(books: Bo
 
 
 @switched
-def test_rows_that_somebody_deleted_while_a_rollup_was_off_are_missing_in_it_too(books: Books, rollup: Rollup):
+def test_rows_deleted_while_a_rollup_was_off_are_missing_in_it_too(books: Books, rollup: Rollup):
     switch = Switch(books, rollup)
     switch.off()
     books.late(OLD, 5)

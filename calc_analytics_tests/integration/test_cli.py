@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from sqlalchemy import text
 from sqlalchemy.engine import URL, Connection
 
+from benchmarks.running import eventually
 from calc_analytics.cli import counting, running, terminal
 from calc_analytics.cli import main as cli
 from calc_analytics.cli.main import main
@@ -22,7 +23,6 @@ from calc_analytics.processes.supervisor import free_port
 from calc_analytics.rollup import ledger, status
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollups import HOURS, LATENCY, LOG, STATS
-from calc_analytics_tests.acceptance.conftest import eventually
 from calc_analytics_tests.conftest import ROLE
 from calc_analytics_tests.logs import assert_exact, execute, oracle, oracles, row, stored, utc, write
 
@@ -129,27 +129,27 @@ def test_every_command_has_help_that_teaches(calc):
 
 @pytest.mark.parametrize("name", sorted(main.commands))
 def test_every_help_names_what_changes_an_example_and_the_exit_codes(name: str):
-    said = CliRunner().invoke(main, [name, "--help"]).output
-    assert "  Changes:     " in said
-    assert re.search(rf"  Examples?: +.*calc-analytics {name}\b", said)
-    assert "  Exit codes:  0 " in said
-    assert all(len(line) <= 80 for line in said.splitlines())
+    message = CliRunner().invoke(main, [name, "--help"]).output
+    assert "  Changes:     " in message
+    assert re.search(rf"  Examples?: +.*calc-analytics {name}\b", message)
+    assert "  Exit codes:  0 " in message
+    assert all(len(line) <= 80 for line in message.splitlines())
 
 
 def test_refresh_prints_rows_and_days_and_which_days_are_left_to_rollup(calc, db, connect):
     rebuild(db, [DAY])
     writer = connect()
     write(writer, [row(NOON, publisher=n) for n in range(3)])
-    said = calc("refresh").output
-    assert "3 rows counted" in said
-    assert "2026-03-01  +3 rows into 12 statistics rows of 4 rollups" in said
+    message = calc("refresh").output
+    assert "3 rows counted" in message
+    assert "2026-03-01  +3 rows into 12 statistics rows of 4 rollups" in message
     write(writer, [row(NOON + timedelta(days=1))])
     writer.execute("update calculation_logs set xact_id = null where created_at > '2026-03-02'")
     writer.commit()
     write(writer, [row(NOON + timedelta(days=1))])
-    said = calc("refresh").output
-    assert "2026-03-02  1 row not counted in 4 rollups" in said
-    assert "run 'calc-analytics rollup --day 2026-03-02'" in said
+    message = calc("refresh").output
+    assert "2026-03-02  1 row not counted in 4 rollups" in message
+    assert "run 'calc-analytics rollup --day 2026-03-02'" in message
 
 
 def test_refresh_as_json_has_the_measures_of_each_day_and_rollup(calc, db, connect):
@@ -194,9 +194,9 @@ def test_refresh_and_rollup_show_each_step_of_a_backlog(calc, db, connect, monke
 def test_rollup_builds_ranges_days_and_what_waits(calc, db, connect):
     now = datetime.now(timezone.utc)
     write(connect(), [row(NOON + timedelta(days=n)) for n in range(4)] + [row(now)])
-    said = calc("rollup", "--from", "2026-03-01", "--to", "2026-03-04").output
-    assert "4 days rebuilt, 4 rows in" in said
-    assert "2026-03-04  1 row in 4 rollups" in said
+    message = calc("rollup", "--from", "2026-03-01", "--to", "2026-03-04").output
+    assert "4 days rebuilt, 4 rows in" in message
+    assert "2026-03-04  1 row in 4 rollups" in message
     assert "1 day rebuilt, 1 row in" in calc("rollup", "--day", "2026-03-01").output
     answer = json.loads(calc("rollup", "--day", "2026-03-01", "--json").stdout)
     assert (answer["rows"], answer["days"]["2026-03-01"][HOURS.name]["total_calculations"]) == (1, 1)
@@ -219,8 +219,8 @@ def test_rollup_of_one_rollup_leaves_the_others_alone(calc, db, connect):
     calc("rollup", "--day", "2026-03-01")
     for name in (HOURS.name, STATS.name):
         execute(db, f"update {name} set cache_hits = 7")
-    said = calc("rollup", "--day", "2026-03-01", "--rollup", HOURS.name).output
-    assert f"2026-03-01  5 rows in {HOURS.name}" in said
+    message = calc("rollup", "--day", "2026-03-01", "--rollup", HOURS.name).output
+    assert f"2026-03-01  5 rows in {HOURS.name}" in message
     assert stored(db, HOURS.name) == oracles(db)[HOURS.name]
     assert stored(db)[1, DAY][1] == 7
 
@@ -228,24 +228,24 @@ def test_rollup_of_one_rollup_leaves_the_others_alone(calc, db, connect):
 @pytest.mark.parametrize("command", ["rollup", "verify", "history"])
 def test_an_unknown_rollup_is_one_line_that_lists_the_names(calc, db, connect, command: str):
     write(connect(), [row(NOON)])
-    said = refused(calc(command, "--rollup", "calculation_stats_weekly"))
-    assert "there is no rollup 'calculation_stats_weekly'" in said
-    assert all(name in said for name in LOG.names)
+    message = refused(calc(command, "--rollup", "calculation_stats_weekly"))
+    assert "there is no rollup 'calculation_stats_weekly'" in message
+    assert all(name in message for name in LOG.names)
     assert days_on_record(db) == []
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--day", "2030-01-01"], "2030-01-01 lies outside of"),
         (["--from", "1900-01-01"], "1900-01-01 to 2024-12-31: 45,656 days outside of 2025-01-01 (ROLLUP_START_DATE)"),
         (["--from", "2026-03-01", "--to", "2999-01-01"], "to 2999-01-01"),
     ],
 )
-def test_days_that_are_not_real_are_refused_and_nothing_is_recorded(calc, db, connect, words: list[str], said: str):
+def test_days_that_are_not_real_are_refused_and_nothing_is_recorded(calc, db, connect, words: list[str], message: str):
     write(connect(), [row(NOON)])
     for command in ("rollup", "verify"):
-        assert said in refused(calc(command, *words))
+        assert message in refused(calc(command, *words))
     assert days_on_record(db) == []
     assert journal(calc) == []
 
@@ -258,10 +258,10 @@ def test_a_day_outside_of_the_partitions_that_has_log_rows_is_rebuilt(calc, db, 
 
 def test_rollup_leaves_a_day_whose_logs_were_deleted_and_names_both_ways_on(calc_with_lost_logs, db):
     calc = calc_with_lost_logs
-    said = refused(calc("rollup", "--day", "2026-03-01"))
-    assert "2026-03-01 of 4 rollups was not rebuilt: 5,187 log rows but 6,187 counted. Keep " in said
-    assert " --keep', or recount " in said
-    assert " --allow-shrink'." in said
+    message = refused(calc("rollup", "--day", "2026-03-01"))
+    assert "2026-03-01 of 4 rollups was not rebuilt: 5,187 log rows but 6,187 counted. Keep " in message
+    assert " --keep', or recount " in message
+    assert " --allow-shrink'." in message
     assert stored(db)[1, DAY][0] == 6_187
     result = calc("rollup", "--day", "2026-03-01", "--json")
     assert result.exit_code == 1
@@ -286,9 +286,9 @@ def test_the_default_rollup_fails_only_for_days_that_need_a_decision(calc, db, c
 
 
 def test_allow_shrink_recounts_from_what_is_left(calc_with_lost_logs, db):
-    said = calc_with_lost_logs("rollup", "--day", "2026-03-01", "--allow-shrink")
-    assert said.exit_code == 0
-    assert "2026-03-01  5,187 rows in 4 rollups (6,187 before)" in said.output
+    result = calc_with_lost_logs("rollup", "--day", "2026-03-01", "--allow-shrink")
+    assert result.exit_code == 0
+    assert "2026-03-01  5,187 rows in 4 rollups (6,187 before)" in result.output
     assert_exact(db)
     assert calc_with_lost_logs("verify").exit_code == 0
     assert "recounted: 6,187 -> 5,187 rows (4 rollups)" in calc_with_lost_logs("history").output
@@ -297,10 +297,10 @@ def test_allow_shrink_recounts_from_what_is_left(calc_with_lost_logs, db):
 def test_keep_leaves_the_statistics_and_they_are_proven_from_then_on(calc_with_lost_logs, db):
     calc = calc_with_lost_logs
     assert calc("verify").exit_code == 1
-    said = calc("rollup", "--day", "2026-03-01", "--keep")
-    assert said.exit_code == 0
+    result = calc("rollup", "--day", "2026-03-01", "--keep")
+    assert result.exit_code == 0
     kept = "5,187 log rows, 6,187 counted, 1,000 noted as deleted"
-    assert f"kept: 2026-03-01 in 4 rollups: {kept}" in said.output
+    assert f"kept: 2026-03-01 in 4 rollups: {kept}" in result.output
     result = calc("verify")
     assert result.exit_code == 0
     assert "equal in 4 rollups with the 1,000 rows deleted since" in result.output
@@ -312,10 +312,10 @@ def test_keep_leaves_the_statistics_and_they_are_proven_from_then_on(calc_with_l
 def test_a_deletion_that_was_announced_is_noted_by_rollup_and_by_verify(calc_with_lost_logs, db, monkeypatch):
     calc = calc_with_lost_logs
     monkeypatch.setenv("LOGS_KEPT_DAYS", "30")
-    said = calc("rollup", "--day", "2026-03-01", "--rollup", HOURS.name)
-    assert (said.exit_code, said.stderr) == (0, "")
-    assert f"kept: 2026-03-01 in {HOURS.name}: 5,187 log rows, 6,187 counted, 1,000 noted as deleted" in said.output
-    assert "LOGS_KEPT_DAYS announced the deletion" in said.output
+    result = calc("rollup", "--day", "2026-03-01", "--rollup", HOURS.name)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert f"kept: 2026-03-01 in {HOURS.name}: 5,187 log rows, 6,187 counted, 1,000 noted as deleted" in result.output
+    assert "LOGS_KEPT_DAYS announced the deletion" in result.output
     assert "equal in 4 rollups with the 1,000 rows deleted since" in calc("verify").output
     noted = [entry for entry in journal(calc, "--day", "2026-03-01") if entry["operation"] == "deletion"]
     assert {name for entry in noted for name in entry["days"]["2026-03-01"]} == set(LOG.names)
@@ -402,7 +402,7 @@ def test_verify_names_the_publisher_that_was_tampered_with_and_rollup_repairs_it
     assert_exact(db)
 
 
-def test_verify_finds_statistics_of_a_day_that_nobody_counted(calc, db):
+def test_verify_finds_statistics_of_a_day_that_was_never_counted(calc, db):
     values = ", ".join(["1, '2026-03-01'", *("5" for _ in STATS.measure_names)])
     execute(db, f"insert into {STATS.name} (publisher_id, date, {', '.join(STATS.measure_names)}) values ({values})")
     result = calc("verify")
@@ -467,15 +467,15 @@ def test_history_is_newest_first_and_fits_100_columns(calc, db, connect):
     calc("refresh")
     execute(db, "delete from calculation_logs where id <= 1000")
     calc("rollup", "--day", "2026-03-01", "--allow-shrink")
-    said = calc("history").output.splitlines()
-    assert said[0].split() == ["when", "(UTC)", "what", "days", "rows", "by"]
-    assert said[1].split()[2:5] == ["rebuild", "2026-03-01", "303"]
-    assert said[1].endswith(f"calc_analytics as {ROLE}")
-    assert said[2].strip() == "recounted: 1,303 -> 303 rows (4 rollups)"
-    assert said[3].split()[2:5] == ["refresh", "2026-03-01", "1,303"]
-    assert said[4].strip().startswith("counted in 1 refresh, ")
-    assert "the oldest row was counted after" in " ".join(said)
-    assert all(len(line.replace(ROLE, "rollup_writer")) <= 100 for line in said)
+    lines = calc("history").output.splitlines()
+    assert lines[0].split() == ["when", "(UTC)", "what", "days", "rows", "by"]
+    assert lines[1].split()[2:5] == ["rebuild", "2026-03-01", "303"]
+    assert lines[1].endswith(f"calc_analytics as {ROLE}")
+    assert lines[2].strip() == "recounted: 1,303 -> 303 rows (4 rollups)"
+    assert lines[3].split()[2:5] == ["refresh", "2026-03-01", "1,303"]
+    assert lines[4].strip().startswith("counted in 1 refresh, ")
+    assert "the oldest row was counted after" in " ".join(lines)
+    assert all(len(line.replace(ROLE, "rollup_writer")) <= 100 for line in lines)
 
 
 def test_history_of_a_day_or_of_a_rollup_leaves_out_the_others(calc, db, connect):
@@ -483,9 +483,9 @@ def test_history_of_a_day_or_of_a_rollup_leaves_out_the_others(calc, db, connect
     calc("rollup", "--day", "2026-03-01")
     calc("rollup", "--day", "2026-03-02", "--rollup", HOURS.name)
     assert [entry["operation"] for entry in journal(calc)] == ["rebuild", "rebuild", "refresh"]
-    said = calc("history", "--day", "2026-03-01").output
-    assert "2026-03-01" in said
-    assert "2026-03-02" not in said
+    message = calc("history", "--day", "2026-03-01").output
+    assert "2026-03-01" in message
+    assert "2026-03-02" not in message
     assert len(journal(calc, "--rollup", STATS.name)) == 2
     assert f"({HOURS.name})" in calc("history", "--rollup", HOURS.name).output
     assert len(journal(calc, "--limit", "1")) == 1
@@ -502,40 +502,40 @@ def test_history_shows_differences_rebases_and_prunes(calc_as_owner, db, connect
     calc("rollup", "--day", "2026-03-01")
     calc("prune", "--older-than", "1", "--yes")
     calc("rebase", "--yes")
-    said = " ".join(calc("history").output.split())
-    assert "prune 2026-03-01 5 calc_analytics as" in said
-    assert "deleted in 1 batch, " in said
-    assert "every built day is to be rebuilt; days in UTC" in said
+    message = " ".join(calc("history").output.split())
+    assert "prune 2026-03-01 5 calc_analytics as" in message
+    assert "deleted in 1 batch, " in message
+    assert "every built day is to be rebuilt; days in UTC" in message
 
 
 def test_an_internal_error_is_one_line_too(calc, monkeypatch, tmp_path):
     monkeypatch.setattr(counting, "refresh_once", lambda *given, **options: int("several\nlines"))
     monkeypatch.setattr(cli, "data_folder", lambda: tmp_path)
-    said = refused(calc("refresh"))
-    assert "internal error: ValueError" in said
+    message = refused(calc("refresh"))
+    assert "internal error: ValueError" in message
     assert "Traceback" in (tmp_path / "logs" / "cli.log").read_text()
 
 
 def test_a_port_of_the_service_that_is_taken_is_named_with_its_option(calc):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        said = refused(calc("up", "--ui-port", str(free_port()), "--service-port", port))
-    assert f"port {port} is in use" in said
-    assert "--service-port" in said
+        message = refused(calc("up", "--ui-port", str(free_port()), "--service-port", port))
+    assert f"port {port} is in use" in message
+    assert "--service-port" in message
 
 
 @pytest.mark.parametrize(
-    ("host", "said"),
+    ("host", "message"),
     [
         ("127.0.0.1", "is in use on 127.0.0.1: end the program that has it, or choose another with --port"),
         ("192.0.2.1", "of 192.0.2.1: Cannot assign requested address"),
         ("no.such.host.invalid", "of no.such.host.invalid: "),
     ],
 )
-def test_an_address_that_serve_cannot_have_is_named(calc, host: str, said: str):
+def test_an_address_that_serve_cannot_have_is_named(calc, host: str, message: str):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        assert said in refused(calc("serve", "--host", host, "--port", port))
+        assert message in refused(calc("serve", "--host", host, "--port", port))
 
 
 def test_a_role_that_may_not_create_anything_runs_what_is_installed(calc):
@@ -551,20 +551,21 @@ def test_prune_asks_deletes_what_is_counted_and_names_what_it_left(calc_as_owner
     calc("rollup", "--from", "2026-03-01", "--to", "2026-03-03")
     execute(db, "update rollup_days set status = 'pending' where date = '2026-03-02'")
     execute(db, f"update {HOURS.name} set cache_hits = 2 where date = '2026-03-03'")
-    said = refused(calc("prune", "--older-than", "1"))
-    assert "there is no terminal to answer 'Delete 8 counted log rows of 2 days before " in said
-    assert "add --yes to confirm. Nothing was deleted." in said
+    message = refused(calc("prune", "--older-than", "1"))
+    assert "there is no terminal to answer 'Delete 8 counted log rows of 2 days before " in message
+    assert "add --yes to confirm. Nothing was deleted." in message
     assert len(oracle(db)) == 3, "not confirmed"
-    said = calc("prune", "--older-than", "1", "--yes").output
-    assert "2026-03-01  5 rows deleted, statistics kept" in said
+    message = calc("prune", "--older-than", "1", "--yes").output
+    assert "2026-03-01  5 rows deleted, statistics kept" in message
     assert (
         "2026-03-02  not built in every rollup, so its log rows stay: 'calc-analytics rollup --day 2026-03-02' says why"
-        in said
+        in message
     )
     assert (
-        "2026-03-03  differs from its log, so its log rows stay: run 'calc-analytics verify --day 2026-03-03'" in said
+        "2026-03-03  differs from its log, so its log rows stay: run 'calc-analytics verify --day 2026-03-03'"
+        in message
     )
-    assert "5 rows of 1 day deleted in" in said
+    assert "5 rows of 1 day deleted in" in message
     assert {day for _, day in oracle(db)} == {NEXT, date(2026, 3, 3)}
     assert "equal in 4 rollups with the 5 rows deleted since" in calc("verify", "--day", "2026-03-01").output
     answer = json.loads(calc("prune", "--older-than", "1", "--yes", "--json").stdout)
@@ -619,9 +620,9 @@ def test_a_statement_that_waits_for_a_lock_says_for_which_and_who_holds_it(datab
     process = run_by_hand(database, "refresh")
     assert process.stderr
     assert process.stdout
-    said = process.stderr.readline()
+    message = process.stderr.readline()
     holder.rollback()
-    assert said == (
+    assert message == (
         f"waiting for a lock on calculation_logs, held by process {holder.info.backend_pid} "
         f"(a migration, idle in transaction)\n"
     )
@@ -663,9 +664,9 @@ def test_simulate_writes_and_reports(calc_as_owner, db):
 
 
 def test_migrate_can_be_repeated_and_prints_where_which_rollups_and_which_zone(calc_as_owner, monkeypatch):
-    said = calc_as_owner("migrate").output
-    assert said.startswith("ready: postgresql://")
-    assert f", days in UTC\nrollups: {', '.join(LOG.names)}\n" in said
+    message = calc_as_owner("migrate").output
+    assert message.startswith("ready: postgresql://")
+    assert f", days in UTC\nrollups: {', '.join(LOG.names)}\n" in message
     monkeypatch.setenv("ROLLUP_TIMEZONE", "Asia/Tokyo")
     result = calc_as_owner("migrate")
     assert result.exit_code == 0
@@ -679,9 +680,9 @@ def test_migrate_chooses_the_rollups_and_other_commands_refuse_another_choice(ca
     calc("refresh")
     monkeypatch.setenv("ROLLUPS", f"{STATS.name}, {HOURS.name}")
     for command in ("refresh", "rollup", "verify"):
-        said = refused(calc(command))
-        assert f"the database keeps {', '.join(LOG.names)}, but ROLLUPS names {STATS.name}, {HOURS.name}" in said
-        assert "'calc-analytics migrate'" in said
+        message = refused(calc(command))
+        assert f"the database keeps {', '.join(LOG.names)}, but ROLLUPS names {STATS.name}, {HOURS.name}" in message
+        assert "'calc-analytics migrate'" in message
     assert f"rollups: {STATS.name}, {HOURS.name}\n" in calc("migrate").output
     assert "5 rows in 2 rollups" in calc("rollup", "--day", "2026-03-01").output
     monkeypatch.delenv("ROLLUPS")
@@ -695,10 +696,10 @@ def test_migrate_chooses_the_rollups_and_other_commands_refuse_another_choice(ca
 def test_a_rollup_in_the_settings_that_does_not_exist_is_named(calc, monkeypatch, command: str):
     monkeypatch.setenv("ROLLUPS", f"{STATS.name},weekly")
     monkeypatch.setattr(running, "claim", lambda *ports: None)
-    said = refused(calc(command))
-    assert said.startswith("error: ROLLUPS: ")
-    assert "there is no rollup 'weekly'" in said
-    assert LATENCY.name in said
+    message = refused(calc(command))
+    assert message.startswith("error: ROLLUPS: ")
+    assert "there is no rollup 'weekly'" in message
+    assert LATENCY.name in message
 
 
 def test_rebase_resolves_a_restore_into_another_cluster(calc_as_owner, db, connect):
@@ -738,7 +739,7 @@ def test_a_wrong_setting_is_named(calc, monkeypatch, command: str, variable: str
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["rollup", "--day", "1.3.2026"], "YYYY-MM-DD"),
         (["verify", "--from", "2026-03-02", "--to", "2026-03-01"], "before it begins"),
@@ -749,8 +750,8 @@ def test_a_wrong_setting_is_named(calc, monkeypatch, command: str, variable: str
         (["verify", "--day", "２０２６-０３-０１"], "YYYY-MM-DD"),
     ],
 )
-def test_a_malformed_day_is_named(calc, words: list[str], said: str):
-    assert said in refused(calc(*words))
+def test_a_malformed_day_is_named(calc, words: list[str], message: str):
+    assert message in refused(calc(*words))
 
 
 @pytest.mark.parametrize(
@@ -793,17 +794,19 @@ def free_ports() -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("setting", "zone", "said"),
+    ("setting", "zone", "message"),
     [
         ("default_transaction_read_only = on", "UTC", "is read-only (a standby?): use the primary's address"),
         ("log_duration = off", "Asia/Tokyo", "built in UTC, but ROLLUP_TIMEZONE is Asia/Tokyo"),
     ],
 )
-def test_up_reports_before_starting_what_would_fail_every_tick(calc, db, maintenance, monkeypatch, setting, zone, said):
+def test_up_reports_before_starting_what_would_fail_every_tick(
+    calc, db, maintenance, monkeypatch, setting, zone, message
+):
     maintenance(f'alter database "{db.engine.url.database}" set {setting}')
     monkeypatch.setenv("ROLLUP_TIMEZONE", zone)
     monkeypatch.setattr(running, "claim", lambda *ports: None)  # this process holds the lock since its first `up`
-    assert said in refused(calc("up", *free_ports()))
+    assert message in refused(calc("up", *free_ports()))
 
 
 def test_a_missing_column_says_so(calc, db):

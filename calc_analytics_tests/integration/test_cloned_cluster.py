@@ -174,8 +174,8 @@ def test_a_dump_into_another_database_of_the_same_cluster_is_exact(pair, databas
     source, _ = databases
     write_rows(source, 10)
     ensure_database(original.url("calc_2"))
-    said = original.run("pg_dump", "-h", str(original.folder), "-U", "postgres", NAME).stdout
-    (original.folder / "dump.sql").write_text(said)
+    dump = original.run("pg_dump", "-h", str(original.folder), "-U", "postgres", NAME).stdout
+    (original.folder / "dump.sql").write_text(dump)
     original.run("psql", "-q", "-h", str(original.folder), "-U", "postgres", "-d", "calc_2", "-f", "dump.sql")
     restored = Database(engine_for(original.url("calc_2")), LOG, "UTC")
     write_rows(restored, 4)

@@ -94,7 +94,7 @@ def test_savepoints_count_what_was_kept_and_nothing_else(built: Database, connec
     assert_exact(built)
 
 
-def test_a_writer_open_across_many_refreshes_delays_nobody_and_is_counted_once(built: Database, connect: Connect):
+def test_a_writer_open_across_many_refreshes_delays_no_other_row_and_is_counted_once(built: Database, connect: Connect):
     slow, quick = connect(), connect()
     copy_rows(slow, [row(NOON)] * 7)
     for n in range(1, 21):
@@ -109,7 +109,7 @@ def test_a_writer_open_across_many_refreshes_delays_nobody_and_is_counted_once(b
 
 
 def test_rows_that_commit_while_the_statement_runs_wait_for_the_next_refresh(built: Database, connect: Connect):
-    """The statement has its snapshot and waits for somebody else's lock on the target when they commit."""
+    """The statement has its snapshot and waits for another session's lock on the target when they commit."""
     early, late, holder = connect(), connect(), connect()
     write(early, [row(NOON)] * 2)
     copy_rows(late, [row(NOON)] * 4)
@@ -256,8 +256,8 @@ def test_a_refresh_whose_connection_is_killed_leaves_statistics_and_state_as_the
     def refreshing() -> None:
         try:
             refresh(built)
-        except DatabaseError as trouble:
-            raised.append(trouble)
+        except DatabaseError as error:
+            raised.append(error)
 
     thread = threading.Thread(target=refreshing)
     thread.start()

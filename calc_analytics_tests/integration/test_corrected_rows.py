@@ -1,4 +1,4 @@
-"""Log rows that somebody moved, corrected, merged or duplicated: `verify` names day and keys, and the command of the
+"""Log rows that were moved, corrected, merged or duplicated: `verify` names day and keys, and the command of the
 runbook's table (*Log rows were corrected*) brings the statistics to the right value."""
 
 import random
@@ -152,8 +152,8 @@ def test_corrected_rows_are_named_and_recounted(
     execute(counted, f"update calculation_logs set {change} and (created_at at time zone 'UTC')::date = '{day}'")
     proofs = found(counted)
     assert {of for _, of in proofs} == {day}
-    said = calc("verify", "--day", str(day)).output
-    assert f"Recount with 'calc-analytics rollup --day {day}'" in said
+    message = calc("verify", "--day", str(day)).output
+    assert f"Recount with 'calc-analytics rollup --day {day}'" in message
     for name in named:
         assert name in proofs[rollup.name, day].describe()
     assert calc("rollup", "--day", str(day)).exit_code == 0
@@ -162,9 +162,9 @@ def test_corrected_rows_are_named_and_recounted(
 
 def test_many_keys_are_named_as_a_few_and_a_number(counted: Database):
     execute(counted, "update calculation_logs set locality_id = 5000 + id where created_at >= '2026-03-01Z'")
-    said = found(counted)[LOCALITIES.name, CLOSED].describe()
-    assert said.count("in the log") == 3
-    assert re.search(r"; and [\d,]+ more\)\. Recount", said)
+    message = found(counted)[LOCALITIES.name, CLOSED].describe()
+    assert message.count("in the log") == 3
+    assert re.search(r"; and [\d,]+ more\)\. Recount", message)
 
 
 def test_rows_moved_to_another_day(calc: Words, counted: Database):
@@ -238,7 +238,7 @@ def test_corrected_rows_of_a_pruned_day_stay_red_until_the_statistics_are_correc
         rebuild(counted, [PRUNED], decision=Decision.AUTOMATIC)
         assert set(red(counted)) == {PRUNED}
     correct_by_hand(counted, expected)
-    assert set(red(counted)) == {PRUNED}, "nobody has accepted it yet"
+    assert set(red(counted)) == {PRUNED}, "not accepted yet"
     assert_kept_once(calc, counted, expected)
 
 

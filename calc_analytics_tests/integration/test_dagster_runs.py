@@ -68,7 +68,7 @@ def warnings(instance: DagsterInstance, result: ExecuteInProcessResult) -> list[
 
 
 def failures(result: ExecuteInProcessResult) -> list[str]:
-    """What a red run says, one text for each failed step."""
+    """The errors of a red run, one text for each failed step."""
     events = [event for event in result.all_events if event.event_type == DagsterEventType.STEP_FAILURE]
     return [event.step_failure_data.user_failure_data.description for event in events]
 
@@ -84,11 +84,11 @@ def logs(engine: Engine, connect) -> Engine:
 
 def test_a_partition_is_rebuilt_in_every_rollup_with_its_figures_and_green_checks(location, instance, logs):
     assert run(location, instance, DAY).success
-    said = metadata(instance, DAY)
-    preview = said.pop("top_publishers")
-    assert said.pop("duration_seconds") > 0
-    assert Path(said.pop("runbook")).is_file()
-    assert said == {
+    found = metadata(instance, DAY)
+    preview = found.pop("top_publishers")
+    assert found.pop("duration_seconds") > 0
+    assert Path(found.pop("runbook")).is_file()
+    assert found == {
         "publishers": 2,
         "total_calculations": 10,
         "cache_hits": 4,
@@ -179,10 +179,10 @@ TAMPERING = {
 
 @pytest.mark.parametrize("name", TAMPERING)
 def test_each_check_fails_for_what_it_is_there_for(location, instance, logs, name: str):
-    statement, said = TAMPERING[name]
+    statement, message = TAMPERING[name]
     run(location, instance, DAY)
     execute(logs, statement)
-    assert said in check_alone(location, instance, name).description
+    assert message in check_alone(location, instance, name).description
     assert not check(instance, name, DAY).passed
 
 
@@ -194,7 +194,7 @@ def check_alone(location: Definitions, instance: DagsterInstance, name: str) -> 
     return check(instance, name, DAY)
 
 
-def test_unknown_sources_and_changed_statistics_of_one_day_are_told_apart(location, instance, logs, connect):
+def test_unknown_sources_and_changed_statistics_of_one_day_are_distinguished(location, instance, logs, connect):
     write(connect(), [row(NOON, publisher=0, source=9)] * 2)
     run(location, instance, DAY)
     name = "source_breakdown_complete"
@@ -202,8 +202,8 @@ def test_unknown_sources_and_changed_statistics_of_one_day_are_told_apart(locati
     execute(
         logs, "update calculation_stats_daily set total_calculations = total_calculations + 7 where publisher_id = 0"
     )
-    said = check_alone(location, instance, name).description
-    assert said.startswith("2026-03-01: 2 rows of source 9; and 7 calculations too many or too few")
+    message = check_alone(location, instance, name).description
+    assert message.startswith("2026-03-01: 2 rows of source 9; and 7 calculations too many or too few")
 
 
 def test_a_day_without_any_row_passes(location, instance, logs):
@@ -219,9 +219,9 @@ def test_a_day_that_was_never_built_fails_with_the_command_that_builds_it(locati
     execute(logs, "update calculation_logs set xact_id = null")
     write(connect(), [row(NOON)])
     refresh(db)
-    said = check_alone(location, instance, "stats_match_logs")
-    assert (said.passed, said.severity.value) == (False, "ERROR")
-    assert said.description.startswith(
+    evaluation = check_alone(location, instance, "stats_match_logs")
+    assert (evaluation.passed, evaluation.severity.value) == (False, "ERROR")
+    assert evaluation.description.startswith(
         "2026-03-01 of calculation_stats_daily: 11 log rows, never counted whole. Build "
     )
 
@@ -233,12 +233,12 @@ def test_a_day_that_lost_logs_is_left_alone_in_one_line_and_its_check_fails(loca
     execute(logs, "delete from calculation_logs where created_at < '2026-03-01 12:00:01Z'")
     result = run(location, instance, DAY, last)
     assert result.success
-    said = warnings(instance, result)
+    message = warnings(instance, result)
     decide = (
         "was not rebuilt: 0 log rows but 10 counted. Keep the statistics with 'calc-analytics rollup --day 2026-03-01 "
         "--keep', or recount from what is left with 'calc-analytics rollup --day 2026-03-01 --allow-shrink'."
     )
-    assert said == [f"2026-03-01 of 4 rollups {decide}"]
+    assert message == [f"2026-03-01 of 4 rollups {decide}"]
     left = metadata(instance, DAY)
     assert (left["total_calculations"], left["rows_without_logs"]) == (10, 10)
     assert left["not_rebuilt"] == f"2026-03-01 of calculation_stats_daily {decide}"
@@ -281,8 +281,8 @@ def test_a_value_that_fits_no_column_is_a_failed_check_and_no_failed_run(locatio
     monkeypatch.setattr(resources, "database", lambda engine, settings: Database(engine, log, settings.timezone))
     result = run(location, instance, DAY)
     assert result.success
-    (said,) = warnings(instance, result)
-    assert "source_web would be 5,000,000,000 for publisher_id 0, and does not fit its column" in said
+    (message,) = warnings(instance, result)
+    assert "source_web would be 5,000,000,000 for publisher_id 0, and does not fit its column" in message
     failed = check(instance, "stats_match_logs", DAY)
     assert not failed.passed
     assert "does not fit its column" in failed.description

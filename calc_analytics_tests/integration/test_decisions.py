@@ -133,7 +133,7 @@ def test_switching_a_rollup_off_and_on_accepts_nothing(counted: Database, owner:
     assert red(counted) == {DAY: sorted(LOG.names), NEXT: sorted(LOG.names)}
 
 
-def test_a_new_rollup_is_not_built_too_low_beside_one_that_lost_rows(owner: Engine, connect):
+def test_a_new_rollup_is_not_built_too_low_where_another_one_lost_rows(owner: Engine, connect):
     one = Database(owner, LOG.only([STATS.name]), "UTC")
     install(one)
     write(connect(), random_rows(random.Random(2), 100, utc(2026, 3, 1), utc(2026, 3, 2)))
@@ -179,7 +179,7 @@ def test_exchanging_rollups_forgets_no_day(owner: Engine, connect, steps: Any):
     assert sum(sums[0] for sums in stored(owner, steps[-1][0].name).values()) == 5 * len(days)
 
 
-def test_rows_that_nobody_counted_before_a_rebase_wait_for_a_rebuild(counted: Database, owner: Engine, connect):
+def test_rows_not_counted_before_a_rebase_wait_for_a_rebuild(counted: Database, owner: Engine, connect):
     write(connect(), [row(utc(2026, 3, 5, 12))] * 50)
     rebase(Database(owner, LOG, "UTC"))
     assert waiting_days(counted) == [DAY, NEXT, date(2026, 3, 5)]

@@ -293,7 +293,7 @@ def test_rollups_that_are_not_those_of_the_database_are_found(examined, monkeypa
     assert wrong.command == "set ROLLUPS back, or calc-analytics migrate"
 
 
-def test_a_rollup_that_nobody_declared_is_found(examined, monkeypatch):
+def test_a_rollup_that_is_not_declared_is_found(examined, monkeypatch):
     monkeypatch.setenv("ROLLUPS", "calculation_stats_daily,nothing")
     (wrong,) = level(examined(), "wrong")
     assert (wrong.name, "there is no rollup 'nothing'" in wrong.fact) == ("settings", True)
@@ -373,7 +373,7 @@ def test_a_dagster_configuration_that_cannot_be_read_is_found(examined, home):
     assert "no_such_block" in wrong.fact or "dagster.yaml" in wrong.fact
 
 
-def test_ports_are_free_ours_or_somebody_elses():
+def test_ports_are_free_ours_or_another_programs():
     class Other(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_error(404)
@@ -395,7 +395,7 @@ def test_ports_are_free_ours_or_somebody_elses():
     assert ui.command == f"calc-analytics up --ui-port {taken + 1}"
 
 
-def test_a_port_that_never_answers_is_somebody_elses(monkeypatch):
+def test_a_port_that_never_answers_is_another_programs(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         (ui, _) = doctor._ports(Ports(silent.getsockname()[1], free_port()))
     assert ui.level == "wrong"
@@ -423,7 +423,7 @@ def test_the_command_prints_fact_reason_and_command(calc, owner):
     assert {*answer["findings"][0]} == {*reported[0]}, "one shape for both"
 
 
-def test_a_database_that_is_down_is_said_once_and_the_rest_is_examined(calc, monkeypatch):
+def test_a_database_that_is_down_is_reported_once_and_the_rest_is_examined(calc, monkeypatch):
     monkeypatch.setenv("DATABASE_URL", f"postgresql://me:hunter2@127.0.0.1:{free_port()}/db")
     result = calc("doctor", "--json")
     assert result.exit_code == 1

@@ -1,4 +1,4 @@
-"""The embedded server after a kill: whatever was left behind, it starts again, and what was committed is there."""
+"""The embedded server after a kill: it starts again with any files left behind, and committed rows are there."""
 
 import os
 import shutil
@@ -12,8 +12,8 @@ import psutil
 import psycopg
 import pytest
 
+from benchmarks.running import eventually
 from calc_analytics.database import embedded
-from calc_analytics_tests.acceptance.conftest import eventually
 
 # A backend that never waits for anything does not notice that its server is dead.
 BUSY = "set client_min_messages = error; do $$ begin loop end loop; end $$"
@@ -36,7 +36,7 @@ def connect(pgdata: Path) -> psycopg.Connection:
 
 
 def kill(pgdata: Path) -> None:
-    """Its processes may take a moment to notice; nobody waits for them here."""
+    """Its processes may take a moment to notice; this does not wait for them."""
     killed = server(pgdata)
     killed.kill()
     eventually(lambda: not lives(killed), "the end of the server")

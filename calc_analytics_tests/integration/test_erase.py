@@ -169,7 +169,7 @@ def test_killed_in_the_middle_it_is_simply_run_again(counted: Database):
     assert len(receipts) == 4
 
 
-def test_two_at_once_beside_writers_refreshes_rebuilds_prunes_and_proofs(counted: Database, url: URL, connect):
+def test_two_at_once_during_writes_refreshes_rebuilds_prunes_and_proofs(counted: Database, url: URL, connect):
     own = replace(counted, engine=engine_for(url.set(username=ROLE)))
     rng, writer, written = random.Random(3), connect(), [0]
     before = {key: values for key, values in stored(counted).items() if key[0] not in (ERASED, 3)}
@@ -285,7 +285,7 @@ def test_rows_that_come_meanwhile_are_reported(counted: Database, connect):
     ],
     ids=["another's", "its own", "its own, pruned", "moved to another, pruned", "deleted, pruned"],
 )
-def test_a_day_whose_statistics_somebody_changed_is_left_and_stays_red(counted: Database, day: date, change: str):
+def test_a_day_whose_statistics_were_changed_is_left_and_stays_red(counted: Database, day: date, change: str):
     execute(counted, f"{change} and date = '{day}'")
     before, differences = red(counted), {(p.rollup, p.day): p.difference for p in verify(counted, DAYS).different}
     assert set(before) == {day}
@@ -502,9 +502,9 @@ def test_a_dry_run_counts_rows_per_table_and_day_and_changes_nothing(calc, count
     for day in DAYS:
         assert f"{day}  " in result.output
     assert "3 days would be erased; nothing was changed" in result.output
-    said = json.loads(calc("erase", "--publisher", str(ERASED), "--dry-run", "--json").output)
-    assert said["tables"]["calculation_logs"]["rows"] == held.rows("calculation_logs")
-    assert said["tables"][STATS.name]["days"] == {str(day): 1 for day in DAYS}
+    receipt = json.loads(calc("erase", "--publisher", str(ERASED), "--dry-run", "--json").output)
+    assert receipt["tables"]["calculation_logs"]["rows"] == held.rows("calculation_logs")
+    assert receipt["tables"][STATS.name]["days"] == {str(day): 1 for day in DAYS}
     assert (statistics(counted), [e for e in history(counted) if e.operation == "erase"]) == (before, [])
 
 

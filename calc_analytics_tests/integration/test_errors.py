@@ -1,4 +1,4 @@
-"""Database trouble in words: one line, no password, and whether trying again can help."""
+"""Messages of database errors: one line, no password, and whether a retry can help."""
 
 import pytest
 from sqlalchemy import text
@@ -16,8 +16,8 @@ from calc_analytics.rollups import LOG
 SECRET = "hunter2"
 
 
-def trouble(url: URL, statement: str = "select 1") -> DatabaseError:
-    """What a user would be told."""
+def connection_error(url: URL, statement: str = "select 1") -> DatabaseError:
+    """The error that a user would see."""
     engine = engine_for(url)
     with pytest.raises(DatabaseError) as raised, transaction(engine) as connection:
         connection.execute(text(statement))
@@ -27,20 +27,20 @@ def trouble(url: URL, statement: str = "select 1") -> DatabaseError:
     return raised.value
 
 
-def nobody_listens() -> URL:
+def url_of_a_server_that_is_down() -> URL:
     return make_url(f"postgresql+psycopg://me:{SECRET}@127.0.0.1:{free_port()}/db")
 
 
 def test_a_server_that_is_down(url: URL):
-    said = trouble(nobody_listens())
-    assert said.transient
-    assert "cannot connect to postgresql://me:***@127.0.0.1" in str(said)
+    error = connection_error(url_of_a_server_that_is_down())
+    assert error.transient
+    assert "cannot connect to postgresql://me:***@127.0.0.1" in str(error)
 
 
 def test_a_database_that_does_not_exist(url: URL):
-    said = trouble(url.set(database="no_such", password=SECRET))
-    assert not said.transient
-    assert "no_such" in str(said)
+    error = connection_error(url.set(database="no_such", password=SECRET))
+    assert not error.transient
+    assert "no_such" in str(error)
 
 
 @pytest.mark.parametrize(
@@ -57,34 +57,34 @@ def test_a_database_that_does_not_exist(url: URL):
     ],
 )
 def test_each_kind_has_its_line(url: URL, statement: str, transient: bool, hint: str):
-    said = trouble(url, statement)
-    assert said.transient is transient
-    assert hint in str(said)
+    error = connection_error(url, statement)
+    assert error.transient is transient
+    assert hint in str(error)
 
 
 def test_a_role_without_the_right(url: URL, maintenance):
     role = f"reader_{url.database}"
     maintenance(f"create role {role} login password '{SECRET}'")
     try:
-        said = trouble(url.set(username=role, password=SECRET), "select * from calculation_logs")
+        error = connection_error(url.set(username=role, password=SECRET), "select * from calculation_logs")
     finally:
         maintenance(f"drop role {role}")
-    assert not said.transient
-    assert f"grant it to the role '{role}'" in str(said)
+    assert not error.transient
+    assert f"grant it to the role '{role}'" in str(error)
 
 
 def test_a_refresh_on_a_down_server_says_the_same():
-    engine = engine_for(nobody_listens())
+    engine = engine_for(url_of_a_server_that_is_down())
     with pytest.raises(DatabaseError, match="cannot connect"):
         refresh(Database(engine, LOG, "UTC"))
 
 
 def test_made_up_traffic_on_a_down_server_says_the_same():
     with pytest.raises(DatabaseError, match="cannot connect") as raised:
-        simulate(nobody_listens(), Traffic(rate=100, writers=2), rows=10)
+        simulate(url_of_a_server_that_is_down(), Traffic(rate=100, writers=2), rows=10)
     assert SECRET not in str(raised.value)
 
 
 def test_creating_a_database_on_a_down_server_says_the_same():
     with pytest.raises(DatabaseError, match="cannot connect"):
-        ensure_database(nobody_listens())
+        ensure_database(url_of_a_server_that_is_down())

@@ -23,7 +23,7 @@ DAY = NOON.date()
 
 
 class Clock:
-    """Time that passes when somebody waits or works, and plays the event that ends the follower after a while."""
+    """Time that passes when the follower waits or works, and plays the event that ends the follower after a while."""
 
     def __init__(self, seconds: float) -> None:
         self.now, self.end = 1_000.0, 1_000.0 + seconds

@@ -142,7 +142,7 @@ def test_the_scheduler_may_sleep_for_a_minute(dagster, database):
     assert not probes(database, "daemon")["daemon"].ok
 
 
-def test_a_sensor_that_ticks_is_content_and_one_that_was_turned_off_is_not(dagster, database):
+def test_a_sensor_that_ticks_passes_and_one_that_was_turned_off_fails(dagster, database):
     state = instigator(dagster, "new_log_batches", InstigatorType.SENSOR, InstigatorStatus.DECLARED_IN_CODE)
     tick(dagster, state, TickStatus.SKIPPED, 12)
     tick(dagster, state, TickStatus.STARTED, 2)
@@ -155,14 +155,14 @@ def test_a_sensor_that_ticks_is_content_and_one_that_was_turned_off_is_not(dagst
     assert (finding.ok, finding.command) == (False, "dagster sensor start new_log_batches")
 
 
-def test_a_sensor_that_ticked_long_ago_is_not_content(dagster, database):
+def test_a_sensor_that_ticked_long_ago_fails(dagster, database):
     state = instigator(dagster, "new_log_batches", InstigatorType.SENSOR, InstigatorStatus.RUNNING)
     tick(dagster, state, TickStatus.SKIPPED, 90)
     assert "its last tick began 90 s ago" in probes(database, "sensor")["sensor"].fact
 
 
 @pytest.mark.parametrize(("in_a_row", "content"), [(1, True), (2, False)])
-def test_one_red_tick_is_tried_again_and_two_are_trouble(dagster, database, in_a_row: int, content: bool):
+def test_one_red_tick_is_retried_and_two_are_an_error(dagster, database, in_a_row: int, content: bool):
     state = instigator(dagster, "new_log_batches", InstigatorType.SENSOR, InstigatorStatus.RUNNING)
     tick(dagster, state, TickStatus.FAILURE, 5, in_a_row)
     assert history.instigators(history.Record(dagster)).get(history.SENSOR).last_tick.error == "the disk is full"
@@ -217,7 +217,7 @@ def test_several_failed_days_are_counted_and_an_error_comes_before_warnings(dags
     assert (found.warning, found.description) == (True, "2026-03-04: differs by 5; 2 more days")
 
 
-def test_the_summary_of_a_run_over_several_days_says_nothing_of_its_own(dagster, database):
+def test_the_summary_of_a_run_over_several_days_is_no_finding(dagster, database):
     evaluate(dagster, said(True), said(True, NEXT), said(False, None))
     assert last_check(dagster).passed
 
@@ -346,7 +346,7 @@ def test_how_long_ticks_are_kept_is_read_from_the_configuration(dagster, tmp_pat
     assert (kept["skipped"], kept["success"], kept["failure"]) == (2, 7, 30)
 
 
-def test_a_storage_that_is_down_is_trouble_in_one_line(tmp_path, monkeypatch):
+def test_a_storage_that_is_down_is_an_error_of_one_line(tmp_path, monkeypatch):
     shutil.copy(project_root() / "dagster.yaml", tmp_path)
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", f"postgresql://me:hunter2@127.0.0.1:{free_port()}/dagster")

@@ -33,7 +33,7 @@ def hostile(db: Database, at: str = "2026-03-01 12:00Z", source: int = 1, millis
 
 
 def check(location, instance, name: str, day: date):
-    """What the check says of a day when it is executed."""
+    """The check's evaluation of a day, when it is executed."""
     key = AssetCheckKey(AssetKey("calculation_stats_daily"), name)
     job = location.resolve_implicit_global_asset_job_def()
     job = job.get_subset(asset_selection=set(), asset_check_selection={key})
@@ -69,41 +69,41 @@ def test_the_days_at_the_ends_can_be_rebuilt_in_any_zone(owner: Engine, db: Data
     assert_exact(moved)
 
 
-def test_rows_without_a_day_are_seen_and_stop_nobody(location, instance, db: Database, connect):
+def test_rows_without_a_day_are_reported_and_block_nothing(location, instance, db: Database, connect):
     for at in ("infinity", "-infinity", "0001-01-01 BC", "4000-01-01 BC", "10000-01-01", "294276-12-31"):
         hostile(db, at)
     write(connect(), [row(NOON)] * 3)
     assert refresh(db).rows == 3
     assert sum(measures[0] for measures in live(db).values()) == 3
     assert log_figures(db).rows_without_a_day == 6
-    said = check(location, instance, "stats_match_logs", DAY)
-    assert said.passed
-    assert "6 rows without a day" in said.description
-    assert said.metadata["rows_without_a_day"].value == 6
+    evaluation = check(location, instance, "stats_match_logs", DAY)
+    assert evaluation.passed
+    assert "6 rows without a day" in evaluation.description
+    assert evaluation.metadata["rows_without_a_day"].value == 6
 
 
-def test_negative_response_times_are_counted_as_they_are_and_said(location, instance, db: Database):
+def test_negative_response_times_are_counted_as_they_are_and_reported(location, instance, db: Database):
     hostile(db, milliseconds=-32768)
     hostile(db, milliseconds=-1)
     hostile(db, milliseconds=7)
     refresh(db)
     assert_exact(db)
-    said = check(location, instance, "stats_match_logs", DAY)
-    assert said.passed
-    assert "2 negative response times" in said.description
-    assert said.metadata["negative_response_times"].value == 2
+    evaluation = check(location, instance, "stats_match_logs", DAY)
+    assert evaluation.passed
+    assert "2 negative response times" in evaluation.description
+    assert evaluation.metadata["negative_response_times"].value == 2
 
 
-def test_sources_that_nobody_knows_are_named(location, instance, db: Database):
+def test_unknown_sources_are_named(location, instance, db: Database):
     for source in (-32768, 0, 4, 32767):
         hostile(db, source=source)
     refresh(db)
     assert_exact(db)
-    said = check(location, instance, "source_breakdown_complete", DAY)
-    assert not said.passed
-    assert said.severity.value == "WARN"
+    evaluation = check(location, instance, "source_breakdown_complete", DAY)
+    assert not evaluation.passed
+    assert evaluation.severity.value == "WARN"
     for source in ("1 row of source -32768", "1 row of source 0", "1 row of source 4", "1 row of source 32767"):
-        assert source in said.description
+        assert source in evaluation.description
 
 
 def test_a_counter_at_its_end_sets_its_day_aside_and_the_others_go_on(location, instance, db: Database, connect):
@@ -117,14 +117,14 @@ def test_a_counter_at_its_end_sets_its_day_aside_and_the_others_go_on(location, 
     assert [(day.day, day.rows) for day in report.unbuilt] == [(DAY, 5)]
     assert report.rows_by_day == {DAY: 5, NEXT: 4}, "the other rollups have room"
     assert days_by_status(db, ["overflow"]) == {DAY: [STATS.name]}
-    assert waiting_days(db) == [], "nobody asks for it again and again"
+    assert waiting_days(db) == [], "its rebuild is not requested again"
     write(connect(), [row(NOON), row(utc(2026, 3, 2, 12))])
     assert refresh(db).rows_by_day == {DAY: 1, NEXT: 1}
     assert verify(db, [NEXT]).difference == 0
-    said = check(location, instance, "stats_match_logs", DAY)
-    assert not said.passed
-    assert "a value does not fit its column" in said.description
-    assert f"'calc-analytics rollup --day {DAY}'" in said.description
+    evaluation = check(location, instance, "stats_match_logs", DAY)
+    assert not evaluation.passed
+    assert "a value does not fit its column" in evaluation.description
+    assert f"'calc-analytics rollup --day {DAY}'" in evaluation.description
 
 
 def test_a_day_set_aside_is_counted_again_once_it_fits(db: Database, connect):

@@ -177,7 +177,7 @@ def test_a_failed_partition_stays_failed_until_it_is_materialized(location, stor
     assert shown(location, stored_instance)["partitions"][STATS.name][1] == []
 
 
-def test_the_latest_failure_of_a_check_stays_beside_its_latest_pass(stored_instance, dagster_database):
+def test_the_latest_failure_and_the_latest_pass_of_a_check_stay(stored_instance, dagster_database):
     for passed in (False, False, True, True, True):
         evaluate(stored_instance, said(passed))
     age(dagster_database, 8)
@@ -226,7 +226,7 @@ def test_it_works_in_batches(location, stored_instance, dagster_database, logs, 
 
 
 def rows_of(result: Any, step: str, name: str) -> Any:
-    """What the step's output says in its metadata."""
+    """The metadata of the step's output."""
     (output,) = [e for e in result.all_events if e.is_successful_output and e.step_key == step]
     return output.step_output_data.metadata[name].value
 
@@ -269,7 +269,7 @@ def test_the_job_sums_up_old_minutes_of_the_journal(location, stored_instance, l
 
 
 def failures(result: Any) -> dict[str, str]:
-    """What each failed step of a run says."""
+    """The error of each failed step of a run."""
     failed = [event for event in result.all_events if event.is_step_failure]
     return {event.step_key: event.step_failure_data.user_failure_data.description for event in failed}
 

@@ -1,4 +1,4 @@
-"""The health check of run workers tells living from dead ones, and survives errors."""
+"""The health check of run workers distinguishes live from dead ones, and survives errors."""
 
 import json
 import subprocess
@@ -14,12 +14,12 @@ from dagster._core.launcher import WorkerStatus
 from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._core.test_utils import create_run_for_test
 
+from benchmarks.running import eventually
 from calc_analytics.orchestration import launcher
 from calc_analytics.orchestration.code_server import log_errors
 from calc_analytics.orchestration.launcher import WatchfulRunLauncher
 from calc_analytics.ports import is_listening
 from calc_analytics.processes.supervisor import free_port
-from calc_analytics_tests.acceptance.conftest import eventually
 
 Health = Callable[[DagsterRun], WorkerStatus]
 
@@ -61,7 +61,7 @@ def worker() -> Iterator["subprocess.Popen[bytes]"]:
 
 @pytest.fixture
 def health(instance: DagsterInstance) -> Health:
-    """What the launcher says of a run."""
+    """The launcher's result for a run."""
     launcher = WatchfulRunLauncher()
     launcher.register_instance(instance)
     assert launcher.supports_check_run_worker_health
@@ -69,7 +69,7 @@ def health(instance: DagsterInstance) -> Health:
 
 
 def launched(instance: DagsterInstance, pid: int, port: int, host: str = "127.0.0.1") -> DagsterRun:
-    """A run that a process with this pid says it works on, launched through the code server there."""
+    """A run whose record names the process with this pid as its worker, launched through the code server there."""
     run = create_run_for_test(instance, tags={GRPC_INFO_TAG: json.dumps({"host": host, "port": port})})
     instance.report_engine_event("Launching", run)
     instance.report_engine_event(f"Started process for run (pid: {pid}).", run, EngineEventData.in_process(pid))

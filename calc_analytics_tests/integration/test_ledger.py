@@ -32,7 +32,7 @@ OPERATIONS = {
     "audit": lambda db: audit(db),
     "prune": lambda db: prune(db, date(2026, 3, 2)),
 }
-TROUBLES = {
+PROBLEMS = {
     "another cluster": (ClusterChanged, "update rollup_state set system_identifier = 7", "UTC", "rebase"),
     "another time zone": (TimezoneChanged, "select 1", "Asia/Jerusalem", "ROLLUP_TIMEZONE"),
     "other rollups": (RollupsChanged, "update rollup_state set rollups = rollups[1:2]", "UTC", "ROLLUPS"),
@@ -64,9 +64,9 @@ def all_stored(db: Database) -> dict:
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-@pytest.mark.parametrize("trouble", TROUBLES)
-def test_it_is_refused_in_one_line_and_nothing_is_written(counted, operation: str, trouble: str):
-    error, cause, zone, way_on = TROUBLES[trouble]
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_it_is_refused_in_one_line_and_nothing_is_written(counted, operation: str, problem: str):
+    error, cause, zone, way_on = PROBLEMS[problem]
     with counted.engine.begin() as connection:
         connection.execute(text(cause))
     before = all_stored(counted)
@@ -90,7 +90,7 @@ def test_after_a_restore_into_another_cluster_rebase_counts_afresh(counted, conn
     assert_exact(counted)
 
 
-def test_rebase_leaves_other_peoples_views_alone_and_says_so(counted):
+def test_rebase_leaves_foreign_views_unchanged_and_reports_them(counted):
     execute(counted, "create view theirs as select * from calculation_logs")
     with pytest.raises(DatabaseError, match="other objects depend on it"):
         rebase(counted)

@@ -1,4 +1,4 @@
-"""The live view: the table's columns, and equal to the logs at every step whatever the orchestrator is doing."""
+"""The live view: the table's columns, and equal to the logs at every step of the orchestrator."""
 
 import random
 from datetime import date, timedelta

@@ -196,8 +196,9 @@ def test_each_command_names_the_next_one(counted: Database, owner: Engine, datab
     assert commands == ["calc-analytics migrate && calc-analytics rebase && calc-analytics rollup"]
     run = CliRunner().invoke
     assert "run 'calc-analytics migrate' to adopt" in run(main, ["refresh"]).stderr
-    said = run(main, ["migrate"])
-    assert (said.exit_code, "run 'calc-analytics rebase', then 'calc-analytics rollup'" in said.output) == (0, True)
+    result = run(main, ["migrate"])
+    assert result.exit_code == 0
+    assert "run 'calc-analytics rebase', then 'calc-analytics rollup'" in result.output
     assert "run 'calc-analytics rollup'" in run(main, ["rebase", "--yes"]).output
     assert run(main, ["rollup"]).exit_code == 0
     assert run(main, ["refresh"]).exit_code == 0

@@ -1,7 +1,9 @@
-"""Migrations: an empty database, an API's own, a migrated one; beside open writers; without the right to."""
+"""Migrations: an empty database, an API's own, a migrated one; with open writers; without the right to."""
 
+import shutil
 import threading
 import time
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import psycopg
 import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import text
+from sqlalchemy import BigInteger, Column, MetaData, func, text
 from sqlalchemy.engine import URL, Engine
 
 from calc_analytics.database import migrate
@@ -20,12 +22,13 @@ from calc_analytics.database.log_index import summarize
 from calc_analytics.database.migrate import NotOwner, UnknownRevision
 from calc_analytics.rollup import install as installing
 from calc_analytics.rollup.database import Database
+from calc_analytics.rollup.declaration import Log
 from calc_analytics.rollup.install import install, is_installed
 from calc_analytics.rollup.ledger import waiting_days
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.verify import verify
-from calc_analytics.rollups import LOG
+from calc_analytics.rollups import LOG, STATS
 from calc_analytics_tests.conftest import ROLE, least_privilege
 from calc_analytics_tests.installs import install_at_once
 from calc_analytics_tests.logs import execute, live, oracle, stored
@@ -164,7 +167,7 @@ def test_two_at_once_both_succeed(api: Engine):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ("alter column created_at type timestamp", "make it timestamptz"),
         ("alter column publisher_id drop not null", "set it NOT NULL"),
@@ -174,10 +177,10 @@ def test_two_at_once_both_succeed(api: Engine):
         ("alter column city_id type text", "must be an integer"),
     ],
 )
-def test_a_log_table_that_cannot_be_counted_exactly_is_refused_untouched(api: Engine, change: str, said: str):
+def test_a_log_table_that_cannot_be_counted_exactly_is_refused_untouched(api: Engine, change: str, message: str):
     with api.begin() as connection:
         connection.execute(text(f"alter table calculation_logs {change}"))
-    with pytest.raises(UnfitTable, match=said):
+    with pytest.raises(UnfitTable, match=message):
         install(database(api))
     assert_untouched(api)
 
@@ -199,7 +202,7 @@ def test_a_key_that_may_be_null_is_allowed_if_no_rollup_that_is_kept_has_it(api:
 
 
 @pytest.mark.parametrize(
-    ("statement", "said"),
+    ("statement", "message"),
     [
         (
             "create table calculation_stats_hourly (publisher_id integer, date date, clicks integer)",
@@ -230,11 +233,11 @@ def test_a_key_that_may_be_null_is_allowed_if_no_rollup_that_is_kept_has_it(api:
     ],
 )
 def test_a_table_of_the_same_name_and_another_shape_is_refused_before_anything_changes(
-    api: Engine, statement: str, said: str
+    api: Engine, statement: str, message: str
 ):
     with api.begin() as connection:
         connection.execute(text(statement))
-    with pytest.raises(UnfitTable, match=said):
+    with pytest.raises(UnfitTable, match=message):
         install(database(api))
     assert_untouched(api)
 
@@ -407,7 +410,7 @@ def test_an_index_that_a_broken_attempt_left_invalid_is_built_again(api: Engine)
     assert scalar(api, valid) is True
 
 
-def test_an_index_or_function_that_somebody_dropped_is_built_again(api: Engine):
+def test_an_index_or_function_that_was_dropped_is_built_again(api: Engine):
     install(database(api))
     with api.begin() as connection:
         connection.execute(text("drop index calculation_logs_rollup_idx"))
@@ -462,7 +465,7 @@ def test_a_partition_that_lost_its_default_is_repaired(empty: Engine):
 
 
 @pytest.mark.parametrize("table", ["calculation_logs", "calculation_stats_daily"])
-def test_a_column_that_somebody_dropped_later_is_named(api: Engine, table: str):
+def test_a_column_that_was_dropped_later_is_named(api: Engine, table: str):
     install(database(api))
     column = {"calculation_logs": "source", "calculation_stats_daily": "cache_hits"}[table]
     with api.begin() as connection:
@@ -471,7 +474,7 @@ def test_a_column_that_somebody_dropped_later_is_named(api: Engine, table: str):
         install(database(api))
 
 
-def test_who_does_not_own_the_logs_is_told_so_and_nothing_changes(api: Engine):
+def test_a_role_that_does_not_own_the_logs_is_refused_and_nothing_changes(api: Engine):
     role = f"stranger_{time.monotonic_ns()}"
     with api.begin() as connection:
         connection.execute(text(f"create role {role} login password 'x'"))
@@ -506,6 +509,87 @@ def test_a_table_that_does_not_fit_is_named_and_nothing_changes(api: Engine, cha
     with pytest.raises(UnfitTable, match=named):
         install(database(api))
     assert scalar(api, "select to_regclass('rollup_state') is null") is True
+
+
+# The measure of CONTRIBUTING's example: the table as it is declared then, and the revision that adds the column.
+NEXT_REVISION = """
+from alembic import op
+from calc_analytics.rollup import ledger
+from calc_analytics.rollups import LOG
+
+revision, down_revision = "9999_zmanim", "{head}"
+
+def upgrade():
+    op.execute("{statement}")
+    ledger.mark_stale(op.get_bind(), LOG)
+"""
+ADD_ZMANIM = "alter table calculation_stats_daily add column if not exists zmanim bigint not null default 0"
+
+
+def log_with_zmanim() -> Log:
+    table = STATS.target.to_metadata(MetaData())
+    column = Column("zmanim", BigInteger, nullable=False, info={"added_by": "9999_zmanim"})
+    table.append_column(column)
+    zmanim = func.coalesce(func.sum(LOG.table.c.zman_count), 0)
+    stats = replace(STATS, target=table, aggregates={**STATS.aggregates, "zmanim": zmanim})
+    return replace(LOG, rollups=(stats, *LOG.rollups[1:]))
+
+
+@pytest.fixture
+def add_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Gives the project a newest revision with that statement."""
+
+    def add(statement: str) -> None:
+        folder = shutil.copytree(migrate.MIGRATIONS, tmp_path / "migrations", ignore=shutil.ignore_patterns("*.pyc"))
+        revision = NEXT_REVISION.format(head=migrate.HEAD, statement=statement)
+        (folder / "versions" / "9999_zmanim.py").write_text(revision)
+        monkeypatch.setattr(migrate, "MIGRATIONS", folder)
+        monkeypatch.setattr(migrate, "HEAD", "9999_zmanim")
+
+    return add
+
+
+@pytest.mark.parametrize("is_installed_before", [True, False])
+def test_a_revision_adds_the_column_of_a_new_measure(api: Engine, add_revision, is_installed_before: bool):
+    if is_installed_before:
+        install(database(api))
+        rebuild(database(api), waiting_days(database(api)))
+    with api.begin() as connection:
+        connection.execute(text("update calculation_logs set zman_count = 3"))
+    add_revision(ADD_ZMANIM)
+    db = Database(api, log_with_zmanim(), "UTC")
+    install(db)
+    assert DAY in waiting_days(db)
+    rebuild(db, waiting_days(db))
+    total = f"select sum(zmanim) from calculation_stats_daily where date = '{DAY}'"
+    assert scalar(api, total) == 300
+    assert verify(db, [DAY]).difference == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("alter table calculation_stats_daily drop column cache_hits cascade", "has no column cache_hits: add it"),
+        ("alter table calculation_stats_daily add column zmanim text", "zmanim is TEXT: it must be BIGINT"),
+    ],
+)
+def test_a_table_that_lacks_another_column_is_refused_before_a_pending_revision(api, add_revision, change, named):
+    install(database(api))
+    add_revision(ADD_ZMANIM)
+    with api.begin() as connection:
+        connection.execute(text(change))
+    with pytest.raises(UnfitTable, match=named):
+        install(Database(api, log_with_zmanim(), "UTC"))
+    assert scalar(api, "select version_num from calc_analytics_version") != "9999_zmanim"
+
+
+def test_a_revision_that_does_not_add_its_column_is_rolled_back(api: Engine, add_revision):
+    install(database(api))
+    add_revision("create table added_by_the_revision ()")
+    with pytest.raises(UnfitTable, match="table calculation_stats_daily has no column zmanim"):
+        install(Database(api, log_with_zmanim(), "UTC"))
+    assert scalar(api, "select to_regclass('added_by_the_revision') is null") is True
+    assert scalar(api, "select version_num from calc_analytics_version") != "9999_zmanim"
 
 
 def test_a_read_only_database_is_named_as_such(api: Engine):

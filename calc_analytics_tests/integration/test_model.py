@@ -1,9 +1,9 @@
 """A model against an adversary: writers that begin, write, save, roll back, prepare, commit and die in any order, among
-refreshes, rebuilds, pruned logs and rebases, while somebody else deletes and changes logs and statistics.
+refreshes, rebuilds, pruned logs and rebases, while another program deletes and changes logs and statistics.
 
 After every step, for every rollup and built day: unless audit or verify reports it, the statistics equal the logs
 visible in the stored snapshot, and the live view adds those that are visible at all, each with the rows that were
-deleted after they were counted. Days that nobody else touched are never reported, and the rollups agree on them.
+deleted after they were counted. Days that no other program touched are never reported, and the rollups agree on them.
 
 What is visible in a snapshot PostgreSQL itself says (`pg_visible_in_snapshot`), and Python adds up: the oracle shares
 nothing with the SQL under test. Hypothesis prints a failing case as the few steps that replay it.
@@ -145,7 +145,7 @@ class Writer:
 
 
 class Adversary(RuleBasedStateMachine):
-    """One database, three writers, and whatever order of events Hypothesis thinks of."""
+    """One database, three writers, and any order of events that Hypothesis generates."""
 
     numbers = iter(range(10**9))
     steps = 0
@@ -164,9 +164,9 @@ class Adversary(RuleBasedStateMachine):
         self.prepared: list[str] = []
         # The measures of rows that were deleted after they were counted, by prune or kept by a decision.
         self.gone: Sums = {name: {} for name in FORMS}
-        # Days whose logs or statistics somebody else changed, and that may be reported.
+        # Days whose logs or statistics another program changed, and that may be reported.
         self.touched: set[date] = set()
-        # Days of rollups whose statistics somebody changed, that were not recounted since.
+        # Days of rollups whose statistics another program changed, that were not recounted since.
         self.tampered: set[tuple[str, date]] = set()
         # Days of which nothing is known to be equal in all rollups any more.
         self.ever_touched: set[date] = set()
@@ -274,18 +274,18 @@ class Adversary(RuleBasedStateMachine):
         self.gone[name] = others
 
     def touch(self, days: Iterable[date]) -> None:
-        """Somebody else changed something that belongs to these days."""
+        """Another program changed something that belongs to these days."""
         self.touched |= set(days)
         self.ever_touched |= set(days)
 
     @rule(day=st.sampled_from(DAYS), some=st.booleans())
-    def somebody_deletes_logs(self, day: date, some: bool) -> None:
+    def other_program_deletes_logs(self, day: date, some: bool) -> None:
         found = [each for each in self.rows() if self.day(each) == day and (not some or each.id % 2 == 0)]
         self.change("delete from calculation_logs where id = any(:ids)", ids=[each.id for each in found])
         self.touch([day])
 
     @rule(day=st.sampled_from(DAYS), to=st.sampled_from(DAYS), number=st.integers(0, 5))
-    def somebody_moves_logs(self, day: date, to: date, number: int) -> None:
+    def other_program_moves_logs(self, day: date, to: date, number: int) -> None:
         found = [each for each in self.rows() if self.day(each) == day][:number]
         statement = f"update calculation_logs set created_at = timestamptz '{to} 12:00 {ZONE}' where id = any(:ids)"
         self.change(statement, ids=[each.id for each in found])
@@ -295,8 +295,8 @@ class Adversary(RuleBasedStateMachine):
         day=st.sampled_from(DAYS),
         change=st.sampled_from(["publisher_id = 2", "response_time_ms = 5", "cache_hit = not cache_hit"]),
     )
-    def somebody_changes_logs(self, day: date, change: str) -> None:
-        # Of a day that lost rows nobody can say which publisher's are left.
+    def other_program_changes_logs(self, day: date, change: str) -> None:
+        # Which publisher's rows are left of a day that lost some is not known.
         if "publisher" in change and any(key[-1] == day for sums in self.gone.values() for key in sums):
             return
         found = [each.id for each in self.rows() if self.day(each) == day]
@@ -304,17 +304,17 @@ class Adversary(RuleBasedStateMachine):
         self.touch([day])
 
     @rule(name=names, day=st.sampled_from(DAYS), by=st.sampled_from(["+ 1", "+ 1000", "- 50"]), first=st.booleans())
-    def somebody_changes_statistics(self, name: str, day: date, by: str, first: bool) -> None:
+    def other_program_changes_statistics(self, name: str, day: date, by: str, first: bool) -> None:
         measure = FORMS[name][1][0 if first else -1]
         row = f"(select ctid from {name} where date = '{day}' order by {', '.join(FORMS[name][0])} limit 1)"
         self.tamper(name, day, f"update {name} set {measure} = {measure} {by} where ctid = {row}")
 
     @rule(name=names, day=st.sampled_from(DAYS))
-    def somebody_deletes_a_statistic(self, name: str, day: date) -> None:
+    def other_program_deletes_a_statistic(self, name: str, day: date) -> None:
         self.tamper(name, day, f"delete from {name} where ctid = (select max(ctid) from {name} where date = '{day}')")
 
     @rule(name=names, day=st.sampled_from(DAYS))
-    def somebody_exchanges_statistics(self, name: str, day: date) -> None:
+    def other_program_exchanges_statistics(self, name: str, day: date) -> None:
         measure, of_day = FORMS[name][1][0], f"from {name} where date = '{day}'"
         both = f"(select min(ctid) {of_day}), (select max(ctid) {of_day})"
         self.tamper(
@@ -332,7 +332,7 @@ class Adversary(RuleBasedStateMachine):
             self.tampered.add((name, day))
 
     def change(self, statement: str, **parameters: Any) -> None:
-        """Somebody else's transaction."""
+        """A transaction of another program."""
         with self.engine.begin() as connection:
             connection.execute(text(statement), parameters)
 
@@ -381,7 +381,7 @@ class Adversary(RuleBasedStateMachine):
             self.touched -= {day for day in settled if self.is_equal_everywhere(day, counted)}
 
     def is_proven_now(self, name: str, day: date) -> bool:
-        """Whether this step compared the day with the log; of days that nobody touched the last time is as good."""
+        """Whether this step compared the day with the log; for untouched days the last comparison is as good."""
         return day not in self.touched or name == self.compared()
 
     def compared(self) -> str:
@@ -408,7 +408,7 @@ class Adversary(RuleBasedStateMachine):
         return {day for day, names in ledger.days_by_status(self.db, ["built"]).items() if len(names) == len(FORMS)}
 
     def read(self, relation: str) -> Statistics:
-        """What the table or the view says."""
+        """The contents of the table or of the view."""
         keys, measures = FORMS[relation.removesuffix("_live")]
         statement = f"select {', '.join([*keys, 'date', *measures])} from {relation}"
         return {

@@ -259,7 +259,7 @@ def test_a_virtual_column_that_no_index_can_hold_is_refused(db: Database):
 
 
 @pytest.mark.parametrize(
-    ("statements", "said"),
+    ("statements", "message"),
     [
         (
             ["alter table calculation_logs rename to logs", "create view calculation_logs as select * from logs"],
@@ -282,9 +282,9 @@ def test_a_virtual_column_that_no_index_can_hold_is_refused(db: Database):
         ),
     ],
 )
-def test_what_is_no_table_of_its_own_is_refused(db: Database, statements: list[str], said: str):
+def test_what_is_no_table_of_its_own_is_refused(db: Database, statements: list[str], message: str):
     run(db.engine, *statements)
-    with pytest.raises(UnfitTable, match=said):
+    with pytest.raises(UnfitTable, match=message):
         install(db)
     assert scalar(db.engine, "select to_regclass('rollup_state')") is None
 
@@ -370,8 +370,8 @@ def test_a_foreign_table_among_the_logs_is_refused(db: Database, how: str):
         )
     with pytest.raises(UnfitTable) as refused:
         install(db)
-    said = "far_logs is a foreign table, whose rows cannot get the ids of their transactions: detach it"
-    assert str(refused.value) == f"{said} from calculation_logs"
+    message = "far_logs is a foreign table, whose rows cannot get the ids of their transactions: detach it"
+    assert str(refused.value) == f"{message} from calculation_logs"
     assert_untouched(db.engine)
     run(db.engine, refused.value.statement)
     install(db)
@@ -391,7 +391,7 @@ def ascii_url(server_url: URL, maintenance: Callable[[str], None]) -> Iterator[U
 
 
 def test_a_database_in_sql_ascii_is_counted(ascii_url: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Whatever bytes its names are made of."""
+    """With any bytes in its names."""
     with psycopg.connect(ascii_url.set(drivername="postgresql").render_as_string(False)) as connection:
         connection.execute(API_TABLES.replace("source smallint not null,", "source smallint not null, note text,", 1))
         connection.execute('alter table calculation_logs rename note to "pr\xe9nom"'.encode("latin-1"))

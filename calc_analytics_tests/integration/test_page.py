@@ -317,7 +317,7 @@ def test_across_midnight_the_whole_page_is_of_one_day(served: Served, db, connec
     assert "Total calculations 7 " in words(body)
 
 
-def test_rows_that_wait_are_said_and_today_is_exact_up_to_the_last_count(served: Served, db, connect):
+def test_rows_that_wait_are_shown_and_today_is_exact_up_to_the_last_count(served: Served, db, connect):
     count_days(db, connect, AGO[:1])
     write(connect(), [row(datetime.now(timezone.utc))] * 5)
     text = words(page(served))

@@ -1,6 +1,6 @@
 """Partitioned log tables: any depth, any order of events, any names. Each partition has the index, once.
 
-And rows that come with a partition: days that nobody has counted are found, reported and built.
+And rows that come with a partition: days that were not counted are found, reported and built.
 """
 
 import json
@@ -98,7 +98,7 @@ def assert_indexed(db: Database) -> None:
 
 
 def count_all(db: Database) -> None:
-    """Whatever waits is built, and everything equals what pandas says."""
+    """Builds all days that wait; everything equals the result of pandas."""
     refresh(db)
     rebuild(db, waiting_days(db))
     assert_exact(db)
@@ -147,7 +147,9 @@ def count_all(db: Database) -> None:
     ],
 )
 @pytest.mark.parametrize("is_adopted_before", [True, False])
-def test_each_table_has_the_index_once_whatever_is_added(db: Database, statements: list[str], is_adopted_before: bool):
+def test_each_table_has_the_index_once_after_each_addition(
+    db: Database, statements: list[str], is_adopted_before: bool
+):
     if is_adopted_before:
         install(db)
     run(db.engine, *statements)
@@ -175,7 +177,7 @@ def test_an_attached_table_with_an_index_of_its_own_keeps_it(db: Database):
 
 
 @pytest.mark.parametrize("style", ["iso_8601", "sql_standard", "postgres_verbose"])
-def test_the_index_is_known_whatever_the_settings_of_the_role(db: Database, style: str):
+def test_the_index_is_recognized_under_any_settings_of_the_role(db: Database, style: str):
     run(
         db.engine,
         f'alter database "{db.engine.url.database}" set intervalstyle = {style}',
@@ -198,7 +200,7 @@ def test_what_an_interrupted_build_left_is_found_and_put_right(db: Database):
     assert set(states(db).values()) == {"there"}
 
 
-def test_a_left_over_index_beside_a_valid_one_is_dropped(empty_url: URL):
+def test_a_left_over_index_is_dropped_where_a_valid_one_exists(empty_url: URL):
     engine = engine_for(empty_url)
     db = Database(engine, LOG, "UTC")
     install(db)
@@ -297,7 +299,7 @@ def test_days_are_those_of_the_reporting_zone(db: Database, zone: str):
 
 
 def test_a_day_on_record_for_one_rollup_alone_is_recorded_for_all(counted: Database):
-    """Statistics that somebody else wrote are on record for their rollup."""
+    """Statistics that another program wrote are on record for their rollup."""
     statement = (
         "insert into calculation_stats_daily (publisher_id, date, total_calculations) values (1, '2026-01-09', 5)"
     )

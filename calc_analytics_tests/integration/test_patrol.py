@@ -28,7 +28,7 @@ def noon(day) -> datetime:
 
 
 class Clock:
-    """A clock that stands still until it is told to go on."""
+    """A clock that stands still until the test advances it."""
 
     def __init__(self) -> None:
         self.now = 1000.0

@@ -83,7 +83,7 @@ def of_refresh(db: Database, step_rows: int | None = None) -> Plan:
 
 
 def of_live_view(db: Database, view: str = LOG.rollups[0].live_view) -> Plan:
-    """Explains what a reader asks, with the settings of a session that nobody prepared."""
+    """Explains a reader's query, in a session with PostgreSQL's own settings."""
     with db.engine.connect() as connection:
         return explain(connection, f"select * from {view}")
 
@@ -195,7 +195,7 @@ def test_rows_at_the_tables_end_are_in_the_index_after_summarize(busy: Database,
     assert rows_read(of_refresh(busy)) <= NEW_ROWS + 2 * RANGE
 
 
-def test_summarize_waits_for_nobody_and_needs_no_rights_on_the_table(busy: Database):
+def test_summarize_waits_for_no_lock_and_needs_no_rights_on_the_table(busy: Database):
     with busy.engine.begin() as connection:
         connection.execute(text("lock table calculation_logs in share update exclusive mode"))
         assert not summarize(busy.engine)

@@ -168,7 +168,7 @@ def test_verify_finds_what_was_tampered_with(counted, tampering: str, difference
     assert different_days(counted) == {NEXT: sorted(differences)}
 
 
-def test_verify_tells_days_that_were_never_built_from_different_ones(counted, connect):
+def test_verify_distinguishes_days_that_were_never_built_from_different_ones(counted, connect):
     writer = connect()
     write(writer, [row(NOON + timedelta(days=9))])
     writer.execute("update calculation_logs set xact_id = null where created_at > '2026-03-05'")

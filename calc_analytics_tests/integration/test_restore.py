@@ -112,7 +112,7 @@ def with_pruned(db: Database, before: dict[str, Statistics] | None = None) -> di
 
 
 def all_live(db: Database) -> dict[str, Statistics]:
-    """What every live view says."""
+    """The contents of every live view."""
     return {relation: live(db, relation) for relation in FORMS}
 
 
@@ -168,9 +168,9 @@ def test_an_upgraded_cluster_goes_on(cluster, databases):
     source.engine.dispose()
     old.stop()
     new = Cluster(old.folder, NEWEST, "upgraded").create()
-    said = new.run("pg_upgrade", "-b", str(OLDER), "-B", str(NEWEST), "-d", str(old.data), "-D", str(new.data),
+    result = new.run("pg_upgrade", "-b", str(OLDER), "-B", str(NEWEST), "-d", str(old.data), "-D", str(new.data),
                    "-U", "postgres", "--no-sync", check=False)  # fmt: skip
-    assert said.returncode == 0, said.stdout
+    assert result.returncode == 0, result.stdout
     new.start()
     try:
         upgraded = databases(new)

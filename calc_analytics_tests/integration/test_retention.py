@@ -1,6 +1,6 @@
 """Retention: what is counted may be deleted, nothing else is; statistics stay, stay proven, and late rows still add.
 
-Deletions that nobody announced are accepted by no rebuild: a person decides.
+No rebuild accepts deletions that were not announced: a person decides.
 """
 
 import random
@@ -69,7 +69,7 @@ def test_it_deletes_the_days_before_and_keeps_their_statistics(counted: Database
     assert stored(counted) == live(counted) == before
 
 
-def test_batches_are_bounded_and_told_of(counted: Database):
+def test_batches_are_bounded_and_reported(counted: Database):
     batches: list[int] = []
     report = prune(counted, NEXT, batch_rows=50, progress=batches.append)
     assert max(batches) <= 50
@@ -137,7 +137,7 @@ def test_a_rebuild_of_a_pruned_day_leaves_it_and_names_both_counts(counted: Data
     assert verify(counted, [DAY]).days[0].deleted_rows == 0
 
 
-def test_logs_deleted_by_others_are_reported_until_somebody_decides(counted: Database, connect):
+def test_logs_deleted_by_others_are_reported_until_a_person_decides(counted: Database, connect):
     before = {name: stored(counted, name) for name in FORMS}
     execute(counted, "delete from calculation_logs where created_at < '2026-03-02 08:00Z'")
     for decision in (Decision.AUTOMATIC, Decision.AUTOMATIC, Decision.NONE):
@@ -195,7 +195,7 @@ def test_after_a_rebase_pruned_days_need_no_logs_to_be_exact(counted: Database, 
     assert sum(m[0] for m in stored(counted).values()) == sum(m[0] for m in before.values()) + 1
 
 
-def test_a_late_row_that_nobody_counted_before_a_rebase_is_not_swallowed(counted: Database, owner: Engine, connect):
+def test_a_late_row_not_counted_before_a_rebase_is_not_lost(counted: Database, owner: Engine, connect):
     prune(counted, NEXT)
     total = count(counted, DAY)
     write(connect(), [row(NOON)] * 3)

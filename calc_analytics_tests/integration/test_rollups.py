@@ -237,7 +237,7 @@ def test_a_fifth_rollup_is_an_asset_with_a_check_of_its_own(monkeypatch: pytest.
     assert AssetCheckKey(AssetKey(ZMANIM.name), "calculation_zmanim_daily_match_logs") in set(checks.check_keys)
 
 
-def test_a_rollup_whose_table_nobody_created_is_refused_and_nothing_changes(owner: Engine, db: Database):
+def test_a_rollup_without_a_table_is_refused_and_nothing_changes(owner: Engine, db: Database):
     with pytest.raises(UnfitTable, match="there is no table calculation_zmanim_daily: add a migration that creates it"):
         install(Database(owner, FIVE, "UTC"))
     assert refresh(db).rows == 0
@@ -360,7 +360,7 @@ def test_an_other_set_of_rollups_keeps_the_grants_of_live_views(owner: Engine, d
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"key_expressions": {"publisher_id": logs.publisher_id}}, r"the primary key is .*zman_count.*, the keys are"),
         (
@@ -371,8 +371,8 @@ def test_an_other_set_of_rollups_keeps_the_grants_of_live_views(owner: Engine, d
         ({"aggregates": {"calculations": func.count(), "hits": func.count()}}, "the table has no column hits"),
     ],
 )
-def test_a_declaration_that_does_not_fit_its_table_is_refused_at_import(changes: dict, said: str):
-    with pytest.raises(ValueError, match=rf"calculation_zmanim_daily: .*{said}"):
+def test_a_declaration_that_does_not_fit_its_table_is_refused_at_import(changes: dict, message: str):
+    with pytest.raises(ValueError, match=rf"calculation_zmanim_daily: .*{message}"):
         replace(ZMANIM, **changes)
 
 

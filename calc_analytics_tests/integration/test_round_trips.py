@@ -141,7 +141,7 @@ def test_a_look_for_new_rows_is_two_round_trips_at_most(over: Database, wire: Wi
             write(connect(), [row(NOON)])
 
 
-def test_a_look_is_one_round_trip_while_nobody_writes_anything(over: Database, wire: Wire):
+def test_a_look_is_one_round_trip_while_there_are_no_writes(over: Database, wire: Wire):
     with over.engine.connect() as connection:
         probe = connection.execution_options(isolation_level="AUTOCOMMIT")
         is_new, quiet = look_for_rows(over, probe, refresh(over).snapshot)
@@ -166,7 +166,7 @@ def test_its_statements_are_prepared_and_not_parsed_anew(over: Database, wire: W
 
 
 def test_statements_are_not_prepared_where_a_pooler_answers(over: Database, wire: Wire, connect):
-    """A pooler makes up the process id that it tells its clients; another session may serve the next transaction."""
+    """A pooler invents the process id that its clients see; another session may serve the next transaction."""
     with over.engine.connect() as connection:
         connection.info["is_direct"] = False
     for n in range(2):
@@ -231,7 +231,7 @@ OPERATIONS = {
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_after_an_operation_a_pooled_connection_has_the_sessions_own_settings(owner: Engine, db, connect, operation):
-    """A pooler hands the session to somebody else next."""
+    """A pooler hands the session to another client next."""
     db = replace(db, engine=owner)
     rebuild(db, [DAY])
     write(connect(), [row(NOON)] * 20)

@@ -327,7 +327,7 @@ def reader(owned: Database, maintenance: Callable[[str], None]) -> Iterator[Engi
     maintenance(f'drop role "{name}"')
 
 
-def test_a_live_view_is_whole_for_each_reader_whatever_the_logs_policies_are(owned: Database, reader: Engine):
+def test_a_live_view_is_whole_for_each_reader_under_any_policy_of_the_log(owned: Database, reader: Engine):
     with psycopg.connect(plain(owned.engine.url)) as writer:
         write(writer, rows(25))
     expected = oracles(owned)
@@ -336,7 +336,7 @@ def test_a_live_view_is_whole_for_each_reader_whatever_the_logs_policies_are(own
 
 
 def read_live(reader: Engine, relation: str) -> dict:
-    """As a session of anybody's, with PostgreSQL's own settings."""
+    """In an ordinary session, with PostgreSQL's own settings."""
     keys, measures = FORMS[relation]
     with psycopg.connect(plain(reader.url)) as session:
         found = session.execute(f"select {', '.join([*keys, 'date', *measures])} from {relation}_live").fetchall()  # type: ignore[arg-type]

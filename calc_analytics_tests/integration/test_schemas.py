@@ -77,13 +77,13 @@ def test_every_way_to_set_the_search_path_counts_and_each_table_is_reported(
     calc, api: Engine, way: str, monkeypatch: pytest.MonkeyPatch
 ):
     choose_path(way, api, monkeypatch)
-    said = calc("migrate").output
-    assert [line.split() for line in said.splitlines() if "calculation" in line and "." in line.split()[-1]] == [
+    message = calc("migrate").output
+    assert [line.split() for line in message.splitlines() if "calculation" in line and "." in line.split()[-1]] == [
         ["adopted", "analytics.calculation_logs"],
         ["adopted", "analytics.calculation_stats_daily"],
         *(["created", f"analytics.{name}"] for name in LOG.names[1:]),
     ]
-    assert all(f"created    analytics.{name}" in said for name in STATE)
+    assert all(f"created    analytics.{name}" in message for name in STATE)
     assert not tables(api, "public")
     assert {*STATE, "calc_analytics_version", *(f"{name}_live" for name in LOG.names)} <= tables(api, "analytics")
     assert calc("rollup", "--day", "2026-03-01").exit_code == 0
@@ -146,7 +146,7 @@ def test_a_search_path_without_any_schema_is_one_line(calc, api: Engine, monkeyp
     assert "(analytcis) names no schema" in calc("doctor").output
 
 
-def test_a_second_installation_beside_the_first_is_made_only_where_a_path_asks_for_it(
+def test_a_second_installation_is_made_only_where_the_search_path_requires_it(
     calc, api: Engine, monkeypatch: pytest.MonkeyPatch
 ):
     choose_path("PGOPTIONS", api, monkeypatch)
@@ -201,7 +201,7 @@ def no_dagster(maintenance: Callable[[str], None]) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("way", ["PGOPTIONS", "url", "role", "database"])
-def test_dagsters_own_storage_works_whatever_the_search_path_of_the_logs_is(
+def test_dagsters_storage_works_under_any_search_path_of_the_logs(
     calc, api: Engine, way: str, tmp_path: Path, no_dagster, maintenance, monkeypatch: pytest.MonkeyPatch
 ):
     maintenance(f"alter role {api.url.username} createdb")

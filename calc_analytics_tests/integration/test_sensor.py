@@ -24,10 +24,9 @@ from calc_analytics.days import days_between, parse_day, today_and_yesterday
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.orchestration import events, run_requests, sensors
 from calc_analytics.orchestration.checks import check_keys
-from calc_analytics.orchestration.cursor import Cursor, Unreported
+from calc_analytics.orchestration.cursor import CheckRequest, Cursor, UnreportedRows
 from calc_analytics.orchestration.partitions import daily_partitions
 from calc_analytics.orchestration.resources import RollupDatabase
-from calc_analytics.orchestration.sensors import new_log_batches_sensor
 from calc_analytics.processes.supervisor import free_port
 from calc_analytics.rollup import journal, ledger
 from calc_analytics.rollup.audit import audit
@@ -43,7 +42,7 @@ OLD = date(2026, 3, 1)
 
 @pytest.fixture(autouse=True)
 def _short_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sensors, "follow_seconds", lambda interval: 2.0)
+    monkeypatch.setattr(sensors, "FOLLOW_SECONDS", 2.0)
 
 
 def tick(location: Definitions, instance: DagsterInstance, cursor: str | None = IDLE) -> SensorResult:
@@ -109,8 +108,18 @@ def test_a_first_start_requests_one_run_of_all_rollups_for_today_and_yesterday(l
 
 
 def test_a_cursor_is_read_as_it_was_written():
-    day = str(OLD)
-    cursor = Cursor(unreported={day: Unreported(3, 0.5)}, different={day: ["calculation_stats_hourly"]})
+    day, name = str(OLD), "calculation_stats_hourly"
+    cursor = Cursor(
+        rebuild_requested_at={day: 1e9},
+        checks_requested={day: CheckRequest(1e9, 5, [name], [])},
+        different={day: [name]},
+        unreported={day: UnreportedRows(3, 0.5)},
+        built_elsewhere={day: {name: None}},
+        reported_at={day: 1e9},
+        unobserved_rows=7,
+        built_elsewhere_until="2026-03-01T05:00:00+00:00",
+        looked_for_wiped_at=1e9,
+    )
     assert Cursor.parse(cursor.text()) == cursor
 
 
@@ -129,7 +138,7 @@ def test_a_cursor_is_for_people_too():
 
 
 def test_a_batch_is_counted_in_place_and_reported_once_per_day(location, instance, db, connect, monkeypatch):
-    monkeypatch.setattr(sensors, "follow_seconds", lambda interval: 6.0)
+    monkeypatch.setattr(sensors, "FOLLOW_SECONDS", 6.0)
     rebuild(db, [OLD, today()])
     writer = connect()
     write(writer, [row(now(), publisher=n, cache_hit=True) for n in range(6)])
@@ -434,23 +443,12 @@ def test_the_follower_bridges_the_time_to_the_next_tick(location, instance, db, 
 
 
 def test_a_tick_ends_immediately_when_the_server_stops(location, instance, monkeypatch):
-    monkeypatch.setattr(sensors, "follow_seconds", lambda interval: 60.0)
+    monkeypatch.setattr(sensors, "FOLLOW_SECONDS", 60.0)
     stop = threading.Timer(0.3, sensors.stopping.set)
     stop.start()
     started = time.monotonic()
     tick(location, instance)
     assert time.monotonic() - started < 20
-
-
-def test_a_longer_interval_keeps_its_meaning(database, location, instance, db, connect):
-    rebuild(db, [today()])
-    write(connect(), [row(now())] * 3)
-    sensor = new_log_batches_sensor(daily_partitions(Settings.from_environment()), interval_seconds=60)
-    with build_sensor_context(instance=instance, cursor=IDLE, definitions=location) as context:
-        result = sensor(context, database=RollupDatabase())
-    assert sensor.minimum_interval_seconds == 60
-    assert "in 1 refresh;" in result.skip_reason.skip_message
-    assert not [thread for thread in threading.enumerate() if thread.name == "follower"]
 
 
 @pytest.mark.parametrize("at", [utc(1, 1, 3), utc(9999, 12, 29, 23)])
@@ -461,7 +459,7 @@ def test_a_row_at_an_end_of_the_calendar_stops_no_tick(location, instance, db, c
     assert {event.partition for event in of(result, AssetMaterialization)} == {str(today())}
 
 
-def test_trouble_is_an_error_with_one_line_and_never_a_skip(location, instance, db, monkeypatch):
+def test_a_failed_tick_is_an_error_of_one_line_and_never_a_skip(location, instance, db, monkeypatch):
     monkeypatch.setenv("DATABASE_URL", f"postgresql://me:hunter2@127.0.0.1:{free_port()}/db")
     with pytest.raises(CalcAnalyticsError, match="cannot connect") as raised:
         tick(location, instance)

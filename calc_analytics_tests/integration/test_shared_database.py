@@ -54,16 +54,16 @@ def test_a_table_of_the_api_with_the_name_of_one_of_dagsters_is_refused(
     before = tables(empty_url)
     with pytest.raises(SharedDatabase) as refused, instance_on(empty_url, tmp_path):
         pass
-    said = str(refused.value)
-    assert f" has {name}, not of Dagster: set DAGSTER_POSTGRES_URL to a database of its own" in said
-    assert "\n" not in said
+    message = str(refused.value)
+    assert f" has {name}, not of Dagster: set DAGSTER_POSTGRES_URL to a database of its own" in message
+    assert "\n" not in message
     assert tables(empty_url) == before
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", empty_url.render_as_string(hide_password=False))
     monkeypatch.setenv("DATABASE_URL", empty_url.render_as_string(hide_password=False))
     monkeypatch.setattr(running, "claim", lambda *ports: None)
     done = CliRunner().invoke(main, ["up", "--ui-port", "39411", "--service-port", "39412"])
     assert done.exit_code == 1
-    assert done.output.splitlines()[-1] == f"error: {said}"
+    assert done.output.splitlines()[-1] == f"error: {message}"
 
 
 def test_the_apis_database_without_such_tables_and_dagsters_own_are_accepted(

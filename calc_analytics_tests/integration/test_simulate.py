@@ -151,9 +151,9 @@ def test_the_demo_prints_live_totals_and_the_proof_of_all_rollups(owned, capsys)
         for frame in demo.live(owned, 200, 3.5, threading.Event()):
             counted += refresh(owned).rows
             draw(*frame)
-    said = capsys.readouterr().out
-    assert "calculations · " in said
-    assert " rows written live · verify: difference 0 in 4 rollups at " in said
+    message = capsys.readouterr().out
+    assert "calculations · " in message
+    assert " rows written live · verify: difference 0 in 4 rollups at " in message
     assert counted > 0
     assert different_days(owned) == {}
 

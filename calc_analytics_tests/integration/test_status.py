@@ -95,7 +95,7 @@ def test_a_row_waits_no_longer_than_since_the_last_refresh_and_since_it_was_writ
     assert status.lag(db).seconds == pytest.approx(3600, abs=60)
 
 
-def test_rows_that_no_day_can_hold_do_not_lag_for_ever(db, owner, connect):
+def test_rows_that_no_day_can_hold_do_not_lag_permanently(db, owner, connect):
     write(connect(), [row(now())])
     execute(owner, "update calculation_logs set created_at = '-infinity'")
     assert status.lag(db).seconds == 0
@@ -103,7 +103,7 @@ def test_rows_that_no_day_can_hold_do_not_lag_for_ever(db, owner, connect):
     assert status.lag(db) == status.Lag(0, 0.0)
 
 
-def test_what_could_not_go_on_counting_is_said(db, engine):
+def test_an_unusable_state_is_reported(db, engine):
     with pytest.raises(TimezoneChanged):
         status.refreshed(replace(db, timezone="Asia/Jerusalem"))
     with pytest.raises(RollupsChanged):
@@ -113,7 +113,7 @@ def test_what_could_not_go_on_counting_is_said(db, engine):
         status.refreshed(db)
 
 
-def test_days_are_told_apart_for_each_rollup(db, engine, owner, connect):
+def test_days_are_listed_for_each_rollup(db, engine, owner, connect):
     write(connect(), [row(NOON), row(NOON + timedelta(days=1)), row(NOON + timedelta(days=2))])
     rebuild(db, [DAY, DAY + timedelta(days=1), DAY + timedelta(days=2)])
     verify(db, [DAY])
@@ -148,8 +148,8 @@ def test_pruned_are_built_days_of_which_log_rows_were_deleted(calc, db, owner, c
     assert [each.pruned for each in status.ledger_report(db).days.values()] == [1] * len(LOG.rollups), (
         "frozen is not pruned"
     )
-    said = refused(calc("status"))
-    assert "  days       2 built, 1 pruned (log rows deleted, statistics kept), 1 frozen\n" in said
+    message = refused(calc("status"))
+    assert "  days       2 built, 1 pruned (log rows deleted, statistics kept), 1 frozen\n" in message
     for days in status.ledger_report(db).days.values():
         assert days.by_state == Counter(each.word for each in status.recent_days(db, 9) if each.rollup == STATS.name)
         assert sum(days.by_state.values()) == sum(days.by_status.values()) == 4
@@ -281,17 +281,17 @@ def test_status_says_what_is_wrong_and_goes_on_with_the_rest(calc, db, connect):
     rebuild(db, [DAY])
     writer = connect()
     copy_rows(writer, [row(NOON)])
-    said = refused(calc("status"))
-    assert "calc_analytics is unhealthy" in said
-    assert "the daemon has never registered the sensor new_log_batches" in said
-    assert "-> calc-analytics up" in said
-    assert "0 rows wait to be counted" in said
-    assert said.count("2026-03-01  built                3") == 1
-    assert "  days       1 built\n" in said
-    assert f"{writer.info.backend_pid} " in said
-    assert "They delay no other rows" in said
-    assert "ok  database" in said
-    assert max(len(line) for line in said.splitlines() if line.startswith("  2026")) <= 100
+    message = refused(calc("status"))
+    assert "calc_analytics is unhealthy" in message
+    assert "the daemon has never registered the sensor new_log_batches" in message
+    assert "-> calc-analytics up" in message
+    assert "0 rows wait to be counted" in message
+    assert message.count("2026-03-01  built                3") == 1
+    assert "  days       1 built\n" in message
+    assert f"{writer.info.backend_pid} " in message
+    assert "They delay no other rows" in message
+    assert "ok  database" in message
+    assert max(len(line) for line in message.splitlines() if line.startswith("  2026")) <= 100
 
 
 def test_a_day_that_differs_in_one_rollup_differs_and_the_rollup_is_named(calc, db, engine, connect):
@@ -299,15 +299,15 @@ def test_a_day_that_differs_in_one_rollup_differs_and_the_rollup_is_named(calc, 
     rebuild(db, [DAY, DAY + timedelta(days=1)])
     execute(engine, f"update {HOURS.name} set cache_hits = cache_hits + 7 where date = '{DAY}'")
     audit(db)
-    said = refused(calc("status"))
-    assert f"1 day differs from the log or from what was counted: {DAY} ({HOURS.name})" in said
-    assert f"-> calc-analytics verify --day {DAY}" in said
-    lines = said.splitlines()
+    message = refused(calc("status"))
+    assert f"1 day differs from the log or from what was counted: {DAY} ({HOURS.name})" in message
+    assert f"-> calc-analytics verify --day {DAY}" in message
+    lines = message.splitlines()
     (at,) = [n for n, line in enumerate(lines) if line.startswith(f"  {DAY}")]
     assert lines[at].split()[1] == "differs"
     assert lines[at].endswith("never: 7")
     assert lines[at + 1].split() == ["differs", "in", HOURS.name]
-    assert "2026-03-02  built " in said
+    assert "2026-03-02  built " in message
     assert "2026-03-01  built " in refused(calc("status", "--rollup", STATS.name))
 
 
@@ -315,11 +315,11 @@ def test_a_day_that_waits_in_a_new_rollup_alone_says_where(calc, db, engine, con
     write(connect(), [row(NOON)])
     rebuild(db, [DAY])
     execute(engine, f"update rollup_days set status = 'stale' where rollup = '{HOURS.name}'")
-    said = refused(calc("status"))
-    assert "2026-03-01  stale " in said
-    assert f"stale in {HOURS.name}" in said
-    assert "1 waits for a rebuild -> calc-analytics rollup" in said
-    assert f"1 stale of {HOURS.name}" in said
+    message = refused(calc("status"))
+    assert "2026-03-01  stale " in message
+    assert f"stale in {HOURS.name}" in message
+    assert "1 waits for a rebuild -> calc-analytics rollup" in message
+    assert f"1 stale of {HOURS.name}" in message
 
 
 @pytest.mark.parametrize(
@@ -351,9 +351,9 @@ def test_of_many_days_the_newest_are_listed(calc, db):
 
 
 def test_a_rollup_that_is_not_kept_is_refused_in_one_line(calc):
-    said = refused(calc("status", "--rollup", "nothing"))
-    assert "there is no rollup 'nothing'" in said
-    assert said.count("\n") == 1
+    message = refused(calc("status", "--rollup", "nothing"))
+    assert "there is no rollup 'nothing'" in message
+    assert message.count("\n") == 1
 
 
 def test_status_in_json_has_all_of_it(calc, db, engine, connect):
@@ -388,10 +388,10 @@ def test_status_in_json_has_all_of_it(calc, db, engine, connect):
 
 def test_status_of_a_database_that_is_down_says_so_once(calc, monkeypatch):
     monkeypatch.setenv("DATABASE_URL", f"postgresql://me:hunter2@127.0.0.1:{free_port()}/db")
-    said = refused(calc("status"))
-    assert said.count("cannot connect to postgresql://me:***@127.0.0.1") == 1
-    assert "counting   not known: see above" in said
-    assert "hunter2" not in said
+    message = refused(calc("status"))
+    assert message.count("cannot connect to postgresql://me:***@127.0.0.1") == 1
+    assert "counting   not known: see above" in message
+    assert "hunter2" not in message
     answer = json.loads(refused(calc("status", "--json")))
     assert "cannot connect" in answer["errors"]["lag"]
     assert answer["lag"] is None
@@ -400,8 +400,8 @@ def test_status_of_a_database_that_is_down_says_so_once(calc, monkeypatch):
 def test_status_while_dagsters_storage_is_down_says_so(calc, home, monkeypatch):
     shutil.copy(project_root() / "dagster.yaml", home)
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", f"postgresql://me:hunter2@127.0.0.1:{free_port()}/dagster")
-    said = refused(calc("status"))
-    assert "0 rows wait to be counted" in said
+    message = refused(calc("status"))
+    assert "0 rows wait to be counted" in message
     names = "daemon, sensor, schedule, housekeeping, checks, scheduled_run, runs"
-    assert f"{names}: Dagster's storage: cannot connect to postgresql://me:***" in said
-    assert "hunter2" not in said
+    assert f"{names}: Dagster's storage: cannot connect to postgresql://me:***" in message
+    assert "hunter2" not in message

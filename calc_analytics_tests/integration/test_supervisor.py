@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.running import eventually
 from calc_analytics.processes import supervisor
 from calc_analytics.processes.supervisor import AlreadyUp, PortTaken, Service, claim, free_port
-from calc_analytics_tests.acceptance.conftest import eventually
 
 WRITES = "import itertools, time\nfor n in itertools.count(): print('line', n, flush=True); time.sleep(0.01)"
 

@@ -120,10 +120,10 @@ def test_transient_errors_are_retried_until_they_have_passed(counted: Database, 
 @pytest.mark.parametrize("code", TRANSIENT, ids=TRANSIENT.values())
 def test_what_does_not_pass_in_time_is_an_error_that_may_be_retried(counted: Database, code: str):
     execute(counted, INJECTOR.format(failures=1000, code=code))
-    with pytest.raises(DatabaseError, match=f"injected \\({code}\\)") as trouble:
+    with pytest.raises(DatabaseError, match=f"injected \\({code}\\)") as raised:
         refresh(counted)
-    assert trouble.value.transient
-    assert "\n" not in str(trouble.value)
+    assert raised.value.transient
+    assert "\n" not in str(raised.value)
     assert attempts(counted) == ATTEMPTS
     execute(counted, "drop trigger fail on calculation_stats_daily")
     assert refresh(counted).rows == 5
@@ -133,9 +133,9 @@ def test_what_does_not_pass_in_time_is_an_error_that_may_be_retried(counted: Dat
 @pytest.mark.parametrize("code", PERMANENT, ids=PERMANENT.values())
 def test_permanent_errors_are_raised_at_the_first_attempt(counted: Database, code: str, operation: str):
     execute(counted, INJECTOR.format(failures=1000, code=code))
-    with pytest.raises(DatabaseError, match="injected") as trouble:
+    with pytest.raises(DatabaseError, match="injected") as raised:
         OPERATIONS[operation](counted)
-    assert not trouble.value.transient
+    assert not raised.value.transient
     assert attempts(counted) == 1
     assert verify(counted, [DAY]).difference == 0
 
@@ -269,7 +269,7 @@ def test_a_commit_whose_answer_got_lost_is_repeated_without_counting_twice(
     assert verify(counted, [DAY]).difference == 0
 
 
-def test_a_deadlock_with_somebody_else_ends_well(counted: Database, connect):
+def test_a_deadlock_with_another_program_is_retried(counted: Database, connect):
     """They lock a day's record, and then want the state that a refresh holds while it wants that record."""
     other = connect()
     other.execute("update rollup_days set refreshed_at = now()")
@@ -334,9 +334,9 @@ def test_a_role_with_short_timeouts_and_serializable_still_counts_a_backlog(db: 
 def test_a_pool_without_a_free_connection_says_so(counted: Database):
     counted.engine.pool._timeout = 0.05
     held = [counted.engine.connect() for _ in range(5)]
-    with pytest.raises(DatabaseError, match=r"connections to .+ are in use") as trouble:
+    with pytest.raises(DatabaseError, match=r"connections to .+ are in use") as raised:
         refresh(counted)
-    assert trouble.value.transient
+    assert raised.value.transient
     for connection in held:
         connection.close()
     assert refresh(counted).rows == 5
@@ -356,20 +356,20 @@ def role_with(db: Database, option: str, undo: str) -> Iterator[None]:
 def test_a_server_without_a_free_connection_says_so(counted: Database):
     with (
         role_with(counted, "connection limit 0", "connection limit -1"),
-        pytest.raises(DatabaseError, match="too many connections") as trouble,
+        pytest.raises(DatabaseError, match="too many connections") as raised,
     ):
         refresh(counted)
-    assert trouble.value.transient
+    assert raised.value.transient
     assert refresh(counted).rows == 5
 
 
 def test_a_role_that_may_not_log_in_is_refused_immediately(counted: Database):
     with (
         role_with(counted, "nologin", "login"),
-        pytest.raises(DatabaseError, match="not permitted to log in") as trouble,
+        pytest.raises(DatabaseError, match="not permitted to log in") as raised,
     ):
         refresh(counted)
-    assert not trouble.value.transient
+    assert not raised.value.transient
 
 
 @pytest.mark.parametrize("level", ["repeatable read", "serializable"])
@@ -407,7 +407,7 @@ def test_with_any_default_isolation_a_refresh_that_waited_for_another_sees_what_
     assert_exact(counted)
 
 
-def test_a_writer_that_idles_in_its_transaction_delays_nobody(db: Database, connect):
+def test_a_writer_that_idles_in_its_transaction_delays_no_other_row(db: Database, connect):
     """IDLE_SECONDS=600 is the ten minutes of the long form."""
     rebuild(db, [DAY])
     idle, busy = connect(), connect()
@@ -496,10 +496,10 @@ def test_a_follower_goes_on_after_a_restart(cluster: Cluster):
     db.engine.dispose()
 
 
-def test_a_tick_tells_of_what_was_counted_although_its_connection_was_killed(
+def test_a_tick_reports_what_was_counted_although_its_connection_was_killed(
     location, instance, db, connect, monkeypatch
 ):
-    monkeypatch.setattr(sensors, "follow_seconds", lambda interval: 2.0)
+    monkeypatch.setattr(sensors, "FOLLOW_SECONDS", 2.0)
     rebuild(db, [today()])
     killer = connect()
     ours = f"select pg_terminate_backend(pid, 5000) from pg_stat_activity where usename = '{ROLE}' and datname = %s"
@@ -508,7 +508,7 @@ def test_a_tick_tells_of_what_was_counted_although_its_connection_was_killed(
     write(connect(), [row(now())] * 3)
     result = tick(location, instance)
     timer.join()
-    told = sorted((event.asset_key.to_user_string(), event.partition) for event in of(result, AssetMaterialization))
-    assert told == sorted((name, str(today())) for name in LOG.names)
+    reported = sorted((event.asset_key.to_user_string(), event.partition) for event in of(result, AssetMaterialization))
+    assert reported == sorted((name, str(today())) for name in LOG.names)
     db.engine.dispose()  # the killed connections of this test's own
     assert_exact(db)

@@ -1,6 +1,5 @@
-"""Two who work on the same: two daemons on one storage are reported; what somebody wiped in Dagster comes back."""
+"""Two daemons on one storage are reported; days that were wiped in Dagster are reported to it again."""
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -20,7 +19,7 @@ from calc_analytics.config import Settings
 from calc_analytics.database.engine import engine_for
 from calc_analytics.operations.daemons import HeartbeatIds
 from calc_analytics.orchestration import history, sensors, wiped
-from calc_analytics.orchestration.cursor import CheckRequest, Cursor, Unreported
+from calc_analytics.orchestration.cursor import Cursor
 from calc_analytics.orchestration.history import Heartbeat
 from calc_analytics.orchestration.resources import RollupDatabase
 from calc_analytics.rollup.database import Database
@@ -89,8 +88,8 @@ def test_two_daemons_that_are_connected_are_named_where_only_operators_read(
             assert (probe["ok"], probe["code"]) == (False, "two_daemons")
             assert "first-machine" not in str(served.ask("/health/rollup"))
             for command in ("status", "doctor"):
-                said = " ".join(CliRunner().invoke(main, [command]).output.split())
-                assert ", ".join(names) in said
+                message = " ".join(CliRunner().invoke(main, [command]).output.split())
+                assert ", ".join(names) in message
     assert served.probes()["daemon"]["ok"]
 
 
@@ -135,7 +134,7 @@ class Sensor:
 def ticking(
     built: list[date], location: Definitions, stored_instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> Sensor:
-    monkeypatch.setattr(sensors, "follow_seconds", lambda interval: 0.2)
+    monkeypatch.setattr(sensors, "FOLLOW_SECONDS", 0.2)
     ticking = Sensor(location, stored_instance)
     assert ticking.tick() == everything(built)
     assert ticking.tick_a_minute_later() == []
@@ -180,28 +179,3 @@ def test_many_days_come_back_in_several_ticks(ticking: Sensor, built: list[date]
     assert len(found) == 5
     found += [*ticking.tick(), *ticking.tick()]
     assert sorted(found) == everything(built)
-
-
-def test_a_cursor_of_the_version_before_is_taken_over():
-    """All fields, instants as seconds of the epoch, and a list of the rollups that were built elsewhere."""
-    day, name = "2026-03-01", "calculation_stats_daily"
-    before = {
-        "rebuild_requested_at": {day: 1e9},
-        "checks_requested": {day: {"at": 1e9, "after_event": 5, "rollups": [name], "differs": []}},
-        "different": {},
-        "unreported": {day: {"rows": 3, "seconds": 0.5}},
-        "built_elsewhere": {day: [name]},
-        "reported_at": {day: 1e9},
-        "unobserved_rows": 7,
-        "built_elsewhere_until": None,
-    }
-    cursor = Cursor(
-        rebuild_requested_at={day: 1e9},
-        checks_requested={day: CheckRequest(1e9, 5, [name], [])},
-        unreported={day: Unreported(3, 0.5)},
-        built_elsewhere={day: {name: None}},
-        reported_at={day: 1e9},
-        unobserved_rows=7,
-    )
-    assert Cursor.parse(json.dumps(before)) == cursor
-    assert Cursor.parse(cursor.text()) == cursor

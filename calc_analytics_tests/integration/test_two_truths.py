@@ -179,7 +179,7 @@ def test_a_day_whose_rows_were_pruned_as_another_zones_day_is_not_counted_again(
 
 
 @pytest.mark.parametrize("lost", ["the rebase is interrupted", "the state is deleted"])
-def test_rows_of_a_new_day_that_nobody_counted_are_found(
+def test_rows_of_a_new_day_that_were_not_counted_are_found(
     counted: Database, owner: Engine, connect, monkeypatch: pytest.MonkeyPatch, lost: str
 ):
     mine = Database(owner, LOG, "UTC")

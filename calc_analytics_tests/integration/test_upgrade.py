@@ -191,7 +191,7 @@ def test_a_day_whose_rows_were_deleted_on_purpose_can_be_kept(old: Engine, db: D
     assert FOUND not in different_days(db)
 
 
-def test_a_deletion_that_the_setting_announces_needs_nobody(old: Engine):
+def test_a_deletion_that_the_setting_announces_needs_no_decision(old: Engine):
     upgrade(old)
     db = Database(old, LOG, "UTC", logs_kept_days=30)
     assert verify(db, [FOUND], [STATS]).difference == 0
@@ -235,7 +235,7 @@ def test_statistics_of_a_predecessor_are_rebuilt_where_log_rows_are_left(old: En
     assert verify(db, [PENDING]).difference == 0
 
 
-def test_whoever_had_rights_has_them_in_the_new_tables_too(old: Engine, db: Database):
+def test_roles_that_had_rights_have_them_in_the_new_tables_too(old: Engine, db: Database):
     tables, views = sorted(FORMS), sorted(f"{name}_live" for name in FORMS)
     names = [*tables, *views, "rollup_state", "rollup_days", "rollup_journal"]
     (before,) = scalars(old, GRANTS, names=[f"{STATS}_live"])
@@ -298,7 +298,7 @@ def test_a_role_without_the_right_is_refused_and_nothing_changes(old: Engine, db
     assert version_0_1.refresh_once(old) == 0
 
 
-def test_statistics_that_somebody_else_owns_are_refused_before_anything_changes(
+def test_an_upgrade_refuses_statistics_that_another_role_owns_before_it_changes_anything(
     old: Engine, maintenance: Callable[[str], None]
 ):
     role = f"migrator_{os.getpid()}"
@@ -414,9 +414,9 @@ def wait_for(condition: Callable[[], bool]) -> None:
 @pytest.mark.parametrize("name", ["lock", "store"])
 def test_what_version_0_1_sends_after_the_upgrade_is_refused(old: Engine, name: str):
     upgrade(old)
-    said = {"lock": "this database was upgraded for calc_analytics 0.2", "store": 'column "rollup" does not exist'}
+    message = {"lock": "this database was upgraded for calc_analytics 0.2", "store": 'column "rollup" does not exist'}
     sent, parameters = text(version_0_1.statements()[name]), {"rollup": STATS, "snapshot": "1:1:"}
-    with old.connect() as connection, pytest.raises(DBAPIError, match=said[name]):
+    with old.connect() as connection, pytest.raises(DBAPIError, match=message[name]):
         connection.execute(sent, parameters)
 
 

@@ -84,7 +84,7 @@ def test_columns_that_no_statistic_uses_may_be_dropped_and_altered(own: Database
     assert_exact(own)
 
 
-def test_a_view_keeps_owner_grants_comments_and_options_whatever_is_done_to_it(
+def test_a_view_keeps_owner_grants_comments_and_options_after_each_change(
     own: Database, owner: Engine, names: list[str]
 ):
     view_owner, reader, page = names
@@ -130,7 +130,7 @@ def test_the_columns_of_a_view_may_change_and_it_keeps_the_rest(owner: Engine, n
         assert connection.execute(text("select * from shown")).one() == (1, "x")
 
 
-def test_a_view_of_somebody_else_that_needs_ours_is_named_and_nothing_changes(owner: Engine):
+def test_a_foreign_view_that_depends_on_ours_is_named_and_nothing_changes(owner: Engine):
     execute(owner, "create view shown as select 1 as a")
     execute(owner, 'create view "The page" as select a from shown')
     with owner.begin() as connection, pytest.raises(views.ViewInUse, match='"The page" depends on it'):
@@ -148,7 +148,7 @@ def may_read(owner: Engine, role: str, view: str) -> bool:
 
 
 @pytest.mark.parametrize("dropped", [VIEWS, VIEWS[:1], VIEWS[-1:]], ids=["all", "the first", "the last"])
-def test_a_view_that_somebody_dropped_may_be_read_by_whoever_reads_its_table(
+def test_a_view_that_was_dropped_is_readable_by_the_readers_of_its_table(
     own: Database, owner: Engine, names: list[str], dropped: list[str]
 ):
     _, reader, stranger = names

@@ -166,22 +166,22 @@ def test_a_key_that_does_not_fit_sets_its_day_aside_and_the_others_go_on(db: Dat
     assert report.rows_by_day == {NEXT: 4}
     assert days_by_status(db, ["overflow"]) == {DAY: LOG.names}
     assert {misfit.rollup for misfit in report.misfits} == set(LOG.names)
-    said = str(report.misfits[0])
+    message = str(report.misfits[0])
     unfit = f"does not fit its column ({STATS.name}.publisher_id is integer)"
-    assert said == f"publisher_id is {LARGE:,} and {unfit}"
+    assert message == f"publisher_id is {LARGE:,} and {unfit}"
     write(connect(), [row(NEXT_NOON)] * 2)
     assert refresh(db).rows_by_day == {NEXT: 2}, "and goes on"
     proofs = {proof.day: proof for proof in verify(db, [DAY, NEXT]).days if proof.rollup == STATS.name}
     assert (proofs[NEXT].finding, proofs[DAY].finding) == ("equal", "overflow")
-    assert said in proofs[DAY].describe()
+    assert message in proofs[DAY].describe()
     assert "'calc-analytics widen publisher_id'" in proofs[DAY].describe()
     assert f"'calc-analytics rollup --day {DAY}'" in proofs[DAY].describe()
     (refused, *others) = rebuild(db, [DAY]).failed
     assert len(others) == 3
-    assert said in str(refused)
+    assert message in str(refused)
     with db.engine.begin() as connection:
-        assert said in [str(each) for each in overflow.known(connection, db.log)]
-    assert waiting_days(db) == [], "nobody asks for it again and again"
+        assert message in [str(each) for each in overflow.known(connection, db.log)]
+    assert waiting_days(db) == [], "its rebuild is not requested again"
     assert audit(db).different == []
     execute(db, f"delete from calculation_logs where publisher_id = {LARGE}")
     rebuild(db, [DAY])
@@ -248,9 +248,9 @@ def test_check_status_doctor_history_and_log_name_the_column_and_the_value(
         ("rollup", "--day", str(DAY)),
     ):
         done = calc(*command)
-        said = " ".join(done.output.split())
-        assert value in said, (command, said)
-        assert "publisher_id" in said
+        output = " ".join(done.output.split())
+        assert value in output, (command, output)
+        assert "publisher_id" in output
         assert done.exit_code == (0 if command[0] == "history" else 1), command
     assert "calc-analytics widen publisher_id" in calc("doctor").output
     key = AssetCheckKey(AssetKey(STATS.name), "stats_match_logs")
@@ -258,9 +258,9 @@ def test_check_status_doctor_history_and_log_name_the_column_and_the_value(
     job = job.get_subset(asset_selection=set(), asset_check_selection={key})
     assert job.execute_in_process(instance=instance, partition_key=str(DAY)).success
     (record,) = instance.event_log_storage.get_asset_check_execution_history(key, limit=1)
-    said = record.event.dagster_event.asset_check_evaluation_data
-    assert not said.passed
-    assert value in said.description
+    evaluation = record.event.dagster_event.asset_check_evaluation_data
+    assert not evaluation.passed
+    assert value in evaluation.description
 
 
 def test_the_live_views_can_be_read_while_a_key_waits_that_does_not_fit(db: Database, owner: Engine, connect):
@@ -299,7 +299,7 @@ def test_widening_counts_the_days_that_were_set_aside(calc: Callable[..., Result
 
 
 def test_a_counter_whose_column_was_widened_by_hand_is_counted(db: Database, owner: Engine, connect):
-    """The runbook of 0.1 said: alter the column. The limits are those of the table as it is."""
+    """The runbook of 0.1 advised to alter the column. The limits are those of the table as it is."""
     rebuild(db, [DAY])
     write(connect(), [row(NOON)])
     refresh(db)

@@ -28,7 +28,7 @@ OLD = date(2026, 3, 1)
 
 @pytest.fixture(autouse=True)
 def _short_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sensors, "follow_seconds", lambda interval: 1.0)
+    monkeypatch.setattr(sensors, "FOLLOW_SECONDS", 1.0)
 
 
 @pytest.fixture
@@ -66,10 +66,10 @@ def test_changed_statistics_are_red_with_the_publisher_until_the_hourly_run_repa
     (request,) = first.run_requests
     assert tick(location, instance, first.cursor).run_requests == [], "requested once"
     run_checks(location, instance, request)
-    said = check(instance, MATCH, YESTERDAY)
-    assert (said.passed, said.severity.value) == (False, "ERROR")
-    assert "publisher_id 7: 5 in the log, 1,005 stored" in said.description
-    assert f"'calc-analytics rollup --day {YESTERDAY}'" in said.description
+    evaluation = check(instance, MATCH, YESTERDAY)
+    assert (evaluation.passed, evaluation.severity.value) == (False, "ERROR")
+    assert "publisher_id 7: 5 in the log, 1,005 stored" in evaluation.description
+    assert f"'calc-analytics rollup --day {YESTERDAY}'" in evaluation.description
     for _ in range(3):
         run_hourly(location, instance)
         assert stored(built) == oracle(built)
@@ -85,9 +85,9 @@ def test_deleted_log_rows_stay_red_and_the_statistics_what_they_were(location, i
         run_hourly(location, instance)
         assert not any(matches(instance, YESTERDAY).values())
         assert stored(built) == before
-    said = check(instance, MATCH, YESTERDAY).description
-    assert "log rows are missing: 5 log rows, 10 counted" in said
-    assert f"'calc-analytics rollup --day {YESTERDAY} --keep'" in said
+    message = check(instance, MATCH, YESTERDAY).description
+    assert "log rows are missing: 5 log rows, 10 counted" in message
+    assert f"'calc-analytics rollup --day {YESTERDAY} --keep'" in message
     assert "5 log rows but 10 counted" in metadata(instance, YESTERDAY)["not_rebuilt"]
 
 
@@ -112,8 +112,8 @@ def test_log_rows_moved_to_another_day_make_both_days_red_as_what_they_are(locat
         assert not any(matches(instance, TODAY).values())
         assert stored(built) == before
     assert "log rows are missing: 5 log rows, 10 counted" in check(instance, MATCH, YESTERDAY).description
-    said = check(instance, MATCH, TODAY).description
-    assert "rows were added to the past or moved here: 15 log rows, 10 counted" in said
+    message = check(instance, MATCH, TODAY).description
+    assert "rows were added to the past or moved here: 15 log rows, 10 counted" in message
 
 
 def test_changed_statistics_of_a_pruned_day_stay_red_and_say_so(location, instance, built, owner):
@@ -124,9 +124,9 @@ def test_changed_statistics_of_a_pruned_day_stay_red_and_say_so(location, instan
         run_hourly(location, instance)
         assert not matches(instance, YESTERDAY)[STATS]
         assert matches(instance, YESTERDAY)["calculation_stats_hourly"]
-    said = check(instance, MATCH, YESTERDAY).description
-    assert "another program changed the statistics: 8 stored but 10 counted" in said
-    assert "Log rows were deleted, so they cannot be recounted" in said
+    message = check(instance, MATCH, YESTERDAY).description
+    assert "another program changed the statistics: 8 stored but 10 counted" in message
+    assert "Log rows were deleted, so they cannot be recounted" in message
     assert "10 of its 10 counted log rows were deleted" in metadata(instance, YESTERDAY)["not_rebuilt"]
 
 
@@ -136,6 +136,6 @@ def test_a_day_that_is_frozen_is_a_warning(location, instance, built):
     execute(built, f"insert into rollup_days (rollup, date, status, method) "
                    f"values ('{STATS}', '{OLD}', 'pending', 'predecessor')")  # fmt: skip
     assert run(location, instance, OLD, run_config=config(automatic=True)).success
-    said = check(instance, MATCH, OLD)
-    assert (said.passed, said.severity.value) == (False, "WARN"), said.description
+    evaluation = check(instance, MATCH, OLD)
+    assert (evaluation.passed, evaluation.severity.value) == (False, "WARN"), evaluation.description
     assert "its log rows are gone" in metadata(instance, OLD)["not_rebuilt"]

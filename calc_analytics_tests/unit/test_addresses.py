@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from calc_analytics import config
-from calc_analytics.addresses import beside
+from calc_analytics.addresses import with_database
 from calc_analytics.config import InvalidSetting, Settings, redact_url
 from calc_analytics.database.engine import dagster_url
 
@@ -43,9 +43,9 @@ def _without_libpqs_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_password_that_is_not_encoded_is_refused_and_no_part_of_it_is_shown(password: str, variable: str):
     with pytest.raises(InvalidSetting) as refused:
         url_of(f"postgresql://u:{password}@host/db", variable)
-    said = str(refused.value)
-    assert said.startswith(variable)
-    assert not [secret for secret in SECRETS if secret in said]
+    message = str(refused.value)
+    assert message.startswith(variable)
+    assert not [secret for secret in SECRETS if secret in message]
 
 
 @pytest.mark.parametrize("password", ["p%40%2F%3F%23%3A", "p/w", "p#w", "p?w", "p:w", "p%w"])
@@ -56,15 +56,15 @@ def test_a_password_that_cannot_be_misread_is_taken(password: str):
 
 
 @pytest.mark.parametrize(
-    ("query", "said"),
+    ("query", "message"),
     [
         ("schema=analytics", "options=-csearch_path"),
         ("currentSchema=analytics", "options=-csearch_path"),
         ("pgbouncer=true", "has the option pgbouncer"),
     ],
 )
-def test_an_option_that_libpq_does_not_know_is_refused_by_name(query: str, said: str):
-    with pytest.raises(InvalidSetting, match=said):
+def test_an_option_that_libpq_does_not_know_is_refused_by_name(query: str, message: str):
+    with pytest.raises(InvalidSetting, match=message):
         url_of(f"postgresql://u@host/db?{query}")
 
 
@@ -88,7 +88,7 @@ def test_dagsters_url_gets_what_is_needed_to_connect_and_nothing_else():
         "postgresql://me:secret@host:6000/api?sslmode=require&options=-csearch_path%3Danalytics&application_name=x"
         "&target_session_attrs=read-write&dbname=other"
     )
-    url = beside(given, "dagster")
+    url = with_database(given, "dagster")
     assert (url.host, url.port, url.username, url.password) == ("host", 6000, "me", "secret")
     assert url.database == "dagster"
     assert dict(url.query) == {"sslmode": "require", "target_session_attrs": "read-write", "options": ""}
@@ -96,7 +96,7 @@ def test_dagsters_url_gets_what_is_needed_to_connect_and_nothing_else():
 
 def test_dagsters_url_keeps_what_routes_a_connection():
     given = url_of("postgresql://me@host/api?options=endpoint%3Dep-1")
-    assert beside(given, "dagster").query["options"] == "endpoint=ep-1"
+    assert with_database(given, "dagster").query["options"] == "endpoint=ep-1"
 
 
 def test_a_url_of_dagsters_own_keeps_its_options():

@@ -144,11 +144,11 @@ def test_cron_wins_over_the_interval():
 def test_a_wrong_value_is_refused_with_its_name_and_the_form(variable: str, value: str, form: str):
     with pytest.raises(InvalidSetting) as refused:
         settings(**{variable: value})
-    said = str(refused.value)
-    assert said.startswith(variable)
-    assert form in said
-    assert "\n" not in said
-    assert SECRET not in said
+    message = str(refused.value)
+    assert message.startswith(variable)
+    assert form in message
+    assert "\n" not in message
+    assert SECRET not in message
 
 
 def test_a_start_date_is_judged_in_the_reporting_zone():
@@ -226,10 +226,10 @@ def test_a_line_of_dotenv_that_is_ignored_is_reported_by_its_number_alone(
 ):
     with pytest.raises(InvalidSetting) as refused:
         dotenv(text)
-    said = str(refused.value)
-    assert said.startswith(f"line {lines} of the project's .env is not usable: the accepted form is NAME=value")
-    assert SECRET not in said
-    assert "\n" not in said
+    message = str(refused.value)
+    assert message.startswith(f"line {lines} of the project's .env is not usable: the accepted form is NAME=value")
+    assert SECRET not in message
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize(
@@ -266,10 +266,10 @@ def test_misspelled_names_of_the_environment_are_found(monkeypatch: pytest.Monke
 def test_a_rollup_that_is_not_declared_is_refused_with_the_names_that_are():
     with pytest.raises(InvalidSetting) as refused:
         chosen_log(settings(ROLLUPS=f"weekly,{STATS.name}").rollups)
-    said = str(refused.value)
-    assert said.startswith("ROLLUPS: ")
-    assert "there is no rollup 'weekly'" in said
-    assert all(name in said for name in LOG.names)
+    message = str(refused.value)
+    assert message.startswith("ROLLUPS: ")
+    assert "there is no rollup 'weekly'" in message
+    assert all(name in message for name in LOG.names)
 
 
 def test_rollups_are_kept_in_the_order_of_their_declaration():

@@ -16,7 +16,7 @@ from calc_analytics.operations.health import NEEDED, PROBES
 from calc_analytics.operations.metrics import metrics
 from calc_analytics.operations.probes import Answer
 from calc_analytics.rollup.journal import Freshness
-from calc_analytics.rollup.status import STATUSES, Days, Lag, LedgerReport, LogReport, Refreshed
+from calc_analytics.rollup.status import STATUSES, Days, Lag, LastRefresh, LedgerReport, LogReport
 from calc_analytics_tests.logs import utc
 
 DEPLOY = project_root() / "deploy"
@@ -31,7 +31,7 @@ def samples() -> set[str]:
     """The name of every sample that `/metrics` can have."""
     then = utc(2026, 3, 1)
     days = Days(rebuilt_at=then, verified_at=then, audited_at=then, oldest_proof_at=then)
-    ledger = LedgerReport(None, Refreshed(then, then), None, {"calculation_stats_daily": days}, {}, {}, {}, [], {})
+    ledger = LedgerReport(None, LastRefresh(then, then), None, {"calculation_stats_daily": days}, {}, {}, {}, [], {})
     known = {
         "totals": Totals([], [Freshness(then, 1, 0.1, 0.2, 0.3)]),
         "log": LogReport(Lag(0, 0.0), None),

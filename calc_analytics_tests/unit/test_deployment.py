@@ -1,4 +1,4 @@
-"""deploy/ names what there is: commands, ports, settings, files; and its three ways to run say the same."""
+"""deploy/ names existing commands, ports, settings and files; its three ways to run agree."""
 
 import importlib.util
 import re
@@ -132,7 +132,7 @@ def test_the_database_is_ready_before_the_migrations_begin():
     assert 15 <= major <= 18
 
 
-def test_what_asks_nobody_who_they_are_is_published_on_this_machine_only():
+def test_what_has_no_authentication_is_published_on_this_machine_only():
     published = {name: service.get("ports", []) for name, service in COMPOSE["services"].items()}
     assert published == {
         **{name: [] for name in published},
@@ -210,7 +210,7 @@ def test_a_unit_runs_what_compose_runs_but_listens_on_this_machine_only(name: st
     assert found["Restart"] == ["always"]
 
 
-def test_systemd_itself_has_nothing_to_say_about_the_units(tmp_path: Path):
+def test_systemd_itself_reports_nothing_about_the_units(tmp_path: Path):
     analyze = shutil.which("systemd-analyze")
     if analyze is None:
         pytest.skip("no systemd on this machine")
@@ -254,7 +254,7 @@ def test_the_charts_dagster_yaml_says_what_ours_says():
         assert VALUES["retention"][kind]["purgeAfterDays"] == ours["retention"][kind]["purge_after_days"]
 
 
-def test_the_http_service_beside_the_chart_is_composes():
+def test_the_http_service_of_kubernetes_is_that_of_compose():
     (container,) = DEPLOYMENT["spec"]["template"]["spec"]["containers"]
     assert [*container["args"], "--ui-port", str(PORTS["webserver"])] == OURS["service"]["command"]
     assert container["ports"][0]["containerPort"] == SERVICE["spec"]["ports"][0]["port"] == PORTS["service"]

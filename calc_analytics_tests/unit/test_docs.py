@@ -113,9 +113,9 @@ def test_the_states_of_days_are_in_the_page_of_endpoints_in_their_order_and_in_t
 
 
 def test_the_help_of_serve_names_all_that_the_service_does():
-    said = main.commands["serve"].help or ""
+    message = main.commands["serve"].help or ""
     for word in ("GET / ", "/health/rollup", "/health/live", "/metrics", "trigger", "alerts", "ALERT_WEBHOOK_URL"):
-        assert word in said
+        assert word in message
 
 
 def test_adding_a_statistic_takes_a_screenful():

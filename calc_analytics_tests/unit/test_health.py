@@ -26,7 +26,7 @@ from calc_analytics.orchestration.history import (
     Tick,
 )
 from calc_analytics.rollup.ledger import ClusterChanged, LogReplaced, NotInstalled, RollupsChanged, TimezoneChanged
-from calc_analytics.rollup.status import Days, Lag, LedgerReport, LogReport, ProofAges, Refreshed
+from calc_analytics.rollup.status import Days, Lag, LastRefresh, LedgerReport, LogReport, ProofAges
 from calc_analytics.rollup.unseen import SearchReport
 
 NOW = datetime(2026, 3, 2, 12, tzinfo=timezone.utc)
@@ -40,7 +40,7 @@ def ago(**given: float) -> datetime:
 ROLE = Role("calc", is_superuser=False, missing=[], may_prune=True, sees_others=True)
 PROOFS = ProofAges(ago(seconds=1), ago(days=9), ago(minutes=5), ago(hours=2), ago(minutes=1), 2, 3.0)
 LEDGER = LedgerReport(
-    None, Refreshed(ago(seconds=1), NOW), PROOFS, {"calculation_stats_daily": Days({"built": 2})}, {}, {}, {}, [], {}
+    None, LastRefresh(ago(seconds=1), NOW), PROOFS, {"calculation_stats_daily": Days({"built": 2})}, {}, {}, {}, [], {}
 )
 ON = Instigator("new_log_batches", True, Tick(ago(seconds=12), "skipped"), ago(seconds=2))
 DAEMONS = ("SENSOR", "SCHEDULER", "QUEUED_RUN_COORDINATOR")
@@ -168,12 +168,12 @@ def test_each_state_that_stops_every_operation_names_what_resolves_it_in_health_
 
 def test_freshness_is_twice_the_interval():
     def refreshed(seconds: float) -> LedgerReport:
-        return replace(LEDGER, refreshed=Refreshed(ago(seconds=seconds), NOW))
+        return replace(LEDGER, refreshed=LastRefresh(ago(seconds=seconds), NOW))
 
     assert wrong(ledger=refreshed(7190)) == []
     assert wrong(ledger=refreshed(7210)) == ["freshness"]
     assert wrong(ledger=refreshed(7210), interval=7200.0) == []
-    assert wrong(ledger=replace(LEDGER, refreshed=Refreshed(None, NOW))) == ["freshness"]
+    assert wrong(ledger=replace(LEDGER, refreshed=LastRefresh(None, NOW))) == ["freshness"]
 
 
 def test_of_daemons_the_dead_and_the_second_are_wrong():

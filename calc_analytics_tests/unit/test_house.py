@@ -1,4 +1,4 @@
-"""The rules of the architecture: imports go one way, importing does nothing, and each module says why."""
+"""The rules of the architecture: imports go one way, importing does nothing, and each module has a docstring."""
 
 import ast
 import re

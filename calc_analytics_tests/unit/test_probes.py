@@ -43,7 +43,7 @@ def test_of_an_internal_error_only_the_class_is_reported(capsys):
     assert answers["bug"].error == "internal error: ValueError"
 
 
-def test_a_question_that_hangs_delays_nobody_beyond_the_deadline(release):
+def test_a_question_that_hangs_delays_no_other_beyond_the_deadline(release):
     answers = ask(Prober(deadline_seconds=0.2), hangs=release.wait, quick=lambda: 1)
     assert answers["quick"].value == 1
     assert answers["hangs"].error == "no answer within 0.2 s"

@@ -48,7 +48,7 @@ def error_classes() -> set[str]:
 
 
 def template(node: ast.AST, names: Mapping[str, ast.expr] | None = None) -> str:
-    """A string expression with … for whatever is filled in, except the `names` whose expressions are known."""
+    """A string expression with … for values that are filled in, except the `names` whose expressions are known."""
     known = names or {}
     if isinstance(node, ast.Constant):
         return str(node.value)
@@ -77,7 +77,7 @@ def returned(function: ast.FunctionDef) -> Iterator[str]:
 
 
 def messages() -> Iterator[str]:
-    """What errors are made with, what PostgreSQL's are turned into, and what refused days say."""
+    """The messages of errors, what PostgreSQL's errors are turned into, and the messages of refused days."""
     for tree in TREES:
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") in {*error_classes(), BASE} and node.args:
@@ -136,9 +136,9 @@ def codes_of_health() -> set[str]:
 
 
 def test_the_codes_of_health_are_there_and_no_other():
-    said = RUNBOOK.split("`code` is for programs: ")[1].split("; with `dagster_`")[0]
+    paragraph = RUNBOOK.split("`code` is for programs: ")[1].split("; with `dagster_`")[0]
     names = {re.sub("(?<!^)(?=[A-Z])", "_", name).lower() for name in error_classes()}
-    assert codes_of_health() <= (listed := set(re.findall(r"`(\w+)`", said)))
+    assert codes_of_health() <= (listed := set(re.findall(r"`(\w+)`", paragraph)))
     assert listed - codes_of_health() <= names
 
 

@@ -1,4 +1,4 @@
-"""Alembic's entry point: runs the revisions on the connection that `database.migrate` hands over.
+"""Alembic's entry point: runs the revisions on the connection of `database.migrate`.
 
 All revisions and what finishes them are one transaction, except that 0002 commits what came before it.
 """

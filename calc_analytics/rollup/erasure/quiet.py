@@ -18,7 +18,7 @@ from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.erasure.keys import Keys, describe_keys, matches, parameters
 from calc_analytics.rollup.windows import within
 
-# Rows that were asked for so recently mean that the keys are still being written.
+# Rows that are newer than this mean that the keys are still being written.
 RECENT_MINUTES = 15
 # How long open transactions are waited for, and how often they are looked at.
 WAIT_SECONDS, LOOK_SECONDS = 10.0, 0.05
@@ -40,9 +40,9 @@ def require_quiet(db: Database, keys: Keys) -> None:
         raise StillWriting(f"{writer} has written log rows, which may be those of {rows}: end it and {advice}")
 
 
-def still_open(db: Database, seconds: float | None = None) -> list[str]:
-    """The transactions that have written log rows and are open now, and still after so many seconds."""
-    until = time.monotonic() + (WAIT_SECONDS if seconds is None else seconds)
+def still_open(db: Database) -> list[str]:
+    """The transactions that have written log rows and are open now, and still after WAIT_SECONDS."""
+    until = time.monotonic() + WAIT_SECONDS
     waiting = _writing(db)
     while waiting and time.monotonic() < until:
         time.sleep(LOOK_SECONDS)

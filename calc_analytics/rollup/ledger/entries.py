@@ -128,7 +128,7 @@ def to_json(totals: Any) -> str | None:
     return None if totals is None else json.dumps(totals)
 
 
-# The days on record for every rollup, or built in one: a record that is missing beside that was lost, which an audit
+# The days on record for every rollup, or built in one: a record that is missing of such a day was lost, which an audit
 # reports (`record_lost_days`). Parameters :rollups, and their :number.
 ON_RECORD = """
     select date from rollup_days where rollup = any(cast(:rollups as text[]))

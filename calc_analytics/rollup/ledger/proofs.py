@@ -115,7 +115,7 @@ def audit_differences(connection: Connection, rollup: Rollup, days: Sequence[dat
 def oldest_proof(
     connection: Connection, log: Log, seconds: float, again_seconds: float | None, without: Collection[date]
 ) -> date | None:
-    """The day with statistics whose proof is oldest in some rollup, if it is older than so many seconds.
+    """The day with statistics whose proof is oldest in some rollup, if it is older than that many seconds.
 
     With `again_seconds` a day that differed comes first, if it was compared longer ago than that.
     """
@@ -131,7 +131,7 @@ def oldest_proof(
 
 
 def is_audit_due(connection: Connection, log: Log, seconds: float) -> bool:
-    """Whether no process has audited all days for so many seconds."""
+    """Whether no process has audited all days for that many seconds."""
     return bool(connection.execute(_AUDIT_DUE, {"log": log.name, "seconds": seconds}).scalar())
 
 

@@ -4,7 +4,7 @@ from calc_analytics.rollup.reports.audits import AuditDifference, AuditReport
 from calc_analytics.rollup.reports.counts import DayCount, RefreshReport
 from calc_analytics.rollup.reports.proofs import DayProof, VerifyReport
 from calc_analytics.rollup.reports.prunes import PruneReport
-from calc_analytics.rollup.reports.rebuilds import RebuildReport, Refused, refusals
+from calc_analytics.rollup.reports.rebuilds import RebuildReport, SkippedDay, refusals
 
 __all__ = [
     "AuditDifference",
@@ -14,7 +14,7 @@ __all__ = [
     "PruneReport",
     "RebuildReport",
     "RefreshReport",
-    "Refused",
+    "SkippedDay",
     "VerifyReport",
     "refusals",
 ]

@@ -9,7 +9,7 @@ from calc_analytics.plurals import number
 if TYPE_CHECKING:
     from calc_analytics.rollup.overflow import Misfit
 
-# Of the keys that differ, so many are named in a line.
+# How many of the keys that differ a line names.
 NAMED_KEYS = 3
 
 

@@ -10,7 +10,7 @@ from calc_analytics.rollup.reports.counts import DayCount, measures_by_day, most
 
 
 @dataclass(frozen=True)
-class Refused:
+class SkippedDay:
     """A day of a rollup that a rebuild left as it is. `reason`: what it found.
 
     `log_rows` are those visible now, `counted_rows` those counted, `deleted_rows` those known to be deleted since.
@@ -103,9 +103,9 @@ class Refused:
         return f"{logs}, as many as were counted, but other values: log rows were changed. {recount}"
 
 
-def refusals(refused: Sequence[Refused]) -> list[str]:
+def refusals(refused: Sequence[SkippedDay]) -> list[str]:
     """A line for each refused day; rollups with the same text share one."""
-    alike: dict[str, list[Refused]] = {}
+    alike: dict[str, list[SkippedDay]] = {}
     for each in refused:
         alike.setdefault(each._describe(""), []).append(each)
     return [
@@ -119,8 +119,8 @@ class RebuildReport:
     """What a rebuild did: days that were recounted, days that were kept by decision, and days left as they are."""
 
     rebuilt: list[DayCount] = field(default_factory=list)
-    refused: list[Refused] = field(default_factory=list)
-    kept: list[Refused] = field(default_factory=list)
+    refused: list[SkippedDay] = field(default_factory=list)
+    kept: list[SkippedDay] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
@@ -139,7 +139,7 @@ class RebuildReport:
         return sum(self.rows_by_day.values())
 
     @property
-    def failed(self) -> list[Refused]:
+    def failed(self) -> list[SkippedDay]:
         """Refused days that need a decision, a repair of the log, or a wider column."""
         return [each for each in self.refused if each.reason not in ("pruned", "frozen")]
 
@@ -162,5 +162,5 @@ class RebuildReport:
         }
 
 
-def _refused(each: Refused) -> dict[str, Any]:
+def _refused(each: SkippedDay) -> dict[str, Any]:
     return {**vars(each), "day": str(each.day), "message": str(each)}

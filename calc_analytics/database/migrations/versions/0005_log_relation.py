@@ -1,4 +1,4 @@
-"""Which table the log is: its oid, so that another one in its place is noticed.
+"""Which table the log is: its oid, so that another one in its place is detected.
 
 What was counted is what the live view reads; another table may have the log's name now. A state row that was written
 in another cluster stays one: this revision's own writing must not hide that it came from there.
