@@ -1,7 +1,7 @@
 """Asks several questions at once, each in a thread of its own, with one deadline for all.
 
 A question reads several facts in turn. One that hangs has answered those that it read before; the others are answered
-by "no answer". Concurrent callers share the question already in flight. One that hangs is asked again, at the same time, after a
+by "no answer". Concurrent callers share the question already in flight. One that hangs is asked a second time after a
 minute, so that a lost connection does not block it permanently; what it had read is read again for each caller.
 
 The threads are our own because they must be daemon threads: anyio's worker threads are not (4.16), so that one
