@@ -6,7 +6,7 @@ PgBouncer gives to another client, and nothing is set in the start-up packet.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from psycopg.adapt import Loader
 from sqlalchemy import event, text
 from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import NullPool
 from tenacity import retry, retry_if_exception, stop_after_attempt
 
 from calc_analytics.addresses import with_database
@@ -41,6 +42,8 @@ LOCAL_SETTINGS = {
     "lock_timeout": "5min",
     "idle_in_transaction_session_timeout": "10min",
 }
+POOL: Mapping[str, Any] = {"pool_size": 2, "max_overflow": 3}
+NO_POOL: Mapping[str, Any] = {"poolclass": NullPool}
 # The server rolls back a second after this process was killed, even during a long statement or a wait for a
 # lock; a server on Windows cannot, and finishes the statement first.
 CLIENT_CHECK = ("client_connection_check_interval", "1000")
@@ -75,10 +78,16 @@ def dagster_url(settings: Settings) -> URL:
     return url.update_query_dict({"options": "", **url.query})
 
 
-def engine_for(url: URL, application_name: str = "calc_analytics", statement_seconds: float | None = None) -> Engine:
+def engine_for(
+    url: URL,
+    application_name: str = "calc_analytics",
+    statement_seconds: float | None = None,
+    pool: Mapping[str, Any] = POOL,
+) -> Engine:
     """An engine with the project's rules: at most 5 connections, READ COMMITTED, settings per transaction.
 
-    Nothing is connected before the first use. `statement_seconds` limits each statement (default: an hour).
+    Nothing is connected before the first use.
+    `statement_seconds` limits each statement (default: an hour). With NO_POOL each transaction connects anew.
     """
     settings = dict(LOCAL_SETTINGS)
     if statement_seconds is not None:
@@ -88,8 +97,7 @@ def engine_for(url: URL, application_name: str = "calc_analytics", statement_sec
     engine = sqlalchemy.create_engine(
         url,
         isolation_level="READ COMMITTED",
-        pool_size=2,
-        max_overflow=3,
+        **pool,
         connect_args={
             "prepare_threshold": None,
             "client_encoding": "utf8",
@@ -153,10 +161,25 @@ def _inspect_server(connection: psycopg.Connection, record: Any) -> None:
 
 @contextmanager
 def transaction(engine: Engine) -> Iterator[Connection]:
-    """One transaction: all of it or nothing. Database errors leave as `DatabaseError`, in one line."""
-    with translate_db_errors(engine.url), _begin(engine) as connection:
-        yield connection
-        connection.commit()
+    """One transaction: all of it or nothing. Database errors leave as `DatabaseError`, in one line.
+
+    Of an engine from `joined` it is a part of that one's transaction.
+    """
+    shared = engine.get_execution_options().get("joined")
+    with translate_db_errors(engine.url):
+        if shared is not None:
+            yield shared
+            return
+        with _begin(engine) as connection:
+            yield connection
+            connection.commit()
+
+
+@contextmanager
+def joined(engine: Engine) -> Iterator[Engine]:
+    """The same engine, all of whose transactions are parts of one, on one connection: for several questions at once."""
+    with transaction(engine) as connection:
+        yield engine.execution_options(joined=connection)
 
 
 def _is_dead_connection(error: BaseException) -> bool:

@@ -51,7 +51,13 @@ _WORDS = {
     "database_unreachable": "{place} is unreachable",
     "database_error": "{place} reported an error",
 }
-_COMMANDS = {"not_installed": MIGRATE, "restored_elsewhere": REBASE}
+_COMMANDS = {
+    "not_installed": MIGRATE,
+    "restored_elsewhere": REBASE,
+    "log_replaced": f"{MIGRATE} && {REBASE} && calc-analytics rollup",
+    "time_zone_changed": f"set ROLLUP_TIMEZONE back, or {REBASE}",
+    "rollups_changed": f"set ROLLUPS back, or {MIGRATE}",
+}
 # The project's own errors, by the name of their class.
 _BY_CLASS = {
     "NotInstalled": ("not_installed", "the migrations have not run on this database"),

@@ -1,7 +1,7 @@
 """Doctor: what is misconfigured, why it matters, and the command that resolves it. One examination per part.
 
-Findings have the shape that the health report has. Where both look at the same facts (`facts.py`), doctor gives the
-finding of the report, and adds why it matters. Nothing is changed.
+Doctor reads the facts of the health report (`facts.py`), and what is examined here alone with them. Where both look at
+the same, doctor gives the finding of the report, and adds why it matters. Nothing is changed.
 """
 
 import json
@@ -15,14 +15,15 @@ from functools import partial
 from typing import Any
 
 from calc_analytics import days
-from calc_analytics.config import redact_url
+from calc_analytics.config import Settings
 from calc_analytics.database import schemas
 from calc_analytics.database.embedded import data_folder, writable
 from calc_analytics.database.engine import transaction
 from calc_analytics.database.log_columns import UnfitTable
-from calc_analytics.database.server import clock, connections, utc_offsets
+from calc_analytics.database.server import Role, clock, connections, read_role, utc_offsets
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.operations import facts, health
+from calc_analytics.operations.disclosure import DOCTOR
 from calc_analytics.operations.facts import Facts, Unanswered
 from calc_analytics.operations.findings import OK, WRONG, Finding, note, ok, unanswered, wrong
 from calc_analytics.operations.probes import Answer, Prober
@@ -30,7 +31,8 @@ from calc_analytics.operations.sources import Sources
 from calc_analytics.operations.words import ago
 from calc_analytics.plurals import number
 from calc_analytics.ports import HOST, is_listening
-from calc_analytics.rollup import diagnosis, install, ledger, overflow, widen
+from calc_analytics.rollup import diagnosis, install, overflow, widen
+from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.foreign import adopt_sql
 from calc_analytics.rollups import LOG, chosen_log
 
@@ -39,38 +41,25 @@ SKEW_SECONDS = 5.0
 TICKS_KEPT_DAYS = 90
 FREE_CONNECTIONS = 20
 # The parts that look at the tables.
-OF_TABLES = ("tables", "columns", "state", "permissions", "indexes", "xact_id", "log rows")
+OF_TABLES = ("tables", "columns", "state", "permissions", "triggers", "indexes", "xact_id", "log rows", "health")
+SEE_TICK = "open its last tick in the Dagster UI"
+# The probes of the health report that have a part of their own, and those that fail while no daemon runs.
+EXAMINED = ("database", "tables", "state", "daemon")
+FOLLOW_DAEMON = ("sensor", "schedule", "freshness", "audit")
 # Why the two that all others rest on matter, and what to do where they do not answer.
 UNANSWERED = {
     "database": ("without it nothing is counted", "start PostgreSQL, or correct DATABASE_URL"),
     "dagster": ("without it there are no ticks and no runs", "start PostgreSQL, or correct DAGSTER_POSTGRES_URL"),
 }
-# What makes every operation stop, and what resolves it.
-UNFIT_COMMANDS: dict[type[Exception], str] = {
-    ledger.NotInstalled: "calc-analytics migrate",
-    ledger.ClusterChanged: "calc-analytics rebase",
-    ledger.LogReplaced: "calc-analytics migrate && calc-analytics rebase && calc-analytics rollup",
-    ledger.TimezoneChanged: "set ROLLUP_TIMEZONE back, or calc-analytics rebase",
-    ledger.RollupsChanged: "set ROLLUPS back, or calc-analytics migrate",
-}
-UNFIT = tuple(UNFIT_COMMANDS)
-
-
 Findings = Iterator[Finding]
-# The facts that the judgements need.
-GROUPS = ("server", "is_installed", "hidden", "ledger", "daemons")
-
-
-def _nothing(sources: Sources) -> Findings:
-    yield from ()
 
 
 @dataclass(frozen=True)
 class Part:
-    """What is examined: by questions of its own, and by facts that the health report has too, which says the same."""
+    """What is examined: the facts of the health report, and the database by questions of the part's own."""
 
-    examine: Callable[[Sources], Findings] = _nothing
     judge: Callable[[Facts], Findings] | None = None
+    examine: Callable[[Database], Findings] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,34 +71,42 @@ class Ports:
 
 
 def examine(sources: Sources, prober: Prober, ports: Ports) -> list[Finding]:
-    """Every part, examined at the same time, within the prober's deadline. Where the tables are not found, what depends
-    on them is left out."""
-    parts = {name: partial(_listed, part.examine, sources) for name, part in EXAMINATIONS.items()}
-    read = facts.read(sources, prober, GROUPS, {**parts, "ports": lambda: list(_ports(ports))})
+    """The findings of every part, within the prober's deadline. Where the tables are not found, what depends on them is
+    left out."""
+    parts = {name: partial(_listed, part.examine) for name, part in EXAMINATIONS.items() if part.examine}
+    more: dict[str, facts.Readers] = {
+        "settings": {"ports": lambda _: list(_ports(ports))},
+        "catalogs": {"role": _role, **parts},
+        "dagster": {"dagster": _storage},
+    }
+    read = facts.read(sources, prober, (*health.NEEDED, "url"), more)
     found: list[Finding] = []
     is_lost = any(each.level == WRONG for each in read.known("schemas") or [])
-    for name in (*parts, "ports"):
+    for name, part in EXAMINATIONS.items():
         if is_lost and name in OF_TABLES:
             continue
-        for each in (*_from_facts(name, read), *_answered(name, read)):
+        for each in (*_judged(name, part, read), *_answered(name, read)):
             # Where the database is away, its error is reported once.
             if each.level == OK or not _is_reported(each, found):
-                found.append(replace(each, name=name))
+                found.append(each if each.name else replace(each, name=name))
     return found
 
 
-def _from_facts(name: str, read: Facts) -> list[Finding]:
-    """What follows from the facts that the health report has too."""
-    part = EXAMINATIONS.get(name)
+def _listed(examination: Callable[[Database], Findings], db: Database) -> list[Finding]:
+    return list(examination(db))
+
+
+def _judged(name: str, part: Part, read: Facts) -> list[Finding]:
+    """What follows from the facts of the health report."""
     try:
-        return list(part.judge(read)) if part and part.judge else []
+        return list(part.judge(read)) if part.judge else []
     except Unanswered as error:
         return [_unanswered(name, error.answer)]
 
 
 def _answered(name: str, read: Facts) -> list[Finding]:
     """What the part's own questions found."""
-    answer: Answer[list[Finding]] = read.answers[name]
+    answer: Answer[list[Finding]] = read.answers.get(name, Answer([], None, 0.0))
     return [_unanswered(name, answer)] if answer.value is None else answer.value
 
 
@@ -122,14 +119,9 @@ def _is_reported(finding: Finding, before: list[Finding]) -> bool:
     return finding.fact in [each.fact for each in before]
 
 
-def _listed(examination: "Callable[[Sources], Findings]", sources: Sources) -> list[Finding]:
-    return list(examination(sources))
-
-
-def _database(sources: Sources) -> Findings:
-    server, place = facts.server(sources), redact_url(sources.url())
-    fact = f"PostgreSQL {server.version} at {place}"
-    major = server.version_number // 10_000
+def _server(read: Facts) -> Findings:
+    fact = f"PostgreSQL {read.server.version} at {read.known('url')}"
+    major = read.server.version_number // 10_000
     if major < OLDEST:
         why = f"the project relies on what PostgreSQL {OLDEST} brought"
         yield wrong(fact, why, f"upgrade the server to {OLDEST} or newer")
@@ -137,7 +129,12 @@ def _database(sources: Sources) -> Findings:
         yield note(fact, f"newer than the project was tested with ({OLDEST} to {NEWEST})")
     else:
         yield ok(fact)
-    full = connections(sources.engine())
+    if read.server.is_read_only:
+        yield replace(health.judge("database", read), name="", why="each refresh and rebuild ends with an error")
+
+
+def _connections(db: Database) -> Findings:
+    full = connections(db.engine)
     fact = f"{full.used} of {full.allowed} connections are in use"
     if full.allowed - full.used < FREE_CONNECTIONS:
         why = "Dagster's processes open many at a time; without a free one, ticks and runs fail"
@@ -146,9 +143,8 @@ def _database(sources: Sources) -> Findings:
         yield ok(fact)
 
 
-def _schemas(sources: Sources) -> Findings:
+def _schemas(db: Database) -> Findings:
     """Where the tables are that the role's search_path finds, and those that it does not find."""
-    db = sources.database()
     with transaction(db.engine) as connection:
         found = schemas.look(connection, install.table_names(db.log), db.log.name)
     for each in found.hidden:
@@ -170,8 +166,7 @@ def _schemas(sources: Sources) -> Findings:
         yield ok(f"the search_path finds the tables in {found.where}")
 
 
-def _tables(sources: Sources) -> Findings:
-    db = sources.database()
+def _tables(db: Database) -> Findings:
     try:
         with transaction(db.engine) as connection:
             if schemas.hidden(connection, install.table_names(db.log)):
@@ -182,9 +177,8 @@ def _tables(sources: Sources) -> Findings:
         yield wrong(str(error), why, f"{error.statement};" if error.statement else "alter it as it says")
 
 
-def _columns(sources: Sources) -> Findings:
+def _columns(db: Database) -> Findings:
     """Columns of the statistics that are narrower than the log's, and the days that were set aside for it."""
-    db = sources.database()
     with transaction(db.engine) as connection:
         narrow, misfits = widen.narrow_keys(connection, db.log), overflow.known(connection, db.log)
     for change in narrow:
@@ -199,11 +193,11 @@ def _columns(sources: Sources) -> Findings:
         yield ok("the columns of the statistics are as wide as the log's")
 
 
-def _settings(sources: Sources) -> Findings:
+def _settings(read: Facts) -> Findings:
     """Values that are read only when they are used."""
-    settings = sources.settings
+    settings = read.settings
     try:
-        longest = facts.interval(sources)
+        longest = facts.interval(settings)
         yield ok(f"the schedule is '{settings.cron}': at most {ago(longest)} between two runs")
     except CalcAnalyticsError as error:
         why = "Dagster cannot load the schedule, so no day is rebuilt automatically"
@@ -217,22 +211,34 @@ def _settings(sources: Sources) -> Findings:
 
 
 def _state(read: Facts) -> Findings:
-    try:
-        read.ledger.require_usable()
+    if read.ledger.error is None:
         yield ok("the stored snapshot belongs to this cluster; time zone and rollups are those of the settings")
-    except UNFIT as error:
-        yield wrong(str(error), "refresh, rebuild and verify stop until that is resolved", UNFIT_COMMANDS[type(error)])
+    else:
+        why = "refresh, rebuild and verify stop until that is resolved"
+        yield replace(health.judge("state", read), name="", why=why)
 
 
-def _permissions(sources: Sources) -> Findings:
-    db = sources.database()
-    role = diagnosis.role(db)
+def _role(db: Database) -> Role:
+    return read_role(db.engine, db.log.name, diagnosis.needed_rights(db.log))
+
+
+def _permissions(read: Facts) -> Findings:
+    for each in read.hidden:
+        why = "nothing is counted, and live views raise an error: what is counted under a policy is wrong"
+        yield replace(health.rows_hidden(each), why=why)
+    answer: Answer[Role] = read.answers["role"]
+    if answer.value is None:
+        raise Unanswered(answer)
+    yield from _of_role(answer.value, read.settings)
+
+
+def _of_role(role: Role, settings: Settings) -> Findings:
     if role.missing:
         why = "counting, rebuilding or proving fails without them"
         yield wrong(f"the role '{role.name}' lacks rights", why, ";\n".join(role.missing) + ";")
     else:
         yield ok(f"the role '{role.name}' may do all that counting needs")
-    if role.is_superuser and not sources.settings.embedded:
+    if role.is_superuser and not settings.embedded:
         why = "the project needs no superuser; a mistake made as superuser can damage everything"
         yield note(f"'{role.name}' is a superuser", why, "set DATABASE_URL to an ordinary role")
     if not role.sees_others:
@@ -242,11 +248,19 @@ def _permissions(sources: Sources) -> Findings:
         )
     if not role.may_prune:
         why = "only 'calc-analytics prune' and 'calc-analytics erase' need it"
-        yield note(f"'{role.name}' may not delete log rows", why, f'grant delete on {db.log.name} to "{role.name}";')
+        yield note(f"'{role.name}' may not delete log rows", why, f'grant delete on {LOG.name} to "{role.name}";')
 
 
-def _indexes(sources: Sources) -> Findings:
-    found = diagnosis.log_indexes(sources.database())
+def _triggers(db: Database) -> Findings:
+    """Triggers and rules on the project's tables: the project creates none."""
+    why = "it is a part of each refresh and rebuild: an error in it stops them, and statistics that it changes differ"
+    for each in diagnosis.foreign_triggers(db):
+        fact = f"the {each.kind} {each.name} of {each.table} is not the project's"
+        yield note(fact, why, f"drop {each.kind} {each.name} on {each.table};")
+
+
+def _indexes(db: Database) -> Findings:
+    found = diagnosis.log_indexes(db)
     wanted = "index on (xact_id, hour of created_at)"
     for index in found:
         command = ";\n".join(index.statements) + ";"
@@ -263,13 +277,10 @@ def _indexes(sources: Sources) -> Findings:
         yield ok(f"the {wanted} is there, on {number(len(found), 'table')}")
 
 
-def _xact_id(sources: Sources) -> Findings:
-    wrong, db = False, sources.database()
-    for table in diagnosis.log_tables(db):
-        for finding in _of_table(table):
-            wrong = True
-            yield finding
-    if not wrong:
+def _xact_id(db: Database) -> Findings:
+    found = [each for table in diagnosis.log_tables(db) for each in _of_table(table)]
+    yield from found
+    if not found:
         yield ok(f"each row of {db.log.name} gets its transaction's id, whichever way it is inserted")
 
 
@@ -296,8 +307,8 @@ def _of_table(table: diagnosis.LogTable) -> Findings:
         yield wrong(f"{name} is filled by logical replication", why, "leave xact_id out of the publication's columns")
 
 
-def _rows(sources: Sources) -> Findings:
-    rows = diagnosis.rows_bypassing(sources.database())
+def _rows(db: Database) -> Findings:
+    rows = diagnosis.rows_bypassing(db)
     rebase = "find the writer that names xact_id; then calc-analytics rebase && calc-analytics rollup"
     if rows.from_the_future:
         fact = f"{number(rows.from_the_future, 'log row')} or more have an xact_id that no transaction has had yet"
@@ -310,11 +321,9 @@ def _rows(sources: Sources) -> Findings:
         yield ok("every log row of the last hour has its xact_id")
 
 
-def _clock(sources: Sources) -> Findings:
-    engine = sources.engine()
-    clock(engine)  # so that connecting is not measured
+def _clock(db: Database) -> Findings:
     before = time.time()
-    server = clock(engine).timestamp()
+    server = clock(db.engine).timestamp()
     after = time.time()
     skew, uncertain = server - (before + after) / 2, (after - before) / 2
     fact = f"the server's clock is {abs(skew):.2f} s {'ahead of' if skew > 0 else 'behind'} this machine's"
@@ -325,11 +334,11 @@ def _clock(sources: Sources) -> Findings:
         yield ok(fact)
 
 
-def _time_zone(sources: Sources) -> Findings:
-    name = sources.settings.timezone
+def _time_zone(db: Database) -> Findings:
+    name = db.timezone
     here, now = days.zone(name), datetime.now(timezone.utc)
     instants = [now + timedelta(days=n) for n in range(0, 400, 10)]
-    there = utc_offsets(sources.engine(), name, instants)
+    there = utc_offsets(db.engine, name, instants)
     differ = [at for at, offset in zip(instants, there, strict=True) if offset != _offset(here, at)]
     if differ:
         fact = f"Python and PostgreSQL disagree about {name} from {differ[0]:%Y-%m-%d} on"
@@ -345,36 +354,38 @@ def _offset(zone: Any, at: datetime) -> float:
     return offset.total_seconds() if offset is not None else 0.0
 
 
-def _dagster(sources: Sources) -> Findings:
-    from calc_analytics.orchestration import history
+def _dagster(read: Facts) -> Findings:
+    """That a daemon is dead, the health report says: this is about what is misconfigured."""
+    daemon = health.judge("daemon", read)
+    if daemon.code == "two_daemons":
+        why = "statistics stay right, because operations take turns, but all of it is done twice"
+        yield replace(daemon, name="", why=why)
+    yield _housekeeping(read)
 
-    dagster = sources.dagster()
-    yield ok(f"Dagster's storage answers: {history.storage(dagster)}")
-    yield from _ticks(history.tick_retention_days(dagster))
-    schedule = facts.instigators(sources).get(history.HOUSEKEEPING)
-    yield _housekeeping(schedule, history.last_finished_run(dagster, history.HOUSEKEEPING))
 
+def _housekeeping(read: Facts) -> Finding:
+    """The schedule that prunes Dagster's event log; that it fails, the health report says."""
+    from calc_analytics.orchestration.history import HOUSEKEEPING
 
-def _housekeeping(schedule: Any, run: Any) -> Finding:
-    """The schedule that prunes Dagster's event log, and its last run."""
-    why = "streaming stores up to about 450 events an hour, which nothing else removes"
+    schedule = read.instigators.get(HOUSEKEEPING)
     if schedule is None:
         return ok("the clean-up of Dagster's event log starts once the daemon runs")
     if not schedule.on:
-        fact = f"the schedule {schedule.name} is turned off"
-        return note(fact, why, f"dagster schedule start {schedule.name}")
-    if run is not None and not run.succeeded:
-        fact = f"the last clean-up of Dagster's event log failed (run {run.run_id[:8]})"
-        return note(fact, why, f"open run {run.run_id} in the Dagster UI")
-    last = f"last run at {run.ended_at:%Y-%m-%d %H:%M} UTC" if run else "it has not run yet"
-    return ok(f"Dagster's event log is cleaned up daily; {last}")
+        why = "streaming stores up to about 450 events an hour, which nothing else removes"
+        return note(f"the schedule {HOUSEKEEPING} is turned off", why, f"dagster schedule start {HOUSEKEEPING}")
+    return ok("Dagster's event log is cleaned up daily")
+
+
+def _storage(record: Any) -> list[Finding]:
+    from calc_analytics.orchestration import history
+
+    answers = ok(f"Dagster's storage answers: {history.storage(record.dagster)}")
+    return [answers, *_ticks(history.tick_retention_days(record.dagster))]
 
 
 def _ticks(kept: dict[str, int]) -> Findings:
-    said = ", ".join(
-        f"{name} {'for ever' if kept_days < 0 else f'{kept_days} days'}" for name, kept_days in kept.items()
-    )
-    fact = f"ticks of sensors are kept: {said}"
+    spans = [f"{name} {'without limit' if days_ < 0 else number(days_, 'day')}" for name, days_ in kept.items()]
+    fact = f"ticks of sensors are kept: {', '.join(spans)}"
     counted = {name: kept_days for name, kept_days in kept.items() if name != "started"}
     if any(kept_days < 0 or kept_days > TICKS_KEPT_DAYS for kept_days in counted.values()):
         why = "the sensor ticks every ten seconds, 8,640 rows a day"
@@ -413,42 +424,40 @@ def _answers(port: int, path: str, key: str) -> bool:
     return False
 
 
-def _server(read: Facts) -> Findings:
-    found = health.judge("database", read)
-    if read.server.is_read_only:
-        yield replace(found, why="each refresh and rebuild ends with an error")
-
-
 def _installed(read: Facts) -> Findings:
     found = health.judge("tables", read)
-    yield replace(found, why="" if read.is_installed else "without the newest migration nothing is counted")
+    yield replace(found, name="", why="" if read.is_installed else "without the newest migration nothing is counted")
 
 
-def _hidden(read: Facts) -> Findings:
-    for each in read.hidden:
-        why = "nothing is counted, and live views raise an error: what is counted under a policy is wrong"
-        yield replace(health.rows_hidden(each), why=why)
+def _health(read: Facts) -> Findings:
+    """What else is wrong in the health report. While the daemon is dead, as before `up`, what follows is a note."""
+    report = health.report(read)
+    found = [each for each in report.findings if each.name not in EXAMINED and each.level != OK]
+    daemon = next(each for each in report.findings if each.name == "daemon")
+    if daemon.is_known and not daemon.ok and not daemon.code:
+        why = "nothing is counted, rebuilt or proven automatically"
+        yield note(daemon.fact, why, daemon.command)
+        found = [each for each in found if each.name not in FOLLOW_DAEMON]
+    for each in found:
+        yield each if each.command != DOCTOR else replace(each, command=SEE_TICK if each.is_known else health.STATUS)
 
 
-def _daemons(read: Facts) -> Findings:
-    """That a daemon is dead, the health report says: this is about what is misconfigured."""
-    found = health.judge("daemon", read)
-    if found.code == "two_daemons":
-        yield replace(found, why="statistics stay right, because operations take turns, but all of it is done twice")
-
-
+# Examined in this order: what waits for locks on the ledger or on the log comes last.
 EXAMINATIONS: dict[str, Part] = {
-    "database": Part(_database, _server),
     "settings": Part(_settings),
-    "schemas": Part(_schemas),
-    "tables": Part(_tables, _installed),
-    "columns": Part(_columns),
-    "state": Part(judge=_state),
-    "permissions": Part(_permissions, _hidden),
-    "indexes": Part(_indexes),
-    "xact_id": Part(_xact_id),
-    "log rows": Part(_rows),
-    "clock": Part(_clock),
-    "time zone": Part(_time_zone),
-    "dagster": Part(_dagster, _daemons),
+    "database": Part(_server, _connections),
+    "schemas": Part(examine=_schemas),
+    "state": Part(_state),
+    "permissions": Part(_permissions),
+    "triggers": Part(examine=_triggers),
+    "clock": Part(examine=_clock),
+    "time zone": Part(examine=_time_zone),
+    "columns": Part(examine=_columns),
+    "tables": Part(_installed, _tables),
+    "indexes": Part(examine=_indexes),
+    "xact_id": Part(examine=_xact_id),
+    "log rows": Part(examine=_rows),
+    "dagster": Part(_dagster),
+    "health": Part(_health),
+    "ports": Part(),
 }

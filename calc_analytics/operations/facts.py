@@ -1,29 +1,35 @@
 """The facts that health, status, doctor and metrics are made of: read once per request, within one deadline.
 
-Each group is one question, in a thread of its own: a locked table, a silent port or a dead storage takes only its own
-group away. Groups follow what can hang: the server, its catalogs, the ledger, the log; and in Dagster's storage
-heartbeats, ticks, runs and checks. No judgement here: `health.py` and `doctor.py` make findings of them.
+Each source is one question, in a thread of its own, which reads its facts in turn: a transaction for the server and its
+catalogs, one for the project's tables, one for the log, and one reading of Dagster's record. So a locked table, a
+silent port or a dead storage takes only the facts of its source away. No judgement here: `health.py` and `doctor.py`
+make findings of them.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from datetime import date, datetime, timedelta, timezone
+from datetime import datetime, timedelta, timezone
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from calc_analytics.config import Settings
+from calc_analytics.config import Settings, redact_url
 from calc_analytics.database import row_security
 from calc_analytics.database.server import Server, describe_server, read_only_settings
-from calc_analytics.database.writers import Writer, writers
+from calc_analytics.database.writers import writers
 from calc_analytics.operations.probes import Answer, Prober, Question
 from calc_analytics.operations.sources import Sources
 from calc_analytics.rollup import diagnosis, install, journal, status
+from calc_analytics.rollup.database import Database
+from calc_analytics.rollup.unseen import SearchReport
 from calc_analytics.rollups import chosen_log
 
 if TYPE_CHECKING:
-    from calc_analytics.orchestration.history import FailedRun, FinishedRun, Heartbeat, Instigator, LastCheck
+    from calc_analytics.orchestration.history import FailedRun, FinishedRun, Heartbeat, Instigator, LastCheck, Record
 
 T = TypeVar("T")
+Readers = Mapping[str, Callable[[Any], Any]]
+"""Each reads one fact, from what its source gives."""
 # Freshness in /metrics is that of the worst of the last minutes in which rows were counted.
 FRESH_MINUTES = timedelta(minutes=5)
 
@@ -88,7 +94,7 @@ class Facts:
     hidden = Group[list[row_security.Hidden]]()
     ledger = Group[status.LedgerReport]()
     log = Group[status.LogReport]()
-    unseen = Group[list[date]]()
+    unseen = Group[SearchReport]()
     daemons = Group[Daemons]()
     instigators = Group[dict[str, "Instigator"]]()
     runs = Group[Runs]()
@@ -108,97 +114,92 @@ def read(
     sources: Sources,
     prober: Prober,
     names: Iterable[str],
-    more: Mapping[str, Question] | None = None,
+    more: Mapping[str, Readers] | None = None,
     at: datetime | None = None,
 ) -> Facts:
-    """Reads these groups and `more` at the same time; returns within the prober's deadline. Ages are measured from
-    the beginning, or from `at` where the caller has read the clock already."""
-    at = at or datetime.now(timezone.utc)
-    questions = {name: partial(READERS[name], sources) for name in names}
-    return Facts(sources.settings, prober.ask({**questions, **(more or {})}), at)
+    """Reads the facts of these names, and after them `more`, by source; returns within the prober's deadline.
+
+    Ages are measured from the beginning, or from `at` where the caller has read the clock already.
+    """
+    at, wanted, asked = at or datetime.now(timezone.utc), {*names}, []
+    for name, source in questions(sources).items():
+        chosen = {fact: reader for fact, reader in source.readers.items() if fact in wanted}
+        readers = {**chosen, **(more or {}).get(name, {})}
+        if readers:
+            asked.append(replace(source, readers=readers))
+    return Facts(sources.settings, prober.ask(asked), at)
 
 
-def server(sources: Sources) -> Server:
-    """On a connection of its own: it answers while every other one waits for a lock."""
-    engine = sources.engine("calc_analytics probe")
-    found = describe_server(engine)
-    return replace(found, resets=tuple(read_only_settings(engine))) if found.is_read_only else found
+def questions(sources: Sources) -> dict[str, Question]:
+    """The question of each source, with all its facts in the order in which they are read.
+
+    The catalogs are read on a new connection: whether the server accepts one is a part of the answer.
+    """
+    return {
+        "settings": Question(
+            nullcontext, {"interval": lambda _: interval(sources.settings), "url": lambda _: redact_url(sources.url())}
+        ),
+        "catalogs": Question(
+            partial(sources.reading, connects=True),
+            {"server": _server, "hidden": diagnosis.hidden, "writers": lambda db: writers(db.engine, db.log.name)},
+        ),
+        "tables": Question(sources.reading, {"ledger": status.ledger_report, "totals": _totals}),
+        # The search is the last: where it is stopped, the transaction is over.
+        "log": Question(
+            sources.reading,
+            {"is_installed": install.is_installed, "log": status.log_report, "unseen": sources.search.report},
+        ),
+        "dagster": Question(
+            sources.dagster,
+            {
+                "daemons": partial(_daemons, sources),
+                "instigators": _instigators,
+                "runs": partial(_runs, sources),
+                "checks": partial(_checks, sources),
+            },
+        ),
+    }
 
 
-def _writers(sources: Sources) -> list[Writer]:
-    db = sources.database()
-    return writers(db.engine, db.log.name)
-
-
-def _is_installed(sources: Sources) -> bool:
-    """Whether everything is there; touches no row of the log nor of the statistics."""
-    return install.is_installed(sources.database())
-
-
-def _hidden(sources: Sources) -> list[row_security.Hidden]:
-    """The tables whose policies hide rows from the role; from the catalogs alone, so that a policy cannot hide them."""
-    return diagnosis.hidden(sources.database())
-
-
-def ledger(sources: Sources) -> status.LedgerReport:
-    """One transaction."""
-    return status.ledger_report(sources.database())
-
-
-def interval(sources: Sources) -> float:
-    """From the settings; no connection."""
+def interval(settings: Settings) -> float:
+    """The longest time between two runs of the schedule, in seconds; `InvalidSetting` if it cannot be loaded."""
     from calc_analytics.orchestration.cron import longest_pause
 
-    return longest_pause(sources.settings.cron).total_seconds()
+    return longest_pause(settings.cron).total_seconds()
 
 
-def daemons(sources: Sources) -> Daemons:
-    """Heartbeats are compared with those that this process has seen before."""
-    from calc_analytics.orchestration import history
-
-    dagster = sources.dagster()
-    beats = history.heartbeats(dagster)
-    alternating = sources.heartbeat_ids.take_turns(beat for beat in beats if beat.needed)
-    return Daemons(beats, history.daemons(dagster), alternating)
+def _server(db: Database) -> Server:
+    found = describe_server(db.engine)
+    return replace(found, resets=tuple(read_only_settings(db.engine))) if found.is_read_only else found
 
 
-def instigators(sources: Sources) -> "dict[str, Instigator]":
-    """With their last ticks."""
-    from calc_analytics.orchestration import history
-
-    return history.instigators(sources.dagster())
-
-
-def _runs(sources: Sources) -> Runs:
-    from calc_analytics.orchestration import history
-
-    dagster = sources.dagster()
-    return Runs(history.last_finished_run(dagster), history.failed_runs(dagster, chosen_log(sources.settings.rollups)))
-
-
-def _checks(sources: Sources) -> "list[LastCheck]":
-    from calc_analytics.orchestration import history
-
-    return history.last_checks(sources.dagster(), chosen_log(sources.settings.rollups))
-
-
-def _totals(sources: Sources) -> Totals:
-    db = sources.database()
+def _totals(db: Database) -> Totals:
     return Totals(journal.totals(db), journal.freshness(db, datetime.now(timezone.utc) - FRESH_MINUTES))
 
 
-READERS: dict[str, Callable[[Sources], Any]] = {
-    "interval": interval,
-    "server": server,
-    "is_installed": _is_installed,
-    "hidden": _hidden,
-    "ledger": ledger,
-    "log": lambda sources: status.log_report(sources.database()),
-    "unseen": lambda sources: sources.search.days(sources.database()),
-    "daemons": daemons,
-    "instigators": instigators,
-    "runs": _runs,
-    "checks": _checks,
-    "writers": _writers,
-    "totals": _totals,
-}
+def _daemons(sources: Sources, record: "Record") -> Daemons:
+    """Heartbeats are compared with those that this process has seen before."""
+    from calc_analytics.orchestration import history
+
+    connected = history.connected_daemons(record.dagster)
+    beats = history.heartbeats(record.dagster)
+    return Daemons(beats, connected, sources.heartbeat_ids.take_turns(beat for beat in beats if beat.needed))
+
+
+def _instigators(record: "Record") -> "dict[str, Instigator]":
+    from calc_analytics.orchestration import history
+
+    return history.instigators(record)
+
+
+def _runs(sources: Sources, record: "Record") -> Runs:
+    from calc_analytics.orchestration import history
+
+    log = chosen_log(sources.settings.rollups)
+    return Runs(history.last_finished_run(record.dagster), history.failed_runs(record, log))
+
+
+def _checks(sources: Sources, record: "Record") -> "list[LastCheck]":
+    from calc_analytics.orchestration import history
+
+    return history.last_checks(record.dagster, chosen_log(sources.settings.rollups))

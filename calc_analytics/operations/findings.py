@@ -3,7 +3,7 @@
 No database and no Dagster here: findings are made from facts (`facts.py`) by `health.py` and `doctor.py`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from calc_analytics.operations.disclosure import NO_ANSWER, Cause
@@ -54,27 +54,22 @@ class Finding:
         """Whether nothing is wrong."""
         return self.level != WRONG
 
-    def as_probe(self, fact: str, command: str) -> dict[str, Any]:
-        """Plain values for the JSON of the health report, with that text of what was compared, and that command."""
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, the same for a probe of health and a part of doctor."""
         return {
             "name": self.name,
             "ok": self.ok,
             "level": self.level,
-            "compared": fact,
-            "next_command": command or None,
+            "compared": self.fact,
+            "why": self.why or None,
+            "next_command": self.command or None,
             "seconds": round(self.seconds, 4),
             "code": self.code,
         }
 
-    def as_dict(self) -> dict[str, str]:
-        """Plain values for the JSON of doctor."""
-        return {
-            "part": self.name,
-            "level": self.level,
-            "fact": self.fact,
-            "why": self.why,
-            "command": self.command,
-        }
+    def as_public(self) -> "Finding":
+        """What HTTP discloses of it."""
+        return replace(self, fact=self.public, why="", command=self.public_command or self.command)
 
 
 def ok(fact: str, public: str = "") -> Finding:

@@ -90,14 +90,13 @@ class Health:
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, for `status --json`."""
-        return self._as_dict([finding.as_probe(finding.fact, finding.command) for finding in self.findings])
+        return self._as_dict(self.findings)
 
     def public(self) -> dict[str, Any]:
         """The `data` of `GET /health/rollup`, which is public."""
-        probes = [each.as_probe(each.public, each.public_command or each.command) for each in self.findings]
-        return self._as_dict(probes)
+        return self._as_dict([finding.as_public() for finding in self.findings])
 
-    def _as_dict(self, probes: list[dict[str, Any]]) -> dict[str, Any]:
+    def _as_dict(self, probes: list[Finding]) -> dict[str, Any]:
         return {
             "status": "ok" if self.healthy else "unhealthy",
             "running": self.running,
@@ -105,7 +104,7 @@ class Health:
             "last_run": self.last_run,
             "checked_at": instant(self.at),
             "version": __version__,
-            "probes": probes,
+            "probes": [finding.as_dict() for finding in probes],
         }
 
 
@@ -218,7 +217,8 @@ def _proofs(facts: Facts) -> Finding:
     if not searched.answered:
         raise Unanswered(searched)
     built = max((days.by_status.get("built", 0) for days in ledger.days.values()), default=0)
-    return ok(f"no day differs; {number(built, 'day')} built in {number(kept, 'rollup')}")
+    fact = f"no day differs; {number(built, 'day')} built in {number(kept, 'rollup')}"
+    return ok(fact if facts.unseen.is_complete else f"{fact}; the search for days that are not on record was stopped")
 
 
 def _different(facts: Facts) -> Finding | None:
@@ -233,8 +233,8 @@ def _different(facts: Facts) -> Finding | None:
 
 def _waiting(facts: Facts) -> Finding | None:
     """Days with log rows that were never counted whole, on record or not."""
-    ledger, unseen = facts.ledger, facts.known("unseen") or []
-    days = {**{day: list(ledger.days) for day in unseen}, **ledger.waiting}
+    ledger, unseen = facts.ledger, facts.known("unseen")
+    days = {**{day: list(ledger.days) for day in (unseen.days if unseen else [])}, **ledger.waiting}
     if not days:
         return None
     verb = "waits" if len(days) == 1 else "wait"

@@ -32,7 +32,7 @@ from calc_analytics.operations.monitor import Monitor
 from calc_analytics.operations.openapi import description
 from calc_analytics.operations.page import view
 from calc_analytics.operations.page.accept import prefers_html
-from calc_analytics.operations.page.figures import figures, questions
+from calc_analytics.operations.page.figures import figures, readers
 from calc_analytics.operations.probes import Prober, in_background
 from calc_analytics.operations.sources import Sources
 from calc_analytics.operations.trigger import AlreadyTriggered, Trigger
@@ -97,7 +97,7 @@ class Service:
         """200 whatever the health: the page says it."""
         now = datetime.now(timezone.utc)
         facts = await run_in_threadpool(
-            facts_.read, self.sources, self.prober, NEEDED, questions(self.sources, now), now
+            facts_.read, self.sources, self.prober, NEEDED, readers(self.settings, now), now
         )
         is_local = self.ui_port is not None and request.url.hostname in LOCAL
         dagster_url = f"http://{request.url.hostname}:{self.ui_port}" if is_local else None
@@ -127,8 +127,8 @@ class Service:
         if not self.settings.enable_test_endpoints:
             return _error(403, "the trigger is for tests: set ENABLE_TEST_ENDPOINTS=true to open it")
         if not self._may_trigger(request.headers):
-            said = "send the header 'Authorization: Bearer TOKEN' with the token of ROLLUP_TRIGGER_TOKEN"
-            return _error(401, said, {"WWW-Authenticate": "Bearer"})
+            message = "send the header 'Authorization: Bearer TOKEN' with the token of ROLLUP_TRIGGER_TOKEN"
+            return _error(401, message, {"WWW-Authenticate": "Bearer"})
         running = in_background("trigger", partial(self.rebuilding.run, uuid.uuid4().hex))
         try:
             done = await asyncio.wrap_future(running)
@@ -166,11 +166,11 @@ def _error(status: int, message: str, headers: Mapping[str, str] | None = None) 
 async def _refused(request: Request, error: Exception) -> Response:
     """404 and 405 in the shape of every error."""
     assert isinstance(error, HTTPException)
-    said = {
+    messages = {
         404: "there is no such path; GET / lists the paths",
         405: f"{request.method} is not allowed here",
     }
-    return _error(error.status_code, said.get(error.status_code, error.detail), error.headers)
+    return _error(error.status_code, messages.get(error.status_code, error.detail), error.headers)
 
 
 async def _failed(request: Request, error: Exception) -> Response:

@@ -101,22 +101,22 @@ def _ledger(ledger: status.LedgerReport) -> Iterator[Metric]:
 
 def _days(days: dict[str, status.Days]) -> Iterator[Metric]:
     yield _partitions(days)
-    said = "Built days of which some log rows were deleted since; their statistics are kept."
-    yield _per_rollup("partitions_pruned", said, days, lambda each: each.pruned)
-    said = "Days that differ from the log or from what was counted, when last compared."
-    yield _per_rollup("partitions_differing", said, days, lambda each: each.different)
-    said = "The sum of those differences: zero unless a day needs a decision or a repair."
-    yield _per_rollup("difference", said, days, lambda each: each.difference)
+    help_text = "Built days of which some log rows were deleted since; their statistics are kept."
+    yield _per_rollup("partitions_pruned", help_text, days, lambda each: each.pruned)
+    help_text = "Days that differ from the log or from what was counted, when last compared."
+    yield _per_rollup("partitions_differing", help_text, days, lambda each: each.different)
+    help_text = "The sum of those differences: zero unless a day needs a decision or a repair."
+    yield _per_rollup("difference", help_text, days, lambda each: each.difference)
     yield _instants("last_rebuild", "When a day was last rebuilt.", days, lambda each: each.rebuilt_at)
     yield _instants("last_verify", "When a day was last compared with its log.", days, lambda each: each.verified_at)
-    said = "When the least recently compared built day was last compared."
-    yield _instants("oldest_proof", said, days, lambda each: each.oldest_proof_at)
+    help_text = "When the least recently compared built day was last compared."
+    yield _instants("oldest_proof", help_text, days, lambda each: each.oldest_proof_at)
     yield from _instant("last_audit", "When all days were last audited.", status.together(days.values()).audited_at)
 
 
 def _partitions(days: dict[str, status.Days]) -> Metric:
-    name, said = f"{PREFIX}_partitions", "Days on record, by rollup and status."
-    family = GaugeMetricFamily(name, said, labels=["rollup", "status"])
+    name, help_text = f"{PREFIX}_partitions", "Days on record, by rollup and status."
+    family = GaugeMetricFamily(name, help_text, labels=["rollup", "status"])
     for rollup, each in days.items():
         for word in status.STATUSES:
             family.add_metric([rollup, word], float(each.by_status.get(word, 0)))
@@ -134,13 +134,13 @@ def _totals(found: facts_.Totals) -> Iterator[Metric]:
     yield _counter("rows_counted", "Log rows that refreshes added to the statistics.", total("rows", "refresh"))
     yield _counter("rows_rebuilt", "Log rows in the days that rebuilds recounted.", total("rows", "rebuild"))
     yield _counter("partitions_rebuilt", "Days that rebuilds recounted.", total("days", "rebuild"))
-    said = "Days that a rebuild left alone and that need a decision or a repair."
-    yield _counter("partitions_refused", said, total("days", "refuse"))
+    help_text = "Days that a rebuild left alone and that need a decision or a repair."
+    yield _counter("partitions_refused", help_text, total("days", "refuse"))
     yield _counter("rows_pruned", "Counted log rows that were deleted by prune.", total("rows", "prune"))
-    said = "Days of one rollup each that were compared with the log."
-    yield _counter("partitions_verified", said, total("operations", "verify"))
-    said = "Comparisons and audits that found a day different."
-    yield _counter("differences_found", said, total("days", "verify", "audit"))
+    help_text = "Days of one rollup each that were compared with the log."
+    yield _counter("partitions_verified", help_text, total("operations", "verify"))
+    help_text = "Comparisons and audits that found a day different."
+    yield _counter("differences_found", help_text, total("days", "verify", "audit"))
     for name in TIMED:
         yield _duration(name, total("operations", name), total("seconds", name))
     yield _failures({row["operation"]: row["operations"] for row in totals if row["failed"]})
@@ -149,9 +149,9 @@ def _totals(found: facts_.Totals) -> Iterator[Metric]:
 
 def _duration(operation: str, count: float, seconds: float) -> Metric:
     of = {"refresh": " that found new rows", "rebuild": " of at most ten days", "verify": " of one day and rollup"}
-    said = f"How long each {operation}{of.get(operation, '')} took."
+    help_text = f"How long each {operation}{of.get(operation, '')} took."
     name = f"{PREFIX}_{operation}_duration_seconds"
-    return SummaryMetricFamily(name, said, count_value=int(count), sum_value=seconds)
+    return SummaryMetricFamily(name, help_text, count_value=int(count), sum_value=seconds)
 
 
 def _failures(failed: Mapping[str, float]) -> Metric:
@@ -163,9 +163,11 @@ def _failures(failed: Mapping[str, float]) -> Metric:
 
 def _ages(minutes: Sequence[journal.Freshness]) -> Iterator[Metric]:
     """No sample where nothing was counted."""
-    said = "Ages at which rows were counted: median, 95th percentile, greatest; the worst of the last five minutes."
+    help_text = (
+        "Ages at which rows were counted: median, 95th percentile, greatest; the worst of the last five minutes."
+    )
     if minutes:
-        family = GaugeMetricFamily(f"{PREFIX}_counted_age_seconds", said, labels=["quantile"])
+        family = GaugeMetricFamily(f"{PREFIX}_counted_age_seconds", help_text, labels=["quantile"])
         family.add_metric(["0.5"], max(minute.p50 for minute in minutes))
         family.add_metric(["0.95"], max(minute.p95 for minute in minutes))
         family.add_metric(["1"], max(minute.oldest for minute in minutes))
@@ -176,10 +178,10 @@ def _writers(writers: list[Writer]) -> Iterator[Metric]:
     """No ages, rather than wrong ones, where the role may not see them (`doctor` says what to grant)."""
     of_logs = [writer for writer in writers if writer.writes_logs]
     yield _gauge("open_writers", "Open transactions that have written log rows (at most 20 are seen).", len(of_logs))
-    said = "Age of the oldest open transaction that has written"
+    help_text = "Age of the oldest open transaction that has written"
     if all(writer.seconds is not None for writer in writers):
-        yield _gauge("oldest_transaction_age_seconds", f"{said} anything in this database.", _oldest(writers))
-        yield _gauge("oldest_writer_age_seconds", f"{said} log rows; it delays no other row.", _oldest(of_logs))
+        yield _gauge("oldest_transaction_age_seconds", f"{help_text} anything in this database.", _oldest(writers))
+        yield _gauge("oldest_writer_age_seconds", f"{help_text} log rows; it delays no other row.", _oldest(of_logs))
 
 
 def _oldest(writers: list[Writer]) -> float:

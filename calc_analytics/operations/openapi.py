@@ -48,16 +48,16 @@ def _record(**properties: Any) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(properties)}
 
 
-def _json(said: str, schema: dict[str, Any]) -> dict[str, Any]:
-    return {"description": said, "content": {"application/json": {"schema": schema}}}
+def _json(text: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"description": text, "content": {"application/json": {"schema": schema}}}
 
 
-def _data(schema: dict[str, Any], said: str = "OK.") -> dict[str, Any]:
-    return _json(said, _record(data=schema))
+def _data(schema: dict[str, Any], text: str = "OK.") -> dict[str, Any]:
+    return _json(text, _record(data=schema))
 
 
-def _error(said: str) -> dict[str, Any]:
-    return _json(said, _record(error=_record(code=_TEXT, message=_TEXT)))
+def _error(text: str) -> dict[str, Any]:
+    return _json(text, _record(error=_record(code=_TEXT, message=_TEXT)))
 
 
 _INDEX = _record(service=_TEXT, version=_TEXT, endpoints={"type": "array", "items": _TEXT})
@@ -70,6 +70,7 @@ _PROBE = _record(
     ok=_YES_OR_NO,
     level={"enum": ["ok", "note", "wrong"]},
     compared=_TEXT,
+    why={"type": ["string", "null"]},
     code={"type": ["string", "null"]},
     next_command={"type": ["string", "null"]},
     seconds={"type": "number"},

@@ -1,7 +1,8 @@
 """Asks several questions at once, each in a thread of its own, with one deadline for all.
 
-A question that hangs is answered by "no answer". Concurrent callers share the question already in flight. After a
-minute it is asked again beside the hanging one, so that a lost connection does not block it permanently.
+A question reads several facts in turn. One that hangs has answered those that it read before; the others are answered
+by "no answer". Concurrent callers share the question already in flight. One that hangs is asked a second time after a
+minute, so that a lost connection does not block it permanently; what it had read is read again for each caller.
 
 The threads are our own because they must be daemon threads: anyio's worker threads are not (4.16), so that one
 that hangs in a query would keep the process from ending.
@@ -10,10 +11,11 @@ that hangs in a query would keep the process from ending.
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotInTime
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -26,7 +28,6 @@ DEADLINE_SECONDS = 3.0
 # A question in flight for that long is asked again; at most so many threads of one question may hang.
 GIVEN_UP_SECONDS = 60.0
 HANGING_AT_MOST = 3
-Question = Callable[[], Any]
 
 
 @dataclass(frozen=True)
@@ -44,59 +45,103 @@ class Answer(Generic[T]):
         return self.error is None
 
 
+@dataclass(frozen=True)
+class Question:
+    """Facts of one source: `begin` opens it, and each reader reads one fact from what that gives, in their order.
+
+    Readers with the same names ask the same.
+    """
+
+    begin: Callable[[], AbstractContextManager[Any]]
+    readers: Mapping[str, Callable[[Any], Any]]
+
+
 @dataclass
-class PendingAnswer:
-    """A question in flight."""
+class PendingQuestion:
+    """A question in flight, and what it has answered so far. After its deadline it hangs."""
 
     at: float
-    answer: "Future[Answer[Any]]"
+    deadline: float
+    answers: dict[str, Answer[Any]]
+    done: "Future[None]"
 
 
 @dataclass
 class Prober:
-    """Asks questions; keeps those in flight by name."""
+    """Asks questions; keeps those in flight by the names of their facts."""
 
     deadline_seconds: float = DEADLINE_SECONDS
-    _in_flight: dict[str, list[PendingAnswer]] = field(default_factory=dict)
+    _in_flight: dict[tuple[str, ...], list[PendingQuestion]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def ask(self, questions: Mapping[str, Question]) -> dict[str, Answer[Any]]:
-        """The answers by name, after the deadline at the latest. A name stands for one question."""
+    def ask(self, questions: Iterable[Question]) -> dict[str, Answer[Any]]:
+        """The answer to each fact by its name, after the deadline at the latest."""
         deadline = time.monotonic() + self.deadline_seconds
-        asked = {name: self._start(name, question) for name, question in questions.items()}
-        return {name: self._await(name, each, deadline) for name, each in asked.items()}
+        asked = [each for question in questions for each in self._asked(question, deadline)]
+        found: dict[str, Answer[Any]] = {}
+        for question, pending in asked:
+            with suppress(NotInTime):
+                pending.done.result(max(deadline - time.monotonic(), 0))
+            answers = dict(pending.answers)
+            silent = self._no_answer(pending)
+            found.update({name: answers.get(name, silent) for name in question.readers})
+        return found
 
-    def _start(self, name: str, question: Question) -> PendingAnswer:
+    def _asked(self, question: Question, deadline: float) -> Iterator[tuple[Question, PendingQuestion]]:
+        """The question and, if one in flight hangs, another one for what that had read before."""
+        pending = self._start(question, deadline)
+        yield question, pending
+        answered = dict(pending.answers)
+        if answered and not pending.done.done() and time.monotonic() >= pending.deadline:
+            again = replace(question, readers={name: question.readers[name] for name in answered})
+            yield again, self._start(again, deadline)
+
+    def _start(self, question: Question, deadline: float) -> PendingQuestion:
+        names = tuple(question.readers)
         with self._lock:
-            in_flight = [each for each in self._in_flight.get(name, []) if not each.answer.done()]
+            in_flight = [each for each in self._in_flight.get(names, []) if not each.done.done()]
             if in_flight and not _may_ask_again(in_flight):
                 return in_flight[-1]
-            at = time.monotonic()
-            asked = PendingAnswer(at, in_background(f"probe {name}", partial(_answer, question, at)))
-            self._in_flight[name] = [*in_flight, asked]
+            answers: dict[str, Answer[Any]] = {}
+            done = in_background(f"probe {names[0]}", partial(_read_in_turn, question, answers))
+            asked = PendingQuestion(time.monotonic(), deadline, answers, done)
+            self._in_flight[names] = [*in_flight, asked]
             return asked
 
-    def _await(self, name: str, asked: PendingAnswer, deadline: float) -> Answer[Any]:
-        try:
-            return asked.answer.result(max(deadline - time.monotonic(), 0))
-        except NotInTime:
-            waited, said = time.monotonic() - asked.at, f"no answer within {self.deadline_seconds:g} s"
-            return Answer(None, said, waited, Cause(NO_ANSWER, said))
+    def _no_answer(self, pending: PendingQuestion) -> Answer[Any]:
+        error = f"no answer within {self.deadline_seconds:g} s"
+        return Answer(None, error, time.monotonic() - pending.at, Cause(NO_ANSWER, error))
 
 
-def _may_ask_again(in_flight: list[PendingAnswer]) -> bool:
+def _may_ask_again(in_flight: Sequence[PendingQuestion]) -> bool:
     return len(in_flight) < HANGING_AT_MOST and time.monotonic() - in_flight[-1].at >= GIVEN_UP_SECONDS
 
 
-def _answer(question: Question, at: float) -> Answer[Any]:
-    value = failure = cause = None
-    try:
-        value = question()
-    except Exception as error:
-        failure, cause = logs.error_line(error), cause_of(error)
-        if not isinstance(error, CalcAnalyticsError):
-            logs.log(logging.ERROR, "probe", exc_info=True, failed=failure)
-    return Answer(value, failure, time.monotonic() - at, cause)
+def _read_in_turn(question: Question, answers: dict[str, Answer[Any]]) -> None:
+    """Fills in `answers`. After an error the source is opened again for the facts that are left, unless the error
+    concerns these as well: it cannot be opened, does not answer any more, or a lock is not free."""
+    left = list(question.readers)
+    while left:
+        started, has_begun = time.monotonic(), False
+        try:
+            with question.begin() as source:
+                has_begun = True
+                while left:
+                    started = time.monotonic()
+                    value = question.readers[left[0]](source)
+                    answers[left.pop(0)] = Answer(value, None, time.monotonic() - started)
+        except Exception as error:
+            is_common = not has_begun or getattr(error, "transient", False)
+            failed = left[:] if is_common else left[:1]
+            answers.update(dict.fromkeys(failed, _failure(error, time.monotonic() - started)))
+            del left[: len(failed)]
+
+
+def _failure(error: Exception, seconds: float) -> Answer[Any]:
+    reason = logs.error_line(error)
+    if not isinstance(error, CalcAnalyticsError):
+        logs.log(logging.ERROR, "probe", exc_info=True, failed=reason)
+    return Answer(None, reason, seconds, cause_of(error))
 
 
 def in_background(name: str, work: Callable[[], T]) -> "Future[T]":

@@ -5,21 +5,28 @@ down.
 """
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sqlalchemy.engine import URL, Engine
 
 from calc_analytics import rollups
 from calc_analytics.config import Settings
-from calc_analytics.database.engine import database_url, engine_for, with_timeouts
-from calc_analytics.database.errors import translate_db_errors
+from calc_analytics.database.engine import NO_POOL, POOL, database_url, engine_for, joined, with_timeouts
 from calc_analytics.operations.daemons import HeartbeatIds
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.unseen import Search
 
-STATEMENT_SECONDS = 10.0
+if TYPE_CHECKING:
+    from calc_analytics.orchestration.history import Record
+
+# A little longer than the deadline of an answer: one that comes later is of no use.
+STATEMENT_SECONDS = 5.0
+# Connecting takes three seconds at most.
+TRIED_SECONDS = 4.0
 # A probe has three seconds. Where a search for days that are not on record takes longer, the patrol finds them.
 SEARCH_LIMIT_SECONDS = 1.0
 
@@ -30,11 +37,10 @@ class Sources:
 
     settings: Settings
     search: Search = field(default_factory=partial(Search, SEARCH_LIMIT_SECONDS))
-    _engines: dict[tuple[URL, str], Engine] = field(default_factory=dict)
+    _engines: dict[tuple[URL, bool], Engine] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _has_answered: bool = False
-    _answer_lock: threading.Lock = field(default_factory=threading.Lock)
     _dagster_lock: threading.Lock = field(default_factory=threading.Lock)
+    _was_tried: threading.Event = field(default_factory=threading.Event)
     heartbeat_ids: HeartbeatIds = field(default_factory=HeartbeatIds)
 
     def url(self) -> URL:
@@ -42,34 +48,34 @@ class Sources:
         with self._lock:
             return database_url(self.settings)
 
-    def engine(self, application_name: str = "calc_analytics service") -> Engine:
-        """The database server, for reading, with short timeouts; one engine for each application's name."""
-        key = self.url(), application_name
+    @contextmanager
+    def reading(self, connects: bool = False) -> Iterator[Database]:
+        """The database, for questions that are asked in one transaction, each with a short timeout.
+
+        `connects`: on a new connection, not one of the pool. Raises `InvalidSetting` for an unknown rollup in ROLLUPS.
+        """
+        key = self.url(), connects
         with self._lock:
             if key not in self._engines:
-                self._engines[key] = engine_for(with_timeouts(key[0]), application_name, STATEMENT_SECONDS)
+                name, pool = ("calc_analytics probe", NO_POOL) if connects else ("calc_analytics service", POOL)
+                self._engines[key] = engine_for(with_timeouts(key[0]), name, STATEMENT_SECONDS, pool)
             engine = self._engines[key]
-        self._require_answer(engine)
-        return engine
+        try:
+            with joined(engine) as one:
+                self._was_tried.set()
+                yield rollups.database(one, self.settings)
+        finally:
+            self._was_tried.set()
 
-    def _require_answer(self, engine: Engine) -> None:
-        """Until the server has answered once, one question at a time connects: the others would wait for a place in the
-        pool, which connections that fail do not give back to them."""
-        with self._answer_lock:
-            if not self._has_answered:
-                with translate_db_errors(engine.url):
-                    engine.connect().close()
-                self._has_answered = True
+    @contextmanager
+    def dagster(self) -> "Iterator[Record]":
+        """Dagster's record; raises `DagsterUnavailable` if its configuration cannot be read.
 
-    def database(self) -> Database:
-        """The log and the rollups that are kept of it; `UnknownRollup` if ROLLUPS names one that is not declared."""
-        return rollups.database(self.engine(), self.settings)
-
-    def dagster(self) -> Any:
-        """Dagster's instance; if its storage does not answer, an error in one line, at once."""
+        The database is tried first: a server that does not answer, often the same one, is waited for once.
+        """
         from calc_analytics.orchestration import history
 
+        self._was_tried.wait(TRIED_SECONDS)
         with self._dagster_lock:
             instance = history.instance()
-        history.require_answer(instance)
-        return instance
+        yield history.Record(instance)

@@ -3,15 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import date, datetime
-from functools import partial
 from typing import Any
 
-from calc_analytics.config import redact_url
 from calc_analytics.database.writers import Writer
 from calc_analytics.operations import facts as facts_
 from calc_analytics.operations import health
 from calc_analytics.operations.facts import Facts
-from calc_analytics.operations.probes import Prober, Question
+from calc_analytics.operations.probes import Prober
 from calc_analytics.operations.sources import Sources
 from calc_analytics.operations.words import instant
 from calc_analytics.rollup import status
@@ -48,10 +46,14 @@ class Status:
         return self.facts.settings.timezone
 
     @property
+    def ledger(self) -> status.LedgerReport | None:
+        """What the ledger says, of all rollups."""
+        return self.facts.known("ledger")
+
+    @property
     def refreshed(self) -> status.LastRefresh | None:
         """When rows were last counted."""
-        ledger: status.LedgerReport | None = self.facts.known("ledger")
-        return ledger.refreshed if ledger else None
+        return self.ledger.refreshed if self.ledger else None
 
     @property
     def lag(self) -> status.Lag | None:
@@ -62,16 +64,14 @@ class Status:
     @property
     def days(self) -> dict[str, status.Days] | None:
         """Sums over the days on record, per rollup."""
-        ledger: status.LedgerReport | None = self.facts.known("ledger")
-        return {name: days for name, days in ledger.days.items() if name in self.chosen} if ledger else None
+        return {name: self.ledger.days[name] for name in self.chosen} if self.ledger else None
 
     @property
     def different(self) -> dict[date, list[str]] | None:
         """The days that differ, with their rollups."""
-        ledger: status.LedgerReport | None = self.facts.known("ledger")
-        if ledger is None:
+        if self.ledger is None:
             return None
-        of_day = {day: [name for name in each if name in self.chosen] for day, each in ledger.different.items()}
+        of_day = {day: [name for name in each if name in self.chosen] for day, each in self.ledger.different.items()}
         return {day: each for day, each in of_day.items() if each}
 
     @property
@@ -95,8 +95,7 @@ class Status:
         """Why a part is not known."""
         answers = {name: self.facts.answers[group] for name, group in GROUPS.items()}
         errors = {name: str(answer.error) for name, answer in answers.items() if not answer.answered}
-        ledger: status.LedgerReport | None = self.facts.known("ledger")
-        return {**errors, **({"refreshed": str(ledger.error)} if ledger and ledger.error else {})}
+        return {**errors, **({"refreshed": str(self.ledger.error)} if self.ledger and self.ledger.error else {})}
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -133,11 +132,8 @@ def report(sources: Sources, prober: Prober, recent_days: int, rollups: Sequence
     Raises `UnknownRollup` for a rollup that is not kept.
     """
     names = chosen_log(sources.settings.rollups).only(rollups or None).names
-    more: dict[str, Question] = {
-        "recent": lambda: status.recent_days(sources.database(), recent_days),
-        "url": partial(_shown_url, sources),
-    }
-    facts = facts_.read(sources, prober, (*health.NEEDED, "writers"), more)
+    more = {"tables": {"recent": lambda db: status.recent_days(db, recent_days)}}
+    facts = facts_.read(sources, prober, (*health.NEEDED, "writers", "url"), more)
     return Status(facts, health.report(facts), tuple(names))
 
 
@@ -155,10 +151,6 @@ def _sums(days: status.Days) -> dict[str, Any]:
     """The days of one rollup for JSON."""
     counts = {"pruned": days.pruned, "different": days.different, "difference": days.difference}
     return {**days.by_status, **counts, "unproven": days.unproven, "last": _plain(_instants(days))}
-
-
-def _shown_url(sources: Sources) -> str:
-    return redact_url(sources.url())
 
 
 def _plain(value: Any) -> Any:

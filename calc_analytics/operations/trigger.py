@@ -40,7 +40,7 @@ class TriggerReport:
         """The `data` of the answer."""
         days = ", ".join(str(day) for day in self.rebuilt.days) or "no day"
         message = f"{number(self.refreshed.rows, 'new row')} counted; rebuilt {days}"
-        message += "".join(f"; left alone: {said}" for said in self._left_alone())
+        message += "".join(f"; left alone: {line}" for line in self._left_alone())
         return {
             "status": "triggered",
             "request_id": self.request_id,

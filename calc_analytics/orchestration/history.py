@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from dagster import (
@@ -26,7 +26,7 @@ from sqlalchemy.exc import DBAPIError
 
 from calc_analytics.config import dagster_home, redact_url
 from calc_analytics.database import dagster_tables
-from calc_analytics.database.engine import engine_for, transaction, with_timeouts
+from calc_analytics.database.engine import engine_for, with_timeouts
 from calc_analytics.database.errors import DatabaseError
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.orchestration import event_log
@@ -162,12 +162,17 @@ def instance() -> DagsterInstance:
         return DagsterInstance.from_config(str(dagster_home()))
 
 
-def require_answer(dagster: DagsterInstance) -> None:
-    """Raises `DagsterUnavailable` at once if the storage's server does not answer; dagster-postgres tries for 12 s."""
-    url = getattr(dagster.run_storage, "postgres_url", None)
-    if url is not None:
-        with _translate_db_errors(), transaction(_engine(url)) as connection:
-            connection.exec_driver_sql("select 1")
+@dataclass
+class Record:
+    """The record in Dagster's storage, for one report: what several questions need is read once."""
+
+    dagster: DagsterInstance
+
+    @cached_property
+    def states(self) -> "Sequence[InstigatorState]":
+        """The sensors and schedules of every code location."""
+        with _translate_db_errors():
+            return self.dagster.all_instigator_state()
 
 
 def storage(dagster: DagsterInstance) -> str:
@@ -196,27 +201,30 @@ def heartbeats(dagster: DagsterInstance) -> list[Heartbeat]:
         ]
 
 
-def daemons(dagster: DagsterInstance) -> list[str]:
-    """The daemons that are connected to the storage now, each with its process id and its machine."""
+def connected_daemons(dagster: DagsterInstance) -> list[str]:
+    """The daemons that are connected to the storage now, each with its process id and its machine.
+
+    To be asked first: raises `DagsterUnavailable` at once if the server does not answer; Dagster itself tries for 12 s.
+    """
     url = getattr(dagster.run_storage, "postgres_url", None)
     with _translate_db_errors():
         return [] if url is None else dagster_tables.sessions(_engine(url), DAEMON)
 
 
-def instigators(dagster: DagsterInstance) -> dict[str, Instigator]:
+def instigators(record: Record) -> dict[str, Instigator]:
     """The project's sensors and schedules by name; those that no daemon has ever seen are left out."""
     with _translate_db_errors():
         found: dict[str, list[Instigator]] = {}
-        for state in dagster.all_instigator_state():
+        for state in record.states:
             if INSTIGATORS.get(state.instigator_name) == state.instigator_type:
-                found.setdefault(state.instigator_name, []).append(_with_ticks(dagster, state))
+                found.setdefault(state.instigator_name, []).append(_with_ticks(record.dagster, state))
     # Of several that have the name (code locations come and go), the one that ticked last.
     return {name: max(each, key=lambda one: one.started_at or _instant(0)) for name, each in found.items()}
 
 
-def last_finished_run(dagster: DagsterInstance, schedule: str = SCHEDULE) -> FinishedRun | None:
-    """The last run of the schedule that ended."""
-    wanted = RunsFilter(tags={"dagster/schedule_name": schedule}, statuses=FINISHED)
+def last_finished_run(dagster: DagsterInstance) -> FinishedRun | None:
+    """The last run of the hourly schedule that ended."""
+    wanted = RunsFilter(tags={"dagster/schedule_name": SCHEDULE}, statuses=FINISHED)
     with _translate_db_errors():
         for record in dagster.get_run_records(wanted, limit=1):
             run: DagsterRun = record.dagster_run
@@ -226,11 +234,11 @@ def last_finished_run(dagster: DagsterInstance, schedule: str = SCHEDULE) -> Fin
     return None
 
 
-def failed_runs(dagster: DagsterInstance, log: "Log") -> list[FailedRun]:
+def failed_runs(record: Record, log: "Log") -> list[FailedRun]:
     """The failed runs of the last days that no later run has made good, oldest first. `log` has the rollups that are
     kept. The number of queries does not depend on how many failed."""
     since = datetime.now(timezone.utc) - timedelta(days=RECENT_DAYS)
-    failed = RunsFilter(statuses=[DagsterRunStatus.FAILURE], updated_after=since)
+    failed, dagster = RunsFilter(statuses=[DagsterRunStatus.FAILURE], updated_after=since), record.dagster
     with _translate_db_errors():
         records = list(dagster.get_run_records(failed, limit=FAILED_RUNS_LIMIT))
         if not records:
@@ -238,7 +246,8 @@ def failed_runs(dagster: DagsterInstance, log: "Log") -> list[FailedRun]:
         oldest = min(record.create_timestamp for record in records)
         passed = RunsFilter(statuses=[DagsterRunStatus.SUCCESS], updated_after=oldest)
         records += dagster.get_run_records(passed, limit=FINISHED_RUNS_LIMIT)
-        locations = _own_locations(dagster)
+        # The names under which the daemon knows this code location, now and before.
+        locations = {location_of_instigator(state) for state in record.states if state.instigator_name == SENSOR}
         records = [each for each in records if is_ours(each.dagster_run, locations)]
         left = _not_made_good(sorted(records, key=lambda record: record.end_time or 0.0), log)
         reasons = _reasons(dagster) if left else {}
@@ -260,12 +269,6 @@ def _not_made_good(records: "Sequence[Any]", log: "Log") -> list[tuple[Any, str]
             else:
                 left[subject, _days(run)] = record
     return [(record, subject) for (subject, _), record in left.items()]
-
-
-def _own_locations(dagster: DagsterInstance) -> set[str]:
-    """The names under which the daemon knows this code location, now and before."""
-    states = [state for state in dagster.all_instigator_state() if state.instigator_name == SENSOR]
-    return {location_of_instigator(state) for state in states}
 
 
 def _covers(days: Span | None, failed: Span | None) -> bool:
@@ -345,6 +348,7 @@ def tick_retention_days(dagster: DagsterInstance) -> dict[str, int]:
 
 
 def _with_ticks(dagster: DagsterInstance, state: "InstigatorState") -> Instigator:
+    """One query by index; Dagster's query for several at once sorts all of their ticks."""
     ticks = dagster.get_ticks(state.instigator_origin_id, state.selector_id, limit=5)
     ended = [tick for tick in ticks if tick.status.value != "STARTED"]
     last = None
@@ -390,7 +394,7 @@ def _translate_db_errors() -> Iterator[None]:
     except DatabaseError as error:
         raise DagsterUnavailable(f"Dagster's storage: {error}") from error
     except DBAPIError as error:
-        said = str(error.orig).strip().splitlines() or [type(error.orig).__name__]
-        raise DagsterUnavailable(f"Dagster's storage: {said[0]}") from error
+        lines = str(error.orig).strip().splitlines() or [type(error.orig).__name__]
+        raise DagsterUnavailable(f"Dagster's storage: {lines[0]}") from error
     except (DagsterPostgresException, DagsterError) as error:
         raise DagsterUnavailable(f"Dagster's storage or configuration: {str(error).splitlines()[0]}") from error

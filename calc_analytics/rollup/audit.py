@@ -17,7 +17,7 @@ from calc_analytics.days import FIRST, LAST
 from calc_analytics.rollup import journal, ledger
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Rollup
-from calc_analytics.rollup.reports import AuditFinding, AuditReport
+from calc_analytics.rollup.reports import AuditDifference, AuditReport
 
 # The greatest difference that the ledger's columns hold.
 GREATEST = 2**63 - 1
@@ -40,7 +40,7 @@ def _audit(db: Database, days: Sequence[date] | None) -> AuditReport:
         looked_at = {rollup: _compare(connection, rollup, days) for rollup in db.log.rollups}
         # Recorded under the lock, so that a rebuild in the meantime is not reported as a difference.
         ledger.lock(connection, db)
-        found: list[AuditFinding] = []
+        found: list[AuditDifference] = []
         news: dict[date, dict[str, object]] = {}
         for rollup, (_, suspected) in looked_at.items():
             different = _compare(connection, rollup, [each.day for each in suspected])[1] if suspected else []
@@ -58,10 +58,10 @@ def _audit(db: Database, days: Sequence[date] | None) -> AuditReport:
     return AuditReport(number, found, time.perf_counter() - started)
 
 
-def _compare(connection: Connection, rollup: Rollup, days: Sequence[date] | None) -> tuple[int, list[AuditFinding]]:
+def _compare(connection: Connection, rollup: Rollup, days: Sequence[date] | None) -> tuple[int, list[AuditDifference]]:
     """How many days were compared, and those that differ."""
     rows = connection.execute(text(audit_sql(rollup, days)), {"rollup": rollup.name, "days": list(days or [])}).all()
-    return rows[0].audited, [AuditFinding(rollup.name, *row[:4]) for row in rows if row.difference]
+    return rows[0].audited, [AuditDifference(rollup.name, *row[:4]) for row in rows if row.difference]
 
 
 def audit_sql(rollup: Rollup, days: Sequence[date] | None) -> str:

@@ -12,7 +12,6 @@ from calc_analytics.database import adopt, log_index, row_security
 from calc_analytics.database.engine import transaction
 from calc_analytics.database.log_index import TableIndex
 from calc_analytics.database.log_tree import TREE
-from calc_analytics.database.server import Role, read_role
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Log
 from calc_analytics.rollup.foreign import foreign_rows_sql, require_none
@@ -48,6 +47,15 @@ class LogTable:
 
 
 @dataclass(frozen=True)
+class ForeignTrigger:
+    """A trigger or a rule (`kind`) of another program on a table of the project."""
+
+    kind: str
+    name: str
+    table: str
+
+
+@dataclass(frozen=True)
 class BypassingRows:
     """Log rows that came past the default: of the last hour without an id, and with one no transaction has had yet."""
 
@@ -60,11 +68,6 @@ def needed_rights(log: Log) -> dict[str, tuple[str, ...]]:
     targets = {rollup.name: ON_TARGET for rollup in log.rollups}
     views = {rollup.live_view: ("SELECT",) for rollup in log.rollups}
     return {log.name: ("SELECT",), **targets, **views, **ON_STATE}
-
-
-def role(db: Database) -> Role:
-    """What the connected role may do, and what it lacks of what counting, rebuilding and proving need."""
-    return read_role(db.engine, db.log.name, needed_rights(db.log))
 
 
 def hidden(db: Database) -> list[row_security.Hidden]:
@@ -93,6 +96,13 @@ def log_tables(db: Database) -> list[LogTable]:
         return [LogTable(**row) for row in rows]
 
 
+def foreign_triggers(db: Database) -> list[ForeignTrigger]:
+    """The triggers and rules on the tables of statistics and of their state; the project creates none."""
+    tables = [*db.log.names, *ON_STATE]
+    with transaction(db.engine) as connection:
+        return [ForeignTrigger(*row) for row in connection.execute(text(_TRIGGERS), {"tables": tables})]
+
+
 def rows_bypassing(db: Database) -> BypassingRows:
     """Looks at the last hour's rows, and by index for ids that lie ahead; counts no further than a thousand."""
     time = db.log.event_time
@@ -110,6 +120,16 @@ def rows_bypassing(db: Database) -> BypassingRows:
     return BypassingRows(row.without_id, row.from_the_future)
 
 
+_TRIGGERS = """
+    select kind, format('%I', name), cast(cast(t.oid as regclass) as text)
+    from unnest(cast(:tables as text[])) with ordinality as n (table_name, place)
+    join pg_class t on t.oid = to_regclass(n.table_name)
+    cross join lateral (
+        select 'trigger', tgname from pg_trigger where tgrelid = t.oid and not tgisinternal and tgenabled <> 'D'
+        union all select 'rule', rulename from pg_rewrite where ev_class = t.oid and ev_enabled <> 'D'
+    ) as found (kind, name)
+    order by place, kind, name
+"""
 # Triggers: bit 1 of tgtype is for each row, 2 before, 4 on insert, 16 on update.
 _TABLES = f"""
     with {TREE}

@@ -7,6 +7,7 @@ but those that share a range of pages with a gap.
 
 import threading
 import time
+from dataclasses import dataclass, replace
 from datetime import date
 
 from sqlalchemy import text
@@ -49,6 +50,14 @@ def record_days(db: Database) -> list[date]:
     return found
 
 
+@dataclass(frozen=True)
+class SearchReport:
+    """The days that a search found. Not `is_complete`: it was stopped at its time limit, and there may be others."""
+
+    days: list[date]
+    is_complete: bool = True
+
+
 class Search:
     """Searches when that is due: after a minute, and immediately when a table was attached, detached or exchanged.
 
@@ -60,10 +69,17 @@ class Search:
         self._lock = threading.Lock()
         self._tables: list[int] = []
         self._due_at = 0.0
-        self._found: list[date] = []
+        self._found = SearchReport([])
 
     def days(self, db: Database) -> list[date]:
-        """Those of the days found by the last search that are still not on record. Raises as `find_days`."""
+        """The days of `report`."""
+        return self.report(db).days
+
+    def report(self, db: Database) -> SearchReport:
+        """Those of the days found by the last search that are still not on record. Raises as `find_days`.
+
+        A search that is stopped ends the caller's transaction, if it is a part of one.
+        """
         with self._lock, transaction(db.engine) as connection:
             tables = log_tree.identities(connection, db.log.name)
             if tables != self._tables or time.monotonic() >= self._due_at:
@@ -71,10 +87,11 @@ class Search:
                 found = self._search(connection, db)
                 took = time.monotonic() - started
                 pause = max(took / SEARCH_SHARE, 0.0 if found is None else SEARCH_SECONDS)
-                self._found, self._tables, self._due_at = found or [], tables, started + took + pause
-            elif self._found:
+                self._found = replace(self._found, is_complete=False) if found is None else SearchReport(found)
+                self._tables, self._due_at = tables, started + took + pause
+            elif self._found.days:
                 known = ledger.days_on_record(connection, db.log)
-                self._found = [day for day in self._found if day not in known]
+                self._found = replace(self._found, days=[day for day in self._found.days if day not in known])
             return self._found
 
     def _search(self, connection: Connection, db: Database) -> list[date] | None:

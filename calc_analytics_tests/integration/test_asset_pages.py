@@ -58,7 +58,7 @@ def test_a_version_changes_with_what_is_counted():
     assert len({each.version for each in LOG.rollups}) == len(LOG.rollups)
 
 
-def test_sensor_schedules_and_jobs_say_what_how_often_and_what_a_grey_tick_means(location):
+def test_sensor_schedules_and_jobs_describe_what_how_often_and_what_a_grey_tick_means(location):
     assert "grey (skipped) tick" in location.resolve_sensor_def("new_log_batches").description
     for name in ("hourly_rollup", "daily_housekeeping"):
         assert "per tick" in location.resolve_schedule_def(name).description

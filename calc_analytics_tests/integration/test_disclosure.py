@@ -79,7 +79,7 @@ def database_probes(served: Served) -> dict[str, dict[str, Any]]:
     return {name: probe for name, probe in served.probes().items() if name in ("database", "tables", *COUNTING)}
 
 
-def assert_said_once(probes: dict[str, dict[str, Any]], first: str, code: str, words: str) -> None:
+def assert_reported_once(probes: dict[str, dict[str, Any]], first: str, code: str, words: str) -> None:
     """The first of these probes says what is wrong, the others name it; all have the code."""
     assert {probe["code"] for probe in probes.values()} == {code}
     assert words in probes[first]["compared"]
@@ -90,7 +90,7 @@ def assert_said_once(probes: dict[str, dict[str, Any]], first: str, code: str, w
 def test_a_database_that_does_not_answer(cluster: tuple[Cluster, int]):
     nowhere = address(free_port())
     with serving(nowhere) as served:
-        assert_said_once(database_probes(served), "database", "database_unreachable", "the database is unreachable")
+        assert_reported_once(database_probes(served), "database", "database_unreachable", "the database is unreachable")
         assert served.probes()["database"]["next_command"] == "calc-analytics doctor"
         assert served.trigger()[1]["error"]["message"].startswith("the database is unreachable")
         assert_nothing_is_disclosed(served, nowhere.database_url)
@@ -113,7 +113,7 @@ def test_tables_that_are_missing(cluster: tuple[Cluster, int]):
     with serving(settings) as served:
         probes = database_probes(served)
         assert probes.pop("database")["compared"] == "the database answered"
-        assert_said_once(probes, "tables", "not_installed", "the newest migration has not run")
+        assert_reported_once(probes, "tables", "not_installed", "the newest migration has not run")
         assert probes["state"]["next_command"] == "calc-analytics migrate"
         assert_nothing_is_disclosed(served, settings.database_url)
 
@@ -124,7 +124,7 @@ def test_a_database_that_is_killed_while_the_service_runs(cluster: tuple[Cluster
     with serving(settings) as served:
         assert served.probes()["database"]["ok"]
         server.stop("immediate")
-        assert_said_once(database_probes(served), "database", "database_unreachable", "the database is unreachable")
+        assert_reported_once(database_probes(served), "database", "database_unreachable", "the database is unreachable")
         assert_nothing_is_disclosed(served, settings.database_url)
         server.start()
         assert served.probes()["database"]["ok"]
@@ -136,7 +136,7 @@ def test_a_right_that_is_missing(database: URL, owner):
     with serving(settings) as served:
         probes = {name: probe for name, probe in served.probes().items() if probe["code"] == "permission_denied"}
         assert set(probes) >= {"tables", "state", "freshness"}
-        assert_said_once(probes, "tables", "permission_denied", "permission denied")
+        assert_reported_once(probes, "tables", "permission_denied", "permission denied")
         assert served.trigger()[1]["error"]["message"].startswith("permission denied")
         assert_nothing_is_disclosed(served, settings.database_url)
 
@@ -147,7 +147,7 @@ def test_a_database_from_another_cluster(database: URL, owner):
     with serving(settings) as served:
         probes = {name: probe for name, probe in served.probes().items() if probe["code"] == "restored_elsewhere"}
         assert set(probes) >= {"state", "freshness"}
-        assert_said_once(probes, "state", "restored_elsewhere", "restored into another cluster")
+        assert_reported_once(probes, "state", "restored_elsewhere", "restored into another cluster")
         assert probes["state"]["next_command"] == "calc-analytics rebase"
         assert_nothing_is_disclosed(served, settings.database_url)
 
@@ -161,7 +161,7 @@ def test_dagsters_storage_that_does_not_answer(database: URL, tmp_path: Path, mo
             name: served.probes()[name]
             for name in ("daemon", "sensor", "schedule", "housekeeping", "checks", "scheduled_run", "runs")
         }
-        assert_said_once(probes, "daemon", "dagster_database_unreachable", "Dagster's storage is unreachable")
+        assert_reported_once(probes, "daemon", "dagster_database_unreachable", "Dagster's storage is unreachable")
         assert_nothing_is_disclosed(served, Settings.from_environment({"DATABASE_URL": nowhere}).database_url)
 
 

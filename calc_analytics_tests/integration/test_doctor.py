@@ -23,7 +23,6 @@ from calc_analytics.operations.findings import Finding
 from calc_analytics.operations.probes import Prober
 from calc_analytics.operations.sources import Sources
 from calc_analytics.orchestration import history
-from calc_analytics.orchestration.history import FinishedRun, Instigator
 from calc_analytics.processes.supervisor import free_port
 from calc_analytics.rollup import diagnosis
 from calc_analytics.rollup.database import Database
@@ -89,7 +88,7 @@ def repaired(owner: Engine, found: list[Finding], again: Examine, part: str) -> 
 def test_of_a_database_that_is_ready_nothing_is_wrong(examined: Examine):
     found = examined()
     assert level(found, "wrong") == []
-    assert {finding.name for finding in found} == {*doctor.EXAMINATIONS, "ports"}
+    assert {finding.name for finding in found} == {*doctor.EXAMINATIONS} - {"triggers"}
 
 
 def test_missing_rights_are_found_and_the_grants_fix_them(examined, owner, database, maintenance, monkeypatch):
@@ -294,7 +293,7 @@ def test_rollups_that_are_not_those_of_the_database_are_found(examined, monkeypa
     assert wrong.command == "set ROLLUPS back, or calc-analytics migrate"
 
 
-def test_a_rollup_that_nobody_declared_is_found(examined, monkeypatch):
+def test_a_rollup_that_is_not_declared_is_found(examined, monkeypatch):
     monkeypatch.setenv("ROLLUPS", "calculation_stats_daily,nothing")
     (wrong,) = level(examined(), "wrong")
     assert (wrong.name, "there is no rollup 'nothing'" in wrong.fact) == ("settings", True)
@@ -318,6 +317,24 @@ def test_a_state_that_stops_every_operation_names_what_resolves_it(examined, own
     assert wrong.why
 
 
+def test_triggers_and_rules_of_other_programs_on_the_tables_of_statistics_are_noted(examined, owner):
+    assert level(examined(), "note", "triggers") == []
+    execute(
+        owner,
+        "create function refuse() returns trigger language plpgsql as $$ begin raise 'not today'; end $$",
+        'create trigger "Guard" before insert on calculation_stats_hourly for each row execute function refuse()',
+        "create rule quiet as on delete to rollup_days do also nothing",
+    )
+    found = level(examined(), "note", "triggers")
+    assert [each.fact for each in found] == [
+        """the trigger "Guard" of calculation_stats_hourly is not the project's""",
+        "the rule quiet of rollup_days is not the project's",
+    ]
+    assert all(each.why for each in found)
+    execute(owner, *commands(found))
+    assert level(examined(), "note", "triggers") == []
+
+
 def test_clocks_that_differ_are_found(examined, monkeypatch):
     clock = doctor.clock
     monkeypatch.setattr(doctor, "clock", lambda owner: clock(owner) + timedelta(minutes=3))
@@ -339,10 +356,10 @@ def test_python_and_postgresql_agree_on_offsets(owner, zone: str):
     assert utc_offsets(owner, zone, instants) == here
 
 
-def test_ticks_that_are_kept_for_ever_are_found(examined, home):
+def test_ticks_that_are_kept_without_limit_are_found(examined, home):
     (home / "dagster.yaml").write_text("retention: {sensor: {purge_after_days: {skipped: 2, success: -1}}}\n")
     (note,) = level(examined(), "note", "dagster")
-    assert "success for ever" in note.fact
+    assert "success without limit" in note.fact
     history.instance.cache_clear()
     (home / "dagster.yaml").write_text(
         "retention: {sensor: {purge_after_days: {skipped: 2, success: 7, failure: 30}}}\n"
@@ -356,7 +373,7 @@ def test_a_dagster_configuration_that_cannot_be_read_is_found(examined, home):
     assert "no_such_block" in wrong.fact or "dagster.yaml" in wrong.fact
 
 
-def test_ports_are_free_ours_or_somebody_elses():
+def test_ports_are_free_ours_or_another_programs():
     class Other(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_error(404)
@@ -378,7 +395,7 @@ def test_ports_are_free_ours_or_somebody_elses():
     assert ui.command == f"calc-analytics up --ui-port {taken + 1}"
 
 
-def test_a_port_that_never_answers_is_somebody_elses(monkeypatch):
+def test_a_port_that_never_answers_is_another_programs(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         (ui, _) = doctor._ports(Ports(silent.getsockname()[1], free_port()))
     assert ui.level == "wrong"
@@ -402,41 +419,21 @@ def test_the_command_prints_fact_reason_and_command(calc, owner):
     assert "1 wrong" in result.output
     answer = json.loads(calc("doctor", "--json", *ports).output)
     assert answer["wrong"] == 1
-    assert {"part", "level", "fact", "why", "command"} == set(answer["findings"][0])
+    reported = json.loads(calc("status", "--json").output)["health"]["probes"]
+    assert {*answer["findings"][0]} == {*reported[0]}, "one shape for both"
 
 
-def test_a_database_that_is_down_is_said_once_and_the_rest_is_examined(calc, monkeypatch):
+def test_a_database_that_is_down_is_reported_once_and_the_rest_is_examined(calc, monkeypatch):
     monkeypatch.setenv("DATABASE_URL", f"postgresql://me:hunter2@127.0.0.1:{free_port()}/db")
     result = calc("doctor", "--json")
     assert result.exit_code == 1
     found = json.loads(result.output)["findings"]
-    wrong = [finding for finding in found if finding["level"] == "wrong" and finding["part"] != "ports"]
+    wrong = [finding for finding in found if finding["level"] == "wrong" and finding["name"] != "ports"]
     assert len(wrong) == 1
-    assert "cannot connect to postgresql://me:***" in wrong[0]["fact"]
-    assert [finding["part"] for finding in found if finding["level"] == "ok"][:3] == [
+    assert "cannot connect to postgresql://me:***" in wrong[0]["compared"]
+    assert [finding["name"] for finding in found if finding["level"] == "ok"][:3] == [
         "settings",
         "settings",
         "dagster",
     ]
     assert "hunter2" not in result.output
-
-
-@pytest.mark.parametrize(
-    ("schedule", "run", "level", "said"),
-    [
-        (None, None, "ok", "starts once the daemon runs"),
-        (Instigator("daily_housekeeping", True, None, None), None, "ok", "it has not run yet"),
-        (Instigator("daily_housekeeping", False, None, None), None, "note", "turned off"),
-        (
-            Instigator("daily_housekeeping", True, None, None),
-            FinishedRun("0a1b2c3d4e", False, None, utc(2026, 3, 1)),
-            "note",
-            "failed (run 0a1b2c3d)",
-        ),
-    ],
-)
-def test_the_clean_up_of_dagsters_event_log_is_looked_at(schedule, run, level: str, said: str):
-    found = doctor._housekeeping(schedule, run)
-    assert found.level == level
-    assert said in found.fact
-    assert bool(found.command) is (level == "note")

@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections import Counter
 from datetime import date, datetime, timezone
 from pathlib import Path
 
@@ -23,10 +24,13 @@ from dagster._core.scheduler.instigation import (
 )
 from dagster._daemon.types import DaemonHeartbeat
 from dagster._utils.error import SerializableErrorInfo
-from sqlalchemy import event
+from sqlalchemy import event, make_url
 
 from calc_analytics.config import Settings, project_root
-from calc_analytics.operations import health
+from calc_analytics.database import engine
+from calc_analytics.operations import health, status
+from calc_analytics.operations.doctor import Ports, examine
+from calc_analytics.operations.metrics import Exposition
 from calc_analytics.operations.probes import Prober
 from calc_analytics.operations.sources import Sources
 from calc_analytics.orchestration import history
@@ -106,11 +110,11 @@ def probes(database, *names: str) -> dict[str, health.Finding]:
 
 def test_of_an_instance_that_saw_nothing_nothing_is_known(dagster):
     assert {beat.at for beat in history.heartbeats(dagster)} == {None}
-    assert history.instigators(dagster).get(history.SENSOR) is None
-    assert history.instigators(dagster).get(history.SCHEDULE) is None
+    assert history.instigators(history.Record(dagster)).get(history.SENSOR) is None
+    assert history.instigators(history.Record(dagster)).get(history.SCHEDULE) is None
     assert history.last_finished_run(dagster) is None
     assert history.last_checks(dagster, LOG) == []
-    assert history.instigators(dagster).get(history.HOUSEKEEPING) is None
+    assert history.instigators(history.Record(dagster)).get(history.HOUSEKEEPING) is None
 
 
 def test_heartbeats_say_which_daemons_the_counting_needs(dagster):
@@ -138,11 +142,11 @@ def test_the_scheduler_may_sleep_for_a_minute(dagster, database):
     assert not probes(database, "daemon")["daemon"].ok
 
 
-def test_a_sensor_that_ticks_is_content_and_one_that_was_turned_off_is_not(dagster, database):
+def test_a_sensor_that_ticks_passes_and_one_that_was_turned_off_fails(dagster, database):
     state = instigator(dagster, "new_log_batches", InstigatorType.SENSOR, InstigatorStatus.DECLARED_IN_CODE)
     tick(dagster, state, TickStatus.SKIPPED, 12)
     tick(dagster, state, TickStatus.STARTED, 2)
-    found = history.instigators(dagster).get(history.SENSOR)
+    found = history.instigators(history.Record(dagster)).get(history.SENSOR)
     assert (found.on, found.last_tick.status, found.last_tick.error) == (True, "skipped", None)
     assert found.started_at > found.last_tick.at
     assert probes(database, "sensor")["sensor"].ok
@@ -151,17 +155,17 @@ def test_a_sensor_that_ticks_is_content_and_one_that_was_turned_off_is_not(dagst
     assert (finding.ok, finding.command) == (False, "dagster sensor start new_log_batches")
 
 
-def test_a_sensor_that_ticked_long_ago_is_not_content(dagster, database):
+def test_a_sensor_that_ticked_long_ago_fails(dagster, database):
     state = instigator(dagster, "new_log_batches", InstigatorType.SENSOR, InstigatorStatus.RUNNING)
     tick(dagster, state, TickStatus.SKIPPED, 90)
     assert "its last tick began 90 s ago" in probes(database, "sensor")["sensor"].fact
 
 
 @pytest.mark.parametrize(("in_a_row", "content"), [(1, True), (2, False)])
-def test_one_red_tick_is_tried_again_and_two_are_trouble(dagster, database, in_a_row: int, content: bool):
+def test_one_red_tick_is_retried_and_two_are_an_error(dagster, database, in_a_row: int, content: bool):
     state = instigator(dagster, "new_log_batches", InstigatorType.SENSOR, InstigatorStatus.RUNNING)
     tick(dagster, state, TickStatus.FAILURE, 5, in_a_row)
-    assert history.instigators(dagster).get(history.SENSOR).last_tick.error == "the disk is full"
+    assert history.instigators(history.Record(dagster)).get(history.SENSOR).last_tick.error == "the disk is full"
     finding = probes(database, "sensor")["sensor"]
     assert finding.ok is content
     assert content or "the last 2 ticks of the sensor new_log_batches failed: the disk is full" in finding.fact
@@ -172,7 +176,7 @@ def test_of_two_code_locations_the_one_that_ticked_last_counts(dagster):
     new = instigator(dagster, "new_log_batches", InstigatorType.SENSOR, InstigatorStatus.RUNNING)
     tick(dagster, old, TickStatus.SKIPPED, 1000)
     tick(dagster, new, TickStatus.SUCCESS, 10)
-    assert history.instigators(dagster).get(history.SENSOR).on
+    assert history.instigators(history.Record(dagster)).get(history.SENSOR).on
 
 
 def test_a_schedule_may_wait_for_its_first_tick(dagster, database):
@@ -213,7 +217,7 @@ def test_several_failed_days_are_counted_and_an_error_comes_before_warnings(dags
     assert (found.warning, found.description) == (True, "2026-03-04: differs by 5; 2 more days")
 
 
-def test_the_summary_of_a_run_over_several_days_says_nothing_of_its_own(dagster, database):
+def test_the_summary_of_a_run_over_several_days_is_no_finding(dagster, database):
     evaluate(dagster, said(True), said(True, NEXT), said(False, None))
     assert last_check(dagster).passed
 
@@ -260,7 +264,7 @@ def test_failed_runs_are_read_with_the_same_number_of_queries_however_many_there
         for day in range(number, 2 * number):
             fail(stored_instance, location, date(2026, 3, day), f"the disk of day {day} is full")
         asked.clear()
-        failed = history.failed_runs(stored_instance, LOG)
+        failed = history.failed_runs(history.Record(stored_instance), LOG)
         counts.append(len(asked))
         assert {run.days[0].day: run.error for run in failed}[number] == f"the disk of day {number} is full"
     assert len(failed) == 16
@@ -272,7 +276,7 @@ def test_of_a_run_whose_failure_is_not_among_the_newest_the_log_is_named(stored_
         fail(stored_instance, location, date(2026, 3, day), "the disk is full")
     newest = stored_instance.fetch_run_status_changes(DagsterEventType.RUN_FAILURE, 1)
     monkeypatch.setattr(stored_instance, "fetch_run_status_changes", lambda kind, limit: newest)
-    failed = history.failed_runs(stored_instance, LOG)
+    failed = history.failed_runs(history.Record(stored_instance), LOG)
     assert [run.error for run in failed] == ["the reason is in the run's log", "the disk is full"]
 
 
@@ -281,6 +285,28 @@ def fail(dagster: DagsterInstance, location: Definitions, day: date, reason: str
     tags = {"dagster/partition": str(day), "dagster/max_retries": "0"}
     run = dagster.create_run_for_job(location.resolve_job_def("rollup_job"), tags=tags)
     dagster.report_run_failed(run, reason)
+
+
+def test_a_report_reads_each_source_once(stored_instance, location, database, db, monkeypatch):
+    """A transaction each for the catalogs, the tables, the log and Dagster's sessions; Dagster's instigators once."""
+    fail(stored_instance, location, date(2026, 3, 1), "the disk is full")
+    monkeypatch.setattr(history, "instance", lambda: stored_instance)
+    settings, begun, read = Settings.from_environment(), [], []
+    begin, states = engine._begin, DagsterInstance.all_instigator_state
+    monkeypatch.setattr(engine, "_begin", lambda on: begun.append(on.url.database) or begin(on))
+    monkeypatch.setattr(DagsterInstance, "all_instigator_state", lambda self: read.append(1) or states(self))
+    sources, prober = Sources(settings), Prober(deadline_seconds=20)
+    exposition, storage = Exposition(sources, prober, lambda: 0), make_url(stored_instance.run_storage.postgres_url)
+    for ask in (
+        lambda: health.health(sources, prober),
+        lambda: exposition.text(""),
+        lambda: status.report(sources, prober, 7),
+        lambda: examine(sources, prober, Ports(free_port(), free_port())),
+    ):
+        begun.clear(), read.clear()
+        ask()
+        assert Counter(begun) == {database.database: 3, storage.database: 1}
+        assert read == [1]
 
 
 def test_the_last_run_is_that_of_the_schedule(dagster, location, database, connect):
@@ -320,7 +346,7 @@ def test_how_long_ticks_are_kept_is_read_from_the_configuration(dagster, tmp_pat
     assert (kept["skipped"], kept["success"], kept["failure"]) == (2, 7, 30)
 
 
-def test_a_storage_that_is_down_is_trouble_in_one_line(tmp_path, monkeypatch):
+def test_a_storage_that_is_down_is_an_error_of_one_line(tmp_path, monkeypatch):
     shutil.copy(project_root() / "dagster.yaml", tmp_path)
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", f"postgresql://me:hunter2@127.0.0.1:{free_port()}/dagster")

@@ -19,8 +19,8 @@ from dagster import DagsterInstance
 from dagster._core.definitions.run_request import InstigatorType
 from dagster._core.scheduler.instigation import InstigatorStatus, TickStatus
 from playwright.sync_api import Browser, sync_playwright
-from sqlalchemy import event
-from sqlalchemy.engine import URL, Engine
+from sqlalchemy import event, text
+from sqlalchemy.engine import URL, Connection, Engine
 
 from calc_analytics.config import Settings
 from calc_analytics.database.engine import transaction
@@ -33,12 +33,12 @@ from calc_analytics.operations.page import view
 from calc_analytics.operations.page.accept import prefers_html
 from calc_analytics.operations.page.calendar import months, shift_months
 from calc_analytics.operations.page.chart import chart
-from calc_analytics.operations.page.figures import figures, questions
+from calc_analytics.operations.page.figures import figures, readers
 from calc_analytics.operations.probes import Answer, Prober
 from calc_analytics.operations.sources import Sources
 from calc_analytics.orchestration import history
 from calc_analytics.processes.supervisor import free_port
-from calc_analytics.rollup import ledger
+from calc_analytics.rollup import ledger, unseen
 from calc_analytics.rollup.audit import audit
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.journal import Freshness
@@ -47,7 +47,7 @@ from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.retention import prune
 from calc_analytics.rollup.status import STATES, recent_days
-from calc_analytics.rollup.unseen import Search
+from calc_analytics.rollup.unseen import Search, SearchReport
 from calc_analytics.rollup.verify import verify
 from calc_analytics.rollups import HOURS, LATENCY, LOG, STATS
 from calc_analytics_tests.conftest import ROLE
@@ -281,13 +281,26 @@ def test_days_that_only_a_search_has_found_need_attention(database: URL, db, own
 
 
 def test_while_the_search_does_not_answer_the_days_say_so(served: Served, db, connect, monkeypatch):
-    def fail(search: Search, db: Database) -> list[date]:
+    def fail(search: Search, db: Database) -> SearchReport:
         raise CalcAnalyticsError("the search fails")
 
     count_days(db, connect, AGO[:2])
     assert "Whether days that are not on record have log rows" not in page(served)
-    monkeypatch.setattr(Search, "days", fail)
+    monkeypatch.setattr(Search, "report", fail)
     assert "Whether days that are not on record have log rows: Not known: " in page(served)
+
+
+def test_that_the_search_was_stopped_is_said_beside_the_days(database: URL, db, connect, monkeypatch):
+    def search_for_long(connection: Connection, db: Database) -> list[date]:
+        connection.execute(text("select pg_sleep(20)"))
+        return []
+
+    count_days(db, connect, AGO[:2])
+    monkeypatch.setattr(unseen, "find_days", search_for_long)
+    with serving(Settings.from_environment()) as served:
+        stopped = page(served)
+    assert "Other days that are not on record may have log rows: the search for them was stopped after 1.0 s" in stopped
+    assert state_of(stopped, AGO[1]) == "built, 12 calculations"
 
 
 def test_across_midnight_the_whole_page_is_of_one_day(served: Served, db, connect, monkeypatch: pytest.MonkeyPatch):
@@ -304,7 +317,7 @@ def test_across_midnight_the_whole_page_is_of_one_day(served: Served, db, connec
     assert "Total calculations 7 " in words(body)
 
 
-def test_rows_that_wait_are_said_and_today_is_exact_up_to_the_last_count(served: Served, db, connect):
+def test_rows_that_wait_are_shown_and_today_is_exact_up_to_the_last_count(served: Served, db, connect):
     count_days(db, connect, AGO[:1])
     write(connect(), [row(datetime.now(timezone.utc))] * 5)
     text = words(page(served))
@@ -438,7 +451,7 @@ def test_while_a_table_is_locked_what_is_not_known_is_not_green(database: URL, d
         assert "Exact: every" in page(served)
     text = words(body)
     assert re.search(rf"\d of {len(PROBES)} probes did not answer", text)
-    assert text.count("Not known: no answer within 2 s.") == 3, "today, the days, the proofs"
+    assert text.count("Not known: no answer within 2 s.") == 4, "today, the days, the proofs, the ages"
     assert "Exact: every" not in text
 
 
@@ -481,7 +494,7 @@ def odd_page(odd: str) -> str:
     failed, noted, passed = ({**probe, "ok": level != "wrong", "level": level} for level in ("wrong", "note", "ok"))
     health = {"status": odd, "running": False, "healthy": False, "version": odd, "probes": [failed, noted, passed]}
     sources = Sources(Settings.from_environment({"DATABASE_URL": "postgresql://127.0.0.1:1/x"}))
-    shown = figures(facts.read(sources, Prober(), ("ledger", "log", "unseen"), questions(sources, NOW), NOW))
+    shown = figures(facts.read(sources, Prober(), ("ledger", "log", "unseen"), readers(sources.settings, NOW), NOW))
     days = [DayOverview(TODAY, "stale", {odd: "stale", "a": "built"}, 3)]
     shown = replace(shown, overview=Answer(Overview(TODAY, TODAY, days, [], {odd: 3}, odd, [odd, "a"]), None, 0.1))
     return view.render(health, shown, "UTC", f"http://{odd}:1")

@@ -133,7 +133,7 @@ def served(settings: Settings) -> Iterator[Served]:
 
 @pytest.fixture
 def down() -> Settings:
-    """Everything is down: nobody listens where the database should be."""
+    """Everything is down: nothing listens where the database should be."""
     nowhere = f"postgresql://me:{SECRET}@127.0.0.1:{free_port()}/db"
     read = Settings.from_environment({"DATABASE_URL": nowhere})
     return replace(read, enable_test_endpoints=True)
@@ -197,9 +197,7 @@ def counted_yesterday(db: Database, connect) -> date:
     return yesterday
 
 
-def test_statistics_that_somebody_changed_are_red_after_an_audit_and_green_after_a_rebuild(
-    served: Served, db, engine, connect
-):
+def test_changed_statistics_are_red_after_an_audit_and_green_after_a_rebuild(served: Served, db, engine, connect):
     yesterday = counted_yesterday(db, connect)
     assert served.probes()["proofs"]["ok"]
     statement = (
@@ -220,7 +218,7 @@ def test_statistics_that_somebody_changed_are_red_after_an_audit_and_green_after
     assert stored(engine) == oracle(engine)
 
 
-def test_log_rows_that_somebody_deleted_stay_red_until_a_person_decides(served: Served, db, owner, engine, connect):
+def test_deleted_log_rows_stay_red_until_a_person_decides(served: Served, db, owner, engine, connect):
     yesterday = counted_yesterday(db, connect)
     before = stored(engine)
     execute(owner, "delete from calculation_logs where publisher_id = 1")
@@ -344,7 +342,7 @@ def test_the_service_lives_while_everything_else_is_down(down: Settings):
         assert SECRET not in json.dumps(answer)
 
 
-def test_a_database_that_hangs_is_said_within_the_deadline_and_does_not_keep_the_others(
+def test_a_database_that_hangs_is_reported_within_the_deadline_and_does_not_delay_the_others(
     settings: Settings, engine, connect
 ):
     locker = connect()
@@ -356,6 +354,35 @@ def test_a_database_that_hangs_is_said_within_the_deadline_and_does_not_keep_the
         assert served.ask("/health/live")[0] == 200
         samples = served.samples()
         assert (samples["calc_analytics_up"], samples["calc_analytics_probe_ok database"]) == (0, 1)
+        locker.rollback()
+        assert served.probes()["state"]["ok"]
+
+
+def test_a_database_that_accepts_no_new_connection_is_red_although_those_of_the_pool_work(
+    served: Served, db, url, maintenance
+):
+    refresh(db)
+    try:
+        maintenance(f'alter database "{url.database}" allow_connections false')
+        probes = served.probes()
+        assert (probes["database"]["ok"], probes["database"]["code"]) == (False, "database_unreachable")
+        assert probes["freshness"]["ok"]
+    finally:
+        maintenance(f'alter database "{url.database}" allow_connections true')
+    assert served.probes()["database"]["ok"]
+
+
+def test_a_log_table_that_is_locked_takes_only_what_is_read_from_it_away(settings: Settings, db, connect):
+    refresh(db)
+    audit(db)
+    locker = connect()
+    with serving(settings, Prober(deadline_seconds=2)) as served:
+        locker.execute("lock table calculation_logs in access exclusive mode")
+        silent = {name for name, probe in served.probes().items() if probe["compared"] == "no answer within 2 s"}
+        assert silent == {"tables", "state", "proofs"}
+        samples = served.samples()
+        assert samples["calc_analytics_last_refresh_timestamp_seconds"]
+        assert "calc_analytics_lag_rows" not in samples
         locker.rollback()
         assert served.probes()["state"]["ok"]
 
@@ -399,7 +426,7 @@ def test_without_a_token_in_the_settings_none_is_wanted(settings: Settings):
         assert served.trigger()[0] == 200
 
 
-def test_a_second_trigger_is_told_that_one_runs(served: Served, connect):
+def test_a_second_trigger_is_refused_while_one_runs(served: Served, connect):
     locker, answers = connect(), []
     locker.execute("select from rollup_state for update")
     first = threading.Thread(target=lambda: answers.append(served.trigger(TOKEN)))
@@ -465,7 +492,7 @@ def test_a_bug_is_an_error_without_its_stack_trace_which_goes_to_the_log(setting
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_metrics_tell_of_lag_writers_days_and_what_was_counted(served: Served, engine, connect):
+def test_metrics_show_lag_writers_days_and_what_was_counted(served: Served, engine, connect):
     before = served.samples()
     write(connect(), [row(now())] * 5)
     assert served.samples()["calc_analytics_lag_rows"] == 5
@@ -616,7 +643,7 @@ def fuzzed(served: Served, *options: str) -> None:
     assert "Tested: 5" in done.stdout  # of six: it asks for the description itself at the start
 
 
-def test_the_service_is_as_its_description_says_whatever_is_sent(settings: Settings, db):
+def test_the_service_is_as_its_description_says_for_any_request(settings: Settings, db):
     refresh(db)
     with serving(settings) as served:
         fuzzed(served)
@@ -651,12 +678,12 @@ def test_odd_requests_get_an_answer_in_the_shape_of_every_other(
         encoded = {name: value.strip().encode("latin-1") for name, value in headers.items()}
         connection.request(method, path, body, encoded)
         response = connection.getresponse()
-        said = response.read()
+        body = response.read()
     finally:
         connection.close()
     assert response.status in (200, 400, 401, 404, 405, 503)
     if response.status >= 404 and response.status != 503 and method != "HEAD":
-        assert set(json.loads(said)["error"]) == {"code", "message"}
+        assert set(json.loads(body)["error"]) == {"code", "message"}
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 import tempfile
 from collections import Counter
 from dataclasses import replace
@@ -16,10 +17,14 @@ from sqlalchemy.engine import Engine, make_url
 
 from calc_analytics.cli.main import main
 from calc_analytics.cli.status import worst_word
-from calc_analytics.config import project_root, with_driver
+from calc_analytics.config import Settings, project_root, with_driver
 from calc_analytics.database import embedded
 from calc_analytics.database.engine import engine_for
 from calc_analytics.database.writers import writers
+from calc_analytics.operations.health import PROBES
+from calc_analytics.operations.probes import Prober
+from calc_analytics.operations.sources import Sources
+from calc_analytics.operations.status import report
 from calc_analytics.orchestration import history
 from calc_analytics.processes.supervisor import free_port
 from calc_analytics.rollup import status
@@ -247,6 +252,21 @@ def home(tmp_path, monkeypatch) -> Path:
 def calc(database, home):
     """Runs `calc-analytics` with these words."""
     return lambda *words: CliRunner().invoke(main, words)
+
+
+def test_a_server_that_does_not_answer_is_waited_for_once(home: Path, monkeypatch):
+    """Dagster's storage is on the same server: the database has been tried before that is connected to."""
+    shutil.copy(project_root() / "dagster.yaml", home)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("DATABASE_URL", f"postgresql://me@127.0.0.1:{silent.getsockname()[1]}/x")
+        found = report(Sources(Settings.from_environment()), Prober(deadline_seconds=60), 7)
+        silent.setblocking(False)
+        for _ in ("catalogs", "tables", "log"):
+            silent.accept()[0].close()
+        with pytest.raises(BlockingIOError):
+            silent.accept()
+    assert all("no answer from" in finding.fact for finding in found.health.wrong)
+    assert {finding.name for finding in found.health.wrong} == {*PROBES}
 
 
 def refused(result: Result) -> str:

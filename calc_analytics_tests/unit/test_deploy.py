@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from calc_analytics.config import Settings, project_root
-from calc_analytics.operations.facts import READERS, Facts, Totals
-from calc_analytics.operations.health import PROBES
+from calc_analytics.operations.facts import Facts, Totals
+from calc_analytics.operations.health import NEEDED, PROBES
 from calc_analytics.operations.metrics import metrics
 from calc_analytics.operations.probes import Answer
 from calc_analytics.rollup.journal import Freshness
@@ -40,7 +40,7 @@ def samples() -> set[str]:
         "interval": 3600.0,
     }
     unknown = Answer(None, "not asked", 0.0)
-    answers = {name: Answer(known[name], None, 0.0) if name in known else unknown for name in READERS}
+    answers = {name: Answer(known[name], None, 0.0) if name in known else unknown for name in (*NEEDED, *known)}
     found = metrics(Facts(Settings.from_environment({}), answers, then))
     return {sample.name for metric in found for sample in metric.samples}
 

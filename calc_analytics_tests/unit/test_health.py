@@ -8,13 +8,14 @@ import pytest
 
 from calc_analytics.config import Settings
 from calc_analytics.database import row_security
-from calc_analytics.database.server import Server
+from calc_analytics.database.server import Role, Server
 from calc_analytics.operations import doctor
 from calc_analytics.operations.disclosure import NO_ANSWER, Cause
-from calc_analytics.operations.facts import READERS, Daemons, Facts, Runs
+from calc_analytics.operations.facts import Daemons, Facts, Runs, questions
 from calc_analytics.operations.findings import Finding
 from calc_analytics.operations.health import NEEDED, PROBES, report
 from calc_analytics.operations.probes import Answer
+from calc_analytics.operations.sources import Sources
 from calc_analytics.orchestration.history import (
     FailedDay,
     FailedRun,
@@ -24,8 +25,9 @@ from calc_analytics.orchestration.history import (
     LastCheck,
     Tick,
 )
-from calc_analytics.rollup.ledger import ClusterChanged
+from calc_analytics.rollup.ledger import ClusterChanged, LogReplaced, NotInstalled, RollupsChanged, TimezoneChanged
 from calc_analytics.rollup.status import Days, Lag, LastRefresh, LedgerReport, LogReport, ProofAges
+from calc_analytics.rollup.unseen import SearchReport
 
 NOW = datetime(2026, 3, 2, 12, tzinfo=timezone.utc)
 DAY, NEXT = date(2026, 3, 1), date(2026, 3, 2)
@@ -35,6 +37,7 @@ def ago(**given: float) -> datetime:
     return NOW - timedelta(**given)
 
 
+ROLE = Role("calc", is_superuser=False, missing=[], may_prune=True, sees_others=True)
 PROOFS = ProofAges(ago(seconds=1), ago(days=9), ago(minutes=5), ago(hours=2), ago(minutes=1), 2, 3.0)
 LEDGER = LedgerReport(
     None, LastRefresh(ago(seconds=1), NOW), PROOFS, {"calculation_stats_daily": Days({"built": 2})}, {}, {}, {}, [], {}
@@ -49,7 +52,7 @@ GOOD: dict[str, Any] = {
     "hidden": [],
     "ledger": LEDGER,
     "log": LogReport(Lag(0, 0.0), None),
-    "unseen": [],
+    "unseen": SearchReport([]),
     "daemons": Daemons([Heartbeat(name, ago(seconds=20), True) for name in DAEMONS], ["daemon 1 on a"]),
     "instigators": {"new_log_batches": ON, "hourly_rollup": replace(ON, name="hourly_rollup")},
     "runs": Runs(FinishedRun("0a1b2c3d4e", True, "2026-03-02", ago(minutes=3)), []),
@@ -85,7 +88,10 @@ def test_everything_that_is_as_it_should_be_is_healthy():
 
 
 def test_every_fact_that_health_needs_is_read_and_each_once():
-    assert set(NEEDED) <= set(READERS)
+    asked = questions(Sources(Settings.from_environment({}))).values()
+    readers = [name for question in asked for name in question.readers]
+    assert set(NEEDED) <= set(readers)
+    assert len(set(readers)) == len(readers)
     assert len(set(NEEDED)) == len(NEEDED)
     assert set(NEEDED) == set(GOOD)
 
@@ -116,7 +122,7 @@ def test_days_that_differ_are_named_even_if_the_log_does_not_answer():
 def test_days_of_every_class_are_problems_and_the_worst_is_the_fact():
     of, day, third = ["calculation_stats_daily"], DAY - timedelta(days=1), date(2026, 3, 3)
     ledger = replace(LEDGER, different={DAY: of}, overflowing={NEXT: of, DAY: of}, waiting={third: of})
-    found = finding("proofs", ledger=ledger, unseen=[day])
+    found = finding("proofs", ledger=ledger, unseen=SearchReport([day]))
     assert "1 day differs" in found.fact
     assert (found.command, found.code) == ("calc-analytics verify --day 2026-03-01", None)
     assert {problem.subject: (problem.detail.split()[0], problem.command) for problem in found.problems} == {
@@ -128,7 +134,9 @@ def test_days_of_every_class_are_problems_and_the_worst_is_the_fact():
 
 
 def test_days_that_wait_are_wrong_whether_on_record_or_not():
-    found = finding("proofs", ledger=replace(LEDGER, waiting={DAY: ["calculation_stats_daily"]}), unseen=[NEXT])
+    found = finding(
+        "proofs", ledger=replace(LEDGER, waiting={DAY: ["calculation_stats_daily"]}), unseen=SearchReport([NEXT])
+    )
     assert found.fact.startswith("2 days with log rows wait for a rebuild: 2026-03-01, 2026-03-02;")
     assert {problem.subject for problem in found.problems} == {"day 2026-03-01", "day 2026-03-02"}
 
@@ -139,6 +147,23 @@ def test_a_state_that_cannot_be_used_says_what_resolves_it():
     found = finding("state", ledger=ledger)
     assert (found.code, found.command) == ("restored_elsewhere", "calc-analytics rebase")
     assert finding("audit", ledger=ledger).public == "not known: see the probe state"
+
+
+@pytest.mark.parametrize(
+    ("error", "command"),
+    [
+        (NotInstalled, "calc-analytics migrate"),
+        (ClusterChanged, "calc-analytics rebase"),
+        (LogReplaced, "calc-analytics migrate && calc-analytics rebase && calc-analytics rollup"),
+        (TimezoneChanged, "set ROLLUP_TIMEZONE back, or calc-analytics rebase"),
+        (RollupsChanged, "set ROLLUPS back, or calc-analytics migrate"),
+    ],
+)
+def test_each_state_that_stops_every_operation_names_what_resolves_it_in_health_and_doctor(error, command: str):
+    changed = {"ledger": replace(LEDGER, error=error("no operation may use it"), refreshed=None, proofs=None)}
+    (found,) = doctor.EXAMINATIONS["state"].judge(facts(**changed))
+    assert (found.level, found.fact, found.command) == ("wrong", "no operation may use it", command)
+    assert finding("state", **changed).command == command
 
 
 def test_freshness_is_twice_the_interval():
@@ -169,16 +194,46 @@ def test_what_doctor_finds_wrong_is_what_health_finds():
         ("tables", "tables", {"is_installed": False}),
         ("permissions", "state", {"hidden": [hidden]}),
     ):
-        (found,) = doctor.EXAMINATIONS[part].judge(facts(**changed))
+        given = facts(**changed, role=ROLE)
+        (found,) = (each for each in doctor.EXAMINATIONS[part].judge(given) if each.level == "wrong")
         expected = finding(name, **changed)
         assert (found.level, found.fact, found.command) == (expected.level, expected.fact, expected.command)
         assert expected.level == "wrong"
         assert found.why
 
 
-def test_a_daemon_that_is_dead_is_nothing_that_doctor_finds():
+def doctors(**changed: Any) -> dict[str, Finding]:
+    """What doctor finds in the rest of the health report, by name."""
+    return {each.name: each for each in doctor.EXAMINATIONS["health"].judge(facts(**changed))}
+
+
+def test_what_is_wrong_in_the_health_report_is_wrong_for_doctor():
+    off = {**GOOD["instigators"], "new_log_batches": replace(ON, on=False)}
+    tick = Tick(ago(seconds=5), "failure", 2, "a trigger of another program raised an error")
+    failing = {**GOOD["instigators"], "new_log_batches": replace(ON, last_tick=tick)}
+    differs = replace(LEDGER, different={DAY: ["calculation_stats_daily"]})
+    for changed in ({}, {"instigators": off}, {"instigators": failing}, {"ledger": differs}, {"checks": unanswered()}):
+        assert sorted(doctors(**changed)) == sorted(wrong(**changed))
+    found = doctors(instigators=failing)["sensor"]
+    assert "a trigger of another program" in found.fact
+    assert found.command == "open its last tick in the Dagster UI"
+
+
+def test_a_dead_daemon_and_what_follows_from_it_are_one_note_for_doctor():
+    """As before `up`; what else is wrong stays wrong."""
     dead = Daemons([Heartbeat(name, None, True) for name in DAEMONS], [])
-    assert list(doctor.EXAMINATIONS["dagster"].judge(facts(daemons=dead))) == []
+    (found,) = doctors(daemons=dead, instigators={}).values()
+    assert (found.level, found.command) == ("note", "calc-analytics up")
+    differs = replace(LEDGER, different={DAY: ["calculation_stats_daily"]})
+    assert {name: each.level for name, each in doctors(daemons=dead, instigators={}, ledger=differs).items()} == {
+        "": "note",
+        "proofs": "wrong",
+    }
+
+
+def test_a_search_that_was_stopped_is_named():
+    assert "was stopped" in finding("proofs", unseen=SearchReport([], is_complete=False)).fact
+    assert "was stopped" not in finding("proofs").fact
 
 
 def test_no_command_with_a_name_in_it_is_public():

@@ -1,4 +1,4 @@
-"""What the page shows besides the health report: a part of the facts that health is made of, and two questions more."""
+"""What the page shows besides the health report: a part of the facts that health is made of, and two more."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -6,12 +6,13 @@ from datetime import date, datetime, timedelta
 from typing import Any
 
 from calc_analytics import days
+from calc_analytics.config import Settings
 from calc_analytics.operations.disclosure import cause_of
-from calc_analytics.operations.facts import Facts
+from calc_analytics.operations.facts import Facts, Readers
 from calc_analytics.operations.page.calendar import last_day, shift_months
-from calc_analytics.operations.probes import Answer, Question
-from calc_analytics.operations.sources import Sources
+from calc_analytics.operations.probes import Answer
 from calc_analytics.rollup import journal, overview, status
+from calc_analytics.rollup.unseen import SearchReport
 
 LAG_HOURS = 6
 # The calendar shows this month and the twelve before it.
@@ -28,7 +29,7 @@ class Figures:
     now: datetime
     today: date
     overview: Answer[overview.Overview]
-    unseen: Answer[list[date]]
+    unseen: Answer[SearchReport]
     proofs: Answer[status.ProofAges]
     lag: Answer[status.Lag]
     ages: Answer[list[journal.Freshness]]
@@ -49,22 +50,24 @@ class Figures:
         return calendar_range(self.today)[1]
 
 
-def questions(sources: Sources, now: datetime) -> dict[str, Question]:
-    """What the page asks beside the facts of health, in the same request: `now` is the instant of both."""
-    today = days.today(sources.settings.timezone, now)
+def readers(settings: Settings, now: datetime) -> dict[str, Readers]:
+    """What the page reads beside the facts of health, in the same request: `now` is the instant of both."""
+    today = days.today(settings.timezone, now)
     return {
-        "page overview": lambda: overview.overview(sources.database(), *calendar_range(today), today),
-        "page ages": lambda: journal.freshness(sources.database(), chart_begin(now)),
+        "tables": {
+            "page overview": lambda db: overview.overview(db, *calendar_range(today), today),
+            "page ages": lambda db: journal.freshness(db, chart_begin(now)),
+        }
     }
 
 
 def figures(facts: Facts) -> Figures:
-    """The page's figures from the facts of health and the answers to `questions`."""
-    answers, unseen = facts.answers, facts.known("unseen") or []
+    """The page's figures from the facts of health and the answers to `readers`."""
+    answers, unseen = facts.answers, facts.known("unseen")
     return Figures(
         facts.at,
         days.today(facts.settings.timezone, facts.at),
-        _part(answers["page overview"], lambda found: found.with_unseen(unseen)),
+        _part(answers["page overview"], lambda found: found.with_unseen(unseen.days if unseen else [])),
         answers["unseen"],
         _proofs(answers["ledger"]),
         _part(answers["log"], lambda log: log.lag),

@@ -22,6 +22,7 @@ from calc_analytics.operations.page import calendar
 from calc_analytics.operations.page.chart import chart
 from calc_analytics.operations.page.figures import LAG_HOURS, Figures
 from calc_analytics.operations.probes import Answer
+from calc_analytics.operations.sources import SEARCH_LIMIT_SECONDS
 from calc_analytics.operations.words import ago, in_rollups
 from calc_analytics.plurals import number
 from calc_analytics.rollup import status
@@ -92,6 +93,7 @@ def render(health: Mapping[str, Any], figures: Figures, timezone: str, dagster_u
         weekdays=calendar.WEEKDAYS,
         dagster_url=dagster_url,
         refresh_seconds=REFRESH_SECONDS,
+        search_limit=SEARCH_LIMIT_SECONDS,
         style=Markup(_style()),
     )
 

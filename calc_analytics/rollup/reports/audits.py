@@ -5,7 +5,7 @@ from datetime import date
 
 
 @dataclass(frozen=True)
-class AuditFinding:
+class AuditDifference:
     """A day of a rollup whose statistics are not what was counted. `difference`: the sum over the measures, or 1 if
     only the checksum differs."""
 
@@ -21,5 +21,5 @@ class AuditReport:
     """The audited days (per rollup), and those whose statistics are not what was counted."""
 
     days: int
-    different: list[AuditFinding]
+    different: list[AuditDifference]
     seconds: float
