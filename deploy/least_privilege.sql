@@ -39,6 +39,8 @@ begin
         execute format('grant select on %I to rollup_writer', name || '_live');
     end loop;
 end $$;
+-- The summary, which is replaced as a whole.
+grant select, insert, delete on publisher_usage_summary to rollup_writer;
 -- The state, the ledger and the journal, which change in the same transactions.
 grant select, update on rollup_state to rollup_writer;
 grant select, insert, update on rollup_days to rollup_writer;
