@@ -6,7 +6,7 @@ Dagster. An error of the storage is `DagsterUnavailable`, in one line.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta, timezone
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -153,6 +153,8 @@ class LastCheck:
     description: str
     failed: tuple[FailedDay, ...] = ()
     """The newest days that failed, newest first."""
+    is_advice: bool = False
+    """Whether it is about what was asked for, and not about the numbers: shown for some days, and not an alert."""
 
 
 @lru_cache(maxsize=1)
@@ -332,9 +334,22 @@ def last_checks(dagster: DagsterInstance, log: "Log") -> list[LastCheck]:
         for rollup in log.rollups
         for name in rollup.check_names
     }
+    advice = {AssetCheckKey(AssetKey(each.name), each.usual_check) for each in log.rollups if each.usual_check}
     with _translate_db_errors():
         results = event_log.results_of_checks(dagster, list(names))
-    return [_last_check(names[key], result) for key, result in results.items()]
+    return [
+        replace(_last_check(names[key], _recent(result)), is_advice=True)
+        if key in advice
+        else _last_check(names[key], result)
+        for key, result in results.items()
+    ]
+
+
+def _recent(result: event_log.CheckResults) -> event_log.CheckResults:
+    """Without days that are long over: nothing evaluates them again, and nothing has to be done about them."""
+    since = str((datetime.now(timezone.utc) - timedelta(days=RECENT_DAYS)).date())
+    failed = [each for each in result.failed if (each[1].partition or "") >= since]
+    return replace(result, failed=failed, failed_partitions=len(failed))
 
 
 def tick_retention_days(dagster: DagsterInstance) -> dict[str, int]:

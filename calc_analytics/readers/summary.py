@@ -52,6 +52,7 @@ def refresh_summary(db: Database) -> Summary:
     with transaction(db.engine) as connection:
         connection.execute(text(f"lock table {NAME} in share row exclusive mode"))
         connection.execute(WHOLE_DAYS)
+        connection.execute(_MEMORY)
         reading = connection.execute(_READING, {"latency": LATENCY.name, "stats": STATS.name}).one()
         raw = _read(connection, db, reading.today)
         table = _table(raw, reading)
@@ -163,6 +164,8 @@ def _figures(raw: "DataFrame") -> dict[str, int | float]:
     }
 
 
+# A year has more pages with a row without a response time than a bitmap of the default size can name.
+_MEMORY = text("set local work_mem = '64MB'")
 _READING = text(
     """
     select today, counted_at, rollup_days_complete(:stats, '-infinity', 'infinity')

@@ -192,6 +192,16 @@ def test_a_failed_check_is_unhealthy_and_a_warning_is_not(dagster, database):
     assert "2026-03-01: differs by 5" in finding.fact
 
 
+def test_an_unusual_total_is_shown_for_a_week_and_is_no_alert(dagster, database):
+    old, recent = (datetime.now(timezone.utc).date() - timedelta(days=n) for n in (9, 3))
+    evaluate(dagster, said(False, old, name="usual_total", **WARN))
+    assert probes(database, "checks")["checks"].level == "ok"
+    evaluate(dagster, said(False, recent, name="usual_total", **WARN))
+    finding = probes(database, "checks")["checks"]
+    assert (finding.level, finding.command) == ("note", "")
+    assert [(each.subject, each.is_posted) for each in finding.problems] == [(f"check usual_total of {recent}", False)]
+
+
 def test_a_failed_day_is_not_hidden_by_another_that_passed_later_and_is_over_when_it_passes_itself(dagster, database):
     evaluate(dagster, said(False))
     failed_at = last_check(dagster).at
