@@ -1,0 +1,45 @@
+"""Figures of days that no total gives: the 95th percentile of the response times, and the number of localities."""
+
+from collections.abc import Iterator
+from datetime import date
+
+from sqlalchemy import text
+
+from calc_analytics.database.engine import WHOLE_DAYS, transaction
+from calc_analytics.rollup.database import Database
+from calc_analytics.rollups import LATENCY, LOCALITIES
+
+Figures = dict[str, int | float]
+
+
+def day_figures(db: Database, first: date, last: date) -> dict[date, Figures]:
+    """`p95_response_time_ms` (milliseconds, four digits) and `localities` of each day from first to last.
+
+    A figure is left out for days that are not built in the rollup it needs. Cost: these days' rows of both rollups.
+    """
+    found: dict[date, Figures] = {}
+    for day, name, value in _read(db, first, last):
+        found.setdefault(day, {})[name] = value
+    return found
+
+
+def _read(db: Database, first: date, last: date) -> Iterator[tuple[date, str, int | float]]:
+    days = {"first": first, "last": last, "rollup": LOCALITIES.name}
+    with transaction(db.engine) as connection:
+        connection.execute(WHOLE_DAYS)
+        if LATENCY.name in db.log.names:
+            for row in connection.execute(_P95, days):
+                yield row.date, "p95_response_time_ms", float(f"{row.p95_ms:.4g}")
+        if LOCALITIES.name in db.log.names:
+            for row in connection.execute(_COUNTED_LOCALITIES, days):
+                yield row.date, "localities", row.localities
+
+
+_P95 = text("select date, p95_ms from platform_percentiles_by_day(:first, :last) where complete and p95_ms is not null")
+_COUNTED_LOCALITIES = text(
+    f"""
+    select date, count(distinct locality_id) as localities
+    from {LOCALITIES.name} where date between :first and :last and total_calculations > 0
+    group by date having rollup_days_complete(:rollup, date, date)
+    """
+)
