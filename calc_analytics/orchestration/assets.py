@@ -14,11 +14,9 @@ from dagster import (
     AssetsDefinition,
     AssetSpec,
     BackfillPolicy,
-    CodeReferencesMetadataValue,
     Config,
     Failure,
     FreshnessPolicy,
-    LocalFileCodeReference,
     MaterializeResult,
     PartitionsDefinition,
     RunRequest,
@@ -36,7 +34,7 @@ from calc_analytics.orchestration.metadata import (
     log_metadata,
     picture,
     previews,
-    runbook,
+    runbook_reference,
     table_metadata,
 )
 from calc_analytics.orchestration.partitions import as_days
@@ -172,17 +170,9 @@ def _spec(log: "Log", declared: "Rollup", freshness: FreshnessPolicy) -> AssetSp
         kinds={"postgres"},
         owners=["team:analytics"],
         tags={"layer": "statistics"},
-        metadata={**table_metadata(declared.target), "dagster/code_references": _links()},
+        metadata={**table_metadata(declared.target), **runbook_reference()},
         code_version=declared.version,
         freshness_policy=freshness,
-    )
-
-
-def _links() -> CodeReferencesMetadataValue:
-    """The runbook, shown under "Source code", where Dagster adds the asset's function."""
-    file = runbook()
-    return CodeReferencesMetadataValue(
-        code_references=[LocalFileCodeReference(file_path=str(file), label="runbook.md")] if file else []
     )
 
 

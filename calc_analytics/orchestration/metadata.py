@@ -6,7 +6,14 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dagster import MetadataValue, TableColumn, TableColumnConstraints, TableSchema
+from dagster import (
+    CodeReferencesMetadataValue,
+    LocalFileCodeReference,
+    MetadataValue,
+    TableColumn,
+    TableColumnConstraints,
+    TableSchema,
+)
 
 from calc_analytics.config import project_root
 from calc_analytics.orchestration.partitions import consecutive
@@ -47,6 +54,13 @@ def runbook() -> Path | None:
     """The runbook in the checkout; None where docs/ is not installed."""
     file = project_root() / "docs" / "runbook.md"
     return file if file.is_file() else None
+
+
+def runbook_reference() -> dict[str, Any]:
+    """The runbook, shown under "Source code", where Dagster adds the asset's function."""
+    file = runbook()
+    references = [LocalFileCodeReference(file_path=str(file), label="runbook.md")] if file else []
+    return {"dagster/code_references": CodeReferencesMetadataValue(code_references=list(references))}
 
 
 def _link() -> dict[str, Any]:

@@ -19,7 +19,7 @@ from dagster import (
 from calc_analytics.database.tables import publisher_usage_summary
 from calc_analytics.days import today
 from calc_analytics.orchestration.assets import GROUP
-from calc_analytics.orchestration.metadata import picture, table_metadata
+from calc_analytics.orchestration.metadata import picture, runbook_reference, table_metadata
 from calc_analytics.orchestration.names import SUMMARY
 from calc_analytics.orchestration.resources import RollupDatabase
 from calc_analytics.orchestration.retries import TRANSIENT_ERRORS, as_dagster_failure
@@ -47,7 +47,7 @@ COLUMNS = {
     "p95_response_time_ms": "{:.1f}",
     "top_locality_id": "{:.0f}",
 }
-DESCRIPTION = f"""Calculations of each publisher as of `counted_at`: today, by month, of the last 30 days and of all
+DESCRIPTION = f"""Calculations of each publisher, as of counted_at: today, by month, of the last 30 days and of all
 time, with change, rank, cache-hit ratio, response times and top locality.
 
 Grain: one row per publisher. Source: the rollups. Materializing replaces all rows in one transaction, in a second or
@@ -68,7 +68,7 @@ def summary_assets(log: "Log", freshness: FreshnessPolicy) -> list[AssetsDefinit
         kinds={"postgres", "pandas"},
         owners=["team:analytics"],
         tags={"layer": "readers"},
-        metadata=table_metadata(publisher_usage_summary),
+        metadata={**table_metadata(publisher_usage_summary), **runbook_reference()},
         freshness_policy=freshness,
         retry_policy=TRANSIENT_ERRORS,
     )
@@ -102,4 +102,4 @@ def _preview(table: "DataFrame") -> str:
     shown = table.head(SHOWN)
     known, rows = shown.notna(), {name: shown[name].map(form.format) for name, form in COLUMNS.items()}
     text = shown.assign(**rows)[list(COLUMNS)].where(known[list(COLUMNS)], "")
-    return str(text.to_markdown(index=False, disable_numparse=True))
+    return str(text.to_markdown(index=False, disable_numparse=True, colalign=["right"] * len(COLUMNS)))

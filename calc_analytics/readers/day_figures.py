@@ -31,15 +31,19 @@ def _read(db: Database, first: date, last: date) -> Iterator[tuple[date, str, in
             for row in connection.execute(_P95, days):
                 yield row.date, "p95_response_time_ms", float(f"{row.p95_ms:.4g}")
         if LOCALITIES.name in db.log.names:
+            # As a condition PostgreSQL would evaluate `complete` for each row of the rollup, not for each day.
             for row in connection.execute(_COUNTED_LOCALITIES, days):
-                yield row.date, "localities", row.localities
+                if row.complete:
+                    yield row.date, "localities", row.localities
 
 
 _P95 = text("select date, p95_ms from platform_percentiles_by_day(:first, :last) where complete and p95_ms is not null")
 _COUNTED_LOCALITIES = text(
     f"""
-    select date, count(distinct locality_id) as localities
-    from {LOCALITIES.name} where date between :first and :last and total_calculations > 0
-    group by date having rollup_days_complete(:rollup, date, date)
+    select date, count(*) as localities, rollup_days_complete(:rollup, date, date) as complete from (
+        select date, locality_id from {LOCALITIES.name}
+        where date between :first and :last and total_calculations > 0 group by date, locality_id
+    ) each_locality
+    group by date
     """
 )

@@ -43,7 +43,12 @@ query ($asset: String!) { assetChecksOrError: assetNodeOrError(assetKey: {path: 
 } } }
 """
 CHECKED = {
-    "calculation_stats_daily": {"stats_match_logs", "source_breakdown_complete", "cache_hits_within_total"},
+    "calculation_stats_daily": {
+        "stats_match_logs",
+        "source_breakdown_complete",
+        "cache_hits_within_total",
+        "usual_total",
+    },
     "calculation_locality_stats_daily": {"calculation_locality_stats_daily_match_logs", "cache_hits_within_total"},
     "calculation_stats_hourly": {"calculation_stats_hourly_match_logs", "cache_hits_within_total"},
     "calculation_latency_daily": {"calculation_latency_daily_match_logs"},
