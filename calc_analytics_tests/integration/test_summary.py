@@ -1,6 +1,8 @@
 """The table `publisher_usage_summary` equals what pandas computes from the raw log rows, and what the view shows."""
 
 import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date, datetime, timedelta, timezone
 from typing import Any
 
@@ -9,9 +11,11 @@ import pandas
 import pytest
 from dagster import AssetKey
 from sqlalchemy import text
+from sqlalchemy.engine import Engine
 
 from calc_analytics.database.log_columns import UnfitTable
 from calc_analytics.days import today
+from calc_analytics.readers import summary
 from calc_analytics.readers.summary import refresh_summary
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.erasure import erase
@@ -177,11 +181,47 @@ def test_a_refresh_that_fails_leaves_the_rows_as_they_were(logs):
     assert stored(logs) == before
 
 
-def test_an_erased_publisher_has_no_row_at_once(logs, owner):
-    refresh_summary(logs)
+def test_an_erased_publisher_has_no_row_at_once(db, owner, connect):
+    write(connect(), [row(NOW - timedelta(days=n % 2), publisher=n) for n in range(6)])
+    refresh(db)
+    refresh_summary(db)
+    assert set(stored(db)) == {0, 1, 2, 3, 4, 5}
     erase(Database(owner, LOG, "UTC"), {"publisher_id": 2}, even_if_writing=True)
-    assert set(stored(logs)) == {1, 3, 4, 5, 6}
-    assert refresh_summary(logs).figures["publishers"] == 5
+    assert set(stored(db)) == {0, 1, 3, 4, 5}
+    assert refresh_summary(db).figures["publishers"] == 5
+
+
+def test_an_erasure_waits_for_a_summary_that_has_read_the_publisher(db, owner, connect, monkeypatch):
+    """The row that the summary writes meanwhile is deleted as well."""
+    write(connect(), [row(NOW, publisher=n) for n in range(3)])
+    refresh(db)
+    has_read, may_write, table = threading.Event(), threading.Event(), summary._table
+
+    def slowly(*given: Any) -> Any:
+        has_read.set()
+        assert may_write.wait(30)
+        return table(*given)
+
+    monkeypatch.setattr(summary, "_table", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        computing = pool.submit(refresh_summary, db)
+        assert has_read.wait(30)
+        erasing = pool.submit(erase, Database(owner, LOG, "UTC"), {"publisher_id": 2}, even_if_writing=True)
+        while not is_waited_for(owner):
+            assert not erasing.done()
+        may_write.set()
+        assert set(computing.result().table["publisher_id"]) == {0, 1, 2}
+        assert erasing.result().left == []
+    assert set(stored(db)) == {0, 1}
+
+
+def is_waited_for(engine: Engine) -> bool:
+    """Whether a session waits for a lock on the table."""
+    waiting = (
+        "select exists (select from pg_locks where not granted and relation = 'publisher_usage_summary'::regclass)"
+    )
+    with engine.begin() as connection:
+        return bool(connection.exec_driver_sql(waiting).scalar_one())
 
 
 def test_another_programs_table_of_that_name_is_refused_and_stays(owner):
