@@ -45,7 +45,7 @@ COLUMNS = {
     "cache_hit_ratio": "{:.0%}",
     "average_response_time_ms": "{:.1f}",
     "p95_response_time_ms": "{:.1f}",
-    "top_locality_id": "{:.0f}",
+    "top_locality_id": "{}",
 }
 DESCRIPTION = f"""Calculations of each publisher, as of counted_at: today, by month, of the last 30 days and of all
 time, with change, rank, cache-hit ratio, response times and top locality.
@@ -99,7 +99,7 @@ def _metadata(done: "Summary") -> dict[str, Any]:
 
 def _preview(table: "DataFrame") -> str:
     """The first rows as Markdown; what is null is empty."""
-    shown = table.head(SHOWN)
-    known, rows = shown.notna(), {name: shown[name].map(form.format) for name, form in COLUMNS.items()}
-    text = shown.assign(**rows)[list(COLUMNS)].where(known[list(COLUMNS)], "")
+    shown = table.head(SHOWN)[list(COLUMNS)].astype(object)
+    text = shown.apply(lambda column: column.map(COLUMNS[column.name].format, na_action="ignore"))
+    text = text.astype(object).where(shown.notna(), "")
     return str(text.to_markdown(index=False, disable_numparse=True, colalign=["right"] * len(COLUMNS)))

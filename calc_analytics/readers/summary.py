@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import text
+from sqlalchemy import BigInteger, text
 from sqlalchemy.engine import Connection
 
 from calc_analytics.database.engine import WHOLE_DAYS, transaction
@@ -94,7 +94,8 @@ def _rows_sql(kept: Sequence[str]) -> str:
 
 def _table(raw: "DataFrame", reading: Any) -> "DataFrame":
     """The columns of the table, best rank first."""
-    ranked = raw.sort_values(["last_30_days", "all_time", "publisher_id"], ascending=[False, False, True])
+    columns, order = publisher_usage_summary.columns, ["last_30_days", "all_time", "publisher_id"]
+    ranked = raw.sort_values(order, ascending=[False, False, True])
     table = ranked.set_index("publisher_id", drop=False)
     buckets, places = _exploded(table, "ms", "ms_counts"), _exploded(table, "locality_id", "locality_counts")
     # Lists are ordered by count: the first is the largest.
@@ -107,12 +108,14 @@ def _table(raw: "DataFrame", reading: Any) -> "DataFrame":
         p50_response_time_ms=_percentile(buckets, 0.5),
         p95_response_time_ms=_percentile(buckets, 0.95),
         localities=table["locality_id"].map(len, na_action="ignore"),
-        top_locality_id=places.groupby(level=0)["locality_id"].first(),
+        top_locality_id=places.groupby(level=0)["locality_id"].first().astype("Int64"),
         top_locality_share=counts.first() / counts.sum(),
         counted_at=reading.counted_at,
         complete=reading.complete,
     )
-    return table[publisher_usage_summary.columns.keys()].reset_index(drop=True)
+    # Nullable: as floats, identifiers would lose digits.
+    table = table.astype({each.name: "Int64" for each in columns if isinstance(each.type, BigInteger)})
+    return table[columns.keys()].reset_index(drop=True)
 
 
 def _exploded(table: "DataFrame", *columns: str) -> "DataFrame":
@@ -139,10 +142,7 @@ def _percentile(buckets: "DataFrame", fraction: float) -> "Series":
 
 def _records(table: "DataFrame") -> list[dict[str, Any]]:
     """Plain values for the database; what is not a number is null."""
-    plain = table.astype(object).where(table.notna(), None)
-    whole = [column.name for column in publisher_usage_summary.columns if str(column.type) == "BIGINT"]
-    plain[whole] = plain[whole].map(int, na_action="ignore").astype(object).where(table[whole].notna(), None)
-    return plain.to_dict("records")
+    return table.astype(object).where(table.notna(), None).to_dict("records")
 
 
 def _figures(raw: "DataFrame") -> dict[str, int | float]:
