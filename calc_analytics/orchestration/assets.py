@@ -29,10 +29,9 @@ from calc_analytics.orchestration.metadata import (
     day_metadata,
     describe_left,
     further_figures,
-    has_pictures,
     left_metadata,
     log_metadata,
-    picture,
+    newest_day,
     previews,
     runbook_reference,
     table_metadata,
@@ -243,9 +242,8 @@ def _attach(
     for each in rebuilt:
         totals = day_metadata(declared, each.measures, each.keys, ratios[each.day], seconds)
         described[each.day] = {**totals, **further[each.day], **tables[each.day]}
-    if rebuilt and has_pictures(declared):
-        # Once per run: a backfill of a year would store a picture for each of its days.
+    if rebuilt:
         newest = max(each.day for each in rebuilt)
-        described[newest].update(picture(db, newest, context.log.warning))
+        described[newest].update(newest_day(db, declared, newest, context.log.warning))
     for day, metadata in described.items():
         context.add_asset_metadata(metadata, asset_key=declared.name, partition_key=str(day))

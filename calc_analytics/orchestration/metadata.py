@@ -18,7 +18,7 @@ from dagster import (
 from calc_analytics.config import project_root
 from calc_analytics.orchestration.partitions import consecutive
 from calc_analytics.rollup.declaration import type_to_sql
-from calc_analytics.rollups import STATS
+from calc_analytics.rollups import LOCALITIES, STATS
 
 # The name under which a picture is shown.
 PICTURE = "last_30_days"
@@ -102,6 +102,27 @@ def further_figures(db: "Database", declared: "Rollup", days: Sequence[date]) ->
 def has_pictures(declared: "Rollup") -> bool:
     """Whether the rollup's days have a picture: that of the API's table, which has one row per publisher and day."""
     return declared.name == STATS.name
+
+
+def newest_day(db: "Database", declared: "Rollup", day: date, warn: Callable[[str], object]) -> dict[str, Any]:
+    """What the newest day of a run shows besides its figures; once per run, since events are stored."""
+    if has_pictures(declared):
+        return picture(db, day, warn)
+    return _localities(db, day) if declared.name == LOCALITIES.name else {}
+
+
+def _localities(db: "Database", day: date) -> dict[str, Any]:
+    """The day's largest localities as a table."""
+    import pandas
+
+    from calc_analytics.readers.day_figures import top_localities
+
+    table = pandas.DataFrame(top_localities(db, day))
+    if table.empty:
+        return {}
+    for name in ("share", "cache_hit_ratio"):
+        table[name] = table[name].map("{:.0%}".format)
+    return {"top_localities": MetadataValue.md(table.to_markdown(index=False))}
 
 
 def picture(db: "Database", last: date, warn: Callable[[str], object]) -> dict[str, Any]:

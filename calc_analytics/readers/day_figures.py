@@ -1,7 +1,9 @@
-"""Figures of days that no total gives: the 95th percentile of the response times, and the number of localities."""
+"""Figures of days that no total gives: the 95th percentile of the response times, and the number of localities; and
+the localities with most calculations."""
 
 from collections.abc import Iterator
 from datetime import date
+from typing import Any
 
 from sqlalchemy import text
 
@@ -37,6 +39,20 @@ def _read(db: Database, first: date, last: date) -> Iterator[tuple[date, str, in
                     yield row.date, "localities", row.localities
 
 
+def top_localities(db: Database, day: date, n: int = 10) -> list[dict[str, Any]]:
+    """The day's localities with most calculations of all publishers: rank, locality_id, calculations, share and cache
+    hits, as plain values."""
+    with transaction(db.engine) as connection:
+        connection.execute(WHOLE_DAYS)
+        return [dict(row) for row in connection.execute(_TOP_LOCALITIES, {"day": day, "n": n}).mappings()]
+
+
+_TOP_LOCALITIES = text(
+    """
+    select rank, locality_id, calculations, share, cache_hits, cache_hit_ratio
+    from platform_top_localities(:day, :day, :n) order by rank
+    """
+)
 _P95 = text("select date, p95_ms from platform_percentiles_by_day(:first, :last) where complete and p95_ms is not null")
 _COUNTED_LOCALITIES = text(
     f"""

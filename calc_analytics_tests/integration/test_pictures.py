@@ -30,6 +30,7 @@ from calc_analytics.rollups import LOG
 from calc_analytics_tests.logs import execute, random_rows, row, utc, write
 
 STATS, SUMMARY = AssetKey("calculation_stats_daily"), AssetKey("publisher_usage_summary")
+LOCALITIES = AssetKey("calculation_locality_stats_daily")
 DAY = date(2026, 3, 20)
 DAYS = [DAY - timedelta(days=n) for n in range(40)]
 KILOBYTES = 30
@@ -113,6 +114,13 @@ def test_a_run_of_several_days_has_one_picture_at_its_newest_and_numbers_at_each
         assert numbers["top_publishers"].startswith("|")
     for other in LOG.names[1:]:
         assert metadata.PICTURE not in shown(instance, AssetKey(other), DAY)
+    assert "top_localities" not in shown(instance, LOCALITIES, DAYS[1])
+    frame = raw(logs)
+    counts = frame[frame["date"] == DAY]["locality_id"].value_counts()
+    lines = str(shown(instance, LOCALITIES, DAY)["top_localities"].value).splitlines()[2:]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert {int(each[1]): int(each[2]) for each in cells} == dict(counts)
+    assert [each[3] for each in cells] == [f"{count / counts.sum():.0%}" for count in sorted(counts, reverse=True)]
 
 
 def test_the_summary_has_numbers_to_plot_a_preview_and_a_picture(location, instance, db, connect):
