@@ -61,7 +61,11 @@ def judge_counts(db: Database, rollup: Rollup, days: Sequence[date]) -> dict[dat
         reasons = {day: _reason(weeks.get(day), day, today(db.timezone)) for day in days}
         judged = [day for day, reason in reasons.items() if not reason]
         counts = _counts(connection, rollup, judged) if judged else {}
-    return {day: _judgement(counts[day]) if day in counts else Judgement(reasons[day]) for day in days}
+    # A day that was to be rebuilt between the two statements has no counts.
+    return {
+        day: _judgement(counts[day]) if day in counts else Judgement(reasons[day] or "the day is not built")
+        for day in days
+    }
 
 
 def _reason(weeks: int | None, day: date, current: date) -> str:
