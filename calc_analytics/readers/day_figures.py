@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import text
 
-from calc_analytics.database.engine import WHOLE_DAYS, transaction
+from calc_analytics.database.engine import transaction
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollups import LATENCY, LOCALITIES
 
@@ -28,7 +28,6 @@ def day_figures(db: Database, first: date, last: date) -> dict[date, Figures]:
 def _read(db: Database, first: date, last: date) -> Iterator[tuple[date, str, int | float]]:
     days = {"first": first, "last": last, "rollup": LOCALITIES.name}
     with transaction(db.engine) as connection:
-        connection.execute(WHOLE_DAYS)
         if LATENCY.name in db.log.names:
             for row in connection.execute(_P95, days):
                 yield row.date, "p95_response_time_ms", float(f"{row.p95_ms:.4g}")
@@ -43,7 +42,6 @@ def top_localities(db: Database, day: date, n: int = 10) -> list[dict[str, Any]]
     """The day's localities with most calculations of all publishers: rank, locality_id, calculations, share and cache
     hits, as plain values."""
     with transaction(db.engine) as connection:
-        connection.execute(WHOLE_DAYS)
         return [dict(row) for row in connection.execute(_TOP_LOCALITIES, {"day": day, "n": n}).mappings()]
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
 
-from calc_analytics.database.engine import WHOLE_DAYS, transaction
+from calc_analytics.database.engine import transaction
 from calc_analytics.rollup.database import Database
 
 if TYPE_CHECKING:
@@ -66,7 +66,6 @@ def trend_picture(db: Database, last: date) -> Picture:
 def read_trend(db: Database, last: date) -> list[TrendDay]:
     """A row for each of the 30 days, days without calculations included."""
     with transaction(db.engine) as connection:
-        connection.execute(WHOLE_DAYS)
         connection.execute(text("set local statement_timeout = '15s'"))
         rows = connection.execute(_TREND, {"first": last - timedelta(days=DAYS - 1), "last": last})
         return [TrendDay(**row) for row in rows.mappings()]

@@ -130,9 +130,9 @@ _COUNTS = f"""
         from before group by day, key having count(*) >= :needed
     ),
     compared as (
-        select u.day, u.key, quartiles[1] as low, quartiles[2] as middle, quartiles[3] as high,
-               cast(:widths as double precision)
-                   * greatest(ln((1 + quartiles[3]) / (1 + quartiles[1])), cast(:least as double precision)) as width,
+        select u.day, u.key, u.quartiles[1] as low, u.quartiles[2] as middle, u.quartiles[3] as high,
+               cast(:widths as double precision) * greatest(
+                   ln((1 + u.quartiles[3]) / (1 + u.quartiles[1])), cast(:least as double precision)) as width,
                cast(coalesce(case when u.key is null
                                   then (select sum({{count}}) from {{target}} t where t.date = u.day)
                                   else t.{{count}} end, 0) as bigint) as counted
