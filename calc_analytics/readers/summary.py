@@ -1,7 +1,7 @@
 """The table `publisher_usage_summary`: one row per publisher, computed from the rollups with pandas and replaced whole.
 
 Its columns have the meaning of the view `publisher_usage`, which computes the percentiles of one publisher after the
-other. Here all of them are computed at once: a second instead of half a minute for a thousand publishers.
+other. Here all of them are computed at once.
 """
 
 import time
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import BigInteger, text
 from sqlalchemy.engine import Connection
 
-from calc_analytics.database.engine import WHOLE_DAYS, transaction
+from calc_analytics.database.engine import transaction
 from calc_analytics.database.tables import publisher_usage_summary
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollups import LATENCY, LOCALITIES, STATS
@@ -51,7 +51,6 @@ def refresh_summary(db: Database) -> Summary:
     started = time.perf_counter()
     with transaction(db.engine) as connection:
         connection.execute(text(f"lock table {NAME} in share row exclusive mode"))
-        connection.execute(WHOLE_DAYS)
         connection.execute(_MEMORY)
         reading = connection.execute(_READING, {"latency": LATENCY.name, "stats": STATS.name}).one()
         raw = _read(connection, db, reading.today)
