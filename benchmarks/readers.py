@@ -3,14 +3,19 @@
 python -m benchmarks.readers          # about ten minutes, most of it making the statistics
 """
 
-from collections.abc import Iterable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from datetime import date, timedelta
 
 import psycopg
 
 from benchmarks.common import DAY, execute, median_seconds, parse_size, plain, project_database, seconds, show
 from calc_analytics.days import days_between
+from calc_analytics.readers.day_figures import day_figures
+from calc_analytics.readers.pictures import trend_picture
+from calc_analytics.readers.summary import refresh_summary
 from calc_analytics.rollup.database import Database
+from calc_analytics.rollup.usual import judge_counts
 from calc_analytics.rollups import HOURS, LATENCY, LOCALITIES, STATS
 
 PUBLISHERS, LOCALITIES_EACH, DAYS, ROWS = 1_000, 50, 400, 50_000_000
@@ -69,6 +74,7 @@ def main() -> None:
             show("One publisher, milliseconds (median of 21)", columns, list(of_publishers(connection)))
             show("Platform, milliseconds (median of 3)", ("", ""), list(of_platform(connection)))
             show(f"Top localities of a publisher, {RAW_ROWS:,} raw log rows", ("", ""), list(of_raw_logs(connection)))
+        show("Of a run, seconds (median of 3)", ("", ""), list(of_runs(db)))
 
 
 def fill(db: Database, days: int, rows: int) -> None:
@@ -151,6 +157,22 @@ def of_raw_logs(connection: psycopg.Connection) -> Iterator[tuple[str, str]]:
         asked = milliseconds(connection, TOP.format(publisher, YEAR_AGO, DAY), REPEATS)
         yield f"{name}: scan of raw logs", f"{scan} ms"
         yield f"{name}: publisher_top_localities", f"{asked} ms, {float(scan) / float(asked):.0f} times as fast"
+
+
+def of_runs(db: Database) -> Iterator[tuple[str, str]]:
+    """What runs compute besides counting: the summary, the picture, a day's further figures, and the check of a day."""
+    yesterday = DAY - timedelta(days=1)
+    works: dict[str, Callable[[], object]] = {
+        "publisher_usage_summary": lambda: refresh_summary(db),
+        "the picture of the last 30 days": lambda: trend_picture(db, DAY),
+        "p95 and localities of a day": lambda: day_figures(db, DAY, DAY),
+        "p95 and localities of 100 days": lambda: day_figures(db, DAY - timedelta(days=99), DAY),
+        "usual_total of a day": lambda: judge_counts(db, STATS, [yesterday]),
+        "usual_total of 100 days": lambda: judge_counts(db, STATS, [yesterday - timedelta(days=n) for n in range(100)]),
+    }
+    for name, work in works.items():
+        work()
+        yield name, f"{median_seconds(functools.partial(seconds, work), 3):.2f}"
 
 
 def milliseconds(connection: psycopg.Connection, question: str, times: int) -> str:

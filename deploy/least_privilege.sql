@@ -41,6 +41,8 @@ begin
 end $$;
 -- What readers ask (docs/reading.md): reports do, too.
 grant select on publisher_usage, platform_usage to rollup_writer;
+-- The summary, which is replaced as a whole.
+grant select, insert, delete on publisher_usage_summary to rollup_writer;
 -- The state, the ledger and the journal, which change in the same transactions.
 grant select, update on rollup_state to rollup_writer;
 grant select, insert, update on rollup_days to rollup_writer;

@@ -9,6 +9,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
 from calc_analytics.database.sql import quote_identifier
+from calc_analytics.database.tables import READER_TABLES
 
 
 def existing(connection: Connection) -> set[str]:
@@ -27,7 +28,7 @@ def without_grants(connection: Connection, names: Collection[str]) -> set[str]:
 
 
 def extend(connection: Connection, there: set[str], models: Sequence[str], targets: Sequence[str]) -> None:
-    """Gives the targets, live views and journal that are not `there` the grants of their kind that are.
+    """Gives the targets, live views, tables for readers and journal that are not `there` the grants of their kind.
 
     The first of the rollups in `models` that is there is the model. Roles that may read a target that is there may read
     its live view too, if that was dropped, and its grants with it.
@@ -40,6 +41,10 @@ def extend(connection: Connection, there: set[str], models: Sequence[str], targe
     for name in targets:
         if name in there and f"{name}_live" not in there:
             _copy(connection, name, f"{name}_live", ("SELECT",))
+    for name in (table.name for table in READER_TABLES if table.name not in there):
+        model = next((each for each in models if each in there), None)
+        if model is not None:
+            _copy(connection, model, name)
     if "rollup_journal" not in there and "rollup_days" in there:
         _copy(connection, "rollup_days", "rollup_journal")
         for role in _roles_that(connection, "rollup_days", "INSERT"):

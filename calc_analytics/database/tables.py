@@ -1,4 +1,4 @@
-"""The tables, as SQLAlchemy Core: the API's two, the other rollups' targets, and those that hold the state.
+"""The tables, as SQLAlchemy Core: the API's two, the other rollups' targets, the summary, and the state.
 
 `calculation_logs` belongs to the API: the project adds `xact_id` and an index to it, nothing else.
 """
@@ -11,6 +11,7 @@ from sqlalchemy import (
     Column,
     Date,
     DateTime,
+    Double,
     Float,
     Index,
     Integer,
@@ -149,6 +150,39 @@ calculation_latency_daily = Table(
     postgresql_with={"fillfactor": 70},
 )
 
+publisher_usage_summary = Table(
+    "publisher_usage_summary",
+    metadata,
+    Column("publisher_id", BigInteger, primary_key=True, autoincrement=False, comment="whose calculations"),
+    Column("rank", BigInteger, nullable=False, comment="1: most calculations in the last 30 days"),
+    _count("today", BigInteger, "calculations of today, in the reporting time zone"),
+    _count("this_month", BigInteger, "calculations since the first of this month"),
+    _count("last_month", BigInteger, "calculations of the calendar month before"),
+    _count("last_month_to_date", BigInteger, "calculations of the month before, up to the same day of the month"),
+    Column("month_change", Double, comment="this month per last month to date, less 1; null: there were none"),
+    _count("last_30_days", BigInteger, "calculations of the last 30 days, today included"),
+    _count("all_time", BigInteger, "all calculations, also those whose log rows were pruned"),
+    _count("source_web", BigInteger, "calculations of source 1: web UI, of all time"),
+    _count("source_api", BigInteger, "calculations of source 2: authenticated API, of all time"),
+    _count("source_external", BigInteger, "calculations of source 3: external API (machine to machine), of all time"),
+    Column("cache_hit_ratio", Double, comment="cache hits per calculation over all time, 0 to 1"),
+    Column(
+        "average_response_time_ms",
+        Double,
+        comment="milliseconds, over all rows with a response time; null: there is none",
+    ),
+    Column("p50_response_time_ms", Double, comment="milliseconds, over the last 30 days; null: no response time"),
+    Column("p95_response_time_ms", Double, comment="milliseconds, over the last 30 days; null: no response time"),
+    Column("localities", BigInteger, comment="localities of the last 30 days; null: they are not counted"),
+    Column("top_locality_id", BigInteger, comment="the locality with most calculations in the last 30 days"),
+    Column("top_locality_share", Double, comment="its part of the calculations of the last 30 days, 0 to 1"),
+    Column("first_date", Date, nullable=False, comment="first day with a calculation"),
+    Column("last_date", Date, nullable=False, comment="last day with a calculation"),
+    Column("counted_at", DateTime(timezone=True), comment="log rows that were committed by then are counted"),
+    Column("complete", Boolean, nullable=False, comment="whether every day that has log rows is built"),
+    comment="calc_analytics: calculations of each publisher, as of counted_at; replaced by the asset of this name",
+)
+
 rollup_state = Table(
     "rollup_state",
     metadata,
@@ -232,6 +266,8 @@ rollup_journal = Table(
     postgresql_with={"fillfactor": 50},
 )
 
+# Written by assets, for reports and exports; never counted, always computed from the rollups.
+READER_TABLES = (publisher_usage_summary,)
 STATE_TABLES = (rollup_state, rollup_days, rollup_journal)
 # Where Alembic keeps which revisions have run.
 VERSION_TABLE = "calc_analytics_version"

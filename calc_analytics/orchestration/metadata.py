@@ -1,14 +1,27 @@
 """Tables and domain reports as Dagster metadata: what an operator reads about assets and partitions."""
 
-from collections.abc import Mapping, Sequence
+import base64
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dagster import MetadataValue, TableColumn, TableColumnConstraints, TableSchema
+from dagster import (
+    CodeReferencesMetadataValue,
+    LocalFileCodeReference,
+    MetadataValue,
+    TableColumn,
+    TableColumnConstraints,
+    TableSchema,
+)
 
 from calc_analytics.config import project_root
+from calc_analytics.orchestration.partitions import consecutive
 from calc_analytics.rollup.declaration import type_to_sql
+from calc_analytics.rollups import LOCALITIES, STATS
+
+# The name under which a picture is shown.
+PICTURE = "last_30_days"
 
 if TYPE_CHECKING:
     from sqlalchemy import Table
@@ -43,6 +56,13 @@ def runbook() -> Path | None:
     return file if file.is_file() else None
 
 
+def runbook_reference() -> dict[str, Any]:
+    """The runbook, shown under "Source code", where Dagster adds the asset's function."""
+    file = runbook()
+    references = [LocalFileCodeReference(file_path=str(file), label="runbook.md")] if file else []
+    return {"dagster/code_references": CodeReferencesMetadataValue(code_references=list(references))}
+
+
 def _link() -> dict[str, Any]:
     """The runbook, for an event's metadata; nothing where it is not installed."""
     file = runbook()
@@ -67,6 +87,59 @@ def day_metadata(
         **({} if seconds is None else {"duration_seconds": round(seconds, 4)}),
         **_link(),
     }
+
+
+def further_figures(db: "Database", declared: "Rollup", days: Sequence[date]) -> dict[date, dict[str, Any]]:
+    """Figures of each day that its totals do not give, for the rollup that has the days' pictures."""
+    from calc_analytics.readers.day_figures import day_figures
+
+    found: dict[date, dict[str, Any]] = {day: {} for day in days}
+    for span in consecutive(sorted(days)) if has_pictures(declared) else ():
+        found.update(day_figures(db, span[0], span[-1]))
+    return found
+
+
+def has_pictures(declared: "Rollup") -> bool:
+    """Whether the rollup's days have a picture: that of the API's table, which has one row per publisher and day."""
+    return declared.name == STATS.name
+
+
+def newest_day(db: "Database", declared: "Rollup", day: date, warn: Callable[[str], object]) -> dict[str, Any]:
+    """What the newest day of a run shows besides its figures; once per run, since events are stored."""
+    if has_pictures(declared):
+        return picture(db, day, warn)
+    return _localities(db, day) if declared.name == LOCALITIES.name else {}
+
+
+def _localities(db: "Database", day: date) -> dict[str, Any]:
+    """The day's largest localities as a table."""
+    import pandas
+
+    from calc_analytics.readers.day_figures import top_localities
+
+    table = pandas.DataFrame(top_localities(db, day))
+    if table.empty:
+        return {}
+    for name in ("share", "cache_hit_ratio"):
+        table[name] = table[name].map("{:.0%}".format)
+    return {"top_localities": MetadataValue.md(table.to_markdown(index=False))}
+
+
+def picture(db: "Database", last: date, warn: Callable[[str], object]) -> dict[str, Any]:
+    """The 30 days up to `last` as an image in the page; a line with the reason where it cannot be drawn.
+
+    Nothing may fail with a picture: the numbers are stored before it is drawn.
+    """
+    from calc_analytics.readers.pictures import trend_picture
+
+    try:
+        drawn = trend_picture(db, last)
+    except Exception as error:
+        reason = f"not drawn: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        warn(f"the picture of {last} was {reason}")
+        return {PICTURE: reason}
+    encoded = base64.b64encode(drawn.png).decode()
+    return {PICTURE: MetadataValue.md(f"![{drawn.text}](data:image/png;base64,{encoded})")}
 
 
 def name_of_keys(declared: "Rollup") -> str:

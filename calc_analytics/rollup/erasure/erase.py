@@ -19,6 +19,7 @@ from sqlalchemy.engine import Connection
 from calc_analytics.database.engine import WHOLE_DAYS, transaction
 from calc_analytics.database.retries import retry_transient
 from calc_analytics.database.sql import quote_literal
+from calc_analytics.database.tables import READER_TABLES
 from calc_analytics.rollup import journal, ledger
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Rollup
@@ -55,6 +56,7 @@ def erase(
     started = time.perf_counter()
     held = retry_transient(partial(holdings, db, keys, also))
     if not held.tables:
+        retry_transient(partial(_erase_computed, db, keys))
         raise NothingToErase(f"{describe_keys(keys)} has no log rows and no statistics: nothing was erased")
     if not even_if_writing:
         require_quiet(db, keys)
@@ -65,8 +67,20 @@ def erase(
         held = retry_transient(partial(holdings, db, keys, also)).without([each.day for each in work.left])
         if not held.tables or not even_if_writing:
             break
+    retry_transient(partial(_erase_computed, db, keys))
     seconds = time.perf_counter() - started
     return EraseReport(keys, work.erased, work.left, held.rows(db.log.name), open_writers, seconds)
+
+
+def _erase_computed(db: Database, keys: Keys) -> None:
+    """Deletes the keys' rows of the tables that are computed from statistics; all rows where they have other keys.
+
+    Last: it waits for a computation that may have read the statistics before they were erased.
+    """
+    with transaction(db.engine) as connection:
+        for table in READER_TABLES:
+            condition = matches(keys) if set(keys) <= set(table.columns.keys()) else "true"
+            connection.execute(text(f"delete from {table.name} where {condition}"), parameters(keys))
 
 
 def would_be_left(db: Database, keys: Keys, days: Sequence[date | None]) -> list[LeftDay]:

@@ -1,0 +1,210 @@
+"""Pictures, previews and plotted numbers of days and of the summary: what an operator sees, against the raw logs."""
+
+import base64
+import random
+import re
+from datetime import date, datetime, timedelta, timezone
+from io import BytesIO
+from typing import Any
+
+import numpy
+import pandas
+import pytest
+from dagster import AssetKey, AssetRecordsFilter, DagsterInstance, Definitions, MetadataValue
+from PIL import Image
+from sqlalchemy import text
+
+from calc_analytics.config import process_settings
+from calc_analytics.orchestration import metadata
+from calc_analytics.orchestration.cursor import Cursor
+from calc_analytics.orchestration.events import report_days
+from calc_analytics.orchestration.partitions import daily_partitions
+from calc_analytics.readers import pictures
+from calc_analytics.readers.day_figures import day_figures
+from calc_analytics.readers.pictures import TrendDay, draw_trend, read_trend
+from calc_analytics.rollup.database import Database
+from calc_analytics.rollup.follow import FollowReport
+from calc_analytics.rollup.rebuild import rebuild
+from calc_analytics.rollup.refresh import refresh
+from calc_analytics.rollups import LOG
+from calc_analytics_tests.logs import execute, random_rows, row, utc, write
+
+STATS, SUMMARY = AssetKey("calculation_stats_daily"), AssetKey("publisher_usage_summary")
+LOCALITIES = AssetKey("calculation_locality_stats_daily")
+DAY = date(2026, 3, 20)
+DAYS = [DAY - timedelta(days=n) for n in range(40)]
+KILOBYTES = 30
+
+
+@pytest.fixture
+def logs(db: Database, connect) -> Database:
+    """Forty days of rows at random instants, one of them without any."""
+    rows = random_rows(random.Random(3), 2_000, utc(2026, 2, 9), utc(2026, 3, 21))
+    write(connect(), [each for each in rows if each[-1].date() != DAY - timedelta(days=4)])
+    rebuild(db, DAYS)
+    return db
+
+
+def raw(db: Database) -> pandas.DataFrame:
+    with db.engine.begin() as connection:
+        frame = pandas.DataFrame(connection.execute(text("select * from calculation_logs")).mappings().all())
+    return frame.assign(date=pandas.to_datetime(frame["created_at"], utc=True).dt.date)
+
+
+def run(location: Definitions, instance: DagsterInstance, first: date, last: date) -> Any:
+    ends = {"start": str(first), "end": str(last)}
+    tags = {f"dagster/asset_partition_range_{end}": day for end, day in ends.items()}
+    return location.resolve_job_def("rollup_job").execute_in_process(instance=instance, tags=tags)
+
+
+def shown(instance: DagsterInstance, asset: AssetKey, day: date | None = None) -> dict[str, MetadataValue]:
+    """The metadata of the latest materialization."""
+    records = AssetRecordsFilter(asset, asset_partitions=[str(day)] if day else None)
+    (record,) = instance.fetch_materializations(records, limit=1).records
+    return dict(record.asset_materialization.metadata)
+
+
+def image(value: MetadataValue) -> Image.Image:
+    """The image inside of the Markdown, which must be all there is to it."""
+    found = re.fullmatch(r"!\[[\w ,-]+\]\(data:image/png;base64,([\w+/=]+)\)", str(value.value))
+    assert found, str(value.value)[:200]
+    png = base64.b64decode(found.group(1))
+    assert len(png) <= KILOBYTES * 1000
+    return Image.open(BytesIO(png))
+
+
+def test_the_picture_shows_what_pandas_counts_in_the_logs(logs):
+    frame, days = raw(logs), read_trend(logs, DAY)
+    assert [day.date for day in days] == DAYS[29::-1]
+    for day in days:
+        of = frame[frame["date"] == day.date]
+        sources = [int((of["source"] == source).sum()) for source in (1, 2, 3)]
+        assert [day.calculations, day.source_web, day.source_api, day.source_external, day.other] == [
+            len(of), *sources, len(of) - sum(sources),
+        ]  # fmt: skip
+        times = of["response_time_ms"].dropna()
+        for found, rank in ((day.p50_ms, 50), (day.p95_ms, 95)):
+            assert found == (pytest.approx(numpy.percentile(times, rank), rel=0.01) if len(times) else None)
+
+
+def test_figures_of_a_day_equal_pandas_and_are_left_out_where_the_day_is_not_built(logs):
+    frame = raw(logs)
+    expected = {}
+    for day in DAYS[:10]:
+        of = frame[frame["date"] == day]
+        if len(of):
+            p95 = numpy.percentile(of["response_time_ms"].dropna(), 95)
+            expected[day] = {
+                "p95_response_time_ms": pytest.approx(p95, rel=0.01),
+                "localities": of["locality_id"].nunique(),
+            }
+    assert day_figures(logs, DAYS[9], DAY) == expected
+    execute(logs, f"update rollup_days set status = 'stale' where date = '{DAY}' and rollup like '%locality%'")
+    assert set(day_figures(logs, DAY, DAY)[DAY]) == {"p95_response_time_ms"}
+
+
+def test_a_run_of_several_days_has_one_picture_at_its_newest_and_numbers_at_each(location, instance, logs):
+    run(location, instance, DAYS[2], DAY)
+    assert image(shown(instance, STATS, DAY)[metadata.PICTURE]).size == (750, 400)
+    for day in (DAYS[1], DAYS[2]):
+        assert metadata.PICTURE not in shown(instance, STATS, day)
+    for day in DAYS[:3]:
+        numbers = {name: value.value for name, value in shown(instance, STATS, day).items()}
+        assert {"cache_hit_ratio", "average_response_time_ms", "p95_response_time_ms", "localities"} <= set(numbers)
+        assert numbers["top_publishers"].startswith("|")
+    for other in LOG.names[1:]:
+        assert metadata.PICTURE not in shown(instance, AssetKey(other), DAY)
+    assert "top_localities" not in shown(instance, LOCALITIES, DAYS[1])
+    frame = raw(logs)
+    counts = frame[frame["date"] == DAY]["locality_id"].value_counts()
+    lines = str(shown(instance, LOCALITIES, DAY)["top_localities"].value).splitlines()[2:]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert {int(each[1]): int(each[2]) for each in cells} == dict(counts)
+    assert [each[3] for each in cells] == [f"{count / counts.sum():.0%}" for count in sorted(counts, reverse=True)]
+
+
+def test_the_summary_has_numbers_to_plot_a_preview_and_a_picture(location, instance, db, connect):
+    now = datetime.now(timezone.utc)
+    write(connect(), [row(now, publisher=n, cache_hit=n < 10, locality_id=n % 3) for n in range(25)])
+    location.resolve_job_def("rollup_job").execute_in_process(instance=instance, partition_key=str(now.date()))
+    event = shown(instance, SUMMARY)
+    assert image(event[metadata.PICTURE]).format == "PNG"
+    numbers = {name: value.value for name, value in event.items() if isinstance(value.value, int | float)}
+    assert numbers.pop("duration_seconds") > 0
+    assert numbers.pop("counted_at") > 0
+    assert numbers == {
+        "calculations": 25,
+        "calculations_today": 25,
+        "publishers": 25,
+        "localities": 3,
+        "cache_hit_ratio": 0.4,
+        "average_response_time_ms": 10.0,
+        "p95_response_time_ms": 10.0,
+        "dagster/row_count": 25,
+    }
+    assert len(str(event["first_publishers"].value).splitlines()) == 2 + 20
+    assert "nan" not in str(event["first_publishers"].value).lower()
+
+
+def test_a_picture_that_cannot_be_drawn_is_a_line_and_the_rebuild_succeeds(location, instance, logs, monkeypatch):
+    def fail(days: object) -> bytes:
+        raise RuntimeError("no\nfonts")
+
+    monkeypatch.setattr(pictures, "draw_trend", fail)
+    result = run(location, instance, DAYS[1], DAY)
+    assert result.success
+    assert shown(instance, STATS, DAY)[metadata.PICTURE].value == "not drawn: RuntimeError: no fonts"
+    today = datetime.now(timezone.utc).date()
+    warned = [entry.user_message for entry in instance.all_logs(result.run_id) if "picture" in entry.user_message]
+    assert warned == [f"the picture of {day} was not drawn: RuntimeError: no fonts" for day in (DAY, today)]
+
+
+def test_a_picture_whose_numbers_cannot_be_read_is_a_line(logs, owner):
+    execute(logs, "drop function platform_days(date, date) cascade")
+    said: list[str] = []
+    line = metadata.picture(logs, DAY, said.append)[metadata.PICTURE]
+    assert line.startswith("not drawn: ")
+    assert "platform_days" in line
+    assert said == [f"the picture of {DAY} was {line}"]
+
+
+def test_events_of_the_sensor_have_the_numbers_and_no_picture(database, db, connect):
+    now = datetime.now(timezone.utc)
+    write(connect(), [row(now, publisher=n, locality_id=n) for n in range(4)])
+    report = FollowReport(probes=1)
+    report.add(refresh(db))
+    events, _ = report_days(db, report, {}, Cursor(), daily_partitions(process_settings()))
+    (of_stats,) = [each for each in events if each.asset_key == STATS]
+    assert metadata.PICTURE not in of_stats.metadata
+    assert of_stats.metadata["localities"].value == 4
+    assert of_stats.metadata["p95_response_time_ms"].value == 10.0
+    assert not [each for each in events if "base64" in str(each.metadata)]
+
+
+def days(calculations: int, ms: float | None) -> list[TrendDay]:
+    return [TrendDay(day, calculations, calculations, 0, 0, ms, ms) for day in DAYS[29::-1]]
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [days(0, None), days(1, 0.0), days(2**40, 32767.0), [*days(0, None)[:-1], TrendDay(DAY, 5, 0, 0, 0, None, None)]],
+    ids=["nothing", "little", "much", "only-unknown"],
+)
+def test_any_numbers_make_a_picture_of_at_most_30_kilobytes(shape):
+    png = draw_trend(shape)
+    assert Image.open(BytesIO(png)).size == (750, 400)
+    assert len(png) <= KILOBYTES * 1000
+
+
+def test_a_picture_is_of_what_was_counted():
+    """The bars' colors cover an area in proportion to the sources."""
+    png = draw_trend([TrendDay(day, 400, 300, 100, 0, 5.0, 9.0) for day in DAYS[29::-1]])
+    pixels = numpy.array(Image.open(BytesIO(png)).convert("RGB"))[:220].reshape(-1, 3).astype(int)
+
+    def area(color: str) -> int:
+        wanted = [int(color[n : n + 2], 16) for n in (1, 3, 5)]
+        return int((abs(pixels - wanted).max(axis=1) < 12).sum())
+
+    web, api, external = (area(color) for _, color in pictures.SOURCES.values())
+    assert web / api == pytest.approx(3, rel=0.1)
+    assert external < 50
