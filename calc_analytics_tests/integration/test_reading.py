@@ -24,7 +24,7 @@ from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.retention import prune
 from calc_analytics.rollup.widen import widen
-from calc_analytics.rollups import LOG, STATS
+from calc_analytics.rollups import LATENCY, LOG, STATS
 from calc_analytics_tests.logs import COLUMNS, execute, random_rows, row, utc, write
 
 PAGE = (project_root() / "docs" / "reading.md").read_text()
@@ -508,3 +508,35 @@ def test_every_function_and_view_says_what_it_is(owner: Engine):
             ).scalars().all()  # fmt: skip
             assert columns
             assert all(columns)
+
+
+def test_an_average_is_unknown_while_rows_without_a_time_are(db: Database, owner: Engine, connect):
+    writer = connect()
+    write(writer, [row(utc(2026, 1, 25), publisher=7, response_time_ms=each) for each in (10, 20, None)])
+    refresh(db)
+    writer.autocommit = True
+    assert ask(writer, DOCUMENTED["PublisherTotals"])[0]["average_response_time_ms"] == 15
+    execute(owner, f"update rollup_days set status = 'pending' where rollup = '{LATENCY.name}'")
+    for name in ("PublisherTotals", "PublisherUsage"):
+        assert ask(writer, DOCUMENTED[name])[0]["average_response_time_ms"] is None, name
+    assert {each["average_response_time_ms"] for each in ask(writer, DOCUMENTED["PublisherDays"])} == {None}
+
+
+def test_columns_of_the_apis_table_are_not_mistaken_for_parameters(empty_url: URL):
+    engine = engine_for(empty_url)
+    names = {name for function in FUNCTIONS for name in function.parameters}
+    columns = ", ".join(f"{name} int default 99" for name in sorted(names))
+    execute(
+        engine,
+        "create table calculation_stats_daily (publisher_id int, date date, total_calculations int not null default 0, "
+        "cache_hits int not null default 0, total_response_time_ms bigint not null default 0, source_web int not null "
+        "default 0, source_api int not null default 0, source_external int not null default 0, "
+        f"{columns}, primary key (publisher_id, date))",
+    )
+    install(Database(engine, LOG, "UTC"))
+    execute(engine, "insert into calculation_stats_daily values (7, '2026-01-25', 3), (8, '2026-01-25', 5)")
+    with engine.begin() as connection:
+        for query, calculations in (("publisher_totals(7, '2026-01-20', '2026-02-10')", [3]),
+                                    ("platform_top_publishers('2026-01-20', '2026-02-10', 1)", [5])):  # fmt: skip
+            assert connection.execute(text(f"select calculations from {query}")).scalars().all() == calculations
+    engine.dispose()

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 class Function:
     """A function of the contract: parameters with their types and defaults, columns with their types, and its query.
 
-    In the query and in the columns' types, [names] in brackets stand for tables and functions with their schemas.
+    In the query and in the columns' types, [names] in brackets stand for tables and functions with their schemas. In
+    the query, :names stand for parameters, which are passed by number: a column of such a name in a table is not
+    mistaken for one.
     """
 
     name: str
@@ -31,8 +33,12 @@ class Function:
         rows = "" if isinstance(self.returns, str) else f" rows {self.rows or 100}"
         return f"""
             create or replace function {names[self.name]}({parameters}) returns {_filled(returns, names)}
-            language sql stable parallel safe{rows} as $contract${_filled(self.query, names)}$contract$
+            language sql stable parallel safe{rows} as $contract${self._body(names)}$contract$
         """
+
+    def _body(self, names: Mapping[str, str]) -> str:
+        numbers = {name: f"${number}" for number, name in enumerate(self.parameters, 1)}
+        return re.sub(r":(\w+)", lambda found: numbers[found[1]], _filled(self.query, names))
 
 
 def _table(columns: Mapping[str, str]) -> str:
@@ -56,7 +62,7 @@ def both(
     In the query, [of] stands for the condition on publisher_id, and [_days](…) calls the same form of `days`.
     """
     for prefix, of, own, argument, whose in (
-        ("publisher", "publisher_id = publisher", {"publisher": "bigint"}, "publisher, ", "one publisher"),
+        ("publisher", "publisher_id = :publisher", {"publisher": "bigint"}, ":publisher, ", "one publisher"),
         ("platform", "true", {}, "", "all publishers"),
     ):
         filled = re.sub(r"\[_(\w+)\]\(", rf"[{prefix}_\1]({argument}", query).replace("[of]", of)

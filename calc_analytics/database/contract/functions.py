@@ -35,9 +35,9 @@ _PERIOD = {"first_day": "date", "last_day": "date"}
 def _middle() -> str:
     """SQL: the middle of the response times that one bucket of the histogram holds; at most 0.8 % from each of them."""
     widths = [(2**bits, 2 ** (bits - 7)) for bits in range(8, 32)]
-    cases = " ".join(f"when bucket < {limit} then bucket + {(width - 1) / 2}" for limit, width in widths)
+    cases = " ".join(f"when :bucket < {limit} then :bucket + {(width - 1) / 2}" for limit, width in widths)
     beyond = (2**24 - 1) / 2
-    return f"select cast(case when bucket < 128 then bucket {cases} else bucket + {beyond} end as double precision)"
+    return f"select cast(case when :bucket < 128 then :bucket {cases} else :bucket + {beyond} end as double precision)"
 
 
 def _percentile(fraction: str) -> str:
@@ -53,6 +53,11 @@ def _percentile(fraction: str) -> str:
 
 def _ratio(part: str, whole: str) -> str:
     return f"cast({part} as double precision) / nullif({whole}, 0)"
+
+
+def _average(total: str, measured: str, first: str, last: str) -> str:
+    """SQL: null while a day's rows without a response time are not known: they would count as rows of 0 ms."""
+    return f"case when [rollup_days_complete]('{LATENCY}', {first}, {last}) then {_ratio(total, measured)} end"
 
 
 _READING = Function(
@@ -72,9 +77,9 @@ _COMPLETE = Function(
     "boolean",
     """
     select coalesce((
-        select rollup_name = any (rollups) and not exists (
+        select :rollup_name = any (rollups) and not exists (
             select from [rollup_days]
-            where rollup = rollup_name and date between first_day and last_day and status <> 'built')
+            where rollup = :rollup_name and date between :first_day and :last_day and status <> 'built')
         from [rollup_reading]()), false)
     """,
     "whether every day from first_day to last_day that has log rows is built in that rollup",
@@ -88,7 +93,8 @@ _MIDDLE = Function(
 )
 # Rows without a response time are in one bucket each per publisher, day and source, which has an index of its own.
 _UNMEASURED = f"select date, calculations from [{LATENCY}] where [of] and response_time_ms = -1"
-_OF_DAYS = "date between first_day and last_day"
+_EVER = ("'-infinity'", "'infinity'")
+_OF_DAYS = "date between :first_day and :last_day"
 
 
 def _functions() -> Iterator[Function]:
@@ -110,10 +116,10 @@ def _functions() -> Iterator[Function]:
     )
     select d.date, coalesce(c.calculations, 0), coalesce(c.cache_hits, 0),
            {_ratio("c.cache_hits", "c.calculations")},
-           {_ratio("c.total_ms", "c.calculations - coalesce(u.calculations, 0)")},
+           {_average("c.total_ms", "c.calculations - coalesce(u.calculations, 0)", "d.date", "d.date")},
            coalesce(c.source_web, 0), coalesce(c.source_api, 0), coalesce(c.source_external, 0),
            r.counted_at, [rollup_days_complete]('{STATS}', d.date, d.date)
-    from (select first_day + n as date from generate_series(0, last_day - first_day) as s (n)) d
+    from (select :first_day + n as date from generate_series(0, :last_day - :first_day) as s (n)) d
     left join [rollup_reading]() r on true left join counted c using (date) left join unmeasured u using (date)
     order by d.date
         """,
@@ -125,7 +131,7 @@ def _functions() -> Iterator[Function]:
         {"days": "integer default 7"},
         {"date": "date", **_MEASURES, **_QUALITY},
         """
-    select d.* from [rollup_reading]() r cross join lateral [_days](r.today - (days - 1), r.today) d
+    select d.* from [rollup_reading]() r cross join lateral [_days](r.today - (:days - 1), r.today) d
         """,
         "a row for each of the last days, today and days without calculations included, of [whose]",
         rows=7,
@@ -146,9 +152,9 @@ def _functions() -> Iterator[Function]:
         select coalesce(sum(calculations), 0) as calculations from ({_UNMEASURED} and {_OF_DAYS}) rows
     )
     select c.calculations, c.cache_hits, {_ratio("c.cache_hits", "c.calculations")},
-           {_ratio("c.total_ms", "c.calculations - u.calculations")},
+           {_average("c.total_ms", "c.calculations - u.calculations", ":first_day", ":last_day")},
            c.source_web, c.source_api, c.source_external,
-           r.counted_at, [rollup_days_complete]('{STATS}', first_day, last_day)
+           r.counted_at, [rollup_days_complete]('{STATS}', :first_day, :last_day)
     from counted c cross join unmeasured u left join [rollup_reading]() r on true
         """,
         "one row for all days from first_day to last_day, of [whose]",
@@ -193,7 +199,7 @@ def _functions() -> Iterator[Function]:
         "publisher_percentiles",
         {"publisher": "bigint", **_PERIOD, **of_sources},
         columns,
-        whole.replace("[of]", "publisher_id = publisher"),
+        whole.replace("[of]", "publisher_id = :publisher"),
         "percentiles of one publisher's response times from first_day to last_day, in milliseconds; of some sources",
         rows=1,
     )
@@ -201,7 +207,7 @@ def _functions() -> Iterator[Function]:
         "platform_percentiles",
         {**_PERIOD, **of_sources, "publishers": "bigint[] default null"},
         columns,
-        whole.replace("[of]", "(publishers is null or publisher_id = any (publishers))"),
+        whole.replace("[of]", "(:publishers is null or publisher_id = any (:publishers))"),
         "percentiles of response times from first_day to last_day, in milliseconds; of some sources and publishers",
         rows=1,
     )
@@ -224,7 +230,7 @@ def _functions() -> Iterator[Function]:
     )
     select d.date, coalesce(f.measured, 0), {", ".join(f"f.{name}" for name in _PERCENTILES)},
            r.counted_at, [rollup_days_complete]('{LATENCY}', d.date, d.date)
-    from (select first_day + n as date from generate_series(0, last_day - first_day) as s (n)) d
+    from (select :first_day + n as date from generate_series(0, :last_day - :first_day) as s (n)) d
     left join [rollup_reading]() r on true left join found f using (date)
     order by d.date
         """,
@@ -246,7 +252,7 @@ def _functions() -> Iterator[Function]:
         from by_hour group by 1, 2
     )
     select w.weekday, h.hour, coalesce(c.calculations, 0),
-           r.counted_at, [rollup_days_complete]('{HOURS}', first_day, last_day)
+           r.counted_at, [rollup_days_complete]('{HOURS}', :first_day, :last_day)
     from generate_series(1, 7) as w (weekday) cross join generate_series(0, 23) as h (hour)
     left join counted c using (weekday, hour) left join [rollup_reading]() r on true
     order by w.weekday, h.hour
@@ -262,14 +268,14 @@ def _percentiles_query(percentiles: str) -> str:
     with buckets as (
         select response_time_ms as bucket, sum(calculations) as calculations
         from [{LATENCY}]
-        where [of] and {_OF_DAYS} and response_time_ms >= 0 and (sources is null or source = any (sources))
+        where [of] and {_OF_DAYS} and response_time_ms >= 0 and (:sources is null or source = any (:sources))
         group by response_time_ms
     ), ranked as (
         select [response_time_middle](bucket) as ms, sum(calculations) over (order by bucket) as upto,
                sum(calculations) over () as measured
         from buckets
     ), found as (select cast(coalesce(max(measured), 0) as bigint) as measured, {percentiles} from ranked)
-    select found.*, r.counted_at, [rollup_days_complete]('{LATENCY}', first_day, last_day)
+    select found.*, r.counted_at, [rollup_days_complete]('{LATENCY}', :first_day, :last_day)
     from found left join [rollup_reading]() r on true
     """
 
@@ -286,9 +292,9 @@ def _top(rollup: str, key: str) -> str:
     )
     select f.rank, cast(f.{key} as bigint), cast(f.calculations as bigint), {_ratio("f.calculations", "f.total")},
            cast(f.cache_hits as bigint), {_ratio("f.cache_hits", "f.calculations")},
-           r.counted_at, [rollup_days_complete]('{rollup}', first_day, last_day)
+           r.counted_at, [rollup_days_complete]('{rollup}', :first_day, :last_day)
     from ranked f left join [rollup_reading]() r on true
-    where f.rank <= n order by f.rank
+    where f.rank <= :n order by f.rank
     """
 
 
@@ -335,9 +341,9 @@ def _usage() -> Iterator[Function]:
         min(date) as first_date, max(date) as last_date"""
     figures = f"""
         u.today, u.this_month, u.last_month, u.all_time, {_ratio("u.cache_hits", "u.all_time")},
-        {_ratio("u.total_ms", "u.all_time - coalesce(m.calculations, 0)")}, p.p95_ms, u.first_date, u.last_date,
-        r.counted_at, [rollup_days_complete]('{STATS}', '-infinity', 'infinity')
-            and [rollup_days_complete]('{LATENCY}', '-infinity', 'infinity')"""
+        {_average("u.total_ms", "u.all_time - coalesce(m.calculations, 0)", *_EVER)}, p.p95_ms,
+        u.first_date, u.last_date, r.counted_at, [rollup_days_complete]('{STATS}', {", ".join(_EVER)})
+            and [rollup_days_complete]('{LATENCY}', {", ".join(_EVER)})"""
     yield Function(
         "publisher_usage_rows",
         {},
