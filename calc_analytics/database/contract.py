@@ -268,6 +268,31 @@ def _functions() -> Iterator[Function]:
         "the publishers with most calculations from first_day to last_day",
         rows=5,
     )
+    yield Function(
+        "platform_publisher_days",
+        _PERIOD,
+        {"publisher_id": "bigint", "date": "date", **_MEASURES, "measured": "bigint", **_QUALITY},
+        f"""
+    with days as materialized (
+        select first_day + n as date, {{rollup_days_complete}}('{STATS}', first_day + n, first_day + n) as complete
+        from generate_series(0, last_day - first_day) as s (n)
+    ), unmeasured as (
+        select publisher_id, date, sum(calculations) as calculations
+        from {{{LATENCY}}} where response_time_ms = -1 and {_OF_DAYS} group by publisher_id, date
+    ), counted as (
+        select s.*, s.total_calculations - coalesce(u.calculations, 0) as measured
+        from {{{STATS}}} s left join unmeasured u using (publisher_id, date)
+        where s.date between first_day and last_day and s.total_calculations <> 0
+    )
+    select cast(c.publisher_id as bigint), c.date, cast(c.total_calculations as bigint), cast(c.cache_hits as bigint),
+           {_ratio("c.cache_hits", "c.total_calculations")}, {_ratio("c.total_response_time_ms", "c.measured")},
+           cast(c.source_web as bigint), cast(c.source_api as bigint), cast(c.source_external as bigint),
+           cast(c.measured as bigint), r.counted_at, d.complete
+    from counted c join days d using (date) left join {{rollup_reading}}() r on true
+        """,
+        "a row for each publisher and day with calculations from first_day to last_day",
+        rows=10_000,
+    )
     percentiles = ", ".join(_percentile(fraction) for fraction in _PERCENTILES.values())
     columns = {"measured": "bigint", **dict.fromkeys(_PERCENTILES, "double precision"), **_QUALITY}
     yield from _both(

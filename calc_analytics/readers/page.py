@@ -1,0 +1,228 @@
+"""The report as one HTML file: no script, no network, no other file; the same report gives the same bytes.
+
+Every text is escaped by the template. Names stand in `bdi`, so that right-to-left ones do not move what is beside them.
+"""
+
+import base64
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pandas
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+from calc_analytics import __version__, days
+from calc_analytics.plurals import number
+from calc_analytics.readers.figures import (
+    PERCENTILES,
+    SOURCES,
+    WEEKDAYS,
+    as_milliseconds,
+    as_percent,
+    pictures,
+    summed,
+    weekday_counts,
+)
+from calc_analytics.readers.names import Named
+from calc_analytics.readers.report import DAYS_BY_DAY, Report, Totals
+from calc_analytics.rollups import HOURS, LATENCY, LOCALITIES
+
+FOLDER = Path(__file__).parent
+NONE = "–"
+NOTHING_BEFORE = "no calculations before"
+SOURCE_WORDS = {"web": "web UI", "api": "authenticated API", "external": "external API", "unknown": "unknown source"}
+DAYS_LISTED = 7
+_LABELLED = {"hours": HOURS.name, "percentiles": LATENCY.name, "localities": LOCALITIES.name}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One total: its name, its value, that of the period before, and the change in words."""
+
+    name: str
+    value: str
+    before: str
+    change: str
+
+
+def policy() -> str:
+    """The Content-Security-Policy of the page: its own style, and nothing else."""
+    digest = base64.b64encode(hashlib.sha256(_style().encode()).digest()).decode()
+    return f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
+
+
+def render(report: Report) -> str:
+    """The page. Times are those of the reporting time zone."""
+    zone = days.zone(report.reading.timezone)
+    is_by_week = report.period.days > DAYS_BY_DAY
+    trend = summed(report, is_by_week)
+    return _template().render(
+        report=report,
+        title=f"{_isolated(report.label)}, {report.period}",
+        period=_period_words(report),
+        counted_at=report.reading.counted_at and _moment(report.reading.counted_at.astimezone(zone)),
+        notes=list(_notes(report)),
+        incomplete=_incomplete_words(report),
+        empty=_empty_words(report),
+        lines=_lines(report),
+        pictures={name: (each, [Markup(form) for form in each.forms]) for name, each in pictures(report).items()},
+        span="Week from" if is_by_week else "Day",
+        trend=trend,
+        sources={name: SOURCE_WORDS[name] for name in SOURCES if trend[name].any()},
+        percentiles=PERCENTILES,
+        hours=report.hours["calculations"].to_numpy().reshape(7, 24),
+        weekdays=_weekday_rows(report),
+        uneven=_uneven_words(report),
+        tops=list(_tops(report)),
+        missing={part: name for part, name in _LABELLED.items() if name not in report.reading.kept},
+        version=__version__,
+        policy=policy(),
+        style=Markup(_style()),
+    )
+
+
+def _moment(at: datetime) -> str:
+    return f"{at:%Y-%m-%d %H:%M:%S}"
+
+
+def _isolated(name: str) -> str:
+    """The name between the characters that isolate its direction, for the title, which takes no markup."""
+    return f"\u2068{name}\u2069"
+
+
+def _period_words(report: Report) -> str:
+    return f"{report.period}, {number(report.period.days, 'day')}"
+
+
+def _notes(report: Report) -> Iterator[str]:
+    """What a reader has to know to read the numbers right."""
+    today, last = report.reading.today, report.period.last
+    if report.period.first <= today <= last:
+        yield f"Today, {today}, is not over: its numbers still grow."
+    if last > today:
+        yield f"Days after today, {today}, are part of the period."
+    if report.totals_before.calculations and not report.is_before_complete:
+        yield f"The period before, {report.period.before}, is not complete: the changes may be too large."
+
+
+def _incomplete_words(report: Report) -> str:
+    """'' if the period is complete."""
+    missing = report.incomplete_days
+    if not missing:
+        return ""
+    listed = ", ".join(str(day) for day in missing[:DAYS_LISTED])
+    more = f" and {len(missing) - DAYS_LISTED:,} more" if len(missing) > DAYS_LISTED else ""
+    verb = "is" if len(missing) == 1 else "are"
+    return (
+        f"{number(len(missing), 'day')} of the period {verb} not built yet ({listed}{more}): the numbers are too low."
+    )
+
+
+def _empty_words(report: Report) -> str:
+    """'' if there are calculations in the period."""
+    if report.totals.calculations:
+        return ""
+    if report.first_counted is None:
+        return "No calculation was ever counted."
+    known = str(report.first_counted)
+    if report.last_counted != report.first_counted:
+        known = f"from {known} to {report.last_counted}"
+    return f"No calculations in this period. There are calculations {'on ' if ' ' not in known else ''}{known}."
+
+
+def _lines(report: Report) -> list[Line]:
+    now, before = report.totals, report.totals_before
+    found = [
+        Line("Calculations", *_counts(now.calculations, before.calculations)),
+        Line("Cache hits", *_counts(now.cache_hits, before.cache_hits)),
+        _ratio_line(now, before),
+        _average_line(now, before),
+    ]
+    for source in SOURCES:
+        value, past = getattr(now, f"source_{source}"), getattr(before, f"source_{source}")
+        if value or past or source != "unknown":
+            found.append(Line(f"From {SOURCE_WORDS[source]}", *_counts(value, past)))
+    return [line if before.calculations else Line(line.name, line.value, NONE, NOTHING_BEFORE) for line in found]
+
+
+def _counts(now: int, before: int) -> tuple[str, str, str]:
+    change = _signed(100 * (now - before) / before, " %") if before else ("none before" if now else NONE)
+    return f"{now:,}", f"{before:,}", change
+
+
+def _ratio_line(now: Totals, before: Totals) -> Line:
+    value, past = now.cache_hit_ratio, before.cache_hit_ratio
+    change = NONE if value is None or past is None else _signed(100 * (value - past), " points")
+    return Line("Cache-hit ratio", _or_none(value, as_percent), _or_none(past, as_percent), change)
+
+
+def _average_line(now: Totals, before: Totals) -> Line:
+    value, past = now.average_response_time_ms, before.average_response_time_ms
+    change = _signed(100 * (value - past) / past, " %") if value is not None and past else NONE
+    return Line("Average response time", _or_none(value, as_milliseconds), _or_none(past, as_milliseconds), change)
+
+
+def _signed(value: float, unit: str) -> str:
+    rounded = round(value, 1)
+    sign = "+" if rounded > 0 else "−" if rounded < 0 else "±"
+    return f"{sign}{abs(rounded):,.1f}{unit}"
+
+
+def _or_none(value: Any, shown: Any) -> str:
+    return NONE if value is None or value != value else str(shown(value))
+
+
+def _weekday_rows(report: Report) -> list[tuple[str, int]]:
+    """The weekdays, and how many of each the period has."""
+    return list(zip(WEEKDAYS, (int(count) for count in weekday_counts(report)), strict=True))
+
+
+def _uneven_words(report: Report) -> str:
+    """'' if the period has as many of each weekday."""
+    counts = weekday_counts(report)
+    if numpy.unique(counts).size == 1:
+        return ""
+    return f"The period has {counts.min()} to {counts.max()} of each weekday: colours are averages, the table has sums."
+
+
+def _tops(report: Report) -> Iterator[dict[str, Any]]:
+    """The tables of localities and, for the platform, of publishers."""
+    if report.top_publishers is not None:
+        yield {"name": "publishers", "title": "Top publishers", "rows": _top_rows(report.top_publishers, "publisher")}
+    yield {"name": "localities", "title": "Top localities", "rows": _top_rows(report.top_localities, "locality")}
+
+
+def _top_rows(frame: pandas.DataFrame, kind: str) -> Sequence[dict[str, Any]]:
+    largest = frame["share"].max() if len(frame) else 1.0
+    return [
+        {**row, "named": Named(row["id"], row["name"], kind), "width": round(100 * row["share"] / largest, 1)}
+        for row in frame.to_dict("records")
+    ]
+
+
+@lru_cache
+def _style() -> str:
+    return (FOLDER / "page.css").read_text(encoding="utf-8")
+
+
+@lru_cache
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        percent=lambda value: _or_none(value, as_percent),
+        milliseconds=lambda value: _or_none(value, as_milliseconds),
+        count=lambda value: f"{int(value):,}",
+    )
+    return environment.get_template("page.html")
