@@ -55,7 +55,7 @@ class DayTable:
     publisher: int | None
     period: Period
     reading: Reading
-    complete: bool
+    incomplete_days: tuple[date, ...]
     schema: pyarrow.Schema
     batches: Iterator[pyarrow.RecordBatch]
 
@@ -72,8 +72,8 @@ def day_table(db: Database, publisher: int | None, first: date | None, last: dat
         counted_days(connection, publisher)
         schema = pyarrow.schema({**COLUMNS, **({} if publisher is None else PERCENTILES)}.items())
         batches = _batches(connection, publisher, wanted, schema)
-        is_complete = not incomplete_days(connection, reading, wanted)
-        yield DayTable(publisher, wanted, reading, is_complete, schema, batches)
+        missing = incomplete_days(connection, reading, wanted)
+        yield DayTable(publisher, wanted, reading, missing, schema, batches)
 
 
 def write_csv(table: DayTable, sink: IO[bytes]) -> None:
@@ -87,7 +87,9 @@ def write_csv(table: DayTable, sink: IO[bytes]) -> None:
 
 def write_parquet(table: DayTable, sink: IO[bytes]) -> None:
     """Parquet; the file's metadata `calc_analytics` says what it is about, in JSON."""
-    about = json.dumps({"publisher_id": table.publisher, **_about(table.reading, table.period, table.complete)})
+    about = json.dumps(
+        {"publisher_id": table.publisher, **_about(table.reading, table.period, not table.incomplete_days)}
+    )
     schema = table.schema.with_metadata({"calc_analytics": about})
     with parquet.ParquetWriter(sink, schema) as writer:
         for batch in table.batches:

@@ -95,7 +95,7 @@ def pictures(report: Report) -> dict[str, Picture]:
 def _drawn(draw: Draw, report: Report, size: Size) -> Figure:
     figure = Figure(figsize=(size.width / 72, size.height / 72))
     FigureCanvasSVG(figure)
-    left, right, below, above = 46, 10, 24, 10
+    left, right, below, above = 54, 10, 26, 10
     box = (
         left / size.width,
         below / size.height,
@@ -114,6 +114,7 @@ def _prepare(axes: Axes) -> None:
         spine.set_visible(False)
     axes.patch.set_visible(False)
     axes.tick_params(which="both", bottom=False, left=False, labelcolor=_DRAWN["muted"])
+    axes.tick_params(axis="x", pad=7)
     axes.grid(True, axis="y", color=_DRAWN["line"], linewidth=1)
     axes.set_axisbelow(True)
 
@@ -237,9 +238,9 @@ def _day_labels(period: Period, most: int) -> Iterator[tuple[date, str]]:
 
 
 def _scale(least: float, greatest: float) -> list[float]:
-    """1, 2, 5, 10, … from below the least value to above the greatest; 0 below 1. Few enough to be read."""
+    """0, 1, 2, 5, 10, … from below the least value to above the greatest. Few enough to be read."""
     steps = [0.0, *(factor * 10.0**power for power in range(7) for factor in (1, 2, 5))]
-    low = max(n for n, step in enumerate(steps) if step <= max(least, 0))
+    low = max((n for n, step in enumerate(steps) if step < least), default=0)
     high = min(n for n, step in enumerate(steps) if step >= min(greatest, steps[-1]) and n > low)
     found = steps[low : high + 1]
     return (
@@ -252,7 +253,7 @@ def _scale(least: float, greatest: float) -> list[float]:
 def _trend_words(report: Report) -> str:
     busiest = report.days.loc[report.days["calculations"].idxmax()]
     total = report.totals.calculations
-    return f"{total:,} in {report.period}; most on {busiest['date']}: {busiest['calculations']:,}."
+    return f"{total:,} in total; most on {busiest['date']}: {busiest['calculations']:,}."
 
 
 def _range_words(values: pandas.Series, shown: Callable[[float], str]) -> str:

@@ -35,7 +35,6 @@ from calc_analytics.rollups import HOURS, LATENCY, LOCALITIES
 
 FOLDER = Path(__file__).parent
 NONE = "–"
-NOTHING_BEFORE = "no calculations before"
 SOURCE_WORDS = {"web": "web UI", "api": "authenticated API", "external": "external API", "unknown": "unknown source"}
 DAYS_LISTED = 7
 _LABELLED = {"hours": HOURS.name, "percentiles": LATENCY.name, "localities": LOCALITIES.name}
@@ -71,6 +70,8 @@ def render(report: Report) -> str:
         incomplete=_incomplete_words(report),
         empty=_empty_words(report),
         lines=_lines(report),
+        has_before=report.totals_before.calculations > 0,
+        measured=number(report.percentiles.measured, "calculation"),
         pictures={name: (each, [Markup(form) for form in each.forms]) for name, each in pictures(report).items()},
         span="Week from" if is_by_week else "Day",
         trend=trend,
@@ -148,7 +149,7 @@ def _lines(report: Report) -> list[Line]:
         value, past = getattr(now, f"source_{source}"), getattr(before, f"source_{source}")
         if value or past or source != "unknown":
             found.append(Line(f"From {SOURCE_WORDS[source]}", *_counts(value, past)))
-    return [line if before.calculations else Line(line.name, line.value, NONE, NOTHING_BEFORE) for line in found]
+    return found
 
 
 def _counts(now: int, before: int) -> tuple[str, str, str]:
@@ -188,7 +189,7 @@ def _uneven_words(report: Report) -> str:
     counts = weekday_counts(report)
     if numpy.unique(counts).size == 1:
         return ""
-    return f"The period has {counts.min()} to {counts.max()} of each weekday: colours are averages, the table has sums."
+    return f"The period has {counts.min()} to {counts.max()} of each weekday: colours show averages, the table sums."
 
 
 def _tops(report: Report) -> Iterator[dict[str, Any]]:

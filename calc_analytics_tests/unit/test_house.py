@@ -25,11 +25,12 @@ ALLOWED = {
     "rollup": {"config", "database", "rollup"},
     "rollups": {"config", "database", "rollup"},
     "logs": {"database", "rollup"},
+    "readers": {"config", "database", "rollup", "rollups", "readers"},
     "orchestration": {"config", "database", "rollup", "rollups", "logs", "orchestration"},
-    "operations": {"config", "database", "rollup", "rollups", "orchestration", "logs", "operations"},
+    "operations": {"config", "database", "rollup", "rollups", "readers", "orchestration", "logs", "operations"},
     "definitions": {"config", "rollups", "logs", "orchestration"},
     "processes": {"config", "database", "rollup", "rollups", "processes"},
-    "cli": {"config", "database", "rollup", "rollups", "logs", "operations", "processes", "cli"},
+    "cli": {"config", "database", "rollup", "rollups", "readers", "logs", "operations", "processes", "cli"},
 }
 
 
