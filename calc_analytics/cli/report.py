@@ -82,7 +82,7 @@ def _write(
         with export.day_table(db, publisher, first, last) as table:
             write: Callable[[Any, IO[bytes]], None] = export.write_csv if format_ == "csv" else export.write_parquet
             write(table, sink)
-            return _about(publisher, str(table.period), table.incomplete_days)
+            return _about(publisher, table.period.in_words, table.incomplete_days)
     from calc_analytics.readers.report import read_report
 
     found = read_report(db, publisher, first, last)
@@ -92,7 +92,7 @@ def _write(
         from calc_analytics.readers.page import render
 
         sink.write(render(found).encode())
-    return _about(publisher, str(found.period), found.incomplete_days)
+    return _about(publisher, found.period.in_words, found.incomplete_days)
 
 
 def _about(publisher: int | None, period: str, incomplete: tuple[date, ...]) -> str:

@@ -63,7 +63,7 @@ def render(report: Report) -> str:
     trend = summed(report, is_by_week)
     return _template().render(
         report=report,
-        title=f"{_isolated(report.label)}, {report.period}",
+        title=f"{_isolated(report.label)}, {report.period.in_words}",
         period=_period_words(report),
         counted_at=report.reading.counted_at and _moment(report.reading.counted_at.astimezone(zone)),
         notes=list(_notes(report)),
@@ -98,7 +98,7 @@ def _isolated(name: str) -> str:
 
 
 def _period_words(report: Report) -> str:
-    return f"{report.period}, {number(report.period.days, 'day')}"
+    return f"{report.period.in_words}, {number(report.period.days, 'day')}"
 
 
 def _notes(report: Report) -> Iterator[str]:
@@ -109,7 +109,7 @@ def _notes(report: Report) -> Iterator[str]:
     if last > today:
         yield f"Days after today, {today}, are part of the period."
     if report.totals_before.calculations and not report.is_before_complete:
-        yield f"The period before, {report.period.before}, is not complete: the changes may be too large."
+        yield f"The period before, {report.period.before.in_words}, is not complete: the changes may be too large."
 
 
 def _incomplete_words(report: Report) -> str:

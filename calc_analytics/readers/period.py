@@ -43,7 +43,9 @@ class Period:
             yield Period(first, last)
             first = last + ONE_DAY
 
-    def __str__(self) -> str:
+    @property
+    def in_words(self) -> str:
+        """'2026-11-01 to 2026-11-30', or the one day."""
         return str(self.first) if self.first == self.last else f"{self.first} to {self.last}"
 
 
