@@ -57,7 +57,7 @@ def report(
     """
     target = None if output is None or str(output) == "-" else output
     chosen = format_ or _format_of(target)
-    if chosen in BINARY and target is None and sys.stdout.isatty():
+    if chosen in BINARY and target is None and _is_terminal():
         raise click.UsageError(f"{chosen} is not text: give a file with --output, or a pipe")
     begin, end = (None if text is None else days.parse_day(text) for text in (first, last))
     db = open_database(settings)
@@ -65,6 +65,10 @@ def report(
         about = _write(db, publisher, begin, end, chosen, sink)
     if target is not None:
         click.echo(f"{target}: {about}", err=True)
+
+
+def _is_terminal() -> bool:
+    return sys.stdout.isatty()
 
 
 def _format_of(target: Path | None) -> str:

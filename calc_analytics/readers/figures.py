@@ -223,8 +223,8 @@ def _label_days(axes: Axes, period: Period, size: Size) -> None:
 
 
 def _day_labels(period: Period, most: int) -> Iterator[tuple[date, str]]:
-    """Days of a short period, first days of months of a longer one, at most so many; the year where it begins."""
-    if period.days <= 7 * most:
+    """Days of at most ten weeks, first days of months of a longer period, at most so many; the year where it begins."""
+    if period.days <= 70:
         step = math.ceil(period.days / most)
         for n in range(0, period.days, step):
             day = date.fromordinal(period.first.toordinal() + n)
@@ -268,15 +268,15 @@ def _hours_words(report: Report) -> str:
 
 
 def as_percent(share: float) -> str:
-    """'59.8 %'."""
-    return f"{100 * share:.1f} %"
+    """'59.8 %', not broken between the two."""
+    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
 
 
 def as_milliseconds(value: float) -> str:
-    """'0.4 ms', '12 ms', '1.25 s'."""
+    """'0.4 ms', '12 ms', '1.25 s', not broken between the two."""
     if value >= 1000:
-        return f"{value / 1000:,.3g} s"
-    return f"{value:.3g} ms" if value < 100 else f"{value:.0f} ms"
+        return f"{value / 1000:,.3g}\N{NO-BREAK SPACE}s"
+    return f"{value:.3g}\N{NO-BREAK SPACE}ms" if value < 100 else f"{value:.0f}\N{NO-BREAK SPACE}ms"
 
 
 def compact(value: float) -> str:

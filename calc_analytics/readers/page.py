@@ -153,26 +153,26 @@ def _lines(report: Report) -> list[Line]:
 
 
 def _counts(now: int, before: int) -> tuple[str, str, str]:
-    change = _signed(100 * (now - before) / before, " %") if before else ("none before" if now else NONE)
+    change = _signed(100 * (now - before) / before, "%") if before else ("none before" if now else NONE)
     return f"{now:,}", f"{before:,}", change
 
 
 def _ratio_line(now: Totals, before: Totals) -> Line:
     value, past = now.cache_hit_ratio, before.cache_hit_ratio
-    change = NONE if value is None or past is None else _signed(100 * (value - past), " points")
+    change = NONE if value is None or past is None else _signed(100 * (value - past), "points")
     return Line("Cache-hit ratio", _or_none(value, as_percent), _or_none(past, as_percent), change)
 
 
 def _average_line(now: Totals, before: Totals) -> Line:
     value, past = now.average_response_time_ms, before.average_response_time_ms
-    change = _signed(100 * (value - past) / past, " %") if value is not None and past else NONE
+    change = _signed(100 * (value - past) / past, "%") if value is not None and past else NONE
     return Line("Average response time", _or_none(value, as_milliseconds), _or_none(past, as_milliseconds), change)
 
 
 def _signed(value: float, unit: str) -> str:
     rounded = round(value, 1)
     sign = "+" if rounded > 0 else "−" if rounded < 0 else "±"
-    return f"{sign}{abs(rounded):,.1f}{unit}"
+    return f"{sign}{abs(rounded):,.1f}\N{NO-BREAK SPACE}{unit}"
 
 
 def _or_none(value: Any, shown: Any) -> str:

@@ -16,6 +16,7 @@ from calc_analytics.readers.names import LOCALITIES, PUBLISHERS, Named, find_nam
 from calc_analytics.readers.period import Period, period
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.ledger import NotInstalled
+from calc_analytics.rollups import STATS
 
 TOP = 10
 # Percentiles of a longer period are per week, merged from the histogram.
@@ -158,16 +159,12 @@ def read_reading(connection: Connection, db: Database) -> Reading:
 
 def counted_days(connection: Connection, publisher: int | None) -> tuple[date | None, date | None]:
     """The first and the last day with calculations; `UnknownPublisher` if a publisher has none at all."""
-    if publisher is None:
-        row = connection.execute(text("select first_date, last_date from platform_usage")).one_or_none()
-        return (row.first_date, row.last_date) if row else (None, None)
-    statement = text(
-        "select first_date, last_date from publisher_usage where publisher_id = cast(:publisher as bigint)"
-    )
-    row = connection.execute(statement, {"publisher": publisher}).one_or_none()
-    if row is None:
+    first, last = None, None
+    if publisher is None or abs(publisher) < 2**63:
+        first, last = connection.execute(_COUNTED, {"publisher": publisher}).one()
+    if publisher is not None and first is None:
         raise UnknownPublisher(f"no calculation of publisher {publisher} was ever counted: is the number right?")
-    return row.first_date, row.last_date
+    return first, last
 
 
 @dataclass(frozen=True)
@@ -283,6 +280,12 @@ def _frame(rows: Sequence[Mapping[str, Any]], types: Mapping[str, str]) -> panda
     return pandas.DataFrame(columns)
 
 
+_COUNTED = text(
+    f"""
+    select min(date), max(date) from {STATS.name}
+    where total_calculations > 0 and (cast(:publisher as bigint) is null or publisher_id = cast(:publisher as bigint))
+    """
+)
 _INCOMPLETE = text(
     """
     select cast(:first as date) + n as date
