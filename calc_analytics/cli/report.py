@@ -10,7 +10,7 @@ import click
 
 from calc_analytics import days
 from calc_analytics.cli.opening import open_database, with_settings
-from calc_analytics.cli.options import DAY, IntegerRange
+from calc_analytics.cli.options import DAY, Integer
 from calc_analytics.cli.output import written
 from calc_analytics.config import Settings
 from calc_analytics.plurals import number
@@ -18,11 +18,10 @@ from calc_analytics.rollup.database import Database
 
 FORMATS = ("html", "csv", "parquet", "json")
 BINARY = ("parquet",)
-LARGEST = 2**63 - 1
 
 
 @click.command()
-@click.option("--publisher", metavar="N", type=IntegerRange(-LARGEST, LARGEST), help="Default: the platform.")
+@click.option("--publisher", metavar="N", type=Integer(), help="Default: the platform.")
 @click.option("--from", "first", metavar=DAY, help="First day, included. Default: 29 days before the last.")
 @click.option("--to", "last", metavar=DAY, help="Last day, included. Default: today.")
 @click.option(
@@ -51,8 +50,8 @@ def report(
     \b
     Changes:     no statistics; FILE is replaced once the report is whole
     Examples:    calc-analytics report --output report.html
-                 calc-analytics report --publisher 7 --from 2026-01-01 --output days.parquet
-                 calc-analytics report --publisher 7 --format json | jq .totals
+                 calc-analytics report --from 2026-01-01 --output days.parquet
+                 calc-analytics report --publisher 7 --format json
     Exit codes:  0 done; 1 an error, for example an unknown publisher
     """
     target = None if output is None or str(output) == "-" else output
