@@ -34,7 +34,8 @@ from calc_analytics.rollups import LOG
 DOCS = Path(__file__).parent
 STATS = LOG.names[0]
 HISTORY_DAYS = 30
-WIDTH, NARROWER, HEIGHT, TALL, LONG = 1280, 900, 800, 900, 1220
+WIDTH, HEIGHT, TALL, LONG = 1280, 800, 900, 1220
+REPORT_WIDTH, REPORT_HEIGHT = 900, 1045
 PATIENCE_SECONDS = 300
 STOP_SECONDS = 30
 OWN_SETTINGS = ("DATABASE_URL", "DAGSTER_", "ROLLUP", "LOGS_KEPT", "ENABLE_", "ALERT_", "REPORT_", "LOG_")
@@ -186,7 +187,7 @@ def health(page: Page, service: str) -> None:
 
 def report(page: Page, service: str) -> None:
     """The report of the platform, down to the trend."""
-    page.set_viewport_size({"width": NARROWER, "height": LONG})
+    page.set_viewport_size({"width": REPORT_WIDTH, "height": REPORT_HEIGHT})
     page.set_extra_http_headers({"Authorization": f"Bearer {TOKEN}"})
     page.goto(f"{service}/report")
     page.get_by_role("heading", name="Response times").wait_for()

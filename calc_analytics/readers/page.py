@@ -37,6 +37,8 @@ FOLDER = Path(__file__).parent
 NONE = "–"
 SOURCE_WORDS = {"web": "web UI", "api": "authenticated API", "external": "external API", "unknown": "unknown source"}
 DAYS_LISTED = 7
+# A growth to so many times is not shown in percent.
+TIMES = 10
 _LABELLED = {"hours": HOURS.name, "percentiles": LATENCY.name, "localities": LOCALITIES.name}
 
 
@@ -153,7 +155,12 @@ def _lines(report: Report) -> list[Line]:
 
 
 def _counts(now: int, before: int) -> tuple[str, str, str]:
-    change = _signed(100 * (now - before) / before, "%") if before else ("none before" if now else NONE)
+    if not before:
+        change = "none before" if now else NONE
+    elif now >= TIMES * before:
+        change = f"{now / before:,.1f} times"
+    else:
+        change = _signed(100 * (now - before) / before, "%")
     return f"{now:,}", f"{before:,}", change
 
 
