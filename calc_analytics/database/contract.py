@@ -144,6 +144,8 @@ _MIDDLE = Function(
 # Rows without a response time are in one bucket each per publisher, day and source, which has an index of its own.
 _UNMEASURED = f"select date, calculations from {{{LATENCY}}} where {{of}} and response_time_ms = -1"
 _OF_DAYS = "date between first_day and last_day"
+# A Monday before every day.
+_MONDAY = "date '0001-01-01'"
 
 
 def _both(
@@ -322,26 +324,27 @@ def _functions() -> Iterator[Function]:
         "percentiles_by_day",
         _PERIOD,
         {"date": "date", **columns},
-        f"""
-    with buckets as (
-        select date, response_time_ms as bucket, sum(calculations) as calculations
-        from {{{LATENCY}}} where {{of}} and {_OF_DAYS} and response_time_ms >= 0
-        group by date, response_time_ms
-    ), ranked as (
-        select date, {{response_time_middle}}(bucket) as ms,
-               sum(calculations) over (partition by date order by bucket) as upto,
-               sum(calculations) over (partition by date) as measured
-        from buckets
-    ), found (date, measured, {", ".join(_PERCENTILES)}) as (
-        select date, cast(max(measured) as bigint), {percentiles} from ranked group by date
-    )
-    select d.date, coalesce(f.measured, 0), {", ".join(f"f.{name}" for name in _PERCENTILES)},
-           r.counted_at, {{rollup_days_complete}}('{LATENCY}', d.date, d.date)
-    from (select first_day + n as date from generate_series(0, last_day - first_day) as s (n)) d
-    left join {{rollup_reading}}() r on true left join found f using (date)
-    order by d.date
-        """,
+        _percentiles_by(
+            "date",
+            """select first_day + n as span, first_day + n as begins, first_day + n as ends
+               from generate_series(0, last_day - first_day) as s (n)""",
+            "d.begins",
+        ),
         "percentiles of the measured response times of each day from first_day to last_day, of {whose}",
+        rows=30,
+    )
+    yield from _both(
+        "percentiles_by_week",
+        _PERIOD,
+        {"begins": "date", "ends": "date", **columns},
+        _percentiles_by(
+            f"(date - {_MONDAY}) / 7",
+            f"""select n as span, greatest({_MONDAY} + 7 * n, first_day) as begins,
+                       least({_MONDAY} + 7 * n + 6, last_day) as ends
+                from generate_series((first_day - {_MONDAY}) / 7, (last_day - {_MONDAY}) / 7) as s (n)""",
+            "d.begins, d.ends",
+        ),
+        "the same of each week from Monday to Sunday, as far as it is in the period, of {whose}",
         rows=30,
     )
     yield from _both(
@@ -349,12 +352,14 @@ def _functions() -> Iterator[Function]:
         _PERIOD,
         {"weekday": "integer", "hour": "integer", "calculations": "bigint", **_QUALITY},
         f"""
-    with counted as (
+    with by_hour as (
+        select hour, sum(total_calculations) as calculations
+        from {{{HOURS}}} where {{of}} and {_OF_DAYS} group by hour
+    ), counted as (
         select cast(extract(isodow from hour at time zone r.timezone) as integer) as weekday,
                cast(extract(hour from hour at time zone r.timezone) as integer) as hour,
-               cast(sum(total_calculations) as bigint) as calculations
-        from {{{HOURS}}} cross join {{rollup_reading}}() r where {{of}} and {_OF_DAYS}
-        group by 1, 2
+               cast(sum(calculations) as bigint) as calculations
+        from by_hour cross join {{rollup_reading}}() r group by 1, 2
     )
     select w.weekday, h.hour, coalesce(c.calculations, 0),
            r.counted_at, {{rollup_days_complete}}('{HOURS}', first_day, last_day)
@@ -366,6 +371,29 @@ def _functions() -> Iterator[Function]:
         rows=168,
     )
     yield from _usage()
+
+
+def _percentiles_by(span: str, spans: str, names: str) -> str:
+    """The percentiles of each span of days: `span` is that of a row, `spans` selects all, as span, begins and ends."""
+    percentiles = ", ".join(_percentile(fraction) for fraction in _PERCENTILES.values())
+    return f"""
+    with buckets as (
+        select {span} as span, response_time_ms as bucket, sum(calculations) as calculations
+        from {{{LATENCY}}} where {{of}} and {_OF_DAYS} and response_time_ms >= 0
+        group by 1, response_time_ms
+    ), ranked as (
+        select span, {{response_time_middle}}(bucket) as ms,
+               sum(calculations) over (partition by span order by bucket) as upto,
+               sum(calculations) over (partition by span) as measured
+        from buckets
+    ), found (span, measured, {", ".join(_PERCENTILES)}) as (
+        select span, cast(max(measured) as bigint), {percentiles} from ranked group by span
+    )
+    select {names}, coalesce(f.measured, 0), {", ".join(f"f.{name}" for name in _PERCENTILES)},
+           r.counted_at, {{rollup_days_complete}}('{LATENCY}', d.begins, d.ends)
+    from ({spans}) d left join {{rollup_reading}}() r on true left join found f using (span)
+    order by d.begins
+    """
 
 
 def _top(rollup: str, key: str) -> str:

@@ -204,21 +204,8 @@ class _Questions:
         if of.days <= DAYS_BY_DAY:
             rows = self._rows("percentiles_by_day", of)
             return _frame([{**row, "first_day": row["date"], "last_day": row["date"]} for row in rows], SPANS)
-        weeks = list(of.spans(is_by_week=True))
-        arguments = (
-            "first_day, last_day" if self.publisher is None else "cast(:publisher as bigint), first_day, last_day"
-        )
-        statement = text(f"""
-            select w.first_day, w.last_day, p.*
-            from unnest(cast(:firsts as date[]), cast(:lasts as date[])) as w (first_day, last_day)
-            cross join lateral {self.prefix}percentiles({arguments}) p order by w.first_day
-        """)
-        values = {
-            "firsts": [each.first for each in weeks],
-            "lasts": [each.last for each in weeks],
-            "publisher": self.publisher,
-        }
-        return _frame([dict(row) for row in self.connection.execute(statement, values).mappings()], SPANS)
+        rows = self._rows("percentiles_by_week", of)
+        return _frame([{**row, "first_day": row["begins"], "last_day": row["ends"]} for row in rows], SPANS)
 
     def top(self, function: str, of: Period, table: str) -> pandas.DataFrame:
         """The first ten, with their names."""
