@@ -110,6 +110,11 @@ def _ratio(part: str, whole: str) -> str:
     return f"cast({part} as double precision) / nullif({whole}, 0)"
 
 
+def _average(total: str, measured: str) -> str:
+    """SQL: null while the histogram, which alone knows how many rows are measured, is not kept."""
+    return f"case when '{LATENCY}' = any (r.rollups) then {_ratio(total, measured)} end"
+
+
 _READING = Function(
     "rollup_reading",
     {},
@@ -194,7 +199,7 @@ def _functions() -> Iterator[Function]:
     )
     select d.date, coalesce(c.calculations, 0), coalesce(c.cache_hits, 0),
            {_ratio("c.cache_hits", "c.calculations")},
-           {_ratio("c.total_ms", "c.calculations - coalesce(u.calculations, 0)")},
+           {_average("c.total_ms", "c.calculations - coalesce(u.calculations, 0)")},
            coalesce(c.source_web, 0), coalesce(c.source_api, 0), coalesce(c.source_external, 0),
            r.counted_at, {{rollup_days_complete}}('{STATS}', d.date, d.date)
     from (select first_day + n as date from generate_series(0, last_day - first_day) as s (n)) d
@@ -230,7 +235,7 @@ def _functions() -> Iterator[Function]:
         select coalesce(sum(calculations), 0) as calculations from ({_UNMEASURED} and {_OF_DAYS}) rows
     )
     select c.calculations, c.cache_hits, {_ratio("c.cache_hits", "c.calculations")},
-           {_ratio("c.total_ms", "c.calculations - u.calculations")},
+           {_average("c.total_ms", "c.calculations - u.calculations")},
            c.source_web, c.source_api, c.source_external,
            r.counted_at, {{rollup_days_complete}}('{STATS}', first_day, last_day)
     from counted c cross join unmeasured u left join {{rollup_reading}}() r on true
@@ -287,9 +292,9 @@ def _functions() -> Iterator[Function]:
         where s.date between first_day and last_day and s.total_calculations <> 0
     )
     select cast(c.publisher_id as bigint), c.date, cast(c.total_calculations as bigint), cast(c.cache_hits as bigint),
-           {_ratio("c.cache_hits", "c.total_calculations")}, {_ratio("c.total_response_time_ms", "c.measured")},
+           {_ratio("c.cache_hits", "c.total_calculations")}, {_average("c.total_response_time_ms", "c.measured")},
            cast(c.source_web as bigint), cast(c.source_api as bigint), cast(c.source_external as bigint),
-           cast(c.measured as bigint), r.counted_at, d.complete
+           case when '{LATENCY}' = any (r.rollups) then cast(c.measured as bigint) end, r.counted_at, d.complete
     from counted c join days d using (date) left join {{rollup_reading}}() r on true
         """,
         "a row for each publisher and day with calculations from first_day to last_day",
@@ -457,7 +462,7 @@ def _usage() -> Iterator[Function]:
         min(date) as first_date, max(date) as last_date"""
     figures = f"""
         u.today, u.this_month, u.last_month, u.all_time, {_ratio("u.cache_hits", "u.all_time")},
-        {_ratio("u.total_ms", "u.all_time - coalesce(m.calculations, 0)")}, p.p95_ms, u.first_date, u.last_date,
+        {_average("u.total_ms", "u.all_time - coalesce(m.calculations, 0)")}, p.p95_ms, u.first_date, u.last_date,
         r.counted_at, {{rollup_days_complete}}('{STATS}', '-infinity', 'infinity')
             and {{rollup_days_complete}}('{LATENCY}', '-infinity', 'infinity')"""
     yield Function(

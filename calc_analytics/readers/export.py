@@ -28,6 +28,7 @@ from calc_analytics.readers.report import (
     reading_transaction,
 )
 from calc_analytics.rollup.database import Database
+from calc_analytics.rollups import LATENCY
 
 ROWS_AT_ONCE = 20_000
 _WHOLE, _DOUBLE = pyarrow.int64(), pyarrow.float64()
@@ -153,7 +154,11 @@ def _plain(value: Any) -> Any:
 def _batches(
     connection: Connection, publisher: int | None, of: Period, schema: pyarrow.Schema
 ) -> Iterator[pyarrow.RecordBatch]:
-    values = {"first": of.first, "last": of.last, **({} if publisher is None else {"publisher": publisher})}
+    values = {
+        "first": of.first,
+        "last": of.last,
+        **({} if publisher is None else {"publisher": publisher, "histogram": LATENCY.name}),
+    }
     statement = _OF_ALL if publisher is None else _OF_ONE
     rows = connection.execute(
         statement, values, execution_options={"stream_results": True, "yield_per": ROWS_AT_ONCE}
@@ -165,11 +170,13 @@ def _batches(
 _OF_ONE = text(
     """
     select d.date, cast(:publisher as bigint) as publisher_id, d.calculations, d.cache_hits, d.cache_hit_ratio,
-           p.measured, d.average_response_time_ms, d.source_web, d.source_api, d.source_external, d.complete,
+           case when :histogram = any (r.rollups) then p.measured end as measured,
+           d.average_response_time_ms, d.source_web, d.source_api, d.source_external, d.complete,
            p.p50_ms, p.p90_ms, p.p95_ms, p.p99_ms
     from publisher_days(cast(:publisher as bigint), cast(:first as date), cast(:last as date)) d
     join publisher_percentiles_by_day(cast(:publisher as bigint), cast(:first as date), cast(:last as date)) p
         using (date)
+    cross join rollup_reading() r
     order by date
     """
 )

@@ -36,8 +36,8 @@ MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", 
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 SOURCES = ("web", "api", "external", "unknown")
 PERCENTILES = ("p50", "p95", "p99")
-# A longer trend is drawn and listed per week.
-DAYS_BY_DAY = 750
+# A longer trend is drawn per week.
+DAYS_DRAWN = 750
 FONT = 12.0
 _SVG = "{http://www.w3.org/2000/svg}"
 # matplotlib's settings are global.
@@ -70,9 +70,11 @@ class Picture:
 def pictures(report: Report) -> dict[str, Picture]:
     """The figures that the report has numbers for, by name: trend, hours, percentiles, ratio."""
     found: dict[str, tuple[str, str, Draw]] = {}
+    span = "week" if report.period.days > DAYS_DRAWN else "day"
     if report.totals.calculations:
-        found["trend"] = "Calculations per day, by source", _trend_words(report), draw_trend
-        found["ratio"] = "Cache-hit ratio per day", _range_words(report.days["cache_hit_ratio"], as_percent), draw_ratio
+        ratios = _range_words(_ratios(by_span(report)[1]), as_percent)
+        found["trend"] = f"Calculations per {span}, by source", _trend_words(report), draw_trend
+        found["ratio"] = f"Cache-hit ratio per {span}", ratios, draw_ratio
     if report.hours["calculations"].sum():
         found["hours"] = "Calculations by weekday and hour", _hours_words(report), draw_hours
     if report.percentiles.measured:
@@ -137,12 +139,15 @@ def draw_trend(axes: Axes, report: Report, size: Size) -> None:
 def draw_ratio(axes: Axes, report: Report, size: Size) -> None:
     """Cache hits per calculation of each day; a gap where there is no calculation."""
     edges, frame = by_span(report)
-    ratio = frame["cache_hits"] / frame["calculations"].where(frame["calculations"] > 0)
-    axes.stairs(ratio.to_numpy(dtype=float), edges, baseline=None, color=_DRAWN["ratio"], linewidth=2)
+    axes.stairs(_ratios(frame).to_numpy(dtype=float), edges, baseline=None, color=_DRAWN["ratio"], linewidth=2)
     axes.set_ylim(0, 1.03)
     axes.yaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 1]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
     _label_days(axes, report.period, size)
+
+
+def _ratios(frame: pandas.DataFrame) -> pandas.Series:
+    return frame["cache_hits"] / frame["calculations"].where(frame["calculations"] > 0)
 
 
 def draw_percentiles(axes: Axes, report: Report, size: Size) -> None:
@@ -196,7 +201,7 @@ def by_span(report: Report) -> tuple[list[int], pandas.DataFrame]:
 
     Columns: first_day, last_day, calculations, cache_hits, web, api, external, unknown.
     """
-    frame = summed(report, report.period.days > DAYS_BY_DAY)
+    frame = summed(report, report.period.days > DAYS_DRAWN)
     return _edges(frame["first_day"], frame["last_day"]), frame
 
 

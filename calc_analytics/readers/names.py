@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 LONGEST = 300
 PUBLISHERS, LOCALITIES = "publishers", "localities"
-_LIMITS = "select set_config('statement_timeout', '2s', true), set_config('lock_timeout', '500ms', true)"
+_LIMITS = "select set_config('statement_timeout', '1s', true), set_config('lock_timeout', '500ms', true)"
 # Control characters, and those that change the direction of the text around them.
 _UNSHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff]+")
 

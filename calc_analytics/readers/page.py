@@ -110,6 +110,8 @@ def _notes(report: Report) -> Iterator[str]:
         yield f"Today, {today}, is not over: its numbers still grow."
     if last > today:
         yield f"Days after today, {today}, are part of the period."
+    if report.totals_before.calculations and report.first_counted and report.first_counted > report.period.before.first:
+        yield f"The first calculation is of {report.first_counted}, within the period before."
     if report.totals_before.calculations and not report.is_before_complete:
         yield f"The period before, {report.period.before.in_words}, is not complete: the changes may be too large."
 

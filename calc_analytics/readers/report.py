@@ -23,6 +23,10 @@ TOP = 10
 DAYS_BY_DAY = 120
 
 
+class NotKept(CalcAnalyticsError):
+    """Reports are made of a rollup that the setting ROLLUPS leaves out."""
+
+
 class UnknownPublisher(CalcAnalyticsError):
     """No calculation of that publisher was ever counted."""
 
@@ -121,7 +125,7 @@ def reading_transaction(engine: Engine) -> Iterator[Connection]:
 def read_report(db: Database, publisher: int | None, first: date | None, last: date | None) -> Report:
     """Reads the report of a publisher (None: the platform) and those days (default: the last 30, today included).
 
-    Raises `UnknownPublisher`, `InvalidDay`, `PeriodTooLong`, `NotInstalled`, or `DatabaseError`.
+    Raises `UnknownPublisher`, `InvalidDay`, `PeriodTooLong`, `NotInstalled`, `NotKept`, or `DatabaseError`.
     """
     with reading_transaction(db.engine) as connection:
         reading = read_reading(connection, db)
@@ -150,10 +154,12 @@ def read_report(db: Database, publisher: int | None, first: date | None, last: d
 
 
 def read_reading(connection: Connection, db: Database) -> Reading:
-    """The state of the statistics; `NotInstalled` if there is none."""
+    """The state of the statistics; `NotInstalled` if there is none, `NotKept` if they lack the totals."""
     row = connection.execute(text("select today, counted_at, timezone, rollups from rollup_reading()")).one_or_none()
     if row is None:
         raise NotInstalled(f"no state for {db.log.name}: run 'calc-analytics migrate' first")
+    if STATS.name not in row.rollups:
+        raise NotKept(f"reports need {STATS.name}, which ROLLUPS leaves out: add it, and run 'calc-analytics migrate'")
     return Reading(row.today, row.counted_at, row.timezone, tuple(row.rollups))
 
 

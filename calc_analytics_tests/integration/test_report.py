@@ -38,7 +38,7 @@ from calc_analytics.processes.supervisor import free_port
 from calc_analytics.readers import export
 from calc_analytics.readers.names import LONGEST
 from calc_analytics.readers.page import render
-from calc_analytics.readers.report import UnknownPublisher, read_report
+from calc_analytics.readers.report import NotKept, UnknownPublisher, read_report
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.install import install
 from calc_analytics.rollup.rebuild import rebuild
@@ -413,6 +413,12 @@ def test_a_rollup_that_is_not_kept_is_named_instead_of_shown_as_zero(named: Data
     for name in ("calculation_latency_daily", "calculation_stats_hourly"):
         assert f"Not kept: the setting ROLLUPS leaves out {name} ." in shown
     assert "Not kept: the setting ROLLUPS leaves out calculation_locality" not in shown
+    assert read_back(export.write_csv, named, 7).decode().splitlines()[-1].split(",")[5:7] == ["", ""]
+    assert ",," in read_back(export.write_csv, named, None).decode().splitlines()[-1]
+    assert found.totals.average_response_time_ms is None, "only the histogram knows which calculations are measured"
+    execute(owner, "update rollup_state set rollups = array['calculation_locality_stats_daily']")
+    with pytest.raises(NotKept, match="reports need calculation_stats_daily, which ROLLUPS leaves out"):
+        read_report(named, 7, None, None)
 
 
 def test_a_period_without_calculations_says_so_and_an_unknown_publisher_is_an_error(named: Database, today: date):
