@@ -121,7 +121,7 @@ def _day(request: Request, name: str) -> date | None:
 def _refused(error: CalcAnalyticsError) -> HTTPException:
     """What is wrong with the request in its own words, anything else in public ones."""
     from calc_analytics.readers.period import PeriodTooLong
-    from calc_analytics.readers.report import UnknownPublisher
+    from calc_analytics.readers.questions import UnknownPublisher
 
     if isinstance(error, UnknownPublisher):
         return HTTPException(404, str(error))

@@ -1,5 +1,6 @@
 """What people and analysts get: one report of a publisher or of the platform, and its days as a table.
 
-Numbers come from the SQL contract (`database/contract.py`), so a report and a query of the API agree. `report` reads,
-`export` writes CSV, Parquet and JSON, `figures` and `page` make the HTML. No Dagster, no environment, no terminal.
+Numbers come from the SQL contract (`database/contract.py`), so a report and a query of the API agree: `questions` asks,
+`report` collects. `export` writes CSV, Parquet and JSON; `page`, `figures` and `svg` make the HTML. No Dagster, no
+environment, no terminal.
 """

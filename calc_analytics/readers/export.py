@@ -18,15 +18,8 @@ from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
 from calc_analytics.readers.period import Period, period
-from calc_analytics.readers.report import (
-    Reading,
-    Report,
-    Totals,
-    counted_days,
-    incomplete_days,
-    read_reading,
-    reading_transaction,
-)
+from calc_analytics.readers.questions import Questions, Reading, Totals, read_reading, reading_transaction
+from calc_analytics.readers.report import Report
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollups import LATENCY
 
@@ -70,10 +63,11 @@ def day_table(db: Database, publisher: int | None, first: date | None, last: dat
     with reading_transaction(db.engine) as connection:
         reading = read_reading(connection, db)
         wanted = period(first, last, reading.today)
-        counted_days(connection, publisher)
+        ask = Questions(connection, reading, publisher)
+        ask.counted_days()
         schema = pyarrow.schema({**COLUMNS, **({} if publisher is None else PERCENTILES)}.items())
         batches = _batches(connection, publisher, wanted, schema)
-        missing = incomplete_days(connection, reading, wanted)
+        missing = ask.incomplete_days(wanted)
         yield DayTable(publisher, wanted, reading, missing, schema, batches)
 
 

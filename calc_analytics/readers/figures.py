@@ -1,20 +1,14 @@
 """The figures of a report as SVG: matplotlib draws, the page's style sheet colours, the browser sets the text.
 
-Each figure is drawn twice, wide and narrow, so that its text can be read on a phone. Colours are CSS variables
-(`var(--web)`), so one drawing serves light, dark and paper. There is no id, no style attribute, no font and no date in
-an SVG: the same numbers give the same bytes, and a strict Content-Security-Policy allows it.
+Each figure is drawn twice, wide and narrow, so that its text can be read on a phone.
 """
 
 import logging
 import math
-import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date
-from html import escape
-from io import BytesIO
-from xml.etree import ElementTree
 
 import matplotlib
 import numpy
@@ -27,11 +21,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from calc_analytics.readers.period import Period
 from calc_analytics.readers.report import Report
+from calc_analytics.readers.svg import DRAWN, Size, as_html
 
-# The names of the style sheet's colours, and what stands for each of them while matplotlib draws.
-COLOURS = ("text", "muted", "line", "web", "api", "external", "unknown", "p50", "p95", "p99", "heat", "ratio")
-_DRAWN = {name: f"#0000{n + 16:02x}" for n, name in enumerate(COLOURS)}
-_NAMES = {colour: name for name, colour in _DRAWN.items()}
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 SOURCES = ("web", "api", "external", "unknown")
@@ -39,19 +30,8 @@ PERCENTILES = ("p50", "p95", "p99")
 # A longer trend is drawn per week.
 DAYS_DRAWN = 750
 FONT = 12.0
-_SVG = "{http://www.w3.org/2000/svg}"
 # matplotlib's settings are global.
 _drawing = threading.Lock()
-
-
-@dataclass(frozen=True)
-class Size:
-    """A form of a figure, in units of about one pixel; at most so many labels fit below."""
-
-    name: str
-    width: int
-    height: int
-    labels: int
 
 
 SIZES = (Size("wide", 760, 240, 9), Size("narrow", 340, 230, 4))
@@ -88,7 +68,7 @@ def pictures(report: Report) -> dict[str, Picture]:
         matplotlib.rc("path", simplify=False)
         return {
             name: Picture(
-                title, words, [_as_html(_drawn(draw, report, size), size, name, title, words) for size in SIZES]
+                title, words, [as_html(_drawn(draw, report, size), size, name, title, words) for size in SIZES]
             )
             for name, (title, words, draw) in found.items()
         }
@@ -115,9 +95,9 @@ def _prepare(axes: Axes) -> None:
     for spine in axes.spines.values():
         spine.set_visible(False)
     axes.patch.set_visible(False)
-    axes.tick_params(which="both", bottom=False, left=False, labelcolor=_DRAWN["muted"])
+    axes.tick_params(which="both", bottom=False, left=False, labelcolor=DRAWN["muted"])
     axes.tick_params(axis="x", pad=7)
-    axes.grid(True, axis="y", color=_DRAWN["line"], linewidth=1)
+    axes.grid(True, axis="y", color=DRAWN["line"], linewidth=1)
     axes.set_axisbelow(True)
 
 
@@ -128,7 +108,7 @@ def draw_trend(axes: Axes, report: Report, size: Size) -> None:
     for source in SOURCES:
         top = base + frame[source].to_numpy(dtype=float)
         if top.sum() > base.sum():
-            axes.stairs(top, edges, baseline=base, fill=True, facecolor=_DRAWN[source], linewidth=0)
+            axes.stairs(top, edges, baseline=base, fill=True, facecolor=DRAWN[source], linewidth=0)
         base = top
     axes.set_ylim(0, max(float(base.max()), 1.0) * 1.05)
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
@@ -139,7 +119,7 @@ def draw_trend(axes: Axes, report: Report, size: Size) -> None:
 def draw_ratio(axes: Axes, report: Report, size: Size) -> None:
     """Cache hits per calculation of each day; a gap where there is no calculation."""
     edges, frame = by_span(report)
-    axes.stairs(_ratios(frame).to_numpy(dtype=float), edges, baseline=None, color=_DRAWN["ratio"], linewidth=2)
+    axes.stairs(_ratios(frame).to_numpy(dtype=float), edges, baseline=None, color=DRAWN["ratio"], linewidth=2)
     axes.set_ylim(0, 1.03)
     axes.yaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 1]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
@@ -156,7 +136,7 @@ def draw_percentiles(axes: Axes, report: Report, size: Size) -> None:
     edges = _edges(frame["first_day"], frame["last_day"])
     for name in PERCENTILES:
         values = frame[f"{name}_ms"].to_numpy(dtype=float)
-        axes.stairs(values, edges, baseline=None, color=_DRAWN[name], linewidth=1.5 if name != "p50" else 2.5)
+        axes.stairs(values, edges, baseline=None, color=DRAWN[name], linewidth=1.5 if name != "p50" else 2.5)
     known = frame[[f"{name}_ms" for name in PERCENTILES]].to_numpy(dtype=float)
     ticks = _scale(float(numpy.nanmin(known)), float(numpy.nanmax(known)))
     axes.set_yscale("symlog", linthresh=1, linscale=0.3)
@@ -174,7 +154,7 @@ def draw_hours(axes: Axes, report: Report, size: Size) -> None:
     axes.grid(False)
     for weekday, hour in numpy.ndindex(averages.shape):
         strength = 0.06 + 0.94 * averages[weekday, hour] / most if averages[weekday, hour] else 0.03
-        colour = (*matplotlib.colors.to_rgb(_DRAWN["heat"]), round(float(strength), 2))
+        colour = (*matplotlib.colors.to_rgb(DRAWN["heat"]), round(float(strength), 2))
         axes.add_patch(Rectangle((hour + 0.04, weekday + 0.05), 0.92, 0.9, facecolor=colour, linewidth=0))
     axes.set_xlim(0, 24)
     axes.set_ylim(7, 0)
@@ -290,51 +270,3 @@ def compact(value: float) -> str:
         if value >= limit:
             return f"{value / limit:.3g}{unit}"
     return f"{value:g}"
-
-
-def _as_html(figure: Figure, size: Size, name: str, title: str, words: str) -> str:
-    """The figure's paths and texts as an `svg` element for a page, coordinates to a tenth of a pixel."""
-    file = BytesIO()
-    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    drawn = "".join(_elements(ElementTree.fromstring(file.getvalue())))
-    about = "".join(
-        f'<{tag} id="{name}-{size.name}-{tag}">{escape(said)}</{tag}>'
-        for tag, said in (("title", title), ("desc", words))
-    )
-    box = f'viewBox="0 0 {size.width} {size.height}" width="{size.width}" height="{size.height}"'
-    labels = f'aria-labelledby="{name}-{size.name}-title {name}-{size.name}-desc"'
-    return f'<svg class="{size.name}" {box} role="img" {labels}>{about}{drawn}</svg>'
-
-
-def _elements(root: ElementTree.Element) -> Iterator[str]:
-    for each in root.iter():
-        style = dict(re.findall(r"([\w-]+): ([^;]+)", each.get("style", "")))
-        if each.tag == f"{_SVG}path" and not _is_invisible(style):
-            shape = re.sub(r"\s+", " ", re.sub(r"-?\d+\.\d+", _to_tenth, each.get("d", ""))).strip()
-            yield f'<path d="{shape}"{_attributes(style)}/>'
-        elif each.tag == f"{_SVG}text" and each.text:
-            place = "".join(f' {name}="{_tenth(each.get(name, "0"))}"' for name in ("x", "y"))
-            yield f"<text{place}{_attributes(style)}>{escape(each.text)}</text>"
-
-
-def _is_invisible(style: Mapping[str, str]) -> bool:
-    """Whether neither area nor line has a colour: the frames that are turned off."""
-    return style.get("fill") == "none" and "stroke" not in style
-
-
-def _attributes(style: Mapping[str, str]) -> str:
-    """The style as attributes of its own, in the page's colours."""
-    found = {name: style[name] for name in ("fill-opacity", "stroke-width", "text-anchor") if name in style}
-    for name in ("fill", "stroke"):
-        colour = style.get(name, "none" if name == "fill" and "stroke" in style else "")
-        if colour:
-            found[name] = f"var(--{_NAMES[colour]})" if colour in _NAMES else colour
-    return "".join(f' {name}="{value}"' for name, value in sorted(found.items()))
-
-
-def _to_tenth(found: re.Match[str]) -> str:
-    return _tenth(found.group())
-
-
-def _tenth(number: str) -> str:
-    return f"{float(number):.1f}".removesuffix(".0")

@@ -30,7 +30,8 @@ from calc_analytics.readers.figures import (
     weekday_counts,
 )
 from calc_analytics.readers.names import Named
-from calc_analytics.readers.report import DAYS_BY_DAY, Report, Totals
+from calc_analytics.readers.questions import DAYS_BY_DAY, Totals
+from calc_analytics.readers.report import Report
 from calc_analytics.rollups import HOURS, LATENCY, LOCALITIES
 
 FOLDER = Path(__file__).parent
@@ -110,8 +111,9 @@ def _notes(report: Report) -> Iterator[str]:
         yield f"Today, {today}, is not over: its numbers still grow."
     if last > today:
         yield f"Days after today, {today}, are part of the period."
-    if report.totals_before.calculations and report.first_counted and report.first_counted > report.period.before.first:
-        yield f"The first calculation is of {report.first_counted}, within the period before."
+    begin = report.counted_days[0]
+    if report.totals_before.calculations and begin and begin > report.period.before.first:
+        yield f"The first calculation is of {begin}, within the period before."
     if report.totals_before.calculations and not report.is_before_complete:
         yield f"The period before, {report.period.before.in_words}, is not complete: the changes may be too large."
 
@@ -133,12 +135,11 @@ def _empty_words(report: Report) -> str:
     """'' if there are calculations in the period."""
     if report.totals.calculations:
         return ""
-    if report.first_counted is None:
+    first, last = report.counted_days
+    if first is None:
         return "No calculation was ever counted."
-    known = str(report.first_counted)
-    if report.last_counted != report.first_counted:
-        known = f"from {known} to {report.last_counted}"
-    return f"No calculations in this period. There are calculations {'on ' if ' ' not in known else ''}{known}."
+    known = f"on {first}" if first == last else f"from {first} to {last}"
+    return f"No calculations in this period. There are calculations {known}."
 
 
 def _lines(report: Report) -> list[Line]:

@@ -38,7 +38,8 @@ from calc_analytics.processes.supervisor import free_port
 from calc_analytics.readers import export
 from calc_analytics.readers.names import LONGEST
 from calc_analytics.readers.page import render
-from calc_analytics.readers.report import NotKept, UnknownPublisher, read_report
+from calc_analytics.readers.questions import NotKept, UnknownPublisher
+from calc_analytics.readers.report import read_report
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.install import install
 from calc_analytics.rollup.rebuild import rebuild
