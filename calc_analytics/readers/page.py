@@ -20,7 +20,6 @@ from markupsafe import Markup
 from calc_analytics import __version__, days
 from calc_analytics.plurals import number
 from calc_analytics.readers.figures import (
-    PERCENTILES,
     SOURCES,
     WEEKDAYS,
     as_milliseconds,
@@ -40,7 +39,7 @@ SOURCE_WORDS = {"web": "web UI", "api": "authenticated API", "external": "extern
 DAYS_LISTED = 7
 # A growth to so many times is not shown in percent.
 TIMES = 10
-_LABELLED = {"hours": HOURS.name, "percentiles": LATENCY.name, "localities": LOCALITIES.name}
+_PARTS = {"hours": HOURS.name, "percentiles": LATENCY.name, "localities": LOCALITIES.name}
 
 
 @dataclass(frozen=True)
@@ -61,34 +60,44 @@ def policy() -> str:
 
 def render(report: Report) -> str:
     """The page. Times are those of the reporting time zone."""
-    zone = days.zone(report.reading.timezone)
+    return _template().render(report=report, **_words(report), **_numbers(report), **_document())
+
+
+def _document() -> dict[str, Any]:
+    return {"version": __version__, "policy": policy(), "style": Markup(_style())}
+
+
+def _words(report: Report) -> dict[str, Any]:
+    """What the page says besides numbers; '' where there is nothing to say."""
+    reading = report.reading
+    return {
+        "title": f"{_isolated(report.label)}, {report.period.in_words}",
+        "period": f"{report.period.in_words}, {number(report.period.days, 'day')}",
+        "counted_at": reading.counted_at and _moment(reading.counted_at.astimezone(days.zone(reading.timezone))),
+        "notes": list(_notes(report)),
+        "incomplete": _incomplete_words(report),
+        "empty": _empty_words(report),
+        "uneven": _uneven_words(report),
+        "measured": number(report.percentiles.measured, "calculation"),
+        "missing": {part: name for part, name in _PARTS.items() if name not in reading.kept},
+    }
+
+
+def _numbers(report: Report) -> dict[str, Any]:
+    """Figures, and the tables below them."""
     is_by_week = report.period.days > DAYS_BY_DAY
     trend = summed(report, is_by_week)
-    return _template().render(
-        report=report,
-        title=f"{_isolated(report.label)}, {report.period.in_words}",
-        period=_period_words(report),
-        counted_at=report.reading.counted_at and _moment(report.reading.counted_at.astimezone(zone)),
-        notes=list(_notes(report)),
-        incomplete=_incomplete_words(report),
-        empty=_empty_words(report),
-        lines=_lines(report),
-        has_before=report.totals_before.calculations > 0,
-        measured=number(report.percentiles.measured, "calculation"),
-        pictures={name: (each, [Markup(form) for form in each.forms]) for name, each in pictures(report).items()},
-        span="Week from" if is_by_week else "Day",
-        trend=trend,
-        sources={name: SOURCE_WORDS[name] for name in SOURCES if trend[name].any()},
-        percentiles=PERCENTILES,
-        hours=report.hours["calculations"].to_numpy().reshape(7, 24),
-        weekdays=_weekday_rows(report),
-        uneven=_uneven_words(report),
-        tops=list(_tops(report)),
-        missing={part: name for part, name in _LABELLED.items() if name not in report.reading.kept},
-        version=__version__,
-        policy=policy(),
-        style=Markup(_style()),
-    )
+    return {
+        "lines": _lines(report),
+        "has_before": report.totals_before.calculations > 0,
+        "pictures": {name: (each, [Markup(form) for form in each.forms]) for name, each in pictures(report).items()},
+        "span": "Week from" if is_by_week else "Day",
+        "trend": trend,
+        "sources": {name: SOURCE_WORDS[name] for name in SOURCES if trend[name].any()},
+        "hours": report.hours["calculations"].to_numpy().reshape(7, 24),
+        "weekdays": WEEKDAYS,
+        "tops": list(_tops(report)),
+    }
 
 
 def _moment(at: datetime) -> str:
@@ -98,10 +107,6 @@ def _moment(at: datetime) -> str:
 def _isolated(name: str) -> str:
     """The name between the characters that isolate its direction, for the title, which takes no markup."""
     return f"\u2068{name}\u2069"
-
-
-def _period_words(report: Report) -> str:
-    return f"{report.period.in_words}, {number(report.period.days, 'day')}"
 
 
 def _notes(report: Report) -> Iterator[str]:
@@ -187,11 +192,6 @@ def _signed(value: float, unit: str) -> str:
 
 def _or_none(value: Any, shown: Any) -> str:
     return NONE if value is None or value != value else str(shown(value))
-
-
-def _weekday_rows(report: Report) -> list[tuple[str, int]]:
-    """The weekdays, and how many of each the period has."""
-    return list(zip(WEEKDAYS, (int(count) for count in weekday_counts(report)), strict=True))
 
 
 def _uneven_words(report: Report) -> str:

@@ -24,7 +24,7 @@ class Report:
 
     - `days`: date, the fields of `Totals` except source_unknown, complete; a row for each day of the period
     - `percentiles_over_time`: first_day, last_day, and the fields of `Percentiles`; a row per day, or per week
-    - `hours`: weekday (1: Monday), hour, calculations; 168 rows, or none if hours are not kept
+    - `hours`: weekday (1: Monday), hour, calculations; 168 rows
     - `top_localities`, `top_publishers`: rank, id, name (None: unknown), calculations, share, cache_hits,
       cache_hit_ratio; `top_publishers` is None for a publisher
     """
