@@ -36,10 +36,12 @@ def written(target: Path | None) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def _beside(place: Path) -> Iterator[IO[bytes]]:
-    """A new file in the same folder, renamed at the end."""
+    """A new file in the same folder, renamed at the end; with the rights of the one that it replaces."""
     aside = place.with_name(f".report-{secrets.token_hex(4)}")
     try:
         with open(aside, "xb") as file:
+            if place.exists():
+                os.chmod(aside, place.stat().st_mode & 0o777)
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -4,3 +4,8 @@ Numbers come from the SQL contract (`database/contract.py`), so a report and a q
 `report` collects. `export` writes CSV, Parquet and JSON; `page`, `figures` and `svg` make the HTML. No Dagster, no
 environment, no terminal.
 """
+
+import logging
+
+# What it notes about its folders and fonts is of no use to a reader of a report.
+logging.getLogger("matplotlib").setLevel(logging.ERROR)

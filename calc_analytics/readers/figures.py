@@ -3,7 +3,6 @@
 Each figure is drawn twice, wide and narrow, so that its text can be read on a phone.
 """
 
-import logging
 import math
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -61,7 +60,6 @@ def pictures(report: Report) -> dict[str, Picture]:
         words = _range_words(report.percentiles_over_time["p95_ms"], as_milliseconds)
         found["percentiles"] = "Percentiles of the response time", f"95th percentile: {words}", draw_percentiles
     with _drawing, matplotlib.rc_context():
-        logging.getLogger("matplotlib").setLevel(logging.ERROR)
         matplotlib.rcdefaults()
         matplotlib.rc("svg", fonttype="none", hashsalt="calc_analytics")
         matplotlib.rc("font", size=FONT)

@@ -286,12 +286,13 @@ def test_the_page_is_the_same_in_another_process_with_other_settings_of_matplotl
     command = [sys.executable, "-m", "calc_analytics.cli", "report", "--publisher", "3"]
     done = subprocess.run(
         [*command, "--from", str(FIRST), "--to", str(LAST)],
-        env={"DATABASE_URL": url, "PATH": "", "HOME": str(tmp_path), "PYTHONHASHSEED": "5", "ROLLUP_TIMEZONE": ZONE},
+        env={"DATABASE_URL": url, "PATH": "", "HOME": "/sys", "PYTHONHASHSEED": "5", "ROLLUP_TIMEZONE": ZONE},
         cwd=tmp_path,
         capture_output=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    assert b"atplotlib" not in done.stderr, "there is no folder for its cache"
     assert done.stdout.decode() == render(read_report(numbers, 3, FIRST, LAST))
 
 
@@ -539,6 +540,9 @@ def test_a_file_is_replaced_when_the_report_is_whole_and_stays_after_an_error(
     umask = os.umask(0)
     os.umask(umask)
     assert file.stat().st_mode & 0o777 == 0o666 & ~umask
+    file.chmod(0o600)
+    assert calc("--output", str(link)).exit_code == 0
+    assert file.stat().st_mode & 0o777 == 0o600, "a file that others may not read stays so"
 
 
 def test_parquet_is_not_written_to_a_terminal(calc: Callable[..., Result], monkeypatch: pytest.MonkeyPatch):
