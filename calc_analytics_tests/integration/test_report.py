@@ -469,6 +469,12 @@ def test_in_a_browser_it_fits_phone_and_desk_in_light_and_dark_and_breaks_no_pol
         opened.on("console", lambda message, seen=said: seen.append(message.text))
         opened.goto(address)
         assert opened.evaluate("document.documentElement.scrollWidth") <= width
+        assert (
+            opened.evaluate(
+                "(({scrollWidth, clientWidth}) => scrollWidth - clientWidth)(document.querySelector('.scroll'))"
+            )
+            <= 0
+        )
         assert opened.evaluate(TOO_FAINT) == []
         assert [each for each in requested if not each.startswith("data:")] == [address]
         assert said == [], "the policy was violated"
