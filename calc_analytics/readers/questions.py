@@ -24,6 +24,8 @@ from calc_analytics.rollups import STATS
 TOP = 10
 # Percentiles of a longer period are per week, merged from the histogram.
 DAYS_BY_DAY = 120
+# With the default of 4 MB, PostgreSQL forgets which rows of a page it looks for, and reads them all.
+WORK_MEMORY = "32MB"
 
 
 class NotKept(CalcAnalyticsError):
@@ -82,6 +84,7 @@ def reading_transaction(engine: Engine) -> Iterator[Connection]:
     """One read-only transaction in which every statement sees the same instant."""
     with transaction(engine.execution_options(isolation_level="REPEATABLE READ")) as connection:
         connection.exec_driver_sql("set local transaction_read_only = on")
+        connection.exec_driver_sql(f"set local work_mem = '{WORK_MEMORY}'")
         connection.execute(WHOLE_DAYS)
         yield connection
 
