@@ -72,6 +72,7 @@ class Settings:
     log_format: str = "text"
     log_level: str = "info"
     alert_webhook_url: str | None = field(default=None, repr=False)
+    report_token: str | None = field(default=None, repr=False)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Settings":
@@ -286,4 +287,5 @@ VARIABLES = {
     "LOG_FORMAT": Variable("log_format", _one_of("text", "json")),
     "LOG_LEVEL": Variable("log_level", _one_of("debug", "info", "warning", "error")),
     "ALERT_WEBHOOK_URL": Variable("alert_webhook_url", _webhook_url),
+    "REPORT_TOKEN": Variable("report_token", _token),
 }

@@ -27,10 +27,10 @@ ALLOWED = {
     "logs": {"database", "rollup"},
     "readers": {"config", "database", "rollup", "rollups", "readers"},
     "orchestration": {"config", "database", "rollup", "rollups", "readers", "logs", "orchestration"},
-    "operations": {"config", "database", "rollup", "rollups", "orchestration", "logs", "operations"},
+    "operations": {"config", "database", "rollup", "rollups", "readers", "orchestration", "logs", "operations"},
     "definitions": {"config", "rollups", "logs", "orchestration"},
     "processes": {"config", "database", "rollup", "rollups", "processes"},
-    "cli": {"config", "database", "rollup", "rollups", "logs", "operations", "processes", "cli"},
+    "cli": {"config", "database", "rollup", "rollups", "readers", "logs", "operations", "processes", "cli"},
 }
 
 

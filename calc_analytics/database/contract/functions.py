@@ -93,6 +93,8 @@ _MIDDLE = Function(
 )
 # Rows without a response time are in one bucket each per publisher, day and source, which has an index of its own.
 _UNMEASURED = f"select date, calculations from [{LATENCY}] where [of] and response_time_ms = -1"
+# A Monday before every day.
+_MONDAY = "date '0001-01-01'"
 _EVER = ("'-infinity'", "'infinity'")
 _OF_DAYS = "date between :first_day and :last_day"
 
@@ -192,6 +194,34 @@ def _functions() -> Iterator[Function]:
         "the publishers with most calculations from first_day to last_day",
         rows=5,
     )
+    yield Function(
+        "platform_publisher_days",
+        _PERIOD,
+        {"publisher_id": "bigint", "date": "date", **_MEASURES, "measured": "bigint", **_QUALITY},
+        f"""
+    with days as materialized (
+        select :first_day + n as date, [rollup_days_complete]('{STATS}', :first_day + n, :first_day + n) as complete,
+               [rollup_days_complete]('{LATENCY}', :first_day + n, :first_day + n) as is_measured
+        from generate_series(0, :last_day - :first_day) as s (n)
+    ), unmeasured as (
+        select publisher_id, date, sum(calculations) as calculations
+        from [{LATENCY}] where response_time_ms = -1 and {_OF_DAYS} group by publisher_id, date
+    ), counted as (
+        select s.publisher_id, s.date, s.total_calculations, s.cache_hits, s.total_response_time_ms, s.source_web,
+               s.source_api, s.source_external, s.total_calculations - coalesce(u.calculations, 0) as measured
+        from [{STATS}] s left join unmeasured u using (publisher_id, date)
+        where s.date between :first_day and :last_day and s.total_calculations <> 0
+    )
+    select cast(c.publisher_id as bigint), c.date, cast(c.total_calculations as bigint), cast(c.cache_hits as bigint),
+           {_ratio("c.cache_hits", "c.total_calculations")},
+           case when d.is_measured then {_ratio("c.total_response_time_ms", "c.measured")} end,
+           cast(c.source_web as bigint), cast(c.source_api as bigint), cast(c.source_external as bigint),
+           case when d.is_measured then cast(c.measured as bigint) end, r.counted_at, d.complete
+    from counted c join days d using (date) left join [rollup_reading]() r on true
+        """,
+        "a row for each publisher and day with calculations from first_day to last_day",
+        rows=10_000,
+    )
     percentiles = ", ".join(_percentile(fraction) for fraction in _PERCENTILES.values())
     columns = {"measured": "bigint", **dict.fromkeys(_PERCENTILES, "double precision"), **_QUALITY}
     of_sources, whole = {"sources": "integer[] default null"}, _percentiles_query(percentiles)
@@ -215,26 +245,27 @@ def _functions() -> Iterator[Function]:
         "percentiles_by_day",
         _PERIOD,
         {"date": "date", **columns},
-        f"""
-    with buckets as (
-        select date, response_time_ms as bucket, sum(calculations) as calculations
-        from [{LATENCY}] where [of] and {_OF_DAYS} and response_time_ms >= 0
-        group by date, response_time_ms
-    ), ranked as (
-        select date, [response_time_middle](bucket) as ms,
-               sum(calculations) over (partition by date order by bucket) as upto,
-               sum(calculations) over (partition by date) as measured
-        from buckets
-    ), found (date, measured, {", ".join(_PERCENTILES)}) as (
-        select date, cast(max(measured) as bigint), {percentiles} from ranked group by date
-    )
-    select d.date, coalesce(f.measured, 0), {", ".join(f"f.{name}" for name in _PERCENTILES)},
-           r.counted_at, [rollup_days_complete]('{LATENCY}', d.date, d.date)
-    from (select :first_day + n as date from generate_series(0, :last_day - :first_day) as s (n)) d
-    left join [rollup_reading]() r on true left join found f using (date)
-    order by d.date
-        """,
+        _percentiles_by(
+            "date",
+            """select :first_day + n as span, :first_day + n as begins, :first_day + n as ends
+               from generate_series(0, :last_day - :first_day) as s (n)""",
+            "d.begins",
+        ),
         "percentiles of the measured response times of each day from first_day to last_day, of [whose]",
+        rows=30,
+    )
+    yield from both(
+        "percentiles_by_week",
+        _PERIOD,
+        {"begins": "date", "ends": "date", **columns},
+        _percentiles_by(
+            f"(date - {_MONDAY}) / 7",
+            f"""select n as span, greatest({_MONDAY} + 7 * n, :first_day) as begins,
+                       least({_MONDAY} + 7 * n + 6, :last_day) as ends
+                from generate_series((:first_day - {_MONDAY}) / 7, (:last_day - {_MONDAY}) / 7) as s (n)""",
+            "d.begins, d.ends",
+        ),
+        "the same of each week from Monday to Sunday, as far as it is in the period, of [whose]",
         rows=30,
     )
     yield from both(
@@ -261,6 +292,29 @@ def _functions() -> Iterator[Function]:
         rows=168,
     )
     yield from _usage()
+
+
+def _percentiles_by(span: str, spans: str, names: str) -> str:
+    """The percentiles of each span of days: `span` is that of a row, `spans` selects all, as span, begins and ends."""
+    percentiles = ", ".join(_percentile(fraction) for fraction in _PERCENTILES.values())
+    return f"""
+    with buckets as (
+        select {span} as span, response_time_ms as bucket, sum(calculations) as calculations
+        from [{LATENCY}] where [of] and {_OF_DAYS} and response_time_ms >= 0
+        group by 1, response_time_ms
+    ), ranked as (
+        select span, [response_time_middle](bucket) as ms,
+               sum(calculations) over (partition by span order by bucket) as upto,
+               sum(calculations) over (partition by span) as measured
+        from buckets
+    ), found (span, measured, {", ".join(_PERCENTILES)}) as (
+        select span, cast(max(measured) as bigint), {percentiles} from ranked group by span
+    )
+    select {names}, coalesce(f.measured, 0), {", ".join(f"f.{name}" for name in _PERCENTILES)},
+           r.counted_at, [rollup_days_complete]('{LATENCY}', d.begins, d.ends)
+    from ({spans}) d left join [rollup_reading]() r on true left join found f using (span)
+    order by d.begins
+    """
 
 
 def _percentiles_query(percentiles: str) -> str:
