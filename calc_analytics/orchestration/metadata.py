@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dagster import (
     CodeReferencesMetadataValue,
     LocalFileCodeReference,
+    MarkdownMetadataValue,
     MetadataValue,
     TableColumn,
     TableColumnConstraints,
@@ -23,6 +24,7 @@ from calc_analytics.rollups import LOCALITIES, STATS
 PICTURE = "last_30_days"
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
     from sqlalchemy import Table
 
     from calc_analytics.rollup.database import Database
@@ -121,7 +123,15 @@ def _localities(db: "Database", day: date) -> dict[str, Any]:
         return {}
     for name in ("share", "cache_hit_ratio"):
         table[name] = table[name].map("{:.0%}".format)
-    return {"top_localities": MetadataValue.md(table.to_markdown(index=False))}
+    return {"top_localities": _preview(table)}
+
+
+def _preview(table: "DataFrame") -> MarkdownMetadataValue:
+    """The first rows, as many as Dagster's pages show without a click."""
+    from calc_analytics.readers.pictures import CHARACTERS
+
+    forms = (str(table.head(rows).to_markdown(index=False)) for rows in range(len(table), 0, -1))
+    return MetadataValue.md(next((each for each in forms if len(each) < CHARACTERS), ""))
 
 
 def picture(db: "Database", last: date, warn: Callable[[str], object]) -> dict[str, Any]:
@@ -192,7 +202,7 @@ def previews(db: "Database", declared: "Rollup", days: Sequence[date]) -> dict[d
     if "cache_hits" in largest:
         largest["cache_hit_ratio"] = (largest["cache_hits"] / largest[declared.count]).map("{:.0%}".format)
     for day, table in largest.groupby("date"):
-        found[day] = {name: MetadataValue.md(table.drop(columns="date").to_markdown(index=False))}
+        found[day] = {name: _preview(table.drop(columns="date"))}
     return found
 
 

@@ -19,7 +19,12 @@ CHARACTERS = 1_000
 DAY_WIDTH, LINE_HEIGHT, BAR_HEIGHT = 8, 14, 40
 # From the bottom of the stack up.
 COLORS = {"source_web": "steelblue", "source_api": "orange", "source_external": "seagreen", "other": "silver"}
-LABELS = {"source_web": "web", "source_api": "API", "source_external": "external", "other": "unknown source"}
+LABELS = {
+    "source_web": "web blue",
+    "source_api": "API orange",
+    "source_external": "external green",
+    "other": "unknown source grey",
+}
 ESCAPED = str.maketrans({"<": "%3C", ">": "%3E", " ": "%20"})
 
 
@@ -106,11 +111,11 @@ def _line(days: Sequence[TrendDay]) -> str:
 
 
 def _legend(days: Sequence[TrendDay], colors: Mapping[str, str]) -> str:
-    """'1,204 calculations: web blue, …; p95 84 ms at most, red'."""
+    """'1,204 calculations from 2026-01-02 on: web blue, …; p95 red, 84 ms at most'."""
     total = sum(day.calculations for day in days)
     shown = [LABELS[name] for name in colors if name in LABELS and any(getattr(day, name) for day in days)]
     percentiles = [day.p95_ms for day in days if day.p95_ms is not None]
-    line = f"; p95 below, {max(percentiles):,.0f} ms at most" if percentiles else ""
+    line = f"; p95 red, {max(percentiles):,.0f} ms at most" if percentiles else ""
     return f"{total:,} calculations from {days[0].date} on{': ' if shown else ''}{', '.join(shown)}{line}"
 
 

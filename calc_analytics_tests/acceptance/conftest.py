@@ -1,6 +1,7 @@
 """The real thing: a copy of the project, started by `calc-analytics up`, with its own embedded PostgreSQL."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from benchmarks.running import ProjectCopy, Running, run_up
 from calc_analytics.processes.supervisor import free_port
@@ -123,3 +125,23 @@ def up(project: Project) -> Iterator[Up]:
     """The copy, running."""
     with project.up() as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A real browser. In CI its absence is a failure."""
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None and "CI" not in os.environ:
+        pytest.skip("no Chromium on this machine: apt-get install chromium")
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def page(up: Up, browser: Browser) -> Page:
+    """The real UI in it."""
+    page = browser.new_page(viewport={"width": 1400, "height": 900}, base_url=f"http://127.0.0.1:{up.port}")
+    page.set_default_timeout(60_000)
+    return page

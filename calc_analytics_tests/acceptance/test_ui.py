@@ -8,13 +8,14 @@ import pytest
 from playwright.sync_api import Browser, Page
 from sqlalchemy import text
 
+from benchmarks.running import eventually
 from calc_analytics import days
 from calc_analytics_tests.acceptance.comparisons import differing
-from calc_analytics_tests.acceptance.conftest import Project, Up, eventually
+from calc_analytics_tests.acceptance.conftest import Project, Up
 from calc_analytics_tests.acceptance.test_operations import write
 from calc_analytics_tests.acceptance.test_up import ONE_ROLLUP, all_runs_ended, launch_from_the_ui, materializations
 
-TOKEN = "a token for readers"
+TOKEN = "a-token-for-readers"
 CHECK = "/assets/calculation_stats_daily?view=checks&checkDetail=stats_match_logs"
 
 
@@ -43,7 +44,7 @@ def test_the_sensors_ticks_and_the_events_it_reports_are_in_the_ui(up: Up, page:
     write(up, 200)
     today = str(days.today("UTC"))
     eventually(lambda: [each for each in materializations(up, today) if not each["runId"]], "an event of the sensor")
-    shows(page, "/locations/calc_analytics/sensors/new_log_batches", "log rows? counted|no new log rows")
+    shows(page, "/locations/calc_analytics/sensors/new_log_batches", r"\d+ runs? requested")
     page.goto(f"{ONE_ROLLUP}&partition={today}")
     page.get_by_text("rows_counted").first.wait_for()
 
@@ -58,12 +59,11 @@ def test_a_changed_row_fails_the_check_until_the_day_is_materialized_by_click(up
             {"day": today},
         )
         assert changed.rowcount
-    shows(page, CHECK, "another program changed|too many|differ")
+    shows(page, CHECK, "another program changed the statistics")
     assert page.get_by_text("Failed").first.is_visible()
     launch_from_the_ui(page, ONE_ROLLUP, today)
     eventually(lambda: all_runs_ended(up), "the run to end")
     shows(page, CHECK, "statistics equal the log")
-    assert page.get_by_text("Passed").first.is_visible()
     assert differing(engine, live=False) == {}
     engine.dispose()
 

@@ -1,19 +1,16 @@
 """`calc-analytics up`: log batches become exact statistics under the real webserver and daemon, and in the UI."""
 
 import json
-import os
 import re
-import shutil
 import signal
 import time
 import urllib.request
-from collections.abc import Iterator
 from datetime import date, timedelta
 from typing import Any
 
 import psutil
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page
 from sqlalchemy import text
 
 from benchmarks.running import eventually
@@ -139,20 +136,6 @@ def test_streamed_batches_leave_a_materialization_of_each_rollup_with_the_days_f
         streamed_events = [event for event in materializations(up, today, asset=asset) if not event["runId"]]
         totals = {entry["label"]: entry.get("intValue") for entry in streamed_events[-1]["metadataEntries"]}
         assert (totals.get("total_calculations") or totals.get("calculations") or 0) > 0, asset
-
-
-@pytest.fixture(scope="module")
-def page(up: Up) -> Iterator[Page]:
-    """A real browser on the real UI. In CI its absence is a failure."""
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if chromium is None and "CI" not in os.environ:
-        pytest.skip("no Chromium on this machine: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1400, "height": 900}, base_url=f"http://127.0.0.1:{up.port}")
-        page.set_default_timeout(60_000)
-        yield page
-        browser.close()
 
 
 ONE_ROLLUP = "/assets/calculation_stats_daily?view=partitions"

@@ -1,5 +1,5 @@
 """What readers need: an index that finds the rows without a response time. The views and functions themselves are
-installed at the end of each migration (`database/contract.py`)."""
+installed at the end of each migration (`database/contract/`)."""
 
 from alembic import op
 from sqlalchemy import text
