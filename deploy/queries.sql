@@ -71,6 +71,12 @@ from publisher_percentiles_by_day($1, $2, $3);
 select weekday, hour, calculations
 from publisher_hours($1, $2, $3);
 
+-- name: PublisherDaysOfAll :many
+select publisher_id, date, calculations, cache_hits, cache_hit_ratio, average_response_time_ms, source_web, source_api,
+       source_external, measured, complete
+from platform_publisher_days($1, $2)
+order by publisher_id, date;
+
 -- name: PublisherTodayLive :one
 select coalesce(sum(total_calculations), 0)::bigint as today
 from calculation_stats_daily_live

@@ -25,7 +25,7 @@ begin
     end loop;
 end $$;
 -- The views and functions, which run with the reader's own rights.
-grant select on publisher_usage, platform_usage to reader;
+grant select on publisher_usage, platform_usage, publisher_usage_summary to reader;
 do $$
 declare called text;
 begin

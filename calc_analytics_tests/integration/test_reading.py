@@ -113,6 +113,19 @@ def by_day(raw: Raw, publisher: int | None, first: date, last: date, work: Calla
     return [{"date": day, **work(raw.of(publisher, day, day))} for day in days]
 
 
+def of_all(rows: pandas.DataFrame) -> list[dict[str, Any]]:
+    return [
+        {"publisher_id": publisher, "date": day, **measures(group), "measured": int(group["ms"].notna().sum())}
+        for (publisher, day), group in rows.groupby(["publisher_id", "date"])
+    ]
+
+
+def weeks(raw: Raw, publisher: int | None) -> list[dict[str, Any]]:
+    mondays = sorted({day - timedelta(days=day.weekday()) for day in (FIRST + timedelta(n) for n in range(22))})
+    spans = [(max(monday, FIRST), min(monday + timedelta(days=6), LAST)) for monday in mondays]
+    return [{"begins": first, "ends": last, **percentiles(raw.of(publisher, first, last))} for first, last in spans]
+
+
 def hours(rows: pandas.DataFrame) -> list[dict[str, Any]]:
     counts = rows.groupby(["weekday", "hour"]).size()
     return [
@@ -148,6 +161,7 @@ EXPECTED: dict[str, Callable[[Raw], list[dict[str, Any]]]] = {
     "PercentilesOfSomePublishers": lambda raw: [percentiles(some(raw, "publisher_id", [7, 8]))],
     "PublisherPercentilesByDay": lambda raw: by_day(raw, 7, FIRST, LAST, percentiles),
     "PublisherHours": lambda raw: hours(raw.of(7, FIRST, LAST)),
+    "PublisherDaysOfAll": lambda raw: of_all(raw.of(None, FIRST, LAST)),
     "PublisherTodayLive": lambda raw: [{"today": len(raw.of(7, raw.today, raw.today))}],
 }
 
@@ -254,6 +268,20 @@ def zoned_owner(zoned: Database) -> Database:
     from calc_analytics_tests.logs import OWNER
 
     return Database(engine_for(zoned.engine.url.set(**OWNER)), zoned.log, zoned.timezone)
+
+
+def test_weeks_begin_on_monday_and_are_merged_from_the_histogram(filled: psycopg.Connection, raw_rows: list):
+    raw = Raw(raw_rows, ZONE)
+    of_one = ask(filled, "select * from publisher_percentiles_by_week(7, '2026-01-20', '2026-02-10')")
+    assert [each["begins"] for each in of_one] == [
+        date(2026, 1, 20),
+        date(2026, 1, 26),
+        date(2026, 2, 2),
+        date(2026, 2, 9),
+    ]
+    assert_answers(of_one, weeks(raw, 7))
+    of_all = ask(filled, "select * from platform_percentiles_by_week('2026-01-20', '2026-02-10')")
+    assert_answers(of_all, weeks(raw, None))
 
 
 def test_an_erased_publisher_is_in_no_answer(zoned: Database, connect: Callable[[], psycopg.Connection]):
