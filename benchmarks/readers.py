@@ -12,7 +12,9 @@ import psycopg
 from benchmarks.common import DAY, execute, median_seconds, parse_size, plain, project_database, seconds, show
 from calc_analytics.days import days_between
 from calc_analytics.readers.day_figures import day_figures
+from calc_analytics.readers.page import render
 from calc_analytics.readers.pictures import trend_picture
+from calc_analytics.readers.report import read_report
 from calc_analytics.readers.summary import refresh_summary
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.usual import judge_counts
@@ -74,7 +76,7 @@ def main() -> None:
             show("One publisher, milliseconds (median of 21)", columns, list(of_publishers(connection)))
             show("Platform, milliseconds (median of 3)", ("", ""), list(of_platform(connection)))
             show(f"Top localities of a publisher, {RAW_ROWS:,} raw log rows", ("", ""), list(of_raw_logs(connection)))
-        show("Of a run, seconds (median of 3)", ("", ""), list(of_runs(db)))
+        show("Report and runs, seconds (median of 3)", ("", ""), list(of_runs(db)))
 
 
 def fill(db: Database, days: int, rows: int) -> None:
@@ -160,9 +162,10 @@ def of_raw_logs(connection: psycopg.Connection) -> Iterator[tuple[str, str]]:
 
 
 def of_runs(db: Database) -> Iterator[tuple[str, str]]:
-    """What runs compute besides counting: the summary, the picture, a day's further figures, and the check of a day."""
+    """The report, and what runs compute besides counting."""
     yesterday = DAY - timedelta(days=1)
     works: dict[str, Callable[[], object]] = {
+        "report of the platform over a year, as HTML": lambda: render(read_report(db, None, YEAR_AGO, DAY)),
         "publisher_usage_summary": lambda: refresh_summary(db),
         "the picture of the last 30 days": lambda: trend_picture(db, DAY),
         "p95 and localities of a day": lambda: day_figures(db, DAY, DAY),

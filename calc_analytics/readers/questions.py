@@ -137,10 +137,6 @@ class Questions:
         """The sums of the period."""
         return Totals(**_fields(Totals, self._rows("totals", of)[0]))
 
-    def percentiles(self, of: Period) -> Percentiles:
-        """Those of the whole period."""
-        return Percentiles(**_fields(Percentiles, self._rows("percentiles", of)[0]))
-
     def days(self, of: Period) -> pandas.DataFrame:
         """A row for each day: `DAYS`."""
         return _frame(self._rows("days", of), DAYS)
@@ -149,19 +145,15 @@ class Questions:
         """A row for each of the 168 hours of a week: `HOURS`."""
         return _frame(self._rows("hours", of), HOURS)
 
-    def percentiles_over_time(self, of: Period) -> pandas.DataFrame:
-        """A row for each day, or for each week of a long period: `SPANS`."""
+    def percentiles(self, of: Period) -> tuple[Percentiles, pandas.DataFrame]:
+        """Those of the whole period, and a row for each day, or for each week of a long period: `SPANS`."""
         if of.days > DAYS_BY_DAY:
-            rows = [
-                {**row, "first_day": row["begins"], "last_day": row["ends"]}
-                for row in self._rows("percentiles_by_week", of)
-            ]
+            *weeks, whole = self._rows("percentiles_by_week", of)
+            spans = [{**row, "first_day": row["begins"], "last_day": row["ends"]} for row in weeks]
         else:
-            rows = [
-                {**row, "first_day": row["date"], "last_day": row["date"]}
-                for row in self._rows("percentiles_by_day", of)
-            ]
-        return _frame(rows, SPANS)
+            (whole,), days = self._rows("percentiles", of), self._rows("percentiles_by_day", of)
+            spans = [{**row, "first_day": row["date"], "last_day": row["date"]} for row in days]
+        return Percentiles(**_fields(Percentiles, whole)), _frame(spans, SPANS)
 
     def top_localities(self, of: Period) -> pandas.DataFrame:
         """The ten with most calculations: `TOP_ROWS`."""

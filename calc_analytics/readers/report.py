@@ -65,18 +65,20 @@ def read_report(db: Database, publisher: int | None, first: date | None, last: d
         reading = read_reading(connection, db)
         wanted = period(first, last, reading.today)
         ask = Questions(connection, reading, publisher)
+        counted_days = ask.counted_days()
+        percentiles, percentiles_over_time = ask.percentiles(wanted)
         return Report(
             reading=reading,
-            counted_days=ask.counted_days(),
+            counted_days=counted_days,
             publisher=ask.named(),
             period=wanted,
             incomplete_days=ask.incomplete_days(wanted),
             totals=ask.totals(wanted),
             totals_before=ask.totals(wanted.before),
             is_before_complete=not ask.incomplete_days(wanted.before),
-            percentiles=ask.percentiles(wanted),
+            percentiles=percentiles,
             days=ask.days(wanted),
-            percentiles_over_time=ask.percentiles_over_time(wanted),
+            percentiles_over_time=percentiles_over_time,
             hours=ask.hours(wanted),
             top_localities=ask.top_localities(wanted),
             top_publishers=ask.top_publishers(wanted),

@@ -123,7 +123,8 @@ def of_all(rows: pandas.DataFrame) -> list[dict[str, Any]]:
 def weeks(raw: Raw, publisher: int | None) -> list[dict[str, Any]]:
     mondays = sorted({day - timedelta(days=day.weekday()) for day in (FIRST + timedelta(n) for n in range(22))})
     spans = [(max(monday, FIRST), min(monday + timedelta(days=6), LAST)) for monday in mondays]
-    return [{"begins": first, "ends": last, **percentiles(raw.of(publisher, first, last))} for first, last in spans]
+    found = [{"begins": first, "ends": last, **percentiles(raw.of(publisher, first, last))} for first, last in spans]
+    return [*found, {"begins": None, "ends": None, **percentiles(raw.of(publisher, FIRST, LAST))}]
 
 
 def hours(rows: pandas.DataFrame) -> list[dict[str, Any]]:
@@ -278,6 +279,7 @@ def test_weeks_begin_on_monday_and_are_merged_from_the_histogram(filled: psycopg
         date(2026, 1, 26),
         date(2026, 2, 2),
         date(2026, 2, 9),
+        None,
     ]
     assert_answers(of_one, weeks(raw, 7))
     of_all = ask(filled, "select * from platform_percentiles_by_week('2026-01-20', '2026-02-10')")

@@ -264,8 +264,14 @@ def _functions() -> Iterator[Function]:
                        least({_MONDAY} + 7 * n + 6, :last_day) as ends
                 from generate_series((:first_day - {_MONDAY}) / 7, (:last_day - {_MONDAY}) / 7) as s (n)""",
             "d.begins, d.ends",
+            f"""
+    union all
+    select null, null, coalesce(f.measured, 0), {", ".join(f"f.{name}" for name in _PERCENTILES)},
+           r.counted_at, [rollup_days_complete]('{LATENCY}', :first_day, :last_day)
+    from (select) whole left join found f on f.span is null left join [rollup_reading]() r on true""",
         ),
-        "the same of each week from Monday to Sunday, as far as it is in the period, of [whose]",
+        "the same of each week from Monday to Sunday, as far as it is in the period, and a last row with null days of "
+        "the whole period, of [whose]",
         rows=30,
     )
     yield from both(
@@ -294,14 +300,22 @@ def _functions() -> Iterator[Function]:
     yield from _usage()
 
 
-def _percentiles_by(span: str, spans: str, names: str) -> str:
-    """The percentiles of each span of days: `span` is that of a row, `spans` selects all, as span, begins and ends."""
+def _percentiles_by(span: str, spans: str, names: str, total: str = "") -> str:
+    """The percentiles of each span of days: `span` is that of a row, `spans` selects all, as span, begins and ends.
+
+    `total` is a last row, of the whole period, which costs no second reading of the histogram.
+    """
     percentiles = ", ".join(_percentile(fraction) for fraction in _PERCENTILES.values())
-    return f"""
-    with buckets as (
+    buckets = f"""
         select {span} as span, response_time_ms as bucket, sum(calculations) as calculations
         from [{LATENCY}] where [of] and {_OF_DAYS} and response_time_ms >= 0
-        group by 1, response_time_ms
+        group by 1, response_time_ms"""
+    whole = """
+        union all select null, bucket, sum(calculations) from of_spans group by bucket"""
+    return f"""
+    with of_spans as ({buckets}
+    ), buckets as (
+        select span, bucket, calculations from of_spans{whole if total else ""}
     ), ranked as (
         select span, [response_time_middle](bucket) as ms,
                sum(calculations) over (partition by span order by bucket) as upto,
@@ -313,7 +327,8 @@ def _percentiles_by(span: str, spans: str, names: str) -> str:
     select {names}, coalesce(f.measured, 0), {", ".join(f"f.{name}" for name in _PERCENTILES)},
            r.counted_at, [rollup_days_complete]('{LATENCY}', d.begins, d.ends)
     from ({spans}) d left join [rollup_reading]() r on true left join found f using (span)
-    order by d.begins
+    {total}
+    order by 1
     """
 
 
