@@ -61,7 +61,7 @@ from platform_percentiles($1, $2);
 
 -- name: PercentilesOfSomePublishers :one
 select measured, p50_ms, p90_ms, p95_ms, p99_ms, complete
-from platform_percentiles($1, $2, publishers => $3);
+from platform_percentiles($1, $2, publishers => coalesce($3, array[]::bigint[]));
 
 -- name: PublisherPercentilesByDay :many
 select date, measured, p50_ms, p95_ms
