@@ -404,14 +404,51 @@ def test_complete_is_false_while_a_day_waits(db: Database, owner: Engine, connec
     assert other["complete"]
 
 
-def test_a_rollup_that_is_not_kept_is_never_complete(url: URL, owner: Engine):
-    install(Database(owner, LOG.only([STATS.name]), "UTC"))
-    with psycopg.connect(url.set(drivername="postgresql").render_as_string(hide_password=False)) as connection:
-        assert ask(connection, "select complete from platform_totals('2026-01-01', '2026-01-02')") == [
-            {"complete": True}
-        ]
-        found = ask(connection, "select complete from platform_percentiles('2026-01-01', '2026-01-02')")
-        assert found == [{"complete": False}]
+def test_a_rollup_that_is_not_kept_is_never_complete_and_its_old_rows_are_no_answer(
+    zoned: Database, filled: psycopg.Connection
+):
+    assert ask(filled, DOCUMENTED["PlatformPercentiles"])[0]["measured"] > 0
+    install(Database(zoned_owner(zoned).engine, LOG.only([STATS.name]), ZONE))
+    assert ask(filled, DOCUMENTED["PlatformTotals"])[0]["complete"]
+    assert ask(filled, DOCUMENTED["PlatformTotals"])[0]["average_response_time_ms"] is None
+    (found,) = ask(filled, DOCUMENTED["PlatformPercentiles"])
+    assert found == {"measured": 0, **dict.fromkeys(PERCENTILES), "complete": False}
+    assert ask(filled, DOCUMENTED["PublisherTopLocalities"]) == []
+    (usage_,) = ask(filled, DOCUMENTED["PublisherUsage"])
+    assert usage_["complete"]
+    assert usage_["p95_response_time_ms"] is usage_["average_response_time_ms"] is None
+    install(Database(zoned_owner(zoned).engine, LOG, ZONE))
+    assert ask(filled, DOCUMENTED["PlatformPercentiles"])[0]["complete"] is False, "its days wait"
+
+
+def test_where_few_rollups_are_kept_the_documented_roles_may_ask_everything(
+    empty_url: URL, maintenance: Callable[[str], None]
+):
+    """Another program's table is in the place of one that is not kept."""
+    engine = engine_for(empty_url)
+    execute(engine, "create table calculation_latency_daily (mine int)")
+    install(Database(engine, LOG.only([STATS.name]), "UTC"))
+    role = f"reader_of_{empty_url.database}"
+    script = re.sub("^ *--.*$", "", (project_root() / "deploy" / "reader.sql").read_text(), flags=re.M)
+    address = empty_url.set(drivername="postgresql").render_as_string(hide_password=False)
+    with psycopg.connect(address, autocommit=True) as owner:
+        owner.execute(re.sub(r"\breader\b", role, script).encode())
+        try:
+            owner.execute(f"set role {role}".encode())
+            for name, query in DOCUMENTED.items():
+                assert ask(owner, query) is not None, name
+        finally:
+            owner.execute("reset role")
+            owner.execute(f"drop owned by {role}; drop role {role}".encode())
+    engine.dispose()
+
+
+def test_a_day_that_differs_is_not_complete(filled: psycopg.Connection, owner: Engine):
+    assert ask(filled, DOCUMENTED["PublisherTotals"])[0]["complete"]
+    for column in ("difference", "audit_difference"):
+        execute(owner, f"update rollup_days set {column} = 5 where date = '2026-01-25' and rollup = '{STATS.name}'")
+        assert not ask(filled, DOCUMENTED["PublisherTotals"])[0]["complete"], column
+        execute(owner, f"update rollup_days set {column} = 0 where date = '2026-01-25'")
 
 
 def test_the_search_path_changes_no_answer(filled: psycopg.Connection):

@@ -6,7 +6,8 @@ installs the contract again in the same transaction.
 
 from collections.abc import Mapping
 
-from sqlalchemy import text
+from sqlalchemy import Table, text
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
@@ -14,21 +15,31 @@ from calc_analytics.database import relations
 from calc_analytics.database.contract.function import Function
 from calc_analytics.database.contract.functions import (
     FUNCTIONS,
-    HOURS,
-    LATENCY,
-    LOCALITIES,
     STATS,
     USAGE_COMMENTS,
     VIEWS,
 )
 from calc_analytics.database.errors import sqlstate
 from calc_analytics.database.sql import quote_identifier, quote_literal
-from calc_analytics.database.tables import rollup_days, rollup_state
+from calc_analytics.database.tables import (
+    calculation_latency_daily,
+    calculation_locality_stats_daily,
+    calculation_stats_daily,
+    calculation_stats_hourly,
+    rollup_days,
+    rollup_state,
+)
 from calc_analytics.database.views import create_view, drop_view, replace_view
 from calc_analytics.errors import CalcAnalyticsError
 
 # Each comment begins with it; what has another comment is another program's.
 MARK = "calc_analytics: "
+ROLLUPS = (
+    calculation_stats_daily,
+    calculation_locality_stats_daily,
+    calculation_stats_hourly,
+    calculation_latency_daily,
+)
 # A function's columns would change: invalid_function_definition.
 _OTHER_COLUMNS = "42P13"
 
@@ -46,8 +57,6 @@ def install(connection: Connection) -> None:
     require_free_names(connection)
     schema = _schema(connection)
     names = _names(connection, schema)
-    # A rollup that is not kept may have another program's table in its place: its functions then raise an error.
-    _run(connection, "set local check_function_bodies = off")
     dropped = {}
     for function in FUNCTIONS:
         if not _replaced(connection, function, names):
@@ -92,19 +101,34 @@ def _describe(connection: Connection, view: str, comment: str) -> None:
 
 
 def _names(connection: Connection, schema: str) -> dict[str, str]:
-    """What the names in brackets stand for."""
-    tables = [STATS, LOCALITIES, HOURS, LATENCY, rollup_state.name, rollup_days.name]
-    places = {name: connection.execute(_SCHEMA, {"table": name}).scalar_one() for name in tables}
+    """What the names in brackets stand for. A rollup that is not kept stands for no rows: its table may hold old ones,
+    may be another program's, and may be closed to those who ask."""
+    publisher_type = relations.integer_types(connection, STATS)["publisher_id"]
+    kept = set(connection.execute(_KEPT).scalars())
+    places = {name: f"{_place(connection, name)}.{name}" for name in (*kept, rollup_state.name, rollup_days.name)}
+    hides = [f"row_security_active($name${places[name]}$name$)" for name in sorted(places)]
     return {
-        **{name: f"{place}.{name}" for name, place in places.items()},
+        **{table.name: places.get(table.name) or _no_rows(table, publisher_type) for table in ROLLUPS},
+        **{name: places[name] for name in (rollup_state.name, rollup_days.name)},
         **{function.name: f"{schema}.{function.name}" for function in FUNCTIONS},
-        "publisher_type": relations.integer_types(connection, STATS)["publisher_id"],
+        "publisher_type": publisher_type,
+        "hides": " or ".join(hides),
     }
+
+
+def _no_rows(table: Table, publisher_type: str) -> str:
+    types = {column.name: column.type.compile(dialect=postgresql.dialect()) for column in table.columns}
+    columns = {**types, "publisher_id": publisher_type}
+    return f"(select {', '.join(f'cast(null as {type_}) as {name}' for name, type_ in columns.items())} where false)"
+
+
+def _place(connection: Connection, name: str) -> str:
+    return str(connection.execute(_SCHEMA, {"table": name}).scalar_one())
 
 
 def _schema(connection: Connection) -> str:
     """The schema of the contract: that of the state, or where that will be created."""
-    return str(connection.execute(_SCHEMA, {"table": rollup_state.name}).scalar_one())
+    return _place(connection, rollup_state.name)
 
 
 def require_free_names(connection: Connection) -> None:
@@ -124,6 +148,7 @@ def require_free_names(connection: Connection) -> None:
         )
 
 
+_KEPT = text("select unnest(rollups) from rollup_state")
 _SCHEMA = text(
     """
     select quote_ident(coalesce((

@@ -13,7 +13,6 @@ from calc_analytics.database.tables import (
     calculation_logs,
     calculation_stats_daily,
     calculation_stats_hourly,
-    rollup_days,
 )
 
 STATS, LOCALITIES = calculation_stats_daily.name, calculation_locality_stats_daily.name
@@ -72,21 +71,21 @@ _READING = Function(
     "today in the reporting time zone, and up to when log rows are counted",
     rows=1,
 )
-_TABLES = (STATS, LOCALITIES, HOURS, LATENCY, rollup_days.name)
-_HIDES = " or ".join(f"row_security_active($name$[{name}]$name$)" for name in _TABLES)
+# A day that an audit or a comparison with the log found to differ is not built either, until that is resolved.
+_SOUND = "d.status = 'built' and coalesce(d.difference, 0) = 0 and coalesce(d.audit_difference, 0) = 0"
 _UNBUILT = Function(
     "rollup_days_unbuilt",
     {"rollup_name": "text", **_PERIOD},
     "date[]",
     f"""
-    select case when :rollup_name = any (r.rollups) and not ({_HIDES}) then array(
+    select case when :rollup_name = any (r.rollups) and not ([hides]) then array(
         select d.date from [rollup_days] d
         where d.date between :first_day and :last_day and d.rollup = any (r.rollups)
-        group by d.date having not coalesce(bool_or(d.rollup = :rollup_name and d.status = 'built'), false)
+        group by d.date having not coalesce(bool_or(d.rollup = :rollup_name and {_SOUND}), false)
     ) end
     from [rollup_reading]() r
     """,
-    "days with log rows that are not built in that rollup; null if it is not kept, or row-level security hides rows",
+    "days with log rows that are not built there, or differ; null if the rollup is not kept or row security hides rows",
 )
 # Rows without a response time are counted in the histogram alone: without them an average would be over too many rows.
 _UNTIMED = Function(
@@ -94,12 +93,12 @@ _UNTIMED = Function(
     _PERIOD,
     "date[]",
     f"""
-    select case when '{LATENCY}' = any (r.rollups) and not ({_HIDES}) then array(
+    select case when '{LATENCY}' = any (r.rollups) and not ([hides]) then array(
         select d.date from [rollup_days] d
         where d.date between :first_day and :last_day and d.rollup = any (r.rollups)
         group by d.date having coalesce(
-            max(d.counted ->> 'total_calculations') filter (where d.rollup = '{STATS}' and d.status = 'built')
-            <> max(d.counted ->> 'calculations') filter (where d.rollup = '{LATENCY}' and d.status = 'built'), true)
+            max(d.counted ->> 'total_calculations') filter (where d.rollup = '{STATS}' and {_SOUND})
+            <> max(d.counted ->> 'calculations') filter (where d.rollup = '{LATENCY}' and {_SOUND}), true)
     ) end
     from [rollup_reading]() r
     """,
@@ -123,7 +122,7 @@ _MIDDLE = Function(
     "the middle of a bucket of response times, in milliseconds: exact below 128, within 0.8 % above",
 )
 # Rows without a response time are in one bucket each per publisher, day and source, which has an index of its own.
-_UNMEASURED = f"select date, calculations from [{LATENCY}] where [of] and response_time_ms = -1"
+_UNMEASURED = f"select date, calculations from [{LATENCY}] t where [of] and response_time_ms = -1"
 # A Monday before every day.
 _MONDAY = "date '0001-01-01'"
 _EVER = ("'-infinity'", "'infinity'")
@@ -144,7 +143,7 @@ def _functions() -> Iterator[Function]:
                cast(sum(cache_hits) as bigint) as cache_hits, sum(total_response_time_ms) as total_ms,
                cast(sum(source_web) as bigint) as source_web, cast(sum(source_api) as bigint) as source_api,
                cast(sum(source_external) as bigint) as source_external
-        from [{STATS}] where [of] and {_OF_DAYS} group by date
+        from [{STATS}] t where [of] and {_OF_DAYS} group by date
     ), unmeasured as (
         select date, sum(calculations) as calculations
         from ({_UNMEASURED} and {_OF_DAYS}) rows group by date
@@ -185,7 +184,7 @@ def _functions() -> Iterator[Function]:
                cast(coalesce(sum(source_web), 0) as bigint) as source_web,
                cast(coalesce(sum(source_api), 0) as bigint) as source_api,
                cast(coalesce(sum(source_external), 0) as bigint) as source_external
-        from [{STATS}] where [of] and {_OF_DAYS}
+        from [{STATS}] t where [of] and {_OF_DAYS}
     ), unmeasured as (
         select coalesce(sum(calculations), 0) as calculations
         from ({_UNMEASURED} and {_OF_DAYS} and date <> all ({_UNTIMED_OF_PERIOD})) rows
@@ -242,7 +241,7 @@ def _functions() -> Iterator[Function]:
         from generate_series(0, :last_day - :first_day) as s (n)
     ), unmeasured as (
         select publisher_id, date, sum(calculations) as calculations
-        from [{LATENCY}] where response_time_ms = -1 and {_OF_DAYS} group by publisher_id, date
+        from [{LATENCY}] t where response_time_ms = -1 and {_OF_DAYS} group by publisher_id, date
     ), counted as (
         select s.publisher_id, s.date, s.total_calculations, s.cache_hits, s.total_response_time_ms, s.source_web,
                s.source_api, s.source_external, s.total_calculations - coalesce(u.calculations, 0) as measured
@@ -319,7 +318,7 @@ def _functions() -> Iterator[Function]:
     with by_hour as (
         select hour at time zone (select timezone from [rollup_reading]()) as local,
                sum(total_calculations) as calculations
-        from [{HOURS}] where [of] and {_OF_DAYS} group by hour
+        from [{HOURS}] t where [of] and {_OF_DAYS} group by hour
     ), counted as (
         select cast(extract(isodow from local) as integer) as weekday,
                cast(extract(hour from local) as integer) as hour, cast(sum(calculations) as bigint) as calculations
@@ -345,7 +344,7 @@ def _percentiles_by(span: str, spans: str, names: str, total: str = "") -> str:
     percentiles = ", ".join(_percentile(fraction) for fraction in _PERCENTILES.values())
     buckets = f"""
         select {span} as span, response_time_ms as bucket, sum(calculations) as calculations
-        from [{LATENCY}] where [of] and {_OF_DAYS} and response_time_ms >= 0
+        from [{LATENCY}] t where [of] and {_OF_DAYS} and response_time_ms >= 0
         group by 1, response_time_ms"""
     whole = """
         union all select null, bucket, sum(calculations) from of_spans group by bucket"""
@@ -373,7 +372,7 @@ def _percentiles_query(percentiles: str) -> str:
     return f"""
     with buckets as (
         select response_time_ms as bucket, sum(calculations) as calculations
-        from [{LATENCY}]
+        from [{LATENCY}] t
         where [of] and {_OF_DAYS} and response_time_ms >= 0 and (:sources is null or source = any (:sources))
         group by response_time_ms
     ), ranked as (
@@ -390,7 +389,7 @@ def _top(rollup: str, key: str) -> str:
     return f"""
     with counted as (
         select {key}, sum(total_calculations) as calculations, sum(cache_hits) as cache_hits
-        from [{rollup}] where [of] and {_OF_DAYS} group by {key} having sum(total_calculations) > 0
+        from [{rollup}] t where [of] and {_OF_DAYS} group by {key} having sum(total_calculations) > 0
     ), ranked as (
         select row_number() over (order by calculations desc, {key}) as rank, counted.*,
                sum(calculations) over () as total
@@ -483,7 +482,7 @@ def _usage() -> Iterator[Function]:
     select {figures}
     from (select {counted} from [{STATS}] s left join [rollup_reading]() r on true) u
     cross join (
-        select sum(calculations) as calculations from [{LATENCY}]
+        select sum(calculations) as calculations from [{LATENCY}] t
         where response_time_ms = -1 and date <> all ({_UNTIMED_EVER})
     ) m
     left join [rollup_reading]() r on true
