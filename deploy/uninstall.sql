@@ -75,7 +75,8 @@ begin
     loop
         execute format('drop table %s', name);
     end loop;
-    -- The state, the ledger and the journal.
+    -- The state, with the function by which an upgrade stopped version 0.1; the ledger and the journal.
+    drop function if exists rollup(rollup_state);
     drop table if exists rollup_state, rollup_days, rollup_journal;
 end $$;
 
