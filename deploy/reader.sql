@@ -31,8 +31,8 @@ declare called text;
 begin
     for called in
         select cast(cast(p.oid as regprocedure) as text)
-        from pg_proc p join pg_description d on d.objoid = p.oid and d.classoid = cast('pg_proc' as regclass)
-        where d.description like 'calc\_analytics: %'
+        from pg_proc p join pg_class state on state.oid = to_regclass('rollup_state')
+        where p.pronamespace = state.relnamespace and obj_description(p.oid, 'pg_proc') like 'calc\_analytics: %'
     loop
         execute format('grant execute on function %s to reader', called);
     end loop;
@@ -40,3 +40,5 @@ end $$;
 -- The time zone of days, how fresh the statistics are, and which days are built.
 grant select (log, timezone, refreshed_at, rollups) on rollup_state to reader;
 grant select (rollup, date, status, counted, difference, audit_difference) on rollup_days to reader;
+-- The record of migrations, by which uninstall.sql sees that this script was run.
+grant select on calc_analytics_version to reader;

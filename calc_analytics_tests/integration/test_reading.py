@@ -545,6 +545,23 @@ def test_a_reader_may_ask_every_question_and_see_no_log_row(
         maintenance(f"drop role if exists {role}")
 
 
+def test_the_reader_role_gets_no_right_to_a_second_installation(filled: psycopg.Connection, maintenance, url: URL):
+    role = f"reader_of_{url.database}"
+    script = re.sub(r"\breader\b", role, (project_root() / "deploy" / "reader.sql").read_text())
+    filled.execute("create schema other")
+    filled.execute("create function other.closed() returns int language sql as 'select 1'")
+    filled.execute("comment on function other.closed() is 'calc_analytics: of another installation'")
+    filled.execute("revoke execute on function other.closed() from public")
+    try:
+        filled.execute(script.encode())
+        may = f"select has_function_privilege('{role}', '{{}}', 'execute') as may"
+        assert ask(filled, may.format("public.publisher_trend(bigint, integer)"))[0]["may"]
+        assert not ask(filled, may.format("other.closed()"))[0]["may"]
+    finally:
+        filled.execute(f"drop owned by {role}".encode())
+        maintenance(f"drop role if exists {role}")
+
+
 def test_one_publishers_question_reads_that_publishers_rows_only(filled: psycopg.Connection):
     """The condition reaches the tables: PostgreSQL merges the functions into the query."""
     filled.execute("analyze")
