@@ -93,7 +93,7 @@ def _role(name: str | None) -> str:
 # The columns that the contract reads, as in deploy/reader.sql.
 _STATE_READS = (
     "select (log, timezone, refreshed_at, rollups) on rollup_state",
-    "select (rollup, date, status) on rollup_days",
+    "select (rollup, date, status, counted, difference, audit_difference) on rollup_days",
 )
 _FUNCTIONS = """
     select cast(cast(p.oid as regprocedure) as text)

@@ -144,7 +144,7 @@ def _keep_state(connection: Connection, db: Database, start_date: date | None, t
     known = there - grants.without_grants(connection, new)
     grants.extend(connection, known, [*before, *db.log.names], db.log.names)
     contract.install(connection)
-    grants.share(connection, [contract.STATS, contract.LATENCY], contract.VIEWS, there)
+    grants.share(connection, db.log.names, contract.VIEWS, there)
     for name in switched_off:
         connection.execute(text(f"drop view if exists {quote_identifier(name + '_live')}"))
     if switched_on or switched_off:
