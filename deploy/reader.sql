@@ -39,6 +39,6 @@ begin
 end $$;
 -- The time zone of days, how fresh the statistics are, and which days are built.
 grant select (log, timezone, refreshed_at, rollups) on rollup_state to reader;
-grant select (rollup, date, status) on rollup_days to reader;
+grant select (rollup, date, status, counted, difference, audit_difference) on rollup_days to reader;
 -- The record of migrations, by which uninstall.sql sees that this script was run.
 grant select on calc_analytics_version to reader;
