@@ -62,7 +62,7 @@ def share(connection: Connection, tables: Sequence[str], views: Collection[str],
     new = [view for view in views if view not in there]
     if not new or tables[0] not in there:
         return
-    asked = [*(f"select on {view}" for view in new), *_STATE_READS, *_functions(connection)]
+    asked = [*(f"select on {view}" for view in new), *STATE_READS, *_functions(connection)]
     readers = [set(_roles_that(connection, table, "SELECT")) for table in tables]
     for role in sorted(set.intersection(*readers)):
         for right in asked:
@@ -91,7 +91,7 @@ def _role(name: str | None) -> str:
 
 
 # The columns that the contract reads, as in deploy/reader.sql.
-_STATE_READS = (
+STATE_READS = (
     "select (log, timezone, refreshed_at, rollups) on rollup_state",
     "select (rollup, date, status, counted, difference, audit_difference) on rollup_days",
 )

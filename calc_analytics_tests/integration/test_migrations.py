@@ -1,5 +1,6 @@
 """Migrations: an empty database, an API's own, a migrated one; with open writers; without the right to."""
 
+import re
 import shutil
 import threading
 import time
@@ -16,7 +17,8 @@ from sqlalchemy import BigInteger, Column, MetaData, func, text
 from sqlalchemy.engine import URL, Engine
 from sqlalchemy.exc import ProgrammingError
 
-from calc_analytics.database import migrate
+from calc_analytics.config import project_root
+from calc_analytics.database import grants, migrate
 from calc_analytics.database.adopt import UnfitTable
 from calc_analytics.database.engine import engine_for
 from calc_analytics.database.errors import DatabaseError
@@ -348,6 +350,11 @@ def test_who_may_read_the_apis_statistics_may_read_the_new_ones(
     for table in ("calculation_logs", "rollup_days", "rollup_state"):
         assert scalar(reading, f"select has_table_privilege('{table}', 'select')") is False
     reading.dispose()
+
+
+def test_migrate_grants_the_columns_of_the_state_that_reader_sql_grants():
+    script = (project_root() / "deploy" / "reader.sql").read_text()
+    assert tuple(re.findall(r"^grant (select \(.*) to reader;", script, re.M)) == grants.STATE_READS
 
 
 def test_who_may_not_read_a_table_behind_the_views_gets_no_right_to_them(api: Engine, reader: str):
