@@ -61,14 +61,14 @@ from platform_percentiles($1, $2);
 
 -- name: PercentilesOfSomePublishers :one
 select measured, p50_ms, p90_ms, p95_ms, p99_ms, complete
-from platform_percentiles($1, $2, publishers => $3);
+from platform_percentiles($1, $2, publishers => coalesce($3, array[]::bigint[]));
 
 -- name: PublisherPercentilesByDay :many
-select date, measured, p50_ms, p95_ms
+select date, measured, p50_ms, p95_ms, complete
 from publisher_percentiles_by_day($1, $2, $3);
 
 -- name: PublisherHours :many
-select weekday, hour, calculations
+select weekday, hour, calculations, complete
 from publisher_hours($1, $2, $3);
 
 -- name: PublisherDaysOfAll :many

@@ -39,4 +39,4 @@ begin
 end $$;
 -- The time zone of days, how fresh the statistics are, and which days are built.
 grant select (log, timezone, refreshed_at, rollups) on rollup_state to reader;
-grant select (rollup, date, status) on rollup_days to reader;
+grant select (rollup, date, status, counted) on rollup_days to reader;

@@ -326,15 +326,15 @@ def test_a_failed_run_of_the_summary_is_over_with_the_next_run_that_computes_it(
         alone = location.resolve_implicit_global_asset_job_def()
         summary = [AssetKey("publisher_usage_summary")]
         assert not alone.execute_in_process(instance=dagster, asset_selection=summary, raise_on_error=False).success
-    (failed,) = history.failed_runs(dagster, LOG)
+    (failed,) = history.failed_runs(history.Record(dagster), LOG)
     assert (failed.subject, failed.days) == ("the computation of publisher_usage_summary", None)
     assert "division by zero" in failed.error
     job = location.resolve_job_def("rollup_job")
     rollups = [AssetKey(name) for name in LOG.names]
     assert job.execute_in_process(instance=dagster, asset_selection=rollups, partition_key="2026-03-01").success
-    assert history.failed_runs(dagster, LOG) == [failed], "it did not compute the summary"
+    assert history.failed_runs(history.Record(dagster), LOG) == [failed], "it did not compute the summary"
     assert job.execute_in_process(instance=dagster, partition_key="2026-03-01").success
-    assert history.failed_runs(dagster, LOG) == []
+    assert history.failed_runs(history.Record(dagster), LOG) == []
 
 
 def test_the_last_run_is_that_of_the_schedule(dagster, location, database, connect):

@@ -457,7 +457,7 @@ def test_a_migration_keeps_grants_and_what_depends_on_the_contract(owner: Engine
     filled.execute("create view mine as select u.all_time, t.date from publisher_usage u, publisher_trend(7, 7) t")
     install(Database(owner, LOG, ZONE))
     assert ask(filled, "select has_table_privilege('public', 'publisher_usage', 'select') as may")[0]["may"]
-    assert ask(filled, "select count(*) from mine")
+    assert ask(filled, "select count(*) as rows from mine")[0]["rows"] > 7
 
 
 @pytest.mark.parametrize(
@@ -469,6 +469,10 @@ def test_a_migration_keeps_grants_and_what_depends_on_the_contract(owner: Engine
             "create function publisher_trend(id bigint, days int) returns int language sql as 'select 1'",
             "the function publisher_trend(id bigint, days integer)",
         ),
+        (
+            "create function publisher_totals(int, date, date) returns int language sql as 'select 99'",
+            "the function publisher_totals(integer, date, date)",
+        ),
     ],
 )
 def test_what_another_program_has_under_such_a_name_is_left_alone(empty_url: URL, theirs: str, named: str):
@@ -478,16 +482,6 @@ def test_what_another_program_has_under_such_a_name_is_left_alone(empty_url: URL
         install(Database(engine, LOG, "UTC"))
     with engine.begin() as connection:
         assert connection.execute(text("select to_regclass('rollup_state')")).scalar() is None
-    engine.dispose()
-
-
-def test_another_function_of_the_same_name_and_other_parameters_is_no_obstacle(empty_url: URL):
-    engine = engine_for(empty_url)
-    execute(engine, "create function publisher_trend(n text) returns int language sql as 'select 1'")
-    install(Database(engine, LOG, "UTC"))
-    with engine.begin() as connection:
-        assert connection.execute(text("select publisher_trend('mine')")).scalar() == 1
-        assert connection.execute(text("select count(*) from publisher_trend(7)")).scalar() == 7
     engine.dispose()
 
 
@@ -520,9 +514,13 @@ def test_one_publishers_question_reads_that_publishers_rows_only(filled: psycopg
     filled.execute("set enable_seqscan = off")
     for name in ("PublisherUsage", "PublisherTopLocalities", "PublisherPercentiles", "PublisherDays"):
         plan = "\n".join(str(line[0]) for line in filled.execute(f"explain {DOCUMENTED[name]}".encode()).fetchall())
-        assert "publisher_id" in plan, name
-        assert not re.search(r"Function Scan on (publisher|platform)_", plan), name
-        assert not re.search(r"Seq Scan on calculation_", plan), name
+        scans = re.findall(r"Scan (?:on|using) .*calculation_.*\n.*", plan)
+        assert scans, name
+        for scan in scans:
+            assert re.search(r"(Index|Recheck) Cond: \(.*publisher_id = ('7'::bigint|7|\(?\w+\.publisher_id)", scan), (
+                name,
+                plan,
+            )
 
 
 def test_every_function_and_view_says_what_it_is(owner: Engine):
@@ -540,16 +538,80 @@ def test_every_function_and_view_says_what_it_is(owner: Engine):
             assert all(columns)
 
 
-def test_an_average_is_unknown_while_rows_without_a_time_are(db: Database, owner: Engine, connect):
+def test_an_average_leaves_out_days_whose_rows_without_a_time_are_not_known(db: Database, owner: Engine, connect):
     writer = connect()
     write(writer, [row(utc(2026, 1, 25), publisher=7, response_time_ms=each) for each in (10, 20, None)])
+    write(writer, [row(utc(2026, 1, 26), publisher=7, response_time_ms=each) for each in (40, None)])
     refresh(db)
     writer.autocommit = True
-    assert ask(writer, DOCUMENTED["PublisherTotals"])[0]["average_response_time_ms"] == 15
-    execute(owner, f"update rollup_days set status = 'pending' where rollup = '{LATENCY.name}'")
-    for name in ("PublisherTotals", "PublisherUsage"):
-        assert ask(writer, DOCUMENTED[name])[0]["average_response_time_ms"] is None, name
-    assert {each["average_response_time_ms"] for each in ask(writer, DOCUMENTED["PublisherDays"])} == {None}
+
+    def averages() -> tuple[float | None, float | None, list[float | None]]:
+        days = ask(writer, "select * from publisher_days(7, '2026-01-25', '2026-01-26')")
+        return (
+            ask(writer, DOCUMENTED["PublisherTotals"])[0]["average_response_time_ms"],
+            ask(writer, DOCUMENTED["PublisherUsage"])[0]["average_response_time_ms"],
+            [each["average_response_time_ms"] for each in days],
+        )
+
+    everything = pytest.approx(70 / 3)
+    assert averages() == (everything, everything, [15, 40])
+    pending = f"update rollup_days set status = '{{}}' where rollup = '{LATENCY.name}' and date = '2026-01-25'"
+    execute(owner, pending.format("pending"))
+    assert averages() == (40, 40, [None, 40])
+    execute(owner, f"update rollup_days set status = 'built', counted = jsonb_build_object('calculations', 1) "
+                   f"where rollup = '{LATENCY.name}' and date = '2026-01-25'")  # fmt: skip
+    assert averages() == (40, 40, [None, 40]), "the histogram lacks calculations of that day"
+    execute(owner, f"update rollup_days set status = 'stale' where rollup = '{LATENCY.name}'")
+    assert averages() == (None, None, [None, None])
+
+
+def test_days_that_other_rollups_never_held_are_not_complete(empty_url: URL):
+    """The API's statistics of days whose log rows are gone: in the other tables is nothing of them."""
+    engine = engine_for(empty_url)
+    execute(
+        engine,
+        "create table calculation_stats_daily (publisher_id int, date date, total_calculations int not null default 0, "
+        "cache_hits int not null default 0, total_response_time_ms bigint not null default 0, source_web int not null "
+        "default 0, source_api int not null default 0, source_external int not null default 0, "
+        "primary key (publisher_id, date))",
+    )
+    execute(engine, "insert into calculation_stats_daily values (7, '2026-01-25', 10, 4, 100, 10)")
+    db = Database(engine, LOG, "UTC")
+    install(db)
+    refresh(db)
+    with psycopg.connect(empty_url.set(drivername="postgresql").render_as_string(hide_password=False)) as connection:
+        for name, query in DOCUMENTED.items():
+            for answer in ask(connection, query):
+                if "complete" in answer and answer.get("date", date(2026, 1, 25)) == date(2026, 1, 25):
+                    assert answer["complete"] is ("Trend" in name), name
+        assert ask(connection, DOCUMENTED["PublisherUsage"])[0]["all_time"] == 10
+        assert ask(connection, DOCUMENTED["PublisherUsage"])[0]["average_response_time_ms"] is None
+    engine.dispose()
+
+
+@pytest.mark.parametrize("period", ["null, null", "'2026-01-20', null", "'2026-02-10', '2026-01-20'"])
+def test_a_period_that_is_none_is_not_complete(filled: psycopg.Connection, period: str):
+    (answer,) = ask(filled, f"select calculations, complete from publisher_totals(7, {period})")
+    assert answer == {"calculations": 0, "complete": False}
+
+
+def test_row_level_security_that_hides_rows_makes_answers_incomplete(filled: psycopg.Connection, url: URL):
+    filled.execute("grant usage on schema public to public")
+    filled.execute("grant select on all tables in schema public to public")
+    member = f"reader_of_{url.database}"
+    filled.execute(f"create role {member} login".encode())
+    try:
+        with psycopg.connect(filled.info.dsn, user=member, autocommit=True) as reader:
+            assert ask(reader, DOCUMENTED["PlatformTotals"])[0]["complete"]
+            filled.execute("alter table calculation_stats_daily enable row level security")
+            filled.execute("create policy of_one on calculation_stats_daily for select using (publisher_id = 7)")
+            for name in ("PlatformTotals", "PlatformUsage", "PublisherTotals"):
+                (answer,) = ask(reader, DOCUMENTED[name])
+                assert answer["complete"] is False, name
+                assert answer["average_response_time_ms"] is None, name
+            assert ask(filled, DOCUMENTED["PlatformTotals"])[0]["complete"], "the owner sees all rows"
+    finally:
+        filled.execute(f"drop owned by {member}; drop role {member}".encode())
 
 
 def test_columns_of_the_apis_table_are_not_mistaken_for_parameters(empty_url: URL):

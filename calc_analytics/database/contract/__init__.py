@@ -40,8 +40,10 @@ class NameTaken(CalcAnalyticsError):
 def install(connection: Connection) -> None:
     """Creates the views and functions, or replaces them, in the caller's transaction; grants stay.
 
-    Raises `ViewInUse` if another program's view depends on one whose columns change.
+    Raises `NameTaken` if another program has a view or function of such a name, `ViewInUse` if its view depends on one
+    whose columns change.
     """
+    require_free_names(connection)
     schema = _schema(connection)
     names = _names(connection, schema)
     # A rollup that is not kept may have another program's table in its place: its functions then raise an error.
@@ -111,7 +113,7 @@ def require_free_names(connection: Connection) -> None:
     parameters = {
         "schema": schema,
         "mark": MARK + "%",
-        "functions": [f"{function.name}({function.types})" for function in FUNCTIONS],
+        "functions": [function.name for function in FUNCTIONS],
         "views": list(VIEWS),
     }
     taken = connection.execute(_TAKEN, parameters).scalars().all()
@@ -131,14 +133,9 @@ _SCHEMA = text(
 )
 _TAKEN = text(
     """
-    select 'the function ' || shown from (
-        select format('%s(%s)', proname, pg_get_function_identity_arguments(oid)) as shown,
-               format('%s(%s)', proname, (select string_agg(format_type(type, null), ', ' order by place)
-                   from unnest(cast(proargtypes as oid[])) with ordinality as a (type, place))) as name
-        from pg_proc
-        where pronamespace = cast(:schema as regnamespace)
-          and coalesce(obj_description(oid, 'pg_proc') not like :mark, true)
-    ) functions where name = any (cast(:functions as text[]))
+    select format('the function %s(%s)', proname, pg_get_function_identity_arguments(oid)) from pg_proc
+    where pronamespace = cast(:schema as regnamespace) and proname = any (cast(:functions as text[]))
+      and coalesce(obj_description(oid, 'pg_proc') not like :mark, true)
     union all
     select 'the table or view ' || relname from pg_class
     where relnamespace = cast(:schema as regnamespace) and relname = any (cast(:views as text[]))

@@ -13,6 +13,7 @@ from calc_analytics.database.tables import (
     calculation_logs,
     calculation_stats_daily,
     calculation_stats_hourly,
+    rollup_days,
 )
 
 STATS, LOCALITIES = calculation_stats_daily.name, calculation_locality_stats_daily.name
@@ -55,9 +56,9 @@ def _ratio(part: str, whole: str) -> str:
     return f"cast({part} as double precision) / nullif({whole}, 0)"
 
 
-def _average(total: str, measured: str, first: str, last: str) -> str:
-    """SQL: null while a day's rows without a response time are not known: they would count as rows of 0 ms."""
-    return f"case when [rollup_days_complete]('{LATENCY}', {first}, {last}) then {_ratio(total, measured)} end"
+def _days(function: str, first: str, last: str) -> str:
+    """SQL: the days that the function names, computed once for the query."""
+    return f"cast((select [{function}]({first}, {last})) as date[])"
 
 
 _READING = Function(
@@ -71,16 +72,46 @@ _READING = Function(
     "today in the reporting time zone, and up to when log rows are counted",
     rows=1,
 )
+_TABLES = (STATS, LOCALITIES, HOURS, LATENCY, rollup_days.name)
+_HIDES = " or ".join(f"row_security_active($name$[{name}]$name$)" for name in _TABLES)
+_UNBUILT = Function(
+    "rollup_days_unbuilt",
+    {"rollup_name": "text", **_PERIOD},
+    "date[]",
+    f"""
+    select case when :rollup_name = any (r.rollups) and not ({_HIDES}) then array(
+        select d.date from [rollup_days] d
+        where d.date between :first_day and :last_day and d.rollup = any (r.rollups)
+        group by d.date having not coalesce(bool_or(d.rollup = :rollup_name and d.status = 'built'), false)
+    ) end
+    from [rollup_reading]() r
+    """,
+    "days with log rows that are not built in that rollup; null if it is not kept, or row-level security hides rows",
+)
+# Rows without a response time are counted in the histogram alone: without them an average would be over too many rows.
+_UNTIMED = Function(
+    "rollup_days_untimed",
+    _PERIOD,
+    "date[]",
+    f"""
+    select case when '{LATENCY}' = any (r.rollups) and not ({_HIDES}) then array(
+        select d.date from [rollup_days] d
+        where d.date between :first_day and :last_day and d.rollup = any (r.rollups)
+        group by d.date having coalesce(
+            max(d.counted ->> 'total_calculations') filter (where d.rollup = '{STATS}' and d.status = 'built')
+            <> max(d.counted ->> 'calculations') filter (where d.rollup = '{LATENCY}' and d.status = 'built'), true)
+    ) end
+    from [rollup_reading]() r
+    """,
+    "days whose average response time is not known: the histogram is not built, or lacks calculations",
+)
 _COMPLETE = Function(
     "rollup_days_complete",
     {"rollup_name": "text", **_PERIOD},
     "boolean",
     """
-    select coalesce((
-        select :rollup_name = any (rollups) and not exists (
-            select from [rollup_days]
-            where rollup = :rollup_name and date between :first_day and :last_day and status <> 'built')
-        from [rollup_reading]()), false)
+    select coalesce(
+        :first_day <= :last_day and cardinality([rollup_days_unbuilt](:rollup_name, :first_day, :last_day)) = 0, false)
     """,
     "whether every day from first_day to last_day that has log rows is built in that rollup",
 )
@@ -96,11 +127,13 @@ _UNMEASURED = f"select date, calculations from [{LATENCY}] where [of] and respon
 # A Monday before every day.
 _MONDAY = "date '0001-01-01'"
 _EVER = ("'-infinity'", "'infinity'")
+_UNTIMED_OF_PERIOD = _days("rollup_days_untimed", ":first_day", ":last_day")
+_UNTIMED_EVER = _days("rollup_days_untimed", *_EVER)
 _OF_DAYS = "date between :first_day and :last_day"
 
 
 def _functions() -> Iterator[Function]:
-    yield from (_READING, _COMPLETE, _MIDDLE)
+    yield from (_READING, _UNBUILT, _UNTIMED, _COMPLETE, _MIDDLE)
     yield from both(
         "days",
         _PERIOD,
@@ -118,7 +151,8 @@ def _functions() -> Iterator[Function]:
     )
     select d.date, coalesce(c.calculations, 0), coalesce(c.cache_hits, 0),
            {_ratio("c.cache_hits", "c.calculations")},
-           {_average("c.total_ms", "c.calculations - coalesce(u.calculations, 0)", "d.date", "d.date")},
+           case when d.date <> all ({_UNTIMED_OF_PERIOD})
+               then {_ratio("c.total_ms", "c.calculations - coalesce(u.calculations, 0)")} end,
            coalesce(c.source_web, 0), coalesce(c.source_api, 0), coalesce(c.source_external, 0),
            r.counted_at, [rollup_days_complete]('{STATS}', d.date, d.date)
     from (select :first_day + n as date from generate_series(0, :last_day - :first_day) as s (n)) d
@@ -145,16 +179,19 @@ def _functions() -> Iterator[Function]:
         f"""
     with counted as (
         select cast(coalesce(sum(total_calculations), 0) as bigint) as calculations,
-               cast(coalesce(sum(cache_hits), 0) as bigint) as cache_hits, sum(total_response_time_ms) as total_ms,
+               cast(coalesce(sum(cache_hits), 0) as bigint) as cache_hits,
+               sum(total_response_time_ms) filter (where date <> all ({_UNTIMED_OF_PERIOD})) as total_ms,
+               sum(total_calculations) filter (where date <> all ({_UNTIMED_OF_PERIOD})) as timed,
                cast(coalesce(sum(source_web), 0) as bigint) as source_web,
                cast(coalesce(sum(source_api), 0) as bigint) as source_api,
                cast(coalesce(sum(source_external), 0) as bigint) as source_external
         from [{STATS}] where [of] and {_OF_DAYS}
     ), unmeasured as (
-        select coalesce(sum(calculations), 0) as calculations from ({_UNMEASURED} and {_OF_DAYS}) rows
+        select coalesce(sum(calculations), 0) as calculations
+        from ({_UNMEASURED} and {_OF_DAYS} and date <> all ({_UNTIMED_OF_PERIOD})) rows
     )
     select c.calculations, c.cache_hits, {_ratio("c.cache_hits", "c.calculations")},
-           {_average("c.total_ms", "c.calculations - u.calculations", ":first_day", ":last_day")},
+           {_ratio("c.total_ms", "c.timed - u.calculations")},
            c.source_web, c.source_api, c.source_external,
            r.counted_at, [rollup_days_complete]('{STATS}', :first_day, :last_day)
     from counted c cross join unmeasured u left join [rollup_reading]() r on true
@@ -201,7 +238,7 @@ def _functions() -> Iterator[Function]:
         f"""
     with days as materialized (
         select :first_day + n as date, [rollup_days_complete]('{STATS}', :first_day + n, :first_day + n) as complete,
-               [rollup_days_complete]('{LATENCY}', :first_day + n, :first_day + n) as is_measured
+               coalesce(:first_day + n <> all ({_UNTIMED_OF_PERIOD}), false) as is_measured
         from generate_series(0, :last_day - :first_day) as s (n)
     ), unmeasured as (
         select publisher_id, date, sum(calculations) as calculations
@@ -386,12 +423,13 @@ USAGE_COMMENTS = {
     "last_month": "calculations of the calendar month before",
     "all_time": "all calculations, also those whose log rows were pruned",
     "cache_hit_ratio": "cache hits per calculation over all time, 0 to 1; null: no calculations",
-    "average_response_time_ms": "milliseconds, over all rows with a response time; null: there is none",
+    "average_response_time_ms": "milliseconds, over all rows with a response time, of days whose histogram is built; "
+    "null: there is none",
     "p95_response_time_ms": f"milliseconds, over the last {P95_DAYS} days; null: no row with a response time",
     "first_date": "first day with a calculation",
     "last_date": "last day with a calculation",
     "counted_at": "log rows that were committed by then are counted",
-    "complete": "whether every day that has log rows is built",
+    "complete": "whether every day that has log rows is built, and for the percentile those of the last 30 days",
 }
 
 
@@ -406,13 +444,16 @@ def _usage() -> Iterator[Function]:
         cast(coalesce(sum(total_calculations) filter (where date >= {last} and date < {month}), 0) as bigint)
             as last_month,
         cast(coalesce(sum(total_calculations), 0) as bigint) as all_time,
-        sum(cache_hits) as cache_hits, sum(total_response_time_ms) as total_ms,
-        min(date) as first_date, max(date) as last_date"""
+        sum(cache_hits) as cache_hits,
+        sum(total_response_time_ms) filter (where date <> all ({_UNTIMED_EVER})) as total_ms,
+        sum(total_calculations) filter (where date <> all ({_UNTIMED_EVER})) as timed,
+        min(date) filter (where total_calculations > 0) as first_date,
+        max(date) filter (where total_calculations > 0) as last_date"""
     figures = f"""
         u.today, u.this_month, u.last_month, u.all_time, {_ratio("u.cache_hits", "u.all_time")},
-        {_average("u.total_ms", "u.all_time - coalesce(m.calculations, 0)", *_EVER)}, p.p95_ms,
+        {_ratio("u.total_ms", "u.timed - coalesce(m.calculations, 0)")}, p.p95_ms,
         u.first_date, u.last_date, r.counted_at, [rollup_days_complete]('{STATS}', {", ".join(_EVER)})
-            and [rollup_days_complete]('{LATENCY}', {", ".join(_EVER)})"""
+            and ('{LATENCY}' <> all (r.rollups) or p.complete)"""
     yield Function(
         "publisher_usage_rows",
         {},
@@ -426,7 +467,7 @@ def _usage() -> Iterator[Function]:
     ) u
     left join lateral (
         select sum(calculations) as calculations from [{LATENCY}] l
-        where l.publisher_id = u.publisher_id and l.response_time_ms = -1
+        where l.publisher_id = u.publisher_id and l.response_time_ms = -1 and l.date <> all ({_UNTIMED_EVER})
     ) m on true
     left join [rollup_reading]() r on true
     left join lateral [publisher_percentiles](u.publisher_id, r.today - {P95_DAYS - 1}, r.today) p on true
@@ -441,7 +482,10 @@ def _usage() -> Iterator[Function]:
         f"""
     select {figures}
     from (select {counted} from [{STATS}] s left join [rollup_reading]() r on true) u
-    cross join (select sum(calculations) as calculations from [{LATENCY}] where response_time_ms = -1) m
+    cross join (
+        select sum(calculations) as calculations from [{LATENCY}]
+        where response_time_ms = -1 and date <> all ({_UNTIMED_EVER})
+    ) m
     left join [rollup_reading]() r on true
     left join lateral [platform_percentiles](r.today - {P95_DAYS - 1}, r.today) p on true
         """,
