@@ -193,7 +193,8 @@ publisher_usage_summary = Table(
         "complete",
         Boolean,
         nullable=False,
-        comment="whether every day that has log rows is built, in each rollup that these columns are of",
+        comment="whether every day that has log rows is built; in calculation_latency_daily and "
+        "calculation_locality_stats_daily those of the last 30 days",
     ),
     comment="calc_analytics: calculations of each publisher, as of counted_at; replaced by the asset of this name",
 )

@@ -51,8 +51,8 @@ def refresh_summary(db: Database) -> Summary:
     with transaction(db.engine) as connection:
         connection.execute(text(f"lock table {NAME} in share row exclusive mode"))
         connection.execute(_MEMORY)
-        kept = [each.name for each in (STATS, LOCALITIES, LATENCY) if each.name in db.log.names]
-        reading = connection.execute(_READING, {"rollups": kept}).one()
+        recent = [each.name for each in (LOCALITIES, LATENCY) if each.name in db.log.names]
+        reading = connection.execute(_READING, {"stats": STATS.name, "recent": recent, "days": DAYS}).one()
         raw = _read(connection, db, reading.today)
         table = _table(raw, reading)
         connection.execute(publisher_usage_summary.delete())
@@ -68,7 +68,7 @@ def _read(connection: Connection, db: Database, today: date) -> "DataFrame":
     """
     import pandas
 
-    rows = connection.execute(text(_rows_sql(db.log.names)), {**_days(today), "latency": LATENCY.name})
+    rows = connection.execute(text(_rows_sql(db.log.names)), _days(today))
     return pandas.DataFrame(rows.all(), columns=list(rows.keys())).astype(
         {"total_ms": "float64", "measured": "float64"}
     )
@@ -176,19 +176,15 @@ def _figures(raw: "DataFrame") -> dict[str, int | float]:
 _MEMORY = text("set local work_mem = '64MB'")
 _READING = text(
     """
-    select today, counted_at, (
-        select bool_and(rollup_days_complete(name, '-infinity', 'infinity'))
-        from unnest(cast(:rollups as text[])) as r (name)
+    select today, counted_at, rollup_days_complete(:stats, '-infinity', 'infinity') and not exists (
+        select from unnest(cast(:recent as text[])) as r (name)
+        where not rollup_days_complete(name, today - cast(:days as integer) + 1, today)
     ) as complete
     from rollup_reading()
     """
 )
-# Days whose rows without a response time are not known, because the histogram does not hold them whole: they are left
-# out of the average.
-_UNTIMED = """
-    select d.date from rollup_reading() r join rollup_days d on d.rollup = any (r.rollups)
-    group by d.date having not bool_or(d.rollup = :latency and d.status = 'built')
-"""
+# Their rows without a response time are not known, so the average leaves them out.
+_UNTIMED = "select unnest(rollup_days_untimed('-infinity', 'infinity')) as date"
 _IS_TIMED = "date not in (select date from untimed)"
 _BETWEEN = "cast(coalesce(sum(total_calculations) filter (where date between {} and {}), 0) as bigint)"
 _STATS = f"""

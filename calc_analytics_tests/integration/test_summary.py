@@ -174,6 +174,8 @@ def test_a_publisher_of_whom_no_days_times_are_known_has_no_average(db, connect)
 @pytest.mark.parametrize("rollup", [STATS, LOCALITIES, LATENCY])
 def test_it_is_complete_if_each_rollup_that_its_columns_are_of_is_built(logs, rollup):
     execute(logs, f"update rollup_days set status = 'stale' where rollup = '{HOURS.name}'")
+    older = "update rollup_days set status = 'stale' where date < current_date - 29 and rollup in"
+    execute(logs, f"{older} ('{LOCALITIES.name}', '{LATENCY.name}')")
     refresh_summary(logs)
     assert {each["complete"] for each in stored(logs).values()} == {True}
     execute(logs, f"update rollup_days set status = 'stale' where rollup = '{rollup.name}' and date = current_date - 9")
