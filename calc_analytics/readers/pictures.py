@@ -10,6 +10,7 @@ from datetime import date, timedelta
 from sqlalchemy import text
 
 from calc_analytics.database.engine import transaction
+from calc_analytics.readers.day_figures import LIMIT
 from calc_analytics.rollup.database import Database
 
 DAYS = 30
@@ -54,7 +55,7 @@ def trend_picture(db: Database, last: date) -> str:
 def read_trend(db: Database, last: date) -> list[TrendDay]:
     """A row for each of the 30 days, days without calculations included."""
     with transaction(db.engine) as connection:
-        connection.execute(text("set local statement_timeout = '15s'"))
+        connection.execute(LIMIT)
         rows = connection.execute(_TREND, {"first": last - timedelta(days=DAYS - 1), "last": last})
         return [TrendDay(**row) for row in rows.mappings()]
 

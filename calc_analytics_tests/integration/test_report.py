@@ -41,10 +41,11 @@ from calc_analytics.readers.page import render
 from calc_analytics.readers.questions import NotKept, UnknownPublisher
 from calc_analytics.readers.report import read_report
 from calc_analytics.rollup.database import Database
+from calc_analytics.rollup.declaration import Rollup
 from calc_analytics.rollup.install import install
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
-from calc_analytics.rollups import LOG, STATS
+from calc_analytics.rollups import LATENCY, LOG, STATS
 from calc_analytics_tests.conftest import ROLE
 from calc_analytics_tests.integration.test_disclosure import inside
 from calc_analytics_tests.integration.test_page import TOO_FAINT
@@ -205,6 +206,24 @@ def test_csv_and_parquet_of_a_publisher_have_each_day_and_nothing_where_there_is
     assert header == ",".join(table.schema.names)
     assert lines[-1] == "2025-11-08,3,0,0,,0,,0,0,0,true,,,,"
     assert [int(line.split(",")[2]) for line in lines] == table.column("calculations").to_pylist()
+
+
+@pytest.mark.parametrize("rollup", [STATS, LATENCY])
+def test_both_tables_say_the_same_of_a_day_that_waits(named: Database, today: date, rollup: Rollup):
+    """A day that the histogram does not hold is not complete, and how many rows have a time is not known."""
+    waits = f"update rollup_days set status = 'pending' where date = '{today}' and rollup = '{rollup.name}'"
+    execute(named, waits)
+    tables = [
+        pyarrow.parquet.read_table(BytesIO(read_back(export.write_parquet, named, publisher))).to_pylist()
+        for publisher in (None, 7)
+    ]
+    whole, own = ({each["date"]: each for each in table if each["publisher_id"] == 7} for table in tables)
+    for day, is_known in ((today, False), (today - days.ONE_DAY, True)):
+        assert own[day]["calculations"] > 0
+        assert {name: own[day][name] for name in export.COLUMNS} == whole[day]
+        assert own[day]["complete"] == is_known
+        assert own[day]["measured"] == (own[day]["calculations"] if is_known else None)
+        assert own[day]["average_response_time_ms"] == (10.0 if is_known else None)
 
 
 def test_the_json_is_the_report_in_plain_values(numbers: Database):

@@ -17,7 +17,7 @@ from calc_analytics.days import today
 from calc_analytics.readers import summary
 from calc_analytics.readers.summary import refresh_summary
 from calc_analytics.rollup.database import Database
-from calc_analytics.rollup.erasure import erase
+from calc_analytics.rollup.erasure import NothingToErase, erase
 from calc_analytics.rollup.install import install
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
@@ -296,6 +296,19 @@ def test_an_erased_publisher_has_no_row_at_once(db, owner, connect):
     erase(Database(owner, LOG, "UTC"), {"publisher_id": 2}, even_if_writing=True)
     assert set(stored(db)) == {0, 1, 3, 4, 5}
     assert refresh_summary(db).figures["publishers"] == 5
+
+
+def test_a_row_that_an_interrupted_erasure_left_is_erased_and_the_message_says_so(db, owner, connect):
+    write(connect(), [row(NOW, publisher=n) for n in range(2)])
+    refresh(db)
+    refresh_summary(db)
+    execute(db, "update publisher_usage_summary set publisher_id = 7 where publisher_id = 0")
+    place = Database(owner, LOG, "UTC")
+    with pytest.raises(NothingToErase, match="erased 1 row of publisher_usage_summary only"):
+        erase(place, {"publisher_id": 7})
+    with pytest.raises(NothingToErase, match="nothing was erased"):
+        erase(place, {"publisher_id": 7})
+    assert set(stored(db)) == {1}
 
 
 def test_an_erasure_waits_for_a_summary_that_has_read_the_publisher(db, owner, connect, monkeypatch):
