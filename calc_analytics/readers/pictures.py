@@ -62,11 +62,11 @@ def read_trend(db: Database, last: date) -> list[TrendDay]:
 
 def draw_trend(days: Sequence[TrendDay]) -> str:
     """An image and a line of text, in fewer than 1,000 characters: bars without sources if those do not fit."""
-    drawn = _drawn(days, COLORS)
-    return drawn if len(drawn) < CHARACTERS else _drawn(days, {"calculations": "steelblue"})
+    drawn = _draw(days, COLORS)
+    return drawn if len(drawn) < CHARACTERS else _draw(days, {"calculations": "steelblue"})
 
 
-def _drawn(days: Sequence[TrendDay], colors: Mapping[str, str]) -> str:
+def _draw(days: Sequence[TrendDay], colors: Mapping[str, str]) -> str:
     size = f"width='{DAY_WIDTH * len(days)}' height='{BAR_HEIGHT + LINE_HEIGHT + 4}'"
     drawn = f"<svg xmlns='http://www.w3.org/2000/svg' {size}>{''.join(_bars(days, colors))}{_line(days)}</svg>"
     return f"![last {len(days)} days](data:image/svg+xml,{drawn.translate(ESCAPED)}) {_legend(days, colors)}"

@@ -105,7 +105,7 @@ def _table(raw: "DataFrame", reading: Any) -> "DataFrame":
     columns, order = publisher_usage_summary.columns, ["last_30_days", "all_time", "publisher_id"]
     ranked = raw.sort_values(order, ascending=[False, False, True])
     table = ranked.set_index("publisher_id", drop=False)
-    buckets, places = _exploded(table, "ms", "ms_counts"), _exploded(table, "locality_id", "locality_counts")
+    buckets, places = _explode(table, "ms", "ms_counts"), _explode(table, "locality_id", "locality_counts")
     # Lists are ordered by count: the first is the largest.
     counts = places.groupby(level=0)["locality_counts"]
     table = table.assign(
@@ -126,7 +126,7 @@ def _table(raw: "DataFrame", reading: Any) -> "DataFrame":
     return table[columns.keys()].reset_index(drop=True)
 
 
-def _exploded(table: "DataFrame", *columns: str) -> "DataFrame":
+def _explode(table: "DataFrame", *columns: str) -> "DataFrame":
     """A row per element of these lists; publishers without a list have none."""
     return table[list(columns)].dropna().explode(list(columns)).astype("float64" if columns[0] == "ms" else "int64")
 
@@ -155,7 +155,7 @@ def _records(table: "DataFrame") -> list[dict[str, Any]]:
 
 def _figures(raw: "DataFrame") -> dict[str, int | float]:
     """The figures of all publishers together."""
-    buckets = _exploded(raw, "ms", "ms_counts").groupby("ms")["ms_counts"].sum().reset_index()
+    buckets = _explode(raw, "ms", "ms_counts").groupby("ms")["ms_counts"].sum().reset_index()
     buckets.index = [0] * len(buckets)
     calculations, measured = raw["all_time"].sum(), raw["measured"].sum()
     ratios = {
@@ -167,7 +167,7 @@ def _figures(raw: "DataFrame") -> dict[str, int | float]:
         "calculations": int(calculations),
         "calculations_today": int(raw["today"].sum()),
         "publishers": len(raw),
-        "localities": int(_exploded(raw, "locality_id", "locality_counts")["locality_id"].nunique()),
+        "localities": int(_explode(raw, "locality_id", "locality_counts")["locality_id"].nunique()),
         **{name: float(f"{value:.4g}") for name, value in ratios.items() if value is not None},
     }
 
