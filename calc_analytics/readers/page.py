@@ -86,7 +86,7 @@ def _words(report: Report) -> dict[str, Any]:
 def _numbers(report: Report) -> dict[str, Any]:
     """Figures, and the tables below them."""
     is_by_week = report.period.days > DAYS_BY_DAY
-    trend, drawn = sum_by_span(report, is_by_week), draw_pictures(report)
+    trend = sum_by_span(report, is_by_week)
     return {
         "lines": _lines(report),
         "has_before": report.totals_before.calculations > 0,
