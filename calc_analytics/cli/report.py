@@ -11,7 +11,7 @@ import click
 from calc_analytics import days
 from calc_analytics.cli.opening import open_database, with_settings
 from calc_analytics.cli.options import DAY, Integer
-from calc_analytics.cli.output import written
+from calc_analytics.cli.output import open_output
 from calc_analytics.config import Settings
 from calc_analytics.plurals import number
 from calc_analytics.rollup.database import Database
@@ -60,7 +60,7 @@ def report(
         raise click.UsageError(f"{chosen} is not text: give a file with --output, or a pipe")
     begin, end = (None if text is None else days.parse_day(text) for text in (first, last))
     db = open_database(settings)
-    with written(target) as sink:
+    with open_output(target) as sink:
         about = _write(db, publisher, begin, end, chosen, sink)
     if target is not None:
         click.echo(f"{target}: {about}", err=True)

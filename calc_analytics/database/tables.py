@@ -158,8 +158,17 @@ publisher_usage_summary = Table(
     _count("today", BigInteger, "calculations of today, in the reporting time zone"),
     _count("this_month", BigInteger, "calculations since the first of this month"),
     _count("last_month", BigInteger, "calculations of the calendar month before"),
-    _count("last_month_to_date", BigInteger, "calculations of the month before, up to the same day of the month"),
-    Column("month_change", Double, comment="this month per last month to date, less 1; null: there were none"),
+    _count(
+        "last_month_to_date",
+        BigInteger,
+        "calculations of the first days of the month before: as many whole days as this month has had",
+    ),
+    Column(
+        "month_change",
+        Double,
+        comment="this month up to yesterday, at most as many days as the month before has, per last_month_to_date, "
+        "less 1; null: there were none, or today is the first",
+    ),
     _count("last_30_days", BigInteger, "calculations of the last 30 days, today included"),
     _count("all_time", BigInteger, "all calculations, also those whose log rows were pruned"),
     _count("source_web", BigInteger, "calculations of source 1: web UI, of all time"),
@@ -169,7 +178,8 @@ publisher_usage_summary = Table(
     Column(
         "average_response_time_ms",
         Double,
-        comment="milliseconds, over all rows with a response time; null: there is none",
+        comment="milliseconds, over all rows with a response time, of days that calculation_latency_daily holds built; "
+        "null: there is none",
     ),
     Column("p50_response_time_ms", Double, comment="milliseconds, over the last 30 days; null: no response time"),
     Column("p95_response_time_ms", Double, comment="milliseconds, over the last 30 days; null: no response time"),
@@ -179,7 +189,13 @@ publisher_usage_summary = Table(
     Column("first_date", Date, nullable=False, comment="first day with a calculation"),
     Column("last_date", Date, nullable=False, comment="last day with a calculation"),
     Column("counted_at", DateTime(timezone=True), comment="log rows that were committed by then are counted"),
-    Column("complete", Boolean, nullable=False, comment="whether every day that has log rows is built"),
+    Column(
+        "complete",
+        Boolean,
+        nullable=False,
+        comment="whether every day that has log rows is built; in calculation_latency_daily and "
+        "calculation_locality_stats_daily those of the last 30 days",
+    ),
     comment="calc_analytics: calculations of each publisher, as of counted_at; replaced by the asset of this name",
 )
 

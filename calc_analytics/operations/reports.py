@@ -11,11 +11,17 @@ import hmac
 import logging
 import re
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from functools import partial
+from typing import Any
 
+import psycopg
+from psycopg.pq import TransactionStatus
+from sqlalchemy import event
+from sqlalchemy.engine import Connection, Engine
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
@@ -27,13 +33,21 @@ from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.operations.disclosure import cause_of
 from calc_analytics.operations.probes import in_background
 
-# A report of a year of a large platform takes seconds in all; an answer is wanted in any case.
-STATEMENT_SECONDS = 30.0
+# All statements of a report together. A report of a year of a large platform takes seconds; one that takes longer is
+# answered by 503, and the next one may be computed.
+READING_SECONDS = 30.0
 CHALLENGE = {"WWW-Authenticate": 'Basic realm="calc_analytics reports", charset="UTF-8"'}
 
 
 class ReportRunning(CalcAnalyticsError):
     """A report is being computed; one at a time, so that reports do not slow down what they report."""
+
+
+# Milliseconds: those of the report that are left, or fewer, if a statement has a lower limit.
+_LIMIT = """
+    select set_config('statement_timeout', cast(least(cast(setting as integer), %(left)s) as text), true)
+    from pg_settings where name = 'statement_timeout'
+"""
 
 
 @dataclass
@@ -73,13 +87,28 @@ class Reports:
             raise ReportRunning("another report is being computed: ask again when it is done")
         try:
             url = with_timeouts(database_url(self.settings))
-            engine = engine_for(url, "calc_analytics report", STATEMENT_SECONDS)
+            engine = engine_for(url, "calc_analytics report", READING_SECONDS)
+            limit_statements(engine, time.monotonic() + READING_SECONDS)
             try:
                 return render(read_report(rollups.database(engine, self.settings), publisher, first, last))
             finally:
                 engine.dispose()
         finally:
             self._busy.release()
+
+
+def limit_statements(engine: Engine, deadline: float) -> None:
+    """Gives each statement the time that is left until `deadline` (`time.monotonic()`); PostgreSQL cancels it then.
+
+    A statement that has a lower limit keeps it.
+    """
+
+    def limit(connection: Connection, cursor: psycopg.Cursor, *_: Any) -> None:
+        # After an error nothing but a rollback is possible.
+        if cursor.connection.info.transaction_status != TransactionStatus.INERROR:
+            cursor.execute(_LIMIT, {"left": max(round(1000 * (deadline - time.monotonic())), 1)})
+
+    event.listen(engine, "before_cursor_execute", limit)
 
 
 def require_token(headers: Mapping[str, str], token: str | None) -> None:

@@ -238,7 +238,7 @@ def _attach(
     seconds = report.seconds / days
     tables = previews(db, declared, [each.day for each in rebuilt])
     ratios = day_ratios(db, declared, {each.day: each.measures for each in rebuilt})
-    further = further_figures(db, declared, [each.day for each in rebuilt])
+    further = further_figures(db, declared, [each.day for each in rebuilt], context.log.warning)
     described = left_metadata(db, declared, left)
     for each in rebuilt:
         totals = day_metadata(declared, each.measures, each.keys, ratios[each.day], seconds)

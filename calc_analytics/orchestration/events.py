@@ -6,6 +6,7 @@ log: 30 x 4 materializations of today, 6 x 2 x 4 of the others, and 30 observati
 store about 55 each: some 310 in all, and less than 400.
 """
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from dagster import AssetKey, AssetMaterialization, AssetObservation, PartitionsDefinition
 
+from calc_analytics import logs
 from calc_analytics.days import today
 from calc_analytics.orchestration.assets import calculation_logs
 from calc_analytics.orchestration.cursor import Cursor, UnreportedRows
@@ -120,7 +122,7 @@ def _of_rollup(db: "Database", declared: "Rollup", cursor: Cursor, days: Sequenc
     days = [day for day in days if str(day) in built or str(day) in cursor.unreported]
     totals = day_totals(db, declared, days) if days else {}
     ratios, tables = day_ratios(db, declared, totals), previews(db, declared, list(totals))
-    further = further_figures(db, declared, list(totals))
+    further = further_figures(db, declared, list(totals), _warn)
     events: Events = []
     for day, measures in totals.items():
         seconds, rows = _work(declared, cursor, str(day))
@@ -128,6 +130,10 @@ def _of_rollup(db: "Database", declared: "Rollup", cursor: Cursor, days: Sequenc
         metadata = {**figures, **tables[day]}
         events.append(AssetMaterialization(AssetKey(declared.name), partition=str(day), metadata=metadata))
     return events
+
+
+def _warn(message: str) -> None:
+    logs.log(logging.WARNING, "events", failed=message)
 
 
 def _work(declared: "Rollup", cursor: Cursor, key: str) -> tuple[float | None, int | None]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +21,8 @@ from calc_analytics.orchestration.partitions import consecutive
 from calc_analytics.rollup.declaration import type_to_sql
 from calc_analytics.rollups import LOCALITIES, STATS
 
-# The name under which a picture is shown.
-PICTURE = "last_30_days"
+# The names under which a picture is shown, and the reason where a day's further figures could not be read.
+PICTURE, FURTHER_FIGURES = "last_30_days", "further_figures"
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -90,14 +91,25 @@ def day_metadata(
     }
 
 
-def further_figures(db: "Database", declared: "Rollup", days: Sequence[date]) -> dict[date, dict[str, Any]]:
-    """Figures of each day that its totals do not give, for the rollup that has the days' pictures."""
+def further_figures(
+    db: "Database", declared: "Rollup", days: Sequence[date], warn: Callable[[str], object]
+) -> dict[date, dict[str, Any]]:
+    """Figures of each day that its totals do not give, for the rollup that has the days' pictures; a line with the
+    reason where they cannot be read."""
     from calc_analytics.readers.day_figures import day_figures
 
     found: dict[date, dict[str, Any]] = {day: {} for day in days}
     for span in consecutive(sorted(days)) if has_pictures(declared) else ():
-        found.update(day_figures(db, span[0], span[-1]))
+        try:
+            found.update(day_figures(db, span[0], span[-1]))
+        except Exception as error:
+            reason = _warn_of(error, f"the further figures of {_in_words(span)} were not read", warn)
+            found.update({day: {FURTHER_FIGURES: f"not read: {reason}"} for day in span})
     return found
+
+
+def _in_words(span: Sequence[date]) -> str:
+    return str(span[0]) if len(span) == 1 else f"{span[0]} to {span[-1]}"
 
 
 def has_pictures(declared: "Rollup") -> bool:
@@ -109,44 +121,51 @@ def newest_day(db: "Database", declared: "Rollup", day: date, warn: Callable[[st
     """What the newest day of a run shows besides its figures; once per run, since events are stored."""
     if has_pictures(declared):
         return picture(db, day, warn)
-    return _localities(db, day) if declared.name == LOCALITIES.name else {}
+    return _localities(db, day, warn) if declared.name == LOCALITIES.name else {}
 
 
-def _localities(db: "Database", day: date) -> dict[str, Any]:
-    """The day's largest localities as a table."""
+def _localities(db: "Database", day: date, warn: Callable[[str], object]) -> dict[str, Any]:
+    """The day's largest localities as a table; a line with the reason where they cannot be read."""
     import pandas
 
     from calc_analytics.readers.day_figures import top_localities
 
-    table = pandas.DataFrame(top_localities(db, day))
+    try:
+        table = pandas.DataFrame(top_localities(db, day))
+    except Exception as error:
+        return {"top_localities": f"not read: {_warn_of(error, f'the localities of {day} were not read', warn)}"}
     if table.empty:
         return {}
     for name in ("share", "cache_hit_ratio"):
         table[name] = table[name].map("{:.0%}".format)
-    return {"top_localities": _preview(table)}
+    return {"top_localities": preview(table)}
 
 
-def _preview(table: "DataFrame") -> MarkdownMetadataValue:
-    """The first rows, as many as Dagster's pages show without a click."""
+def _warn_of(error: Exception, failed: str, warn: Callable[[str], object]) -> str:
+    """The reason in one line, after a warning. What is shown beside the numbers must not fail: these are stored."""
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    warn(f"{failed}: {reason}")
+    return reason
+
+
+def preview(table: "DataFrame") -> MarkdownMetadataValue:
+    """The first rows, as many as Dagster's pages show without a click; in columns without padding, which takes room."""
     from calc_analytics.readers.pictures import CHARACTERS
 
-    forms = (str(table.head(rows).to_markdown(index=False)) for rows in range(len(table), 0, -1))
-    return MetadataValue.md(next((each for each in forms if len(each) < CHARACTERS), ""))
+    rows = [list(table.columns), ["-:"] * table.shape[1], *table.astype(str).to_numpy().tolist()]
+    lines = [f"|{'|'.join(row)}|" for row in rows]
+    ends = accumulate(len(line) + 1 for line in lines)
+    return MetadataValue.md("\n".join(line for line, end in zip(lines, ends, strict=True) if end <= CHARACTERS))
 
 
 def picture(db: "Database", last: date, warn: Callable[[str], object]) -> dict[str, Any]:
-    """The 30 days up to `last` as an image in the page; a line with the reason where it cannot be drawn.
-
-    Nothing may fail with a picture: the numbers are stored before it is drawn.
-    """
+    """The 30 days up to `last` as an image in the page; a line with the reason where it cannot be drawn."""
     from calc_analytics.readers.pictures import trend_picture
 
     try:
         return {PICTURE: MetadataValue.md(trend_picture(db, last))}
     except Exception as error:
-        reason = f"not drawn: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        warn(f"the picture of {last} was {reason}")
-        return {PICTURE: reason}
+        return {PICTURE: f"not drawn: {_warn_of(error, f'the picture of {last} was not drawn', warn)}"}
 
 
 def name_of_keys(declared: "Rollup") -> str:
@@ -202,7 +221,7 @@ def previews(db: "Database", declared: "Rollup", days: Sequence[date]) -> dict[d
     if "cache_hits" in largest:
         largest["cache_hit_ratio"] = (largest["cache_hits"] / largest[declared.count]).map("{:.0%}".format)
     for day, table in largest.groupby("date"):
-        found[day] = {name: _preview(table.drop(columns="date"))}
+        found[day] = {name: preview(table.drop(columns="date"))}
     return found
 
 

@@ -11,6 +11,7 @@ from dagster import (
     AssetKey,
     AssetsDefinition,
     FreshnessPolicy,
+    MarkdownMetadataValue,
     MaterializeResult,
     MetadataValue,
     asset,
@@ -19,7 +20,7 @@ from dagster import (
 from calc_analytics.database.tables import publisher_usage_summary
 from calc_analytics.days import today
 from calc_analytics.orchestration.assets import GROUP
-from calc_analytics.orchestration.metadata import picture, runbook_reference, table_metadata
+from calc_analytics.orchestration.metadata import picture, preview, runbook_reference, table_metadata
 from calc_analytics.orchestration.names import SUMMARY
 from calc_analytics.orchestration.resources import RollupDatabase
 from calc_analytics.orchestration.retries import TRANSIENT_ERRORS, as_dagster_failure
@@ -32,20 +33,13 @@ if TYPE_CHECKING:
     from calc_analytics.readers.summary import Summary
     from calc_analytics.rollup.declaration import Log
 
-# Rows of the table that a materialization shows, and their columns with how a value is written.
-SHOWN = 20
+# What a materialization shows of the best publishers, and how a value is written. Few columns, so that many rows fit.
 COLUMNS = {
-    "rank": "{}",
     "publisher_id": "{}",
-    "today": "{:,}",
-    "this_month": "{:,}",
-    "month_change": "{:+.0%}",
     "last_30_days": "{:,}",
-    "all_time": "{:,}",
+    "month_change": "{:+.0%}",
     "cache_hit_ratio": "{:.0%}",
-    "average_response_time_ms": "{:.1f}",
-    "p95_response_time_ms": "{:.1f}",
-    "top_locality_id": "{}",
+    "p95_response_time_ms": "{:.0f}",
 }
 DESCRIPTION = f"""Calculations of each publisher, as of counted_at: today, by month, of the last 30 days and of all
 time, with change, rank, cache-hit ratio, response times and top locality.
@@ -93,13 +87,12 @@ def _metadata(done: "Summary") -> dict[str, Any]:
         "dagster/row_count": len(done.table),
         "duration_seconds": round(done.seconds, 4),
         **({"counted_at": MetadataValue.timestamp(done.counted_at)} if done.counted_at else {}),
-        "first_publishers": MetadataValue.md(_preview(done.table) if len(done.table) else "no calculations yet"),
+        "first_publishers": _preview(done.table) if len(done.table) else MetadataValue.md("no calculations yet"),
     }
 
 
-def _preview(table: "DataFrame") -> str:
-    """The first rows as Markdown; what is null is empty."""
-    shown = table.head(SHOWN)[list(COLUMNS)].astype(object)
+def _preview(table: "DataFrame") -> MarkdownMetadataValue:
+    """The first rows, as many as are shown without a click; what is null is empty."""
+    shown = table[list(COLUMNS)].astype(object)
     text = shown.apply(lambda column: column.map(COLUMNS[column.name].format, na_action="ignore"))
-    text = text.astype(object).where(shown.notna(), "")
-    return str(text.to_markdown(index=False, disable_numparse=True, colalign=["right"] * len(COLUMNS)))
+    return preview(text.astype(object).where(shown.notna(), ""))

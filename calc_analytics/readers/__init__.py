@@ -8,5 +8,5 @@ environment, no terminal.
 
 import logging
 
-# What it notes about its folders and fonts is of no use to a reader of a report.
+# Its warnings about its folders and fonts do not concern the reader of a report.
 logging.getLogger("matplotlib").setLevel(logging.ERROR)

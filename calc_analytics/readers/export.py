@@ -21,7 +21,7 @@ from calc_analytics.readers.period import Period, period
 from calc_analytics.readers.questions import Questions, Reading, Totals, read_reading, reading_transaction
 from calc_analytics.readers.report import Report
 from calc_analytics.rollup.database import Database
-from calc_analytics.rollups import LATENCY
+from calc_analytics.rollups import LATENCY, STATS
 
 ROWS_AT_ONCE = 20_000
 _WHOLE, _DOUBLE = pyarrow.int64(), pyarrow.float64()
@@ -66,7 +66,8 @@ def day_table(db: Database, publisher: int | None, first: date | None, last: dat
         ask = Questions(connection, reading, publisher)
         ask.counted_days()
         schema = pyarrow.schema({**COLUMNS, **({} if publisher is None else PERCENTILES)}.items())
-        batches = _batches(connection, publisher, wanted, schema)
+        kept = [each.name for each in (STATS, LATENCY) if each.name in reading.kept]
+        batches = _batches(connection, publisher, wanted, kept, schema)
         missing = ask.incomplete_days(wanted)
         yield DayTable(publisher, wanted, reading, missing, schema, batches)
 
@@ -146,13 +147,10 @@ def _plain(value: Any) -> Any:
 
 
 def _batches(
-    connection: Connection, publisher: int | None, of: Period, schema: pyarrow.Schema
+    connection: Connection, publisher: int | None, of: Period, kept: list[str], schema: pyarrow.Schema
 ) -> Iterator[pyarrow.RecordBatch]:
-    values = {
-        "first": of.first,
-        "last": of.last,
-        **({} if publisher is None else {"publisher": publisher, "histogram": LATENCY.name}),
-    }
+    """The rows. `kept`: the rollups of the columns; a row is complete if its day is built in each of them."""
+    values = {"first": of.first, "last": of.last, "rollups": kept, "publisher": publisher}
     statement = _OF_ALL if publisher is None else _OF_ONE
     rows = connection.execute(
         statement, values, execution_options={"stream_results": True, "yield_per": ROWS_AT_ONCE}
@@ -161,24 +159,39 @@ def _batches(
         yield pyarrow.RecordBatch.from_pylist([dict(row) for row in some], schema=schema)
 
 
+# Of each day, for both tables.
+_DAYS = """
+    with quality as materialized (
+        select date, coalesce(date <> all (untimed), false) as is_measured, not exists (
+            select from unnest(cast(:rollups as text[])) as r (name) where not rollup_days_complete(name, date, date)
+        ) as complete
+        from (
+            select cast(:first as date) + n as date
+            from generate_series(0, cast(:last as date) - cast(:first as date)) as s (n)
+        ) days cross join rollup_days_untimed(cast(:first as date), cast(:last as date)) as untimed
+    )
+"""
 _OF_ONE = text(
-    """
+    f"""
+    {_DAYS}
     select d.date, cast(:publisher as bigint) as publisher_id, d.calculations, d.cache_hits, d.cache_hit_ratio,
-           case when :histogram = any (r.rollups) then p.measured end as measured,
-           d.average_response_time_ms, d.source_web, d.source_api, d.source_external, d.complete,
+           case when q.is_measured then p.measured end as measured,
+           d.average_response_time_ms, d.source_web, d.source_api, d.source_external, q.complete,
            p.p50_ms, p.p90_ms, p.p95_ms, p.p99_ms
     from publisher_days(cast(:publisher as bigint), cast(:first as date), cast(:last as date)) d
     join publisher_percentiles_by_day(cast(:publisher as bigint), cast(:first as date), cast(:last as date)) p
         using (date)
-    cross join rollup_reading() r
+    join quality q using (date)
     order by date
     """
 )
 _OF_ALL = text(
-    """
-    select date, publisher_id, calculations, cache_hits, cache_hit_ratio, measured, average_response_time_ms,
-           source_web, source_api, source_external, complete
-    from platform_publisher_days(cast(:first as date), cast(:last as date))
+    f"""
+    {_DAYS}
+    select date, publisher_id, calculations, cache_hits, cache_hit_ratio,
+           case when q.is_measured then d.measured end as measured, average_response_time_ms,
+           source_web, source_api, source_external, q.complete
+    from platform_publisher_days(cast(:first as date), cast(:last as date)) d join quality q using (date)
     order by publisher_id, date
     """
 )

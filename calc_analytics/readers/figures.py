@@ -46,7 +46,7 @@ class Picture:
     forms: list[str]
 
 
-def pictures(report: Report) -> dict[str, Picture]:
+def draw_pictures(report: Report) -> dict[str, Picture]:
     """The figures that the report has numbers for, by name: trend, hours, percentiles, ratio."""
     found: dict[str, tuple[str, str, Draw]] = {}
     span = "week" if report.period.days > DAYS_DRAWN else "day"
@@ -66,13 +66,13 @@ def pictures(report: Report) -> dict[str, Picture]:
         matplotlib.rc("path", simplify=False)
         return {
             name: Picture(
-                title, words, [as_html(_drawn(draw, report, size), size, name, title, words) for size in SIZES]
+                title, words, [as_html(_draw_figure(draw, report, size), size, name, title, words) for size in SIZES]
             )
             for name, (title, words, draw) in found.items()
         }
 
 
-def _drawn(draw: Draw, report: Report, size: Size) -> Figure:
+def _draw_figure(draw: Draw, report: Report, size: Size) -> Figure:
     figure = Figure(figsize=(size.width / 72, size.height / 72))
     FigureCanvasSVG(figure)
     left, right, below, above = 54, 10, 26, 10
@@ -179,11 +179,11 @@ def by_span(report: Report) -> tuple[list[int], pandas.DataFrame]:
 
     Columns: first_day, last_day, calculations, cache_hits, web, api, external, unknown.
     """
-    frame = summed(report, report.period.days > DAYS_DRAWN)
+    frame = sum_by_span(report, report.period.days > DAYS_DRAWN)
     return _edges(frame["first_day"], frame["last_day"]), frame
 
 
-def summed(report: Report, is_by_week: bool) -> pandas.DataFrame:
+def sum_by_span(report: Report, is_by_week: bool) -> pandas.DataFrame:
     """The days of the report summed up by span: see `by_span`."""
     days = report.days
     spans = list(report.period.spans(is_by_week))

@@ -1,7 +1,7 @@
 """Names of publishers and localities, from other programs' tables `publishers` and `localities`, where they exist.
 
-Such a table may be missing, closed to the role, locked, slow, or of another form: then there are no names, and no
-error.
+Such a table may be missing, locked, slow, of another form, or one that the role may not read: then there are no names,
+and no error.
 """
 
 import re
@@ -20,7 +20,7 @@ _UNSHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff]+")
 
 
 @dataclass(frozen=True)
-class Named:
+class Entity:
     """A publisher or a locality: its id, its name if that is known, and what it is: 'publisher' or 'locality'."""
 
     id: int
@@ -53,10 +53,10 @@ def find_names(connection: Connection, table: str, ids: Iterable[int]) -> dict[i
         # The limits end with it.
         if savepoint.is_active:
             savepoint.rollback()
-    return _shown({row.id: row.name for row in rows})
+    return _clean({row.id: row.name for row in rows})
 
 
-def _shown(names: Mapping[int, str | None]) -> dict[int, str]:
+def _clean(names: Mapping[int, str | None]) -> dict[int, str]:
     """Names in one line of at most `LONGEST` characters; blank ones are left out."""
     found = {key: " ".join(_UNSHOWN.sub(" ", name).split()) for key, name in names.items() if name}
     return {key: name if len(name) <= LONGEST else name[: LONGEST - 1] + "…" for key, name in found.items() if name}

@@ -24,11 +24,11 @@ from calc_analytics.readers.figures import (
     WEEKDAYS,
     as_milliseconds,
     as_percent,
-    pictures,
-    summed,
+    draw_pictures,
+    sum_by_span,
     weekday_counts,
 )
-from calc_analytics.readers.names import Named
+from calc_analytics.readers.names import Entity
 from calc_analytics.readers.questions import DAYS_BY_DAY, Totals
 from calc_analytics.readers.report import Report
 from calc_analytics.rollups import HOURS, LATENCY, LOCALITIES
@@ -86,11 +86,13 @@ def _words(report: Report) -> dict[str, Any]:
 def _numbers(report: Report) -> dict[str, Any]:
     """Figures, and the tables below them."""
     is_by_week = report.period.days > DAYS_BY_DAY
-    trend = summed(report, is_by_week)
+    trend = sum_by_span(report, is_by_week)
     return {
         "lines": _lines(report),
         "has_before": report.totals_before.calculations > 0,
-        "pictures": {name: (each, [Markup(form) for form in each.forms]) for name, each in pictures(report).items()},
+        "pictures": {
+            name: (each, [Markup(form) for form in each.forms]) for name, each in draw_pictures(report).items()
+        },
         "span": "Week from" if is_by_week else "Day",
         "trend": trend,
         "sources": {name: SOURCE_WORDS[name] for name in SOURCES if trend[name].any()},
@@ -212,7 +214,7 @@ def _tops(report: Report) -> Iterator[dict[str, Any]]:
 def _top_rows(frame: pandas.DataFrame, kind: str) -> Sequence[dict[str, Any]]:
     largest = frame["share"].max() if len(frame) else 1.0
     return [
-        {**row, "named": Named(row["id"], row["name"], kind), "width": round(100 * row["share"] / largest, 1)}
+        {**row, "entity": Entity(row["id"], row["name"], kind), "width": round(100 * row["share"] / largest, 1)}
         for row in frame.to_dict("records")
     ]
 

@@ -10,6 +10,7 @@ from datetime import date, timedelta
 from sqlalchemy import text
 
 from calc_analytics.database.engine import transaction
+from calc_analytics.readers.day_figures import LIMIT
 from calc_analytics.rollup.database import Database
 
 DAYS = 30
@@ -54,18 +55,18 @@ def trend_picture(db: Database, last: date) -> str:
 def read_trend(db: Database, last: date) -> list[TrendDay]:
     """A row for each of the 30 days, days without calculations included."""
     with transaction(db.engine) as connection:
-        connection.execute(text("set local statement_timeout = '15s'"))
+        connection.execute(LIMIT)
         rows = connection.execute(_TREND, {"first": last - timedelta(days=DAYS - 1), "last": last})
         return [TrendDay(**row) for row in rows.mappings()]
 
 
 def draw_trend(days: Sequence[TrendDay]) -> str:
     """An image and a line of text, in fewer than 1,000 characters: bars without sources if those do not fit."""
-    drawn = _drawn(days, COLORS)
-    return drawn if len(drawn) < CHARACTERS else _drawn(days, {"calculations": "steelblue"})
+    drawn = _draw(days, COLORS)
+    return drawn if len(drawn) < CHARACTERS else _draw(days, {"calculations": "steelblue"})
 
 
-def _drawn(days: Sequence[TrendDay], colors: Mapping[str, str]) -> str:
+def _draw(days: Sequence[TrendDay], colors: Mapping[str, str]) -> str:
     size = f"width='{DAY_WIDTH * len(days)}' height='{BAR_HEIGHT + LINE_HEIGHT + 4}'"
     drawn = f"<svg xmlns='http://www.w3.org/2000/svg' {size}>{''.join(_bars(days, colors))}{_line(days)}</svg>"
     return f"![last {len(days)} days](data:image/svg+xml,{drawn.translate(ESCAPED)}) {_legend(days, colors)}"

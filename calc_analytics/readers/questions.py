@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from calc_analytics.database.engine import WHOLE_DAYS, transaction
 from calc_analytics.errors import CalcAnalyticsError
-from calc_analytics.readers.names import LOCALITIES, PUBLISHERS, Named, find_names
+from calc_analytics.readers.names import LOCALITIES, PUBLISHERS, Entity, find_names
 from calc_analytics.readers.period import Period
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.ledger import NotInstalled
@@ -121,12 +121,12 @@ class Questions:
             )
         return first, last
 
-    def named(self) -> Named | None:
+    def find_publisher(self) -> Entity | None:
         """The publisher with its name, if that is known."""
         if self.publisher is None:
             return None
         names = find_names(self.connection, PUBLISHERS, [self.publisher])
-        return Named(self.publisher, names.get(self.publisher), "publisher")
+        return Entity(self.publisher, names.get(self.publisher), "publisher")
 
     def incomplete_days(self, of: Period) -> tuple[date, ...]:
         """Days of the period that have log rows and are not built in every rollup that is kept."""

@@ -5,7 +5,7 @@ from datetime import date
 
 import pandas
 
-from calc_analytics.readers.names import Named
+from calc_analytics.readers.names import Entity
 from calc_analytics.readers.period import Period, period
 from calc_analytics.readers.questions import (
     Percentiles,
@@ -30,7 +30,7 @@ class Report:
     """
 
     reading: Reading
-    publisher: Named | None
+    publisher: Entity | None
     period: Period
     incomplete_days: tuple[date, ...]
     totals: Totals
@@ -70,7 +70,7 @@ def read_report(db: Database, publisher: int | None, first: date | None, last: d
         return Report(
             reading=reading,
             counted_days=counted_days,
-            publisher=ask.named(),
+            publisher=ask.find_publisher(),
             period=wanted,
             incomplete_days=ask.incomplete_days(wanted),
             totals=ask.totals(wanted),

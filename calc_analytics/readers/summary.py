@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 # What 'the last 30 days' means, today included.
 DAYS = 30
 NAME = publisher_usage_summary.name
-SUMS = ("today", "this_month", "last_month", "last_month_to_date", "last_30_days", "all_time")
 SOURCES = ("source_web", "source_api", "source_external")
 
 
@@ -52,7 +51,8 @@ def refresh_summary(db: Database) -> Summary:
     with transaction(db.engine) as connection:
         connection.execute(text(f"lock table {NAME} in share row exclusive mode"))
         connection.execute(_MEMORY)
-        reading = connection.execute(_READING, {"latency": LATENCY.name, "stats": STATS.name}).one()
+        recent = [each.name for each in (LOCALITIES, LATENCY) if each.name in db.log.names]
+        reading = connection.execute(_READING, {"stats": STATS.name, "recent": recent, "days": DAYS}).one()
         raw = _read(connection, db, reading.today)
         table = _table(raw, reading)
         connection.execute(publisher_usage_summary.delete())
@@ -68,25 +68,34 @@ def _read(connection: Connection, db: Database, today: date) -> "DataFrame":
     """
     import pandas
 
+    rows = connection.execute(text(_rows_sql(db.log.names)), _days(today))
+    return pandas.DataFrame(rows.all(), columns=list(rows.keys())).astype(
+        {"total_ms": "float64", "measured": "float64"}
+    )
+
+
+def _days(today: date) -> dict[str, date]:
+    """The first and last days of the sums. `month_to`, `last_month_to`: the months have as many days up to these, which
+    are whole days of both; none on the first of a month."""
     month = today.replace(day=1)
     last_month = (month - timedelta(days=1)).replace(day=1)
-    days = {
+    whole_days = min(today.day - 1, (month - last_month).days)
+    return {
         "today": today,
         "month": month,
+        "month_to": month + timedelta(days=whole_days - 1),
         "last_month": last_month,
-        "same_day": min(last_month + timedelta(days=today.day - 1), month - timedelta(days=1)),
+        "last_month_to": last_month + timedelta(days=whole_days - 1),
         "since": today - timedelta(days=DAYS - 1),
     }
-    rows = connection.execute(text(_rows_sql(db.log.names)), days)
-    return pandas.DataFrame(rows.all(), columns=list(rows.keys())).astype({"unmeasured": "float64"})
 
 
 def _rows_sql(kept: Sequence[str]) -> str:
     latency = _LATENCY if LATENCY.name in kept else _NO_LATENCY
     localities = _LOCALITIES if LOCALITIES.name in kept else _NO_LOCALITIES
     return f"""
-        with stats as ({_STATS}), {latency}, {localities}
-        select * from stats left join unmeasured using (publisher_id) left join histogram using (publisher_id)
+        with untimed as materialized ({_UNTIMED}), stats as ({_STATS}), {latency}, {localities}
+        select * from stats left join measured using (publisher_id) left join histogram using (publisher_id)
         left join places using (publisher_id)
     """
 
@@ -96,14 +105,14 @@ def _table(raw: "DataFrame", reading: Any) -> "DataFrame":
     columns, order = publisher_usage_summary.columns, ["last_30_days", "all_time", "publisher_id"]
     ranked = raw.sort_values(order, ascending=[False, False, True])
     table = ranked.set_index("publisher_id", drop=False)
-    buckets, places = _exploded(table, "ms", "ms_counts"), _exploded(table, "locality_id", "locality_counts")
+    buckets, places = _explode(table, "ms", "ms_counts"), _explode(table, "locality_id", "locality_counts")
     # Lists are ordered by count: the first is the largest.
     counts = places.groupby(level=0)["locality_counts"]
     table = table.assign(
         rank=range(1, len(table) + 1),
-        month_change=_ratio(table["this_month"], table["last_month_to_date"]) - 1,
+        month_change=_ratio(table["this_month_to_date"], table["last_month_to_date"]) - 1,
         cache_hit_ratio=_ratio(table["cache_hits"], table["all_time"]),
-        average_response_time_ms=_ratio(table["total_ms"], table["all_time"] - table["unmeasured"]),
+        average_response_time_ms=_ratio(table["total_ms"], table["measured"]),
         p50_response_time_ms=_percentile(buckets, 0.5),
         p95_response_time_ms=_percentile(buckets, 0.95),
         localities=table["locality_id"].map(len, na_action="ignore"),
@@ -117,7 +126,7 @@ def _table(raw: "DataFrame", reading: Any) -> "DataFrame":
     return table[columns.keys()].reset_index(drop=True)
 
 
-def _exploded(table: "DataFrame", *columns: str) -> "DataFrame":
+def _explode(table: "DataFrame", *columns: str) -> "DataFrame":
     """A row per element of these lists; publishers without a list have none."""
     return table[list(columns)].dropna().explode(list(columns)).astype("float64" if columns[0] == "ms" else "int64")
 
@@ -146,9 +155,9 @@ def _records(table: "DataFrame") -> list[dict[str, Any]]:
 
 def _figures(raw: "DataFrame") -> dict[str, int | float]:
     """The figures of all publishers together."""
-    buckets = _exploded(raw, "ms", "ms_counts").groupby("ms")["ms_counts"].sum().reset_index()
+    buckets = _explode(raw, "ms", "ms_counts").groupby("ms")["ms_counts"].sum().reset_index()
     buckets.index = [0] * len(buckets)
-    calculations, measured = raw["all_time"].sum(), (raw["all_time"] - raw["unmeasured"]).sum()
+    calculations, measured = raw["all_time"].sum(), raw["measured"].sum()
     ratios = {
         "cache_hit_ratio": raw["cache_hits"].sum() / calculations if calculations else None,
         "average_response_time_ms": raw["total_ms"].sum() / measured if measured else None,
@@ -158,7 +167,7 @@ def _figures(raw: "DataFrame") -> dict[str, int | float]:
         "calculations": int(calculations),
         "calculations_today": int(raw["today"].sum()),
         "publishers": len(raw),
-        "localities": int(_exploded(raw, "locality_id", "locality_counts")["locality_id"].nunique()),
+        "localities": int(_explode(raw, "locality_id", "locality_counts")["locality_id"].nunique()),
         **{name: float(f"{value:.4g}") for name, value in ratios.items() if value is not None},
     }
 
@@ -167,30 +176,38 @@ def _figures(raw: "DataFrame") -> dict[str, int | float]:
 _MEMORY = text("set local work_mem = '64MB'")
 _READING = text(
     """
-    select today, counted_at, rollup_days_complete(:stats, '-infinity', 'infinity')
-               and rollup_days_complete(:latency, '-infinity', 'infinity') as complete
+    select today, counted_at, rollup_days_complete(:stats, '-infinity', 'infinity') and not exists (
+        select from unnest(cast(:recent as text[])) as r (name)
+        where not rollup_days_complete(name, today - cast(:days as integer) + 1, today)
+    ) as complete
     from rollup_reading()
     """
 )
+# Their rows without a response time are not known, so the average leaves them out.
+_UNTIMED = "select unnest(rollup_days_untimed('-infinity', 'infinity')) as date"
+_IS_TIMED = "date not in (select date from untimed)"
 _BETWEEN = "cast(coalesce(sum(total_calculations) filter (where date between {} and {}), 0) as bigint)"
 _STATS = f"""
     select publisher_id, {_BETWEEN.format(":today", ":today")} as today,
            {_BETWEEN.format(":month", ":today")} as this_month,
            {_BETWEEN.format(":last_month", "cast(:month as date) - 1")} as last_month,
-           {_BETWEEN.format(":last_month", ":same_day")} as last_month_to_date,
+           {_BETWEEN.format(":month", ":month_to")} as this_month_to_date,
+           {_BETWEEN.format(":last_month", ":last_month_to")} as last_month_to_date,
            {_BETWEEN.format(":since", ":today")} as last_30_days,
            cast(sum(total_calculations) as bigint) as all_time, cast(sum(cache_hits) as bigint) as cache_hits,
-           cast(sum(total_response_time_ms) as double precision) as total_ms,
+           cast(sum(total_calculations) filter (where {_IS_TIMED}) as bigint) as timed,
+           cast(sum(total_response_time_ms) filter (where {_IS_TIMED}) as double precision) as total_ms,
            {", ".join(f"cast(sum({name}) as bigint) as {name}" for name in SOURCES)},
-           min(date) as first_date, max(date) as last_date
+           min(date) filter (where total_calculations > 0) as first_date,
+           max(date) filter (where total_calculations > 0) as last_date
     from {STATS.name} group by publisher_id having sum(total_calculations) > 0
 """
 _LATENCY = f"""
-    unmeasured_rows as (
+    unmeasured as (
         select publisher_id, cast(sum(calculations) as bigint) as unmeasured
-        from {LATENCY.name} where response_time_ms = -1 group by publisher_id
-    ), unmeasured as (
-        select publisher_id, coalesce(unmeasured, 0) as unmeasured from stats left join unmeasured_rows
+        from {LATENCY.name} where response_time_ms = -1 and {_IS_TIMED} group by publisher_id
+    ), measured as (
+        select publisher_id, timed - coalesce(unmeasured, 0) as measured from stats left join unmeasured
             using (publisher_id)
     ), buckets as (
         select publisher_id, response_time_ms as bucket, cast(sum(calculations) as bigint) as calculations
@@ -203,7 +220,7 @@ _LATENCY = f"""
     )
 """
 _NO_LATENCY = """
-    unmeasured as (select publisher_id, cast(null as bigint) as unmeasured from stats),
+    measured as (select publisher_id, cast(null as bigint) as measured from stats),
     histogram as (
         select publisher_id, cast(null as double precision[]) as ms, cast(null as bigint[]) as ms_counts from stats
     )

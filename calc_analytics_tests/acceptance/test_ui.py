@@ -1,8 +1,10 @@
-"""What an operator sees in a browser while it happens: the sensor's events, a changed row, its report, the page."""
+"""What an operator sees in a browser while it happens: ticks, events, the page `/`, a changed row, the report."""
 
 import re
 import time
 from collections.abc import Iterator
+from datetime import datetime, timezone
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page
@@ -15,6 +17,10 @@ from calc_analytics_tests.acceptance.conftest import Project, Up
 from calc_analytics_tests.acceptance.test_operations import write
 from calc_analytics_tests.acceptance.test_up import ONE_ROLLUP, all_runs_ended, launch_from_the_ui, materializations
 
+TICKS = """
+{ sensorOrError(sensorSelector: {repositoryName: "__repository__", repositoryLocationName: "calc_analytics",
+    sensorName: "new_log_batches"}) { ... on Sensor { sensorState { ticks(limit: 20) { timestamp skipReason } } } } }
+"""
 TOKEN = "a-token-for-readers"
 CHECK = "/assets/calculation_stats_daily?view=checks&checkDetail=stats_match_logs"
 
@@ -40,13 +46,51 @@ def shows(page: Page, address: str, words: str, seconds: float = 150) -> None:
             assert time.monotonic() < deadline, f"{address} never shows '{words}'"
 
 
-def test_the_sensors_ticks_and_the_events_it_reports_are_in_the_ui(up: Up, page: Page):
+def ticks(up: Up, since: float) -> list[dict[str, Any]]:
+    """The sensor's ticks that began since then and counted rows without a run, newest first."""
+    found = up.graphql(TICKS)["sensorOrError"]["sensorState"]["ticks"]
+    return [each for each in found if each["timestamp"] >= since and (each["skipReason"] or "").startswith("counted ")]
+
+
+def test_a_tick_that_counted_rows_says_how_many_on_the_sensors_page(up: Up, page: Page):
+    started = time.time() - 15
+    write(up, 200)
+    tick = eventually(lambda: ticks(up, started), "a tick that has counted the rows")[0]
+    assert re.fullmatch(r"counted \d+ rows in \d+ refresh(es)?; no run is needed", tick["skipReason"])
+    page.goto("/locations/calc_analytics/sensors/new_log_batches")
+    page.get_by_text("Adds new log rows to the statistics").first.wait_for()
+    began = f"{datetime.fromtimestamp(tick['timestamp'], timezone.utc):%I:%M:%S}".removeprefix("0")
+    row = page.locator("tr").filter(has_text=re.compile(rf"\b{began}\b"))
+    row.get_by_text("Skipped").hover()
+    page.get_by_text(tick["skipReason"], exact=True).wait_for()
+
+
+def test_the_days_newest_event_shows_how_many_rows_the_sensor_counted(up: Up, page: Page):
     write(up, 200)
     today = str(days.today("UTC"))
-    eventually(lambda: [each for each in materializations(up, today) if not each["runId"]], "an event of the sensor")
-    shows(page, "/locations/calc_analytics/sensors/new_log_batches", r"\d+ runs? requested")
+
+    def newest() -> dict[str, Any] | None:
+        """The day's newest materialization, if the sensor reported it."""
+        event = materializations(up, today)[0]
+        return None if event["runId"] else event
+
+    event = eventually(newest, "an event of the sensor", 240)
+    figures = {entry["label"]: entry.get("intValue") for entry in event["metadataEntries"]}
+    assert 0 < figures["rows_counted"] <= figures["total_calculations"]
     page.goto(f"{ONE_ROLLUP}&partition={today}")
-    page.get_by_text("rows_counted").first.wait_for()
+    for name in ("rows_counted", "total_calculations"):
+        row = page.get_by_role("row").filter(has=page.get_by_text(name, exact=True)).first
+        row.get_by_text(re.compile(f"^{figures[name]:,}$|^{figures[name]}$")).first.wait_for()
+
+
+def test_the_page_for_people_is_healthy(up: Up, page: Page):
+    eventually(lambda: all_runs_ended(up), "runs to end")
+    shows(page, f"http://127.0.0.1:{up.service_port}/", "Exact: every committed row is counted")
+    page.get_by_role("heading", name="Healthy", exact=True).wait_for()
+    with up.engine().begin() as connection:
+        counted = text("select sum(total_calculations) from calculation_stats_daily where date = :day")
+        total = connection.execute(counted, {"day": days.today("UTC")}).scalar_one()
+    assert f"{total:,}" in page.locator("main").inner_text()
 
 
 def test_a_changed_row_fails_the_check_until_the_day_is_materialized_by_click(up: Up, page: Page):

@@ -1,5 +1,6 @@
 """Pictures, previews and plotted numbers of days and of the summary: what an operator sees, against the raw logs."""
 
+import logging
 import random
 import re
 from datetime import date, datetime, timedelta, timezone
@@ -18,6 +19,7 @@ from calc_analytics.orchestration import metadata
 from calc_analytics.orchestration.cursor import Cursor
 from calc_analytics.orchestration.events import report_days
 from calc_analytics.orchestration.partitions import daily_partitions
+from calc_analytics.readers import day_figures as day_figures_module
 from calc_analytics.readers import pictures
 from calc_analytics.readers.day_figures import day_figures
 from calc_analytics.readers.pictures import TrendDay, draw_trend, read_trend
@@ -30,6 +32,7 @@ from calc_analytics_tests.logs import execute, random_rows, row, utc, write
 
 STATS, SUMMARY = AssetKey("calculation_stats_daily"), AssetKey("publisher_usage_summary")
 LOCALITIES = AssetKey("calculation_locality_stats_daily")
+P95 = "p95_response_time_ms"
 DAY = date(2026, 3, 20)
 DAYS = [DAY - timedelta(days=n) for n in range(40)]
 
@@ -171,8 +174,24 @@ def test_the_summary_has_numbers_to_plot_a_preview_and_a_picture(location, insta
         "p95_response_time_ms": 10.0,
         "dagster/row_count": 25,
     }
-    assert len(str(event["first_publishers"].value).splitlines()) == 2 + 20
-    assert "nan" not in str(event["first_publishers"].value).lower()
+    header, *lines = str(event["first_publishers"].value).splitlines()
+    assert header.split("|")[1:-1] == ["publisher_id", "last_30_days", "month_change", "cache_hit_ratio", P95]
+    assert lines == ["|-:|-:|-:|-:|-:|", *(f"|{n}|1||{'100' if n < 10 else '0'}%|10|" for n in range(25))]
+
+
+def test_previews_have_as_many_rows_as_dagster_shows_without_a_click():
+    """It shows Markdown of fewer than 1,000 characters, whatever the numbers are."""
+    columns = ["publisher_id", "last_30_days", "month_change", "cache_hit_ratio", P95]
+    table = pandas.DataFrame(
+        [[10**6 + n, f"{10**9:,}", "+123%", "60%", "32767"] for n in range(1_000)], columns=columns
+    )
+    written = str(metadata.preview(table).value)
+    lines = written.splitlines()
+    assert 1_000 - len(lines[-1]) - 1 <= len(written) < 1_000
+    assert len(lines) - 2 >= 20
+    assert lines[2:] == [f"|{10**6 + n}|1,000,000,000|+123%|60%|32767|" for n in range(len(lines) - 2)]
+    wide = pandas.DataFrame([["1" * 2_000]], columns=["a"])
+    assert str(metadata.preview(wide).value) == "|a|\n|-:|"
 
 
 def test_a_picture_that_cannot_be_drawn_is_a_line_and_the_rebuild_succeeds(location, instance, logs, monkeypatch):
@@ -195,6 +214,74 @@ def test_a_picture_whose_numbers_cannot_be_read_is_a_line(logs, owner):
     assert line.startswith("not drawn: ")
     assert "platform_days" in line
     assert warned == [f"the picture of {DAY} was {line}"]
+
+
+# What the readers' figures and tables of a day are read from, and what an outage of it is called.
+FUNCTIONS = {
+    "platform_percentiles_by_day(date, date)": metadata.FURTHER_FIGURES,
+    "platform_top_localities(date, date, integer)": "top_localities",
+}
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("outage", ["dropped", "slow"])
+def test_a_run_succeeds_without_what_is_shown_beside_the_numbers(
+    location, instance, logs, monkeypatch, function: str, outage: str
+):
+    """The days are rebuilt and stored by then."""
+    break_function(logs, function, outage, monkeypatch)
+    result = run(location, instance, DAYS[1], DAY)
+    assert result.success
+    asset, name = (STATS if "percentiles" in function else LOCALITIES), FUNCTIONS[function]
+    line, reason = str(shown(instance, asset, DAY)[name].value), REASONS[outage]
+    assert re.match(f"not read: DatabaseError: .*{reason}", line)
+    warned = [
+        entry for entry in instance.all_logs(result.run_id) if re.search(f"not read.*{reason}", entry.user_message)
+    ]
+    assert {entry.level for entry in warned} == {logging.WARNING}
+    assert len([entry for entry in warned if str(DAY) in entry.user_message]) == 1
+    assert "total_calculations" in shown(instance, asset, DAY)
+
+
+@pytest.mark.parametrize("outage", ["dropped", "slow"])
+def test_a_tick_reports_its_days_without_the_further_figures(database, db, connect, monkeypatch, capfd, outage: str):
+    write(connect(), [row(datetime.now(timezone.utc), publisher=n) for n in range(4)])
+    report = FollowReport(probes=1)
+    report.add(refresh(db))
+    break_function(db, "platform_percentiles_by_day(date, date)", outage, monkeypatch)
+    events, _ = report_days(db, report, {}, Cursor(), daily_partitions(process_settings()))
+    (of_stats,) = [each for each in events if each.asset_key == STATS]
+    assert of_stats.metadata["rows_counted"].value == 4
+    assert re.match(f"not read: DatabaseError: .*{REASONS[outage]}", of_stats.metadata[metadata.FURTHER_FIGURES].value)
+    assert re.search(f"WARNING events failed=.*not read: .*{REASONS[outage]}", capfd.readouterr().err)
+
+
+REASONS = {"dropped": "does not exist", "slow": "statement timeout"}
+
+
+def break_function(db: Database, function: str, outage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drops the function, or makes it wait for longer than the limit (which is shorter here)."""
+    if outage == "dropped":
+        execute(db, f"drop function {function}")
+        return
+    execute(db, SLOW[function])
+    monkeypatch.setattr(day_figures_module, "LIMIT", text("set local statement_timeout = '500ms'"))
+
+
+PERCENTILES = "measured bigint, p50_ms float8, p90_ms float8, p95_ms float8, p99_ms float8, counted_at timestamptz"
+SLOW = {
+    "platform_percentiles_by_day(date, date)": f"""
+        create or replace function platform_percentiles_by_day(first_day date, last_day date)
+        returns table (date date, {PERCENTILES}, complete boolean) language sql stable as $$
+            select first_day, 1, 1, 1, 1, 1, now(), pg_sleep(60) is not null $$
+    """,
+    "platform_top_localities(date, date, integer)": """
+        create or replace function platform_top_localities(first_day date, last_day date, n integer default 5)
+        returns table (rank bigint, locality_id bigint, calculations bigint, share float8, cache_hits bigint,
+                       cache_hit_ratio float8, counted_at timestamptz, complete boolean) language sql stable as $$
+            select 1, 1, 1, 1, 1, 1, now(), pg_sleep(60) is not null $$
+    """,
+}
 
 
 def test_events_of_the_sensor_have_the_numbers_and_no_picture(database, db, connect):

@@ -5,8 +5,10 @@ import json
 import os
 import random
 import re
+import resource
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import date, datetime, timedelta, timezone
@@ -32,19 +34,22 @@ from calc_analytics import days
 from calc_analytics.cli.main import main
 from calc_analytics.config import Settings
 from calc_analytics.database.engine import engine_for
+from calc_analytics.operations import reports
 from calc_analytics.operations.http import Service
 from calc_analytics.orchestration import history
 from calc_analytics.processes.supervisor import free_port
 from calc_analytics.readers import export
+from calc_analytics.readers import page as page_module
 from calc_analytics.readers.names import LONGEST
 from calc_analytics.readers.page import render
 from calc_analytics.readers.questions import NotKept, UnknownPublisher
 from calc_analytics.readers.report import read_report
 from calc_analytics.rollup.database import Database
+from calc_analytics.rollup.declaration import Rollup
 from calc_analytics.rollup.install import install
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
-from calc_analytics.rollups import LOG, STATS
+from calc_analytics.rollups import LATENCY, LOG, STATS
 from calc_analytics_tests.conftest import ROLE
 from calc_analytics_tests.integration.test_disclosure import inside
 from calc_analytics_tests.integration.test_page import TOO_FAINT
@@ -205,6 +210,24 @@ def test_csv_and_parquet_of_a_publisher_have_each_day_and_nothing_where_there_is
     assert header == ",".join(table.schema.names)
     assert lines[-1] == "2025-11-08,3,0,0,,0,,0,0,0,true,,,,"
     assert [int(line.split(",")[2]) for line in lines] == table.column("calculations").to_pylist()
+
+
+@pytest.mark.parametrize("rollup", [STATS, LATENCY])
+def test_both_tables_say_the_same_of_a_day_that_waits(named: Database, today: date, rollup: Rollup):
+    """A day that the histogram does not hold is not complete, and how many rows have a time is not known."""
+    waits = f"update rollup_days set status = 'pending' where date = '{today}' and rollup = '{rollup.name}'"
+    execute(named, waits)
+    tables = [
+        pyarrow.parquet.read_table(BytesIO(read_back(export.write_parquet, named, publisher))).to_pylist()
+        for publisher in (None, 7)
+    ]
+    whole, own = ({each["date"]: each for each in table if each["publisher_id"] == 7} for table in tables)
+    for day, is_known in ((today, False), (today - days.ONE_DAY, True)):
+        assert own[day]["calculations"] > 0
+        assert {name: own[day][name] for name in export.COLUMNS} == whole[day]
+        assert own[day]["complete"] == is_known
+        assert own[day]["measured"] == (own[day]["calculations"] if is_known else None)
+        assert own[day]["average_response_time_ms"] == (10.0 if is_known else None)
 
 
 def test_the_json_is_the_report_in_plain_values(numbers: Database):
@@ -534,11 +557,11 @@ def test_a_file_is_replaced_when_the_report_is_whole_and_stays_after_an_error(
 
     def broken(*arguments: Any) -> Iterator[Any]:
         yield next(original(*arguments))
-        raise OSError(28, "No space left on device")
+        raise OSError(104, "Connection reset by peer")
 
     with monkeypatch.context() as patch:
         patch.setattr(export, "_batches", broken)
-        assert f"cannot write {link}: No space left on device" in refused(calc("--output", str(link)))
+        assert "internal error: ConnectionResetError: [Errno 104]" in refused(calc("--output", str(link)))
     assert (file.read_text(), sorted(path.name for path in tmp_path.iterdir())) == ("old", ["latest.csv", "report.csv"])
     assert calc("--output", str(link)).exit_code == 0
     assert file.read_text().startswith("date,")
@@ -549,6 +572,44 @@ def test_a_file_is_replaced_when_the_report_is_whole_and_stays_after_an_error(
     file.chmod(0o600)
     assert calc("--output", str(link)).exit_code == 0
     assert file.stat().st_mode & 0o777 == 0o600, "a file that others may not read stays so"
+
+
+@pytest.mark.parametrize("format_", ["html", "csv", "parquet", "json"])
+@pytest.mark.parametrize("is_piped", [False, True])
+def test_a_disk_that_is_full_is_one_line(database: URL, named: Database, tmp_path: Path, format_: str, is_piped: bool):
+    """No file of the process may be longer than 200 bytes."""
+    file = tmp_path / "report"
+    file.write_text("old")
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "calc_analytics.cli",
+            "report",
+            "--format",
+            format_,
+            *(["--output", file] * (not is_piped)),
+        ],
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    place = "to standard output" if is_piped else file
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"error: cannot write {place}: File too large\n")
+    assert (file.read_text(), list(tmp_path.iterdir())) == ("old", [file])
+
+
+def test_a_template_that_is_missing_is_not_an_error_of_the_output(
+    calc: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    page_module._style.cache_clear()
+    monkeypatch.setattr(page_module, "FOLDER", tmp_path)
+    error = refused(calc("--output", str(tmp_path / "a.html")))
+    page_module._style.cache_clear()
+    assert "error: internal error: FileNotFoundError: [Errno 2]" in error
+    assert "cannot write" not in error
 
 
 def test_parquet_is_not_written_to_a_terminal(calc: Callable[..., Result], monkeypatch: pytest.MonkeyPatch):
@@ -624,6 +685,41 @@ def test_over_http_one_report_is_computed_at_a_time(database: URL, named: Databa
     with service.reports._busy, serving_of(service) as served:
         status, answer = served.ask("/report", Authorization=f"Bearer {TOKEN}")
         assert (status, code_of(answer), served.headers["retry-after"]) == (429, "too_many_requests", "2")
+
+
+def test_over_http_all_statements_of_a_report_have_one_deadline(
+    database: URL, named: Database, owner: Engine, monkeypatch: pytest.MonkeyPatch
+):
+    """Each statement is short enough, all together are not; afterwards another report can be computed."""
+    settings = replace(Settings.from_environment(), report_token=TOKEN)
+    monkeypatch.setattr(reports, "READING_SECONDS", 2.0)
+    execute(owner, "alter function rollup_days_complete(text, date, date) rename to is_complete")
+    execute(
+        owner,
+        "create function rollup_days_complete(rollup_name text, first_day date, last_day date) returns boolean "
+        "language sql as $$ select pg_sleep(0.008) is not null and is_complete(rollup_name, first_day, last_day) $$",
+    )
+    with serving(settings) as served:
+        for _ in range(2):
+            started = time.monotonic()
+            status, answer = served.ask("/report/publishers/7", Authorization=f"Bearer {TOKEN}")
+            assert (status, code_of(answer)) == (503, "unavailable")
+            assert "the database took too long to answer" in answer["error"]["message"]
+            assert 2.0 <= time.monotonic() - started < 4.0
+        execute(owner, "drop function rollup_days_complete(text, date, date)")
+        execute(owner, "alter function is_complete(text, date, date) rename to rollup_days_complete")
+        assert served.ask("/report/publishers/7", Authorization=f"Bearer {TOKEN}")[0] == 200
+
+
+def test_over_http_names_that_are_slow_do_not_take_the_reports_time(database: URL, named: Database, owner: Engine):
+    execute(owner, "drop table publishers")
+    execute(owner, "create view publishers as select 7 as id, pg_sleep(60)::text as name")
+    execute(owner, f"grant select on publishers to {ROLE}")
+    settings, started = replace(Settings.from_environment(), report_token=TOKEN), time.monotonic()
+    with serving(settings) as served:
+        status, page = served.ask("/report/publishers/7", Authorization=f"Bearer {TOKEN}")
+    assert (status, "publisher 7" in words(page)) == (200, True)
+    assert time.monotonic() - started < 10
 
 
 def test_over_http_a_database_that_is_down_is_503_and_nothing_of_it_is_shown():

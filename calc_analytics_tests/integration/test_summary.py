@@ -17,11 +17,11 @@ from calc_analytics.days import today
 from calc_analytics.readers import summary
 from calc_analytics.readers.summary import refresh_summary
 from calc_analytics.rollup.database import Database
-from calc_analytics.rollup.erasure import erase
+from calc_analytics.rollup.erasure import NothingToErase, erase
 from calc_analytics.rollup.install import install
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
-from calc_analytics.rollups import LATENCY, LOCALITIES, LOG
+from calc_analytics.rollups import HOURS, LATENCY, LOCALITIES, LOG, STATS
 from calc_analytics_tests.logs import execute, random_rows, row, write
 
 NOW = datetime.now(timezone.utc)
@@ -57,16 +57,17 @@ def expected(of: pandas.DataFrame, day: date) -> dict[str, Any]:
     """The figures of one publisher's rows, by the columns' descriptions alone."""
     month, recent = day.replace(day=1), of[(of["date"] > day - timedelta(days=30)) & (of["date"] <= day)]
     before = (month - timedelta(days=1)).replace(day=1)
-    so_far = [before + timedelta(days=n) for n in range(day.day) if before + timedelta(days=n) < month]
+    whole = min(day.day - 1, (month - before).days)
+    this_so_far, last_so_far = ({first + timedelta(days=n) for n in range(whole)} for first in (month, before))
     times, localities = of["response_time_ms"].dropna(), recent["locality_id"].value_counts()
     most = min(localities[localities == localities.max()].index) if len(localities) else None
-    this_month, to_date = int((of["date"] >= month).sum()), int(of["date"].isin(so_far).sum())
+    this_to_date, to_date = (int(of["date"].isin(each).sum()) for each in (this_so_far, last_so_far))
     return {
         "today": (of["date"] == day).sum(),
-        "this_month": this_month,
+        "this_month": (of["date"] >= month).sum(),
         "last_month": ((of["date"] >= before) & (of["date"] < month)).sum(),
         "last_month_to_date": to_date,
-        "month_change": pytest.approx(this_month / to_date - 1) if to_date else None,
+        "month_change": pytest.approx(this_to_date / to_date - 1) if to_date else None,
         "last_30_days": len(recent),
         "all_time": len(of),
         "source_web": (of["source"] == 1).sum(),
@@ -117,7 +118,110 @@ def test_percentiles_are_within_one_per_cent_of_numpys(logs):
             assert found[publisher][name] == (None if wanted is None else pytest.approx(wanted, rel=0.01))
 
 
-def test_it_agrees_with_the_view(logs, owner):
+def without_a_time(db: Database, day: date, name: str, status: str) -> None:
+    """The day is not built in the histogram, which holds nothing of it."""
+    execute(db, f"update rollup_days set status = '{status}' where date = '{day}' and rollup = '{name}'")
+    execute(db, f"delete from {name} where date = '{day}'")
+
+
+def add_predecessors_day(db: Database, day: date) -> None:
+    """A day whose log rows were gone before the project kept its table: in no other rollup, and with other rows."""
+    execute(db, f"delete from calculation_logs where created_at >= '{day} 00:00Z' and created_at < '{day} 24:00Z'")
+    for rollup in LOG.rollups[1:]:
+        execute(db, f"delete from {rollup.name} where date = '{day}'")
+        execute(db, f"delete from rollup_days where date = '{day}' and rollup = '{rollup.name}'")
+    execute(db, f"update rollup_days set status = 'frozen', counted = null where date = '{day}'")
+    execute(db, f"update {STATS.name} set total_calculations = 1000, total_response_time_ms = 1 where date = '{day}'")
+
+
+UNKNOWN_DAYS = (today("UTC") - timedelta(days=40), today("UTC") - timedelta(days=50))
+
+
+@pytest.fixture
+def partly_timed(logs) -> Database:
+    """One day is pending in the histogram, and one is a predecessor's."""
+    pending, frozen = UNKNOWN_DAYS
+    without_a_time(logs, pending, LATENCY.name, "pending")
+    add_predecessors_day(logs, frozen)
+    return logs
+
+
+def test_days_whose_rows_without_a_time_are_not_known_are_in_no_average(partly_timed):
+    refreshed, found = refresh_summary(partly_timed), stored(partly_timed)
+    frame = raw(partly_timed)
+    known = frame[~frame["date"].isin(UNKNOWN_DAYS)]
+    for publisher, of in known.groupby("publisher_id"):
+        times = of["response_time_ms"].dropna()
+        wanted = pytest.approx(times.mean()) if len(times) else None
+        assert found[publisher]["average_response_time_ms"] == wanted, publisher
+        assert not found[publisher]["complete"]
+    average = pytest.approx(known["response_time_ms"].mean(), rel=1e-3)
+    assert refreshed.figures["average_response_time_ms"] == average
+
+
+def test_a_publisher_of_whom_no_days_times_are_known_has_no_average(db, connect):
+    """Two rows, one without a time, of which the histogram lacks both: 20 ms must not become 10."""
+    write(connect(), [row(NOW, response_time_ms=20), row(NOW, response_time_ms=None)])
+    refresh(db)
+    without_a_time(db, today("UTC"), LATENCY.name, "pending")
+    assert "average_response_time_ms" not in refresh_summary(db).figures
+    assert stored(db)[1]["average_response_time_ms"] is None
+    rebuild(db, [today("UTC")])
+    assert refresh_summary(db).figures["average_response_time_ms"] == 20.0
+    assert stored(db)[1]["average_response_time_ms"] == 20.0
+
+
+@pytest.mark.parametrize("rollup", [STATS, LOCALITIES, LATENCY])
+def test_it_is_complete_if_each_rollup_that_its_columns_are_of_is_built(logs, rollup):
+    execute(logs, f"update rollup_days set status = 'stale' where rollup = '{HOURS.name}'")
+    older = "update rollup_days set status = 'stale' where date < current_date - 29 and rollup in"
+    execute(logs, f"{older} ('{LOCALITIES.name}', '{LATENCY.name}')")
+    refresh_summary(logs)
+    assert {each["complete"] for each in stored(logs).values()} == {True}
+    execute(logs, f"update rollup_days set status = 'stale' where rollup = '{rollup.name}' and date = current_date - 9")
+    refresh_summary(logs)
+    assert {each["complete"] for each in stored(logs).values()} == {False}
+
+
+def test_rows_of_no_calculations_are_not_the_first_or_last_day(logs):
+    """An erasure by another key, or another program, may leave a row of zeros."""
+    for day in ("2020-01-01", "2035-01-01"):
+        execute(logs, f"insert into {STATS.name} (publisher_id, date) select n, '{day}' from generate_series(1, 8) n")
+    refresh_summary(logs)
+    frame, found = raw(logs), stored(logs)
+    assert set(found) == set(frame["publisher_id"])
+    for publisher, of in frame.groupby("publisher_id"):
+        dates = (found[publisher]["first_date"], found[publisher]["last_date"])
+        assert dates == (of["date"].min(), of["date"].max())
+
+
+@pytest.mark.parametrize(
+    ("day", "this_month", "last_month"),
+    [
+        (date(2026, 3, 1), [], []),
+        (date(2026, 3, 2), [1], [1]),
+        (date(2026, 3, 20), range(1, 20), range(1, 20)),
+        (date(2026, 3, 31), range(1, 29), range(1, 29)),
+        (date(2026, 1, 15), range(1, 15), range(1, 15)),
+    ],
+)
+def test_the_months_are_compared_by_as_many_whole_days(day: date, this_month, last_month):
+    limits = summary._days(day)
+    for first, last, numbers in (
+        (limits["month"], limits["month_to"], this_month),
+        (limits["last_month"], limits["last_month_to"], last_month),
+    ):
+        assert first.day == 1
+        assert [first + timedelta(days=n) for n in range((last - first).days + 1)] == [
+            first.replace(day=number) for number in numbers
+        ]
+
+
+@pytest.mark.parametrize("days", ["all built", "partly built"])
+def test_it_agrees_with_the_view(logs, owner, days: str):
+    if days == "partly built":
+        without_a_time(logs, UNKNOWN_DAYS[0], LATENCY.name, "pending")
+        add_predecessors_day(logs, UNKNOWN_DAYS[1])
     refresh_summary(logs)
     with owner.begin() as connection:
         view = {
@@ -172,7 +276,7 @@ def test_what_needs_a_rollup_that_is_not_kept_is_null(logs, owner):
     for each in stored(logs).values():
         assert [each[name] for name in (*nothing, "top_locality_id", "top_locality_share")] == [None] * 6
         assert each["all_time"] > 0
-        assert not each["complete"]
+        assert each["complete"], "a column without its rollup is null, which waits for no day"
 
 
 def test_a_refresh_that_fails_leaves_the_rows_as_they_were(logs):
@@ -192,6 +296,19 @@ def test_an_erased_publisher_has_no_row_at_once(db, owner, connect):
     erase(Database(owner, LOG, "UTC"), {"publisher_id": 2}, even_if_writing=True)
     assert set(stored(db)) == {0, 1, 3, 4, 5}
     assert refresh_summary(db).figures["publishers"] == 5
+
+
+def test_a_row_that_an_interrupted_erasure_left_is_erased_and_the_message_says_so(db, owner, connect):
+    write(connect(), [row(NOW, publisher=n) for n in range(2)])
+    refresh(db)
+    refresh_summary(db)
+    execute(db, "update publisher_usage_summary set publisher_id = 7 where publisher_id = 0")
+    place = Database(owner, LOG, "UTC")
+    with pytest.raises(NothingToErase, match="erased 1 row of publisher_usage_summary only"):
+        erase(place, {"publisher_id": 7})
+    with pytest.raises(NothingToErase, match="nothing was erased"):
+        erase(place, {"publisher_id": 7})
+    assert set(stored(db)) == {1}
 
 
 def test_an_erasure_waits_for_a_summary_that_has_read_the_publisher(db, owner, connect, monkeypatch):

@@ -82,9 +82,9 @@ def test_numbers_in_words():
 
 def test_names_become_one_line_without_control_characters_and_blank_ones_none():
     given = {1: " a\r\n\tb ", 2: "\u202egnp.exe", 3: " \x00 ", 4: None, 5: "x" * 400, 6: "שלום", 7: "\u2066\u2069"}
-    shown = names._shown(given)
+    shown = names._clean(given)
     assert shown == {1: "a b", 2: "gnp.exe", 5: "x" * (names.LONGEST - 1) + "…", 6: "שלום"}
-    assert [names.Named(7, name, "publisher").label for name in (None, "Seven")] == ["publisher 7", "Seven"]
+    assert [names.Entity(7, name, "publisher").label for name in (None, "Seven")] == ["publisher 7", "Seven"]
 
 
 def test_reports_are_closed_without_a_token_in_the_settings_even_to_an_empty_one():
