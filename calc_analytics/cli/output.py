@@ -1,5 +1,6 @@
 """Output to a file or to standard output: a temporary file first, which replaces the target when it is complete."""
 
+import errno
 import io
 import os
 import secrets
@@ -97,6 +98,8 @@ def _open_temporary(place: Path | None, writing: Writing) -> Iterator[IO[bytes]]
 
 def _copy(file: IO[bytes], place: Path | None) -> None:
     if place is None:
+        if sys.stdout is None:
+            raise OSError(errno.EBADF, "it is closed")
         shutil.copyfileobj(file, sys.stdout.buffer)
         sys.stdout.buffer.flush()
     else:

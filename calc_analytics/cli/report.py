@@ -67,11 +67,14 @@ def report(
 
 
 def _is_terminal() -> bool:
-    return sys.stdout.isatty()
+    return sys.stdout is not None and sys.stdout.isatty()
 
 
 def _format_of(target: Path | None) -> str:
+    """That of the file's ending; a device or a file without an ending is HTML."""
     ending = target.suffix.lower().removeprefix(".") if target else ""
+    if ending and ending not in (*FORMATS, "htm"):
+        raise click.UsageError(f"no format has the ending .{ending}: add --format {', '.join(FORMATS[:-1])} or json")
     return ending if ending in FORMATS else "html"
 
 
@@ -100,5 +103,5 @@ def _write(
 
 def _about(publisher: int | None, period: str, incomplete: tuple[date, ...]) -> str:
     whose = "all publishers" if publisher is None else f"publisher {publisher}"
-    missing = f"; {number(len(incomplete), 'day')} not built yet, so the numbers are too low" if incomplete else ""
+    missing = f"; {number(len(incomplete), 'day')} not built, so the numbers may be too low" if incomplete else ""
     return f"{whose}, {period}{missing}"

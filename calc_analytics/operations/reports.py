@@ -36,6 +36,7 @@ from calc_analytics.operations.probes import in_background
 # All statements of a report together. A report of a year of a large platform takes seconds; one that takes longer is
 # answered by 503, and the next one may be computed.
 READING_SECONDS = 30.0
+PARAMETERS = ("from", "to")
 CHALLENGE = {"WWW-Authenticate": 'Basic realm="calc_analytics reports", charset="UTF-8"'}
 
 
@@ -68,7 +69,8 @@ class Reports:
     async def _answer(self, request: Request, id_: str | None) -> Response:
         require_token(request.headers, self.settings.report_token)
         publisher = None if id_ is None else _publisher(id_)
-        first, last = (_day(request, name) for name in ("from", "to"))
+        _require_known(request)
+        first, last = (_day(request, name) for name in PARAMETERS)
         try:
             content = await asyncio.wrap_future(in_background("report", partial(self._render, publisher, first, last)))
         except asyncio.CancelledError:
@@ -137,6 +139,13 @@ def _publisher(id_: str) -> int:
     if not re.fullmatch("-?[0-9]{1,18}", id_):
         raise HTTPException(404, "there is no such publisher: its id is a whole number")
     return int(id_)
+
+
+def _require_known(request: Request) -> None:
+    """A misspelt parameter would be a report of other days; 'publisher' would be one of all publishers."""
+    for name in request.query_params:
+        if name not in PARAMETERS:
+            raise HTTPException(400, f"there is no parameter '{name[:40]}': the parameters are {', '.join(PARAMETERS)}")
 
 
 def _day(request: Request, name: str) -> date | None:

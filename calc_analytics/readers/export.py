@@ -21,7 +21,7 @@ from calc_analytics.readers.period import Period, period
 from calc_analytics.readers.questions import Questions, Reading, Totals, read_reading, reading_transaction
 from calc_analytics.readers.report import Report
 from calc_analytics.rollup.database import Database
-from calc_analytics.rollups import LATENCY, STATS
+from calc_analytics.rollups import LATENCY, LOG, STATS
 
 ROWS_AT_ONCE = 20_000
 _WHOLE, _DOUBLE = pyarrow.int64(), pyarrow.float64()
@@ -105,6 +105,7 @@ def as_plain(report: Report) -> dict[str, Any]:
         "publisher": {"id": publisher.id, "name": publisher.name} if publisher else None,
         **_about(report.reading, report.period, report.complete),
         "incomplete_days": [str(day) for day in report.incomplete_days],
+        "not_kept": [name for name in LOG.names if name not in report.reading.kept],
         "totals": _totals(report.totals),
         "before": {
             "first_day": str(report.period.before.first),

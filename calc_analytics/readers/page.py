@@ -121,8 +121,16 @@ def _notes(report: Report) -> Iterator[str]:
     begin = report.counted_days[0]
     if report.totals_before.calculations and begin and begin > report.period.before.first:
         yield f"The first calculation is of {begin}, within the period before."
+    if note := _average_note(report):
+        yield note
     if report.totals_before.calculations and not report.is_before_complete:
         yield f"The period before, {report.period.before.in_words}, is not complete: the changes may be too large."
+
+
+def _average_note(report: Report) -> str | None:
+    if not report.totals.calculations or report.totals.average_response_time_ms is not None:
+        return None
+    return "There is no average response time: no row has one, or the days' response times are not counted yet."
 
 
 def _incomplete_words(report: Report) -> str:
@@ -134,7 +142,8 @@ def _incomplete_words(report: Report) -> str:
     more = f" and {len(missing) - DAYS_LISTED:,} more" if len(missing) > DAYS_LISTED else ""
     verb = "is" if len(missing) == 1 else "are"
     return (
-        f"{number(len(missing), 'day')} of the period {verb} not built yet ({listed}{more}): the numbers are too low."
+        f"{number(len(missing), 'day')} of the period {verb} not built, or found to differ ({listed}{more}): the numbers "
+        "may be wrong, most often too low. The operator's 'calc-analytics status' says why."
     )
 
 
@@ -168,7 +177,7 @@ def _counts(now: int, before: int) -> tuple[str, str, str]:
     if not before:
         change = "none before" if now else NONE
     elif now >= TIMES * before:
-        change = f"{now / before:,.1f} times"
+        change = f"{now / before:,.{1 if now < 100 * before else 0}f} times"
     else:
         change = _signed(100 * (now - before) / before, "%")
     return f"{now:,}", f"{before:,}", change

@@ -129,7 +129,7 @@ class Questions:
         return Entity(self.publisher, names.get(self.publisher), "publisher")
 
     def incomplete_days(self, of: Period) -> tuple[date, ...]:
-        """Days of the period that have log rows and are not built in every rollup that is kept."""
+        """Days of the period that have log rows and are not built in every rollup that is kept, or differ."""
         values = {"first": of.first, "last": of.last, "rollups": list(self.reading.kept)}
         return tuple(self.connection.execute(_INCOMPLETE, values).scalars())
 
@@ -219,16 +219,19 @@ def _frame(rows: Sequence[Mapping[str, Any]], types: Mapping[str, str]) -> panda
 _COUNTED = text(
     f"""
     select min(date), max(date) from {STATS.name}
-    where total_calculations > 0 and (cast(:publisher as bigint) is null or publisher_id = cast(:publisher as bigint))
+    where total_calculations > 0 and isfinite(date)
+      and (cast(:publisher as bigint) is null or publisher_id = cast(:publisher as bigint))
     """
 )
+# Where it is not known which days are built, as under row-level security, none is taken for built.
 _INCOMPLETE = text(
     """
-    select cast(:first as date) + n as date
-    from generate_series(0, cast(:last as date) - cast(:first as date)) as s (n)
-    where exists (
-        select from unnest(cast(:rollups as text[])) as r (rollup)
-        where not rollup_days_complete(rollup, cast(:first as date) + n, cast(:first as date) + n))
-    order by 1
+    select distinct day from unnest(cast(:rollups as text[])) as kept (name)
+    cross join unnest(coalesce(
+        rollup_days_unbuilt(name, cast(:first as date), cast(:last as date)),
+        array(select cast(:first as date) + n
+              from generate_series(0, cast(:last as date) - cast(:first as date)) as s (n))
+    )) as unbuilt (day)
+    order by day
     """
 )

@@ -423,9 +423,8 @@ def test_days_that_are_not_built_are_shown(named: Database, today: date):
     )
     found = read_report(named, 7, None, None)
     assert (found.complete, found.incomplete_days) == (False, (today,))
-    assert f"Not complete. 1 day of the period is not built yet ({today}): the numbers are too low." in words(
-        render(found)
-    )
+    shown = f"Not complete. 1 day of the period is not built, or found to differ ({today}): the numbers may be wrong"
+    assert shown in words(render(found))
     assert export.as_plain(found)["incomplete_days"] == [str(today)]
     assert read_report(named, 7, None, today - days.ONE_DAY).complete
 
@@ -761,3 +760,17 @@ def fill(owner: Engine, today: date, publishers: int, number_of_days: int) -> No
             f"from generate_series(1, {publishers}) p cross join "
             f"(select date '{today}' - n as date from generate_series(0, {number_of_days - 1}) n) d",
         )
+
+
+def test_a_rollup_that_is_not_kept_is_named_and_its_old_rows_are_in_no_report(named: Database, owner: Engine):
+    install(replace(named, engine=owner, log=LOG.only([STATS.name])))
+    found = export.as_plain(read_report(named, 7, None, None))
+    assert found["not_kept"] == [name for name in LOG.names if name != STATS.name]
+    assert found["totals"]["calculations"] > 0
+    assert (found["percentiles"]["measured"], found["top_localities"]) == (0, [])
+    assert found["totals"]["average_response_time_ms"] is None
+
+
+def test_days_that_differ_are_named(named: Database, owner: Engine, today: date):
+    execute(owner, f"update rollup_days set difference = 3 where date = '{today}' and rollup = '{STATS.name}'")
+    assert read_report(named, 7, None, None).incomplete_days == (today,)
