@@ -142,8 +142,8 @@ def _incomplete_words(report: Report) -> str:
     more = f" and {len(missing) - DAYS_LISTED:,} more" if len(missing) > DAYS_LISTED else ""
     verb = "is" if len(missing) == 1 else "are"
     return (
-        f"{number(len(missing), 'day')} of the period {verb} not built, or found to differ ({listed}{more}): the numbers "
-        "may be wrong, most often too low. The operator's 'calc-analytics status' says why."
+        f"{number(len(missing), 'day')} of the period {verb} not built, or found to differ ({listed}{more}): "
+        "the numbers may be wrong, most often too low. The operator's 'calc-analytics status' says why."
     )
 
 
