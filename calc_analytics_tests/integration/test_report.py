@@ -53,7 +53,6 @@ from calc_analytics.rollups import LATENCY, LOG, STATS
 from calc_analytics_tests.conftest import ROLE
 from calc_analytics_tests.integration.test_disclosure import inside
 from calc_analytics_tests.integration.test_page import TOO_FAINT
-from calc_analytics_tests.integration.test_page import browser as browser
 from calc_analytics_tests.integration.test_service import SECRET, serving, serving_of
 from calc_analytics_tests.logs import copy_rows, execute, random_rows, row, stored, utc, write
 
