@@ -15,7 +15,13 @@ from calc_analytics import days
 from calc_analytics_tests.acceptance.comparisons import differing
 from calc_analytics_tests.acceptance.conftest import Project, Up
 from calc_analytics_tests.acceptance.test_operations import write
-from calc_analytics_tests.acceptance.test_up import ONE_ROLLUP, all_runs_ended, launch_from_the_ui, materializations
+from calc_analytics_tests.acceptance.test_up import (
+    ONE_ROLLUP,
+    all_runs_ended,
+    launch_from_the_ui,
+    materializations,
+    runs,
+)
 
 TICKS = """
 { sensorOrError(sensorSelector: {repositoryName: "__repository__", repositoryLocationName: "calc_analytics",
@@ -105,7 +111,10 @@ def test_a_changed_row_fails_the_check_until_the_day_is_materialized_by_click(up
         assert changed.rowcount
     shows(page, CHECK, "another program changed the statistics")
     assert page.get_by_text("Failed").first.is_visible()
+    before = len(runs(up))
     launch_from_the_ui(page, ONE_ROLLUP, today)
+    # Leaving the page at once would take back the request.
+    eventually(lambda: len(runs(up)) > before, "the run to begin")
     eventually(lambda: all_runs_ended(up), "the run to end")
     shows(page, CHECK, "statistics equal the log")
     assert differing(engine, live=False) == {}
