@@ -695,7 +695,7 @@ def test_over_http_all_statements_of_a_report_have_one_deadline(
     execute(
         owner,
         "create function rollup_days_complete(rollup_name text, first_day date, last_day date) returns boolean "
-        "language sql as $$ select pg_sleep(0.008) is not null and is_complete(rollup_name, first_day, last_day) $$",
+        "language sql as $$ select pg_sleep(0.06) is not null and is_complete(rollup_name, first_day, last_day) $$",
     )
     with serving(settings) as served:
         for _ in range(2):

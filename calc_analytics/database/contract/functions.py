@@ -43,21 +43,22 @@ def _middle() -> str:
 def _percentile(fraction: str) -> str:
     """SQL: the percentile as PostgreSQL's percentile_cont and numpy define it: between two ranks, in proportion."""
     position = f"{fraction} * (max(measured) - 1)"
-    low, high = (
-        f"min(ms) filter (where upto > floor({fraction} * (measured - 1)))",
-        (f"min(ms) filter (where upto > ceil({fraction} * (measured - 1)))"),
-    )
+    low = f"min(ms) filter (where upto > floor({fraction} * (measured - 1)))"
+    high = f"min(ms) filter (where upto > ceil({fraction} * (measured - 1)))"
     share = f"cast({position} - floor({position}) as double precision)"
     return f"{low} + ({high} - {low}) * {share}"
+
+
+_ALL_PERCENTILES = ", ".join(_percentile(fraction) for fraction in _PERCENTILES.values())
 
 
 def _ratio(part: str, whole: str) -> str:
     return f"cast({part} as double precision) / nullif({whole}, 0)"
 
 
-def _days(function: str, first: str, last: str) -> str:
+def _days(function: str, *arguments: str) -> str:
     """SQL: the days that the function names, computed once for the query."""
-    return f"cast((select [{function}]({first}, {last})) as date[])"
+    return f"cast((select [{function}]({', '.join(arguments)})) as date[])"
 
 
 _READING = Function(
@@ -126,6 +127,7 @@ _UNMEASURED = f"select date, calculations from [{LATENCY}] t where [of] and resp
 # A Monday before every day.
 _MONDAY = "date '0001-01-01'"
 _EVER = ("'-infinity'", "'infinity'")
+_UNBUILT_OF_PERIOD = _days("rollup_days_unbuilt", f"'{STATS}'", ":first_day", ":last_day")
 _UNTIMED_OF_PERIOD = _days("rollup_days_untimed", ":first_day", ":last_day")
 _UNTIMED_EVER = _days("rollup_days_untimed", *_EVER)
 _OF_DAYS = "date between :first_day and :last_day"
@@ -153,7 +155,7 @@ def _functions() -> Iterator[Function]:
            case when d.date <> all ({_UNTIMED_OF_PERIOD})
                then {_ratio("c.total_ms", "c.calculations - coalesce(u.calculations, 0)")} end,
            coalesce(c.source_web, 0), coalesce(c.source_api, 0), coalesce(c.source_external, 0),
-           r.counted_at, [rollup_days_complete]('{STATS}', d.date, d.date)
+           r.counted_at, coalesce(d.date <> all ({_UNBUILT_OF_PERIOD}), false)
     from (select :first_day + n as date from generate_series(0, :last_day - :first_day) as s (n)) d
     left join [rollup_reading]() r on true left join counted c using (date) left join unmeasured u using (date)
     order by d.date
@@ -201,15 +203,7 @@ def _functions() -> Iterator[Function]:
     yield from both(
         "top_localities",
         {**_PERIOD, "n": "integer default 5"},
-        {
-            "rank": "bigint",
-            "locality_id": "bigint",
-            "calculations": "bigint",
-            "share": "double precision",
-            "cache_hits": "bigint",
-            "cache_hit_ratio": "double precision",
-            **_QUALITY,
-        },
+        _ranking("locality_id"),
         _top(LOCALITIES, "locality_id"),
         "the localities with most calculations from first_day to last_day, of [whose]",
         rows=5,
@@ -217,15 +211,7 @@ def _functions() -> Iterator[Function]:
     yield Function(
         "platform_top_publishers",
         {**_PERIOD, "n": "integer default 5"},
-        {
-            "rank": "bigint",
-            "publisher_id": "bigint",
-            "calculations": "bigint",
-            "share": "double precision",
-            "cache_hits": "bigint",
-            "cache_hit_ratio": "double precision",
-            **_QUALITY,
-        },
+        _ranking("publisher_id"),
         _top(STATS, "publisher_id").replace("[of]", "true"),
         "the publishers with most calculations from first_day to last_day",
         rows=5,
@@ -236,7 +222,7 @@ def _functions() -> Iterator[Function]:
         {"publisher_id": "bigint", "date": "date", **_MEASURES, "measured": "bigint", **_QUALITY},
         f"""
     with days as materialized (
-        select :first_day + n as date, [rollup_days_complete]('{STATS}', :first_day + n, :first_day + n) as complete,
+        select :first_day + n as date, coalesce(:first_day + n <> all ({_UNBUILT_OF_PERIOD}), false) as complete,
                coalesce(:first_day + n <> all ({_UNTIMED_OF_PERIOD}), false) as is_measured
         from generate_series(0, :last_day - :first_day) as s (n)
     ), unmeasured as (
@@ -258,9 +244,8 @@ def _functions() -> Iterator[Function]:
         "a row for each publisher and day with calculations from first_day to last_day",
         rows=10_000,
     )
-    percentiles = ", ".join(_percentile(fraction) for fraction in _PERCENTILES.values())
     columns = {"measured": "bigint", **dict.fromkeys(_PERCENTILES, "double precision"), **_QUALITY}
-    of_sources, whole = {"sources": "integer[] default null"}, _percentiles_query(percentiles)
+    of_sources, whole = {"sources": "integer[] default null"}, _percentiles_query()
     yield Function(
         "publisher_percentiles",
         {"publisher": "bigint", **_PERIOD, **of_sources},
@@ -341,7 +326,6 @@ def _percentiles_by(span: str, spans: str, names: str, total: str = "") -> str:
 
     `total` is a last row, of the whole period, which costs no second reading of the histogram.
     """
-    percentiles = ", ".join(_percentile(fraction) for fraction in _PERCENTILES.values())
     buckets = f"""
         select {span} as span, response_time_ms as bucket, sum(calculations) as calculations
         from [{LATENCY}] t where [of] and {_OF_DAYS} and response_time_ms >= 0
@@ -358,7 +342,7 @@ def _percentiles_by(span: str, spans: str, names: str, total: str = "") -> str:
                sum(calculations) over (partition by span) as measured
         from buckets
     ), found (span, measured, {", ".join(_PERCENTILES)}) as (
-        select span, cast(max(measured) as bigint), {percentiles} from ranked group by span
+        select span, cast(max(measured) as bigint), {_ALL_PERCENTILES} from ranked group by span
     )
     select {names}, coalesce(f.measured, 0), {", ".join(f"f.{name}" for name in _PERCENTILES)},
            r.counted_at, [rollup_days_complete]('{LATENCY}', d.begins, d.ends)
@@ -368,7 +352,7 @@ def _percentiles_by(span: str, spans: str, names: str, total: str = "") -> str:
     """
 
 
-def _percentiles_query(percentiles: str) -> str:
+def _percentiles_query() -> str:
     return f"""
     with buckets as (
         select response_time_ms as bucket, sum(calculations) as calculations
@@ -379,10 +363,23 @@ def _percentiles_query(percentiles: str) -> str:
         select [response_time_middle](bucket) as ms, sum(calculations) over (order by bucket) as upto,
                sum(calculations) over () as measured
         from buckets
-    ), found as (select cast(coalesce(max(measured), 0) as bigint) as measured, {percentiles} from ranked)
+    ), found as (select cast(coalesce(max(measured), 0) as bigint) as measured, {_ALL_PERCENTILES} from ranked)
     select found.*, r.counted_at, [rollup_days_complete]('{LATENCY}', :first_day, :last_day)
     from found left join [rollup_reading]() r on true
     """
+
+
+def _ranking(key: str) -> dict[str, str]:
+    """The columns of what `_top` selects."""
+    return {
+        "rank": "bigint",
+        key: "bigint",
+        "calculations": "bigint",
+        "share": "double precision",
+        "cache_hits": "bigint",
+        "cache_hit_ratio": "double precision",
+        **_QUALITY,
+    }
 
 
 def _top(rollup: str, key: str) -> str:
