@@ -59,9 +59,9 @@ def receiver() -> Iterator[Receiver]:
 
 @pytest.fixture(scope="module")
 def up(receiver: Receiver) -> Iterator[Up]:
-    """A copy of the project, running, with alerts and without a schedule that would run into the tests."""
+    """A copy of the project, running, with alerts."""
     with tempfile.TemporaryDirectory(prefix="ca-", ignore_cleanup_errors=True) as folder:
-        with Project(Path(folder)).up(ALERT_WEBHOOK_URL=receiver.url, ROLLUP_CRON="0 0 1 1 *") as running:
+        with Project(Path(folder)).up(ALERT_WEBHOOK_URL=receiver.url) as running:
             yield running
 
 

@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, TimeoutError
 from sqlalchemy import text
 
 from benchmarks.running import eventually
@@ -22,6 +22,7 @@ from calc_analytics_tests.acceptance.test_up import (
     materializations,
     runs,
 )
+from calc_analytics_tests.acceptance.test_wrong_numbers import checked
 
 TICKS = """
 { sensorOrError(sensorSelector: {repositoryName: "__repository__", repositoryLocationName: "calc_analytics",
@@ -46,9 +47,9 @@ def shows(page: Page, address: str, words: str, seconds: float = 150) -> None:
     while True:
         page.goto(address)
         try:
-            page.get_by_text(re.compile(words)).first.wait_for(timeout=8_000)
+            page.get_by_text(re.compile(words)).first.wait_for(timeout=20_000)
             return
-        except Exception:
+        except TimeoutError:
             assert time.monotonic() < deadline, f"{address} never shows '{words}'"
 
 
@@ -109,6 +110,7 @@ def test_a_changed_row_fails_the_check_until_the_day_is_materialized_by_click(up
             {"day": today},
         )
         assert changed.rowcount
+    eventually(lambda: checked(up, days.today("UTC"))["status"] == "FAILED", "the check to fail", 240)
     shows(page, CHECK, "another program changed the statistics")
     assert page.get_by_text("Failed").first.is_visible()
     before = len(runs(up))

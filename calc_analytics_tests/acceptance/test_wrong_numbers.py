@@ -45,8 +45,8 @@ OLD_DAYS, PRUNED_DAYS = 100, 110
 
 @pytest.fixture(scope="module")
 def up(project: Project) -> Iterator[Up]:
-    """The copy, running, with the trigger open and without a schedule that would run into the tests."""
-    with project.up(ENABLE_TEST_ENDPOINTS="true", ROLLUP_CRON="0 0 1 1 *") as running:
+    """The copy, running, with the trigger open."""
+    with project.up(ENABLE_TEST_ENDPOINTS="true") as running:
         yield running
 
 
