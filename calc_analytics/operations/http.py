@@ -107,7 +107,8 @@ class Service:
         )
         is_local = self.ui_port is not None and request.url.hostname in LOCAL
         dagster_url = f"http://{request.url.hostname}:{self.ui_port}" if is_local else None
-        content = view.render(report(facts).public(), figures(facts), self.settings.timezone, dagster_url)
+        is_open = self.settings.report_token is not None
+        content = view.render(report(facts).public(), figures(facts), self.settings.timezone, dagster_url, is_open)
         return HTMLResponse(content, headers=view.headers())
 
     async def openapi(self, request: Request) -> Response:

@@ -72,17 +72,16 @@ class Reports:
         _require_known(request)
         first, last = (_day(request, name) for name in PARAMETERS)
         try:
-            content = await asyncio.wrap_future(in_background("report", partial(self._render, publisher, first, last)))
+            return await asyncio.wrap_future(in_background("report", partial(self._render, publisher, first, last)))
         except asyncio.CancelledError:
             raise HTTPException(503, "the service is stopping") from None
         except CalcAnalyticsError as error:
             raise _refused(error) from None
-        return HTMLResponse(content, headers=_headers())
 
-    def _render(self, publisher: int | None, first: date | None, last: date | None) -> str:
+    def _render(self, publisher: int | None, first: date | None, last: date | None) -> Response:
         """The page; raises `ReportRunning`, or what `read_report` raises."""
         # matplotlib and pandas are imported with the first report, not with the service.
-        from calc_analytics.readers.page import render
+        from calc_analytics.readers.page import PAGE, render
         from calc_analytics.readers.report import read_report
 
         if not self._busy.acquire(blocking=False):
@@ -92,7 +91,8 @@ class Reports:
             engine = engine_for(url, "calc_analytics report", READING_SECONDS)
             limit_statements(engine, time.monotonic() + READING_SECONDS)
             try:
-                return render(read_report(rollups.database(engine, self.settings), publisher, first, last))
+                report = read_report(rollups.database(engine, self.settings), publisher, first, last)
+                return HTMLResponse(render(report), headers=PAGE.headers())
             finally:
                 engine.dispose()
         finally:
@@ -169,14 +169,3 @@ def _refused(error: CalcAnalyticsError) -> HTTPException:
         return HTTPException(429, str(error), {"Retry-After": "2"})
     logs.log(logging.WARNING, "report", failed=str(error))
     return HTTPException(503, f"{cause_of(error).words}; the service's log has the details", {"Retry-After": "5"})
-
-
-def _headers() -> dict[str, str]:
-    from calc_analytics.readers.page import policy
-
-    return {
-        "Content-Security-Policy": f"{policy()}; frame-ancestors 'none'",
-        "X-Content-Type-Options": "nosniff",
-        "Referrer-Policy": "no-referrer",
-        "Cache-Control": "no-store",
-    }

@@ -3,21 +3,18 @@
 Every text is escaped by the template. Names stand in `bdi`, so that right-to-left ones do not move what is beside them.
 """
 
-import base64
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy
 import pandas
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from calc_analytics import __version__, days
+from calc_analytics.html import Page
 from calc_analytics.plurals import number
 from calc_analytics.readers.figures import (
     SOURCES,
@@ -33,7 +30,6 @@ from calc_analytics.readers.questions import DAYS_BY_DAY, Totals
 from calc_analytics.readers.report import Report
 from calc_analytics.rollups import HOURS, LATENCY, LOCALITIES
 
-FOLDER = Path(__file__).parent
 NONE = "–"
 SOURCE_WORDS = {"web": "web UI", "api": "authenticated API", "external": "external API", "unknown": "unknown source"}
 DAYS_LISTED = 7
@@ -52,19 +48,9 @@ class Line:
     change: str
 
 
-def policy() -> str:
-    """The Content-Security-Policy of the page: its own style, and nothing else."""
-    digest = base64.b64encode(hashlib.sha256(_style().encode()).digest()).decode()
-    return f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
-
-
 def render(report: Report) -> str:
     """The page. Times are those of the reporting time zone."""
-    return _template().render(report=report, **_words(report), **_numbers(report), **_document())
-
-
-def _document() -> dict[str, Any]:
-    return {"version": __version__, "policy": policy(), "style": Markup(_style())}
+    return PAGE.render(report=report, **_words(report), **_numbers(report), version=__version__, policy=PAGE.policy)
 
 
 def _words(report: Report) -> dict[str, Any]:
@@ -228,23 +214,11 @@ def _top_rows(frame: pandas.DataFrame, kind: str) -> Sequence[dict[str, Any]]:
     ]
 
 
-@lru_cache
-def _style() -> str:
-    return (FOLDER / "page.css").read_text(encoding="utf-8")
-
-
-@lru_cache
-def _template() -> Template:
-    environment = Environment(
-        loader=FileSystemLoader(FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        percent=lambda value: _or_none(value, as_percent),
-        milliseconds=lambda value: _or_none(value, as_milliseconds),
-        count=lambda value: f"{int(value):,}",
-    )
-    return environment.get_template("page.html")
+PAGE = Page(
+    Path(__file__).parent,
+    filters={
+        "percent": lambda value: _or_none(value, as_percent),
+        "milliseconds": lambda value: _or_none(value, as_milliseconds),
+        "count": lambda value: f"{int(value):,}",
+    },
+)

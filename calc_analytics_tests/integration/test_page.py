@@ -495,7 +495,7 @@ def odd_page(odd: str) -> str:
     shown = figures(facts.read(sources, Prober(), ("ledger", "log", "unseen"), readers(sources.settings, NOW), NOW))
     days = [DayOverview(TODAY, "stale", {odd: "stale", "a": "built"}, 3)]
     shown = replace(shown, overview=Answer(Overview(TODAY, TODAY, days, [], {odd: 3}, odd, [odd, "a"]), None, 0.1))
-    return view.render(health, shown, "UTC", f"http://{odd}:1")
+    return view.render(health, shown, "UTC", f"http://{odd}:1", True)
 
 
 def test_odd_names_are_text_and_never_markup():
@@ -514,6 +514,13 @@ def test_a_host_header_is_never_a_link(database: URL):
             assert "3999" not in page(served, Host=host)
             assert host not in page(served, Host=host)
         assert "<script" not in page(served, Host='"><script>alert(1)</script>')
+
+
+def test_the_report_is_linked_while_it_is_open(database: URL):
+    link = '<a href="report">'
+    for token, is_linked in ((None, False), ("a-token", True)):
+        with serving(replace(Settings.from_environment(), report_token=token)) as served:
+            assert (link in page(served)) is is_linked
 
 
 def test_a_view_costs_little_with_a_thousand_days(database: URL, db, engine, owner):

@@ -602,10 +602,8 @@ def test_a_disk_that_is_full_is_one_line(database: URL, named: Database, tmp_pat
 def test_a_template_that_is_missing_is_not_an_error_of_the_output(
     calc: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    page_module._style.cache_clear()
-    monkeypatch.setattr(page_module, "FOLDER", tmp_path)
+    monkeypatch.setattr(page_module, "PAGE", replace(page_module.PAGE, folder=tmp_path))
     error = refused(calc("--output", str(tmp_path / "a.html")))
-    page_module._style.cache_clear()
     assert "error: internal error: FileNotFoundError: [Errno 2]" in error
     assert "cannot write" not in error
 

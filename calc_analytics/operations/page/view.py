@@ -4,18 +4,13 @@ Every text is escaped by the template; only public texts come in (`Health.public
 answered is a sentence that says so, never an empty part or a green one.
 """
 
-import base64
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
-from markupsafe import Markup
-
 from calc_analytics import days
+from calc_analytics.html import Page
 from calc_analytics.operations.disclosure import NO_ANSWER
 from calc_analytics.operations.findings import NOTE, OK
 from calc_analytics.operations.page import calendar
@@ -30,7 +25,6 @@ from calc_analytics.rollup.overview import DayOverview
 from calc_analytics.rollup.status import LAG_ROWS_LIMIT
 
 REFRESH_SECONDS = 15
-FOLDER = Path(__file__).parent
 # The sign of each state beside its colour, and what it means.
 MEANINGS = {
     "built": ("✓", "exact: every row that was committed before the last count is in it"),
@@ -59,22 +53,17 @@ class Sentence:
 
 
 def headers() -> dict[str, str]:
-    """Those of the page: nothing but its own style is loaded, nothing is stored."""
-    style = base64.b64encode(hashlib.sha256(_style().encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'sha256-{style}'; img-src data:; base-uri 'none'; form-action 'none'"
-    return {
-        "Content-Security-Policy": f"{policy}; frame-ancestors 'none'",
-        "X-Content-Type-Options": "nosniff",
-        "Referrer-Policy": "no-referrer",
-        "Cache-Control": "no-store",
-        "Vary": "Accept",
-    }
+    """Those of the page."""
+    return {**PAGE.headers(), "Vary": "Accept"}
 
 
-def render(health: Mapping[str, Any], figures: Figures, timezone: str, dagster_url: str | None) -> str:
-    """The page for this report (`Health.public`) and these figures. Times are those of that time zone."""
+def render(health: Mapping[str, Any], figures: Figures, timezone: str, dagster_url: str | None, is_open: bool) -> str:
+    """The page for this report (`Health.public`) and these figures; `is_open`: whether reports are.
+
+    Times are those of that time zone.
+    """
     zone = days.zone(timezone)
-    return _template().render(
+    return PAGE.render(
         health=health,
         headline=headline(health["probes"]),
         failing=_findings([probe for probe in health["probes"] if not probe["ok"]]),
@@ -92,9 +81,9 @@ def render(health: Mapping[str, Any], figures: Figures, timezone: str, dagster_u
         states=STATES,
         weekdays=calendar.WEEKDAYS,
         dagster_url=dagster_url,
+        is_report_open=is_open,
         refresh_seconds=REFRESH_SECONDS,
         search_limit=SEARCH_LIMIT_SECONDS,
-        style=Markup(_style()),
     )
 
 
@@ -224,20 +213,8 @@ def _urgent(day: DayOverview) -> dict[str, str]:
     return {"date": str(day.day), "state": day.state, "where": "; ".join(where)}
 
 
-@lru_cache
-def _style() -> str:
-    return (FOLDER / "page.css").read_text(encoding="utf-8")
-
-
-@lru_cache
-def _template() -> Template:
-    environment = Environment(
-        loader=FileSystemLoader(FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals["missing"] = missing
-    environment.filters.update(ago=ago, label=label, as_sentence=as_sentence)
-    return environment.get_template("page.html")
+PAGE = Page(
+    Path(__file__).parent,
+    filters={"ago": ago, "label": label, "as_sentence": as_sentence},
+    functions={"missing": missing},
+)
