@@ -133,8 +133,8 @@ _UNTIMED_EVER = _days("rollup_days_untimed", *_EVER)
 _OF_DAYS = "date between :first_day and :last_day"
 
 
-def _functions() -> Iterator[Function]:
-    yield from (_READING, _UNBUILT, _UNTIMED, _COMPLETE, _MIDDLE)
+def _days_and_totals() -> Iterator[Function]:
+    """Calculations by day and in all."""
     yield from both(
         "days",
         _PERIOD,
@@ -200,6 +200,10 @@ def _functions() -> Iterator[Function]:
         "one row for all days from first_day to last_day, of [whose]",
         rows=1,
     )
+
+
+def _rankings() -> Iterator[Function]:
+    """Localities and publishers by calculations, and each publisher's days."""
     yield from both(
         "top_localities",
         {**_PERIOD, "n": "integer default 5"},
@@ -244,6 +248,10 @@ def _functions() -> Iterator[Function]:
         "a row for each publisher and day with calculations from first_day to last_day",
         rows=10_000,
     )
+
+
+def _percentiles() -> Iterator[Function]:
+    """Percentiles of response times: of a period, by day and by week."""
     columns = {"measured": "bigint", **dict.fromkeys(_PERCENTILES, "double precision"), **_QUALITY}
     of_sources, whole = {"sources": "integer[] default null"}, _percentiles_query()
     yield Function(
@@ -295,6 +303,10 @@ def _functions() -> Iterator[Function]:
         "the whole period, of [whose]",
         rows=30,
     )
+
+
+def _hours() -> Iterator[Function]:
+    """Calculations by weekday and hour."""
     yield from both(
         "hours",
         _PERIOD,
@@ -318,7 +330,6 @@ def _functions() -> Iterator[Function]:
         "calculations by weekday (1: Monday) and hour of the reporting time zone, of [whose]",
         rows=168,
     )
-    yield from _usage()
 
 
 def _percentiles_by(span: str, spans: str, names: str, total: str = "") -> str:
@@ -490,7 +501,14 @@ def _usage() -> Iterator[Function]:
     )
 
 
-FUNCTIONS = tuple(_functions())
+FUNCTIONS = (
+    *(_READING, _UNBUILT, _UNTIMED, _COMPLETE, _MIDDLE),
+    *_days_and_totals(),
+    *_rankings(),
+    *_percentiles(),
+    *_hours(),
+    *_usage(),
+)
 VIEWS = {
     "publisher_usage": "calculations of each publisher: today, by month and of all time; one row per publisher",
     "platform_usage": "calculations of all publishers: today, by month and of all time; one row",
