@@ -17,7 +17,7 @@ from pyarrow import csv, parquet
 from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
-from calc_analytics.readers.period import Period, period
+from calc_analytics.readers.period import Period, choose_period
 from calc_analytics.readers.questions import Questions, Reading, Totals, read_reading, reading_transaction
 from calc_analytics.readers.report import Report
 from calc_analytics.rollup.database import Database
@@ -62,7 +62,7 @@ def day_table(db: Database, publisher: int | None, first: date | None, last: dat
     """
     with reading_transaction(db.engine) as connection:
         reading = read_reading(connection, db)
-        wanted = period(first, last, reading.today)
+        wanted = choose_period(first, last, reading.today)
         ask = Questions(connection, reading, publisher)
         ask.counted_days()
         schema = pyarrow.schema({**COLUMNS, **({} if publisher is None else PERCENTILES)}.items())

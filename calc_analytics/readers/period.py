@@ -49,7 +49,7 @@ class Period:
         return str(self.first) if self.first == self.last else f"{self.first} to {self.last}"
 
 
-def period(first: date | None, last: date | None, today: date) -> Period:
+def choose_period(first: date | None, last: date | None, today: date) -> Period:
     """The period of a report: `last` is today unless given, `first` is 29 days before.
 
     Raises `InvalidDay` if the end lies before the beginning, `PeriodTooLong` for more than `LONGEST_DAYS`.

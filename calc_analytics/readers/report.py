@@ -6,7 +6,7 @@ from datetime import date
 import pandas
 
 from calc_analytics.readers.names import Entity
-from calc_analytics.readers.period import Period, period
+from calc_analytics.readers.period import Period, choose_period
 from calc_analytics.readers.questions import (
     Percentiles,
     Questions,
@@ -63,7 +63,7 @@ def read_report(db: Database, publisher: int | None, first: date | None, last: d
     """
     with reading_transaction(db.engine) as connection:
         reading = read_reading(connection, db)
-        wanted = period(first, last, reading.today)
+        wanted = choose_period(first, last, reading.today)
         ask = Questions(connection, reading, publisher)
         counted_days = ask.counted_days()
         percentiles, percentiles_over_time = ask.percentiles(wanted)

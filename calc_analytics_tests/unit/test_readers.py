@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from calc_analytics.days import InvalidDay
 from calc_analytics.operations.reports import require_token
 from calc_analytics.readers import figures, names
-from calc_analytics.readers.period import LONGEST_DAYS, Period, PeriodTooLong, period
+from calc_analytics.readers.period import LONGEST_DAYS, Period, PeriodTooLong, choose_period
 
 TODAY = date(2026, 11, 27)
 
@@ -25,16 +25,16 @@ TODAY = date(2026, 11, 27)
     ],
 )
 def test_a_period_is_the_last_thirty_days_unless_it_is_given(first: date | None, last: date | None, expected: tuple):
-    assert period(first, last, TODAY) == Period(*expected)
+    assert choose_period(first, last, TODAY) == Period(*expected)
 
 
 def test_a_period_that_ends_before_it_begins_or_is_too_long_is_refused():
     with pytest.raises(InvalidDay, match=r"ends \(2026-11-27\) before it begins \(2026-11-28\)"):
-        period(date(2026, 11, 28), None, TODAY)
-    longest = period(date.fromordinal(TODAY.toordinal() - LONGEST_DAYS + 1), TODAY, TODAY)
+        choose_period(date(2026, 11, 28), None, TODAY)
+    longest = choose_period(date.fromordinal(TODAY.toordinal() - LONGEST_DAYS + 1), TODAY, TODAY)
     assert longest.days == LONGEST_DAYS
     with pytest.raises(PeriodTooLong, match="3,661 days, a report at most 3,660"):
-        period(date.fromordinal(TODAY.toordinal() - LONGEST_DAYS), TODAY, TODAY)
+        choose_period(date.fromordinal(TODAY.toordinal() - LONGEST_DAYS), TODAY, TODAY)
 
 
 def test_the_period_before_has_the_same_length_and_ends_the_day_before():

@@ -49,7 +49,7 @@ def _filled(sql: str, names: Mapping[str, str]) -> str:
     return re.sub(r"\[(\w+)\]", lambda found: names[found[1]], sql)
 
 
-def both(
+def declare_both(
     name: str,
     parameters: Mapping[str, str],
     returns: Mapping[str, str],

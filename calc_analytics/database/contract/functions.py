@@ -6,7 +6,7 @@ Names, columns and types are promises (docs/reading.md). Functions run with the 
 
 from collections.abc import Iterator
 
-from calc_analytics.database.contract.function import Function, both
+from calc_analytics.database.contract.function import Function, declare_both
 from calc_analytics.database.tables import (
     calculation_latency_daily,
     calculation_locality_stats_daily,
@@ -135,7 +135,7 @@ _OF_DAYS = "date between :first_day and :last_day"
 
 def _days_and_totals() -> Iterator[Function]:
     """Calculations by day and in all."""
-    yield from both(
+    yield from declare_both(
         "days",
         _PERIOD,
         {"date": "date", **_MEASURES, **_QUALITY},
@@ -163,7 +163,7 @@ def _days_and_totals() -> Iterator[Function]:
         "a row for each day from first_day to last_day, days without calculations included, of [whose]",
         rows=30,
     )
-    yield from both(
+    yield from declare_both(
         "trend",
         {"days": "integer default 7"},
         {"date": "date", **_MEASURES, **_QUALITY},
@@ -173,7 +173,7 @@ def _days_and_totals() -> Iterator[Function]:
         "a row for each of the last days, today and days without calculations included, of [whose]",
         rows=7,
     )
-    yield from both(
+    yield from declare_both(
         "totals",
         _PERIOD,
         {**_MEASURES, **_QUALITY},
@@ -204,7 +204,7 @@ def _days_and_totals() -> Iterator[Function]:
 
 def _rankings() -> Iterator[Function]:
     """Localities and publishers by calculations, and each publisher's days."""
-    yield from both(
+    yield from declare_both(
         "top_localities",
         {**_PERIOD, "n": "integer default 5"},
         _ranking("locality_id"),
@@ -270,7 +270,7 @@ def _percentiles() -> Iterator[Function]:
         "percentiles of response times from first_day to last_day, in milliseconds; of some sources and publishers",
         rows=1,
     )
-    yield from both(
+    yield from declare_both(
         "percentiles_by_day",
         _PERIOD,
         {"date": "date", **columns},
@@ -283,7 +283,7 @@ def _percentiles() -> Iterator[Function]:
         "percentiles of the measured response times of each day from first_day to last_day, of [whose]",
         rows=30,
     )
-    yield from both(
+    yield from declare_both(
         "percentiles_by_week",
         _PERIOD,
         {"begins": "date", "ends": "date", **columns},
@@ -307,7 +307,7 @@ def _percentiles() -> Iterator[Function]:
 
 def _hours() -> Iterator[Function]:
     """Calculations by weekday and hour."""
-    yield from both(
+    yield from declare_both(
         "hours",
         _PERIOD,
         {"weekday": "integer", "hour": "integer", "calculations": "bigint", **_QUALITY},
