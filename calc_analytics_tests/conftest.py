@@ -37,8 +37,11 @@ TEMPLATE = f"calc_analytics_template_{os.getpid()}"
 ROLE = f"rollup_writer_{os.getpid()}"
 # A folder in memory, and what must be free there: three workers and their clusters take less than half of it.
 MEMORY, MEMORY_BYTES = Path("/dev/shm"), 3_000_000_000
-# Half of the acceptance tests, by the time they take.
-FIRST_HALF = ("test_kills", "test_pgbouncer", "test_secrets", "test_stop", "test_two_of_us")
+# The acceptance tests in three parts that take about as long; those that are not named are the third.
+ACCEPTANCE_PARTS = (
+    ("test_stop", "test_kills", "test_secrets"),
+    ("test_two_of_us", "test_dagster_commands", "test_alerts"),
+)
 _numbers = itertools.count(1)
 
 
@@ -79,8 +82,8 @@ def stay_clear_of_midnight(seconds: float) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With several workers (`pytest -n 3`) a file's tests stay together. The acceptance tests begin first, on two
-    workers: more `up` at once would starve each other."""
+    """With several workers (`pytest -n 4`) a file's tests stay together. The acceptance tests begin first, on three
+    workers: they wait most of the time, and more `up` at once would starve each other."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
@@ -88,7 +91,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             file = nodeid.split("::")[0]
             if "/acceptance/" not in file:
                 return file
-            return "acceptance 1" if Path(file).stem in FIRST_HALF else "acceptance 2"
+            parts = (number for number, files in enumerate(ACCEPTANCE_PARTS) if Path(file).stem in files)
+            return f"acceptance {next(parts, len(ACCEPTANCE_PARTS))}"
 
     return ByFile(config, log)
 
