@@ -52,9 +52,20 @@ def _pipeline(connection: psycopg.Connection, statements: Sequence[str], prepare
                 cursor.execute(statement, prepare=prepare)
             connection.cursor().execute("commit", prepare=False)
         return cursor.fetchall()
-    except psycopg.Error:
+    except psycopg.Error as error:
+        interrupt = _interrupt_behind(error)
+        if interrupt is not None:
+            raise interrupt from None
         if not connection.broken:
             connection.execute("rollback")
         raise
     finally:
         connection.prepare_threshold = None
+
+
+def _interrupt_behind(error: BaseException | None) -> BaseException | None:
+    """What interrupted the wait for the server, if something did: psycopg then fails to leave the pipeline as well, and
+    raises that instead. Taken for a lost connection, it would be repeated, and a run that is canceled would go on."""
+    while isinstance(error, Exception):
+        error = error.__context__
+    return error

@@ -148,9 +148,9 @@ def rollup_assets(log: "Log", partitions: PartitionsDefinition, freshness: Fresh
         A day whose log is not what was counted, or whose log rows were deleted, is not changed: the run logs the reason
         in one line, and the day's check reports what is wrong and what to do.
         """
-        days, db = as_days(context.partition_keys), database.db
-        chosen = [each for each in db.log.rollups if AssetKey(each.name) in context.selected_asset_keys]
         with as_dagster_failure():
+            days, db = as_days(context.partition_keys), database.db
+            chosen = [each for each in db.log.rollups if AssetKey(each.name) in context.selected_asset_keys]
             report = _rebuild(context, db, days, chosen, config.decision)
             for declared in chosen:
                 _attach(context, db, declared, len(days), report)

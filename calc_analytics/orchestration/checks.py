@@ -79,7 +79,7 @@ def rollup_checks(log: "Log", partitions: PartitionsDefinition) -> AssetChecksDe
         retry_policy=TRANSIENT_ERRORS,
     )
     def checks(context: AssetCheckExecutionContext, database: RollupDatabase) -> Iterator[AssetCheckResult]:
-        yield from _check(context.op_execution_context, database.db)
+        yield from _check(context.op_execution_context, database)
 
     return checks
 
@@ -109,7 +109,7 @@ def _specs(declared: "Rollup", partitions: PartitionsDefinition) -> Iterator[Ass
         yield AssetCheckSpec(name, asset=declared.name, description=description, partitions_def=partitions)
 
 
-def _check(run: OpExecutionContext, db: "Database") -> Iterator[AssetCheckResult]:
+def _check(run: OpExecutionContext, database: RollupDatabase) -> Iterator[AssetCheckResult]:
     """One evaluation of each selected check for each partition of the run; for today and yesterday if it has none.
 
     Dagster gives a returned result a partition only if the run has a single one. In all other runs each day's
@@ -117,6 +117,7 @@ def _check(run: OpExecutionContext, db: "Database") -> Iterator[AssetCheckResult
     """
     is_of_days = run.has_partition_key or run.has_partition_key_range
     with as_dagster_failure():
+        db = database.db
         days = as_days(run.partition_keys) if is_of_days else today_and_yesterday(db.timezone)
         found = evaluate(db, run.selected_asset_check_keys, days)
         if not run.has_partition_key:

@@ -70,8 +70,8 @@ def summary_assets(log: "Log", freshness: FreshnessPolicy) -> list[AssetsDefinit
         """Replaces the table by what the rollups hold now."""
         from calc_analytics.readers.summary import refresh_summary
 
-        db = database.db
         with as_dagster_failure():
+            db = database.db
             done = refresh_summary(db)
             context.log.info(f"wrote {number(len(done.table), 'publisher')} in {done.seconds:.2f} s")
             drawn = picture(db, today(db.timezone), context.log.warning)
