@@ -7,6 +7,7 @@ minute. A process that dies is started again after a growing pause. Output goes 
 import ctypes
 import errno
 import os
+import random
 import re
 import shutil
 import signal
@@ -36,6 +37,7 @@ LONGEST_PAUSE_SECONDS = 30.0
 DATABASE_RETRY_SECONDS = 5.0
 # Streaming writes about 10 MB a day.
 LOG_BYTES = 50_000_000
+CODE_PORTS = range(20_000, 32_000)
 
 
 class PortTaken(CalcAnalyticsError):
@@ -59,6 +61,25 @@ def free_port() -> int:
     with socket.socket() as sock:
         sock.bind((HOST, 0))
         return int(sock.getsockname()[1])
+
+
+def code_port(workspace: Path) -> int:
+    """The code server's port: that of the last start, by its workspace file, if it is free; else another free one.
+
+    A run that was killed together with `up` names the code server by its port, and Dagster repeats it only once that
+    one answers. So a new port is below those that outgoing connections take.
+    """
+    found = re.search(r"^ +port: (\d+)$", workspace.read_text(), re.MULTILINE) if workspace.exists() else None
+    last = [int(found[1])] if found else []
+    for port in [*last, *random.sample(CODE_PORTS, 100)]:
+        with suppress(PortTaken, CannotListen):
+            require_free(port, "--code-port")
+            return port
+    return free_port()
+
+
+def _workspace_file() -> Path:
+    return writable(data_folder()) / "workspace.yaml"
 
 
 def require_free(port: int, option: str, host: str = HOST) -> None:
@@ -217,7 +238,7 @@ class Supervisor:
     service_port: int
     stop_asked: threading.Event = field(default_factory=threading.Event)
     start_date: date | None = None
-    code_port: int = field(default_factory=free_port)
+    code_port: int = field(default_factory=lambda: code_port(_workspace_file()))
     services: list[Service] = field(default_factory=list)
     database_retry_at: float = 0.0
 
@@ -294,7 +315,7 @@ class Supervisor:
         }
 
     def _write_workspace(self) -> Path:
-        path = writable(data_folder()) / "workspace.yaml"
+        path = _workspace_file()
         path.write_text(
             f"load_from:\n  - grpc_server:\n      host: {HOST}\n      port: {self.code_port}\n"
             "      location_name: calc_analytics\n"

@@ -143,7 +143,7 @@ def test_an_up_that_is_killed_takes_everything_with_it_and_the_next_start_repeat
             found = statuses()
             return (found[0], found[-1]) == ("SUCCESS", "FAILURE") if found else False
 
-        eventually(is_made_good, "it failed, a repetition succeeds", 240)
+        eventually(is_made_good, "it failed, a repetition succeeds")
 
 
 def test_a_stop_ends_a_start_that_waits_for_a_lock_in_the_database(project: Project, url: URL, connect: Connect):

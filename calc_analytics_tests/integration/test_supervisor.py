@@ -84,3 +84,18 @@ def test_a_long_log_is_emptied_and_its_content_is_kept_in_a_second_file(service:
     assert Path(f"{service.log}.1").read_text().startswith("line 0\n")
     eventually(lambda: service.log.read_text().startswith("line "), "a line in the new log")
     assert not service.log.read_text().startswith("line 0\n")
+
+
+def test_the_code_server_has_the_port_of_the_last_start_unless_that_is_taken(tmp_path: Path):
+    """A killed run names it, and is marked as failed and repeated once it answers there."""
+    workspace = tmp_path / "workspace.yaml"
+    first = supervisor.code_port(workspace)
+    assert first in supervisor.CODE_PORTS
+    workspace.write_text(f"load_from:\n  - grpc_server:\n      host: 127.0.0.1\n      port: {first}\n")
+    assert supervisor.code_port(workspace) == first
+    with socket.socket() as other:
+        other.bind((supervisor.HOST, first))
+        other.listen()
+        assert supervisor.code_port(workspace) not in (first, 0)
+    workspace.write_text("load_from: []\n")
+    assert supervisor.code_port(workspace) in supervisor.CODE_PORTS
