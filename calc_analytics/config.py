@@ -20,7 +20,8 @@ from dotenv import dotenv_values
 from dotenv.parser import Binding, parse_stream
 
 from calc_analytics import days
-from calc_analytics.addresses import read_url
+from calc_analytics.addresses import ArchiveUrl as ArchiveUrl
+from calc_analytics.addresses import read_archive_url, read_url
 from calc_analytics.addresses import redact_url as redact_url
 from calc_analytics.addresses import with_driver as with_driver
 from calc_analytics.addresses import without_secrets as without_secrets
@@ -72,6 +73,7 @@ class Settings:
     log_format: str = "text"
     log_level: str = "info"
     alert_webhook_url: str | None = field(default=None, repr=False)
+    archive_url: ArchiveUrl | None = field(default=None, repr=False)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Settings":
@@ -192,6 +194,10 @@ def _webhook_url(text: str) -> str:
     return text
 
 
+def _archive_url(text: str) -> ArchiveUrl:
+    return read_archive_url(text, project_root())
+
+
 def _timezone(text: str) -> str:
     try:
         if text in AMBIGUOUS_ZONES or text.startswith(("right/", "posix/")):
@@ -286,4 +292,5 @@ VARIABLES = {
     "LOG_FORMAT": Variable("log_format", _one_of("text", "json")),
     "LOG_LEVEL": Variable("log_level", _one_of("debug", "info", "warning", "error")),
     "ALERT_WEBHOOK_URL": Variable("alert_webhook_url", _webhook_url),
+    "ARCHIVE_URL": Variable("archive_url", _archive_url),
 }

@@ -15,6 +15,7 @@ from dagster import (
 
 from calc_analytics import logs
 from calc_analytics.config import process_settings
+from calc_analytics.orchestration.archive import archive_asset
 from calc_analytics.orchestration.assets import calculation_logs, rollup_assets
 from calc_analytics.orchestration.checks import rollup_checks
 from calc_analytics.orchestration.cron import freshness_policy
@@ -39,6 +40,7 @@ def defs() -> Definitions:
         warnings.simplefilter("ignore", PreviewWarning)
         (rollups,) = with_source_code_references([rollup_assets(log, partitions, freshness_policy(settings.cron))])
         checks = rollup_checks(log, partitions)
+        archives = [archive_asset(log, partitions)] if settings.archive_url is not None else []
     rollup_job = define_asset_job(
         ROLLUP_JOB,
         selection=[AssetKey(name) for name in log.names],
@@ -46,7 +48,7 @@ def defs() -> Definitions:
         "it for today and yesterday, the sensor for days that are not built; launch it by hand for any days.",
     )
     return Definitions(
-        assets=[calculation_logs, rollups],
+        assets=[calculation_logs, rollups, *archives],
         asset_checks=[checks],
         jobs=[rollup_job, housekeeping_job],
         schedules=[hourly_schedule(settings), daily_housekeeping(settings)],

@@ -32,7 +32,7 @@ drop index if exists calculation_stats_daily_date_idx;
 
 -- The statistics that are the project's own, the state, the ledger, the journal, and the record of migrations.
 drop table if exists calculation_locality_stats_daily, calculation_stats_hourly, calculation_latency_daily;
-drop table if exists rollup_state, rollup_days, rollup_journal, calc_analytics_version;
+drop table if exists rollup_state, rollup_days, rollup_journal, rollup_archive, calc_analytics_version;
 
 -- The project's comments on the API's tables. Comments with another text are the API's own and stay.
 do $$

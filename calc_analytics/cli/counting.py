@@ -170,7 +170,7 @@ def verify(
     print_report(report, as_json, terminal.show_verify, named or [])
     is_unbuilt = named is not None and report.never_built
     is_incomplete = is_unbuilt or report.waiting or report.overflowed or report.nothing_built
-    sys.exit(1 if report.different or is_incomplete else 0)
+    sys.exit(1 if report.different or report.archive or is_incomplete else 0)
 
 
 def _days_to_prove(db: Database, chosen: Sequence[str]) -> list[date]:

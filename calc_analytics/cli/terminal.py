@@ -150,6 +150,10 @@ def show_prune(report: PruneReport) -> None:
         )
     for day in report.different:
         click.echo(f"  {day}  differs from its log, so its log rows stay: run 'calc-analytics verify --day {day}'")
+    for day in report.not_archived:
+        click.echo(f"  {day}  not archived, so its log rows stay: run 'calc-analytics archive --day {day}'")
+    for day, reason in report.refused.items():
+        click.echo(f"  {day}  its log rows stay: {reason}")
     days = number(len(report.rows_by_day), "day")
     click.echo(f"{number(report.rows, 'row')} of {days} deleted in {report.seconds:.2f} s")
 
@@ -168,6 +172,8 @@ def show_verify(report: VerifyReport, asked: Sequence[date]) -> None:
                 click.echo(f"  {proof.describe()}")
     if empty := set(asked) - {proof.day for proof in report.days}:
         click.echo(f"{number(len(empty), 'day')} without log rows and without statistics")
+    for unbalanced in report.archive:
+        click.echo(f"  {unbalanced}")
     _show_not_compared(report)
     compared = {proof.day for proof in report.days if proof.is_built or proof.is_different or proof.status == "frozen"}
     click.echo(f"{number(len(compared), 'day')} compared in {report.seconds:.2f} s: difference {report.difference:,}")

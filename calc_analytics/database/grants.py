@@ -27,7 +27,7 @@ def without_grants(connection: Connection, names: Collection[str]) -> set[str]:
 
 
 def extend(connection: Connection, there: set[str], models: Sequence[str], targets: Sequence[str]) -> None:
-    """Gives the targets, live views and journal that are not `there` the grants of their kind that are.
+    """Gives the targets, live views, journal and archived days that are not `there` the grants of their kind that are.
 
     The first of the rollups in `models` that is there is the model. Roles that may read a target that is there may read
     its live view too, if that was dropped, and its grants with it.
@@ -40,6 +40,8 @@ def extend(connection: Connection, there: set[str], models: Sequence[str], targe
     for name in targets:
         if name in there and f"{name}_live" not in there:
             _copy(connection, name, f"{name}_live", ("SELECT",))
+    if "rollup_archive" not in there and "rollup_days" in there:
+        _copy(connection, "rollup_days", "rollup_archive")
     if "rollup_journal" not in there and "rollup_days" in there:
         _copy(connection, "rollup_days", "rollup_journal")
         for role in _roles_that(connection, "rollup_days", "INSERT"):

@@ -2,7 +2,8 @@
 
 A batch is one transaction that holds the state's lock: what it deletes is visible in the stored snapshot, so it is
 counted, and what it deleted is noted with the day of every rollup at the same commit. A day is proven before its first
-row is deleted, and its statistics get a checksum: afterwards the log can no longer prove each key.
+row is deleted, and its statistics get a checksum: afterwards the log can no longer prove each key. Where days are
+archived, only archived rows are deleted, after the archive was compared with the log.
 """
 
 import time
@@ -41,22 +42,40 @@ def not_built(db: Database, before: date) -> list[date]:
     return [day for day in days if day < before]
 
 
+def not_archived(db: Database, before: date) -> list[date]:
+    """Days before that one with counted log rows that are not archived, if days are archived: their log rows stay."""
+    if db.archive_url is None:
+        return []
+    with transaction(db.engine) as connection:
+        known = ledger.days_to_archive(connection, db.log, before)
+        return [day for day in known if day in ledger.prunable_days(connection, db.log, before)]
+
+
 def prune(
     db: Database,
     before: date,
     *,
     batch_rows: int = BATCH_ROWS,
     progress: Callable[[int], object] = lambda rows: None,
+    prove_archived: Callable[[date], str | None] | None = None,
 ) -> PruneReport:
     """Deletes the counted log rows of built days before that one, in batches; may be stopped and repeated.
 
     `progress` gets the rows of each batch. Rows that are not counted yet, days that are not built in every rollup, and
     days that differ from the log keep theirs. Transient errors are retried; a batch whose commit was lost with its
-    connection is not in the report.
+    connection is not in the report. With an `archive_url`, `prove_archived` must be given: it returns why the day's
+    files do not have its log rows, or None if they do.
     """
     started, deleted, different = time.perf_counter(), dict[date, int](), list[date]()
+    refused = dict[date, str]()
+    if db.archive_url is not None and prove_archived is None:
+        raise ValueError("days are archived: prove_archived is required")
+    unarchived = retry_transient(partial(not_archived, db, before))
 
     def prune_day(span: Window) -> None:
+        if prove_archived is not None and (reason := prove_archived(span.day)):
+            refused[span.day] = reason
+            return
         if not _is_provable(db, span.day):
             different.append(span.day)
             return
@@ -65,12 +84,13 @@ def prune(
             deleted[span.day] = deleted.get(span.day, 0) + rows
             progress(rows)
 
-    days = retry_transient(partial(prunable, db, before))
+    days = [day for day in retry_transient(partial(prunable, db, before)) if day not in unarchived]
     for span in retry_transient(partial(_windows, db, list(days))):
         retry_transient(partial(prune_day, span))
     left = retry_transient(partial(not_built, db, before))
     rows_by_day = {day: rows for day, rows in deleted.items() if rows}
-    return PruneReport(rows_by_day, left, time.perf_counter() - started, sorted(set(different)))
+    seconds = time.perf_counter() - started
+    return PruneReport(rows_by_day, left, seconds, sorted(set(different)), unarchived, refused)
 
 
 def _is_provable(db: Database, day: date) -> bool:
@@ -111,6 +131,11 @@ def _delete_counted(db: Database, span: Window, ids: Sequence[int]) -> int:
     with transaction(db.engine) as connection:
         ledger.keep_out_rebuilds(connection, db.log)
         counted = ledger.lock(connection, db).snapshot
+        if db.archive_url is not None:
+            archived = ledger.archived_days(connection, db.log, [span.day]).get(span.day)
+            if archived is None or archived.snapshot is None:
+                return 0
+            counted = archived.snapshot
         parameters = {"tz": db.timezone, "ids": ids, **span.parameters(), **counted.bind("s1")}
         parameters.update(rollups=db.log.names, number=len(db.log.names))
         rows = int(connection.execute(statement, parameters).scalar_one())

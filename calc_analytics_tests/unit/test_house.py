@@ -24,12 +24,13 @@ ALLOWED = {
     "database": {"config", "database"},
     "rollup": {"config", "database", "rollup"},
     "rollups": {"config", "database", "rollup"},
+    "archive": {"config", "database", "rollup", "rollups", "archive"},
     "logs": {"database", "rollup"},
-    "orchestration": {"config", "database", "rollup", "rollups", "logs", "orchestration"},
+    "orchestration": {"config", "database", "rollup", "rollups", "archive", "logs", "orchestration"},
     "operations": {"config", "database", "rollup", "rollups", "orchestration", "logs", "operations"},
     "definitions": {"config", "rollups", "logs", "orchestration"},
     "processes": {"config", "database", "rollup", "rollups", "processes"},
-    "cli": {"config", "database", "rollup", "rollups", "logs", "operations", "processes", "cli"},
+    "cli": {"config", "database", "rollup", "rollups", "archive", "logs", "operations", "processes", "cli"},
 }
 
 

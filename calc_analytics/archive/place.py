@@ -1,0 +1,71 @@
+"""The database and the files together: what the operations of the archive take."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from functools import cached_property
+
+from sqlalchemy.engine import Connection
+
+from calc_analytics.archive.manifest import name_of_manifest
+from calc_analytics.archive.store import Store, open_store
+from calc_analytics.database.engine import transaction
+from calc_analytics.errors import CalcAnalyticsError
+from calc_analytics.rollup import ledger
+from calc_analytics.rollup.database import Database
+from calc_analytics.rollup.windows import Window, windows
+
+
+class NoArchive(CalcAnalyticsError):
+    """ARCHIVE_URL is not set, so there is no archive."""
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A database with an `archive_url`, and the files there."""
+
+    db: Database
+
+    @cached_property
+    def store(self) -> Store:
+        """The files; `NoArchive` without a setting."""
+        if self.db.archive_url is None:
+            raise NoArchive("ARCHIVE_URL is not set: set it to a folder, or to s3://bucket/prefix")
+        return open_store(self.db.archive_url)
+
+    @contextmanager
+    def turn(self) -> Iterator[Connection]:
+        """A transaction in which no other process archives or deletes log rows; those that wish to wait for its end."""
+        with transaction(self.db.engine) as connection:
+            ledger.read(connection, self.db)
+            ledger.take_turn_archiving(connection, self.db.log)
+            ledger.keep_out_prune(connection, self.db.log)
+            yield connection
+
+    def record(self, connection: Connection, day: date) -> ledger.ArchivedDay:
+        """What the database holds of the day."""
+        return ledger.archived_days(connection, self.db.log, [day]).get(day, ledger.ArchivedDay(day))
+
+    def window(self, connection: Connection, day: date) -> Window:
+        """The day's instants."""
+        (span,) = windows(connection, [day], self.db.timezone)
+        return span
+
+    def delete_leftovers(self, record: ledger.ArchivedDay) -> None:
+        """Deletes files that the database knows to be no part of the archive, and publishes the manifest it holds again
+        if an interrupted operation has published another; safe to repeat.
+
+        The caller has the turn, and has made sure that no unknown manifest is there (`known_manifest`).
+        """
+        if not record.leftovers:
+            return
+        name = name_of_manifest(record.day)
+        if record.manifest is None:
+            self.store.delete(name)
+        elif self.store.read(name) != record.manifest.encode():
+            self.store.publish(name, record.manifest.encode())
+        for leftover in record.leftovers:
+            self.store.delete(leftover)
+        with transaction(self.db.engine) as connection:
+            ledger.forget_leftovers(connection, self.db.log, record.day)
