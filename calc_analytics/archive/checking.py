@@ -7,7 +7,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
@@ -192,9 +192,10 @@ def compare_with_log(
                 ids = archived.column(log.id_column)
                 bounds = {"least": ids[0].as_py(), "greatest": ids[-1].as_py()}
                 between = f"{condition} and {log.id_column} between :least and :greatest"
-                for table in reader.tables(connection, between, {**parameters, **bounds}):
-                    same, other = _match(archived, table, log.id_column)
-                    matched, changed = matched + same, changed + other
+                with closing(reader.tables(connection, between, {**parameters, **bounds})) as tables:
+                    for table in tables:
+                        same, other = _match(archived, table, log.id_column)
+                        matched, changed = matched + same, changed + other
     total = connection.execute(text(f"select count(*) from {log.name} where {condition}"), parameters).scalar_one()
     return Comparison(matched + changed, changed, int(total) - matched - changed)
 

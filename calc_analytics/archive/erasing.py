@@ -6,7 +6,7 @@ are noted as leftovers at the commit that publishes the new ones.
 """
 
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Generator
 from dataclasses import replace
 from datetime import date
 from functools import partial
@@ -112,7 +112,7 @@ def _without(place: Archive, known: Manifest, file: ArchivedFile, keys: Keys) ->
     return [kept] if kept.rows else []
 
 
-def _other_rows(place: Archive, name: str, keys: Keys) -> Iterator[pyarrow.Table]:
+def _other_rows(place: Archive, name: str, keys: Keys) -> Generator[pyarrow.Table, None, None]:
     """The file's rows without those of the keys, a row group at a time."""
     with opened(place, name) as file:
         for n in range(file.num_row_groups):

@@ -6,7 +6,7 @@ and after a column was widened have the same columns. Instants are microseconds 
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
@@ -131,8 +131,11 @@ class RowReader:
 
     def tables(
         self, connection: Connection, condition: str, parameters: Mapping[str, Any], group_rows: int = GROUP_ROWS
-    ) -> Iterator[pyarrow.Table]:
-        """The log's rows under that condition, each table sorted by id, with as many rows as a row group."""
+    ) -> Generator[pyarrow.Table, None, None]:
+        """The log's rows under that condition, each table sorted by id, with as many rows as a row group.
+
+        To be closed before the transaction ends, if it is not read to its end.
+        """
         statement = f"copy (select {self._select()} from {self.log.name} where {condition}) to stdout (format binary)"
         compiled = text(statement).bindparams(**parameters).compile(dialect=connection.dialect)
         driver: Any = connection.connection.driver_connection

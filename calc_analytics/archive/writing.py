@@ -8,7 +8,8 @@ the transaction commits. After a kill at any moment the state that was committed
 
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
@@ -221,29 +222,30 @@ def write_file(
     place: Archive,
     day: date,
     number: int,
-    tables: Iterable[pyarrow.Table],
+    tables: Generator[pyarrow.Table, None, None],
     require: Callable[[int], object] = lambda rows: None,
     progress: Callable[[int], object] = lambda rows: None,
 ) -> ArchivedFile:
     """Writes the tables into a new file of the day, whose name is noted in the database first. Without rows there is
     no file, nor if `require`, which gets the number of rows, raises."""
-    log, name = place.db.log, f"{place.db.log.name}-{uuid.uuid4().hex[:8]}-{number:03}.parquet"
-    rows, source = 0, iter(tables)
-    first = next(source, None)
-    if first is None:
-        require(0)
-        return ArchivedFile(name, 0, 0, "")
-    path = f"{folder_of(day)}/{name}"
-    with transaction(place.db.engine) as connection:
-        ledger.note_leftovers(connection, log, day, [path])
-    with place.store.new_file(path) as file:
-        with parquet_writer(file, log) as writer:
-            writer.add_key_value_metadata(description(log, day, place.db.timezone))
-            for table in chain([first], source):
-                writer.write_table(table, row_group_size=table.num_rows)
-                rows += table.num_rows
-                progress(table.num_rows)
-        require(rows)
+    log, name, rows = place.db.log, f"{place.db.log.name}-{uuid.uuid4().hex[:8]}-{number:03}.parquet", 0
+    # Closed on an error too: PostgreSQL is asked to stop sending rows, before its transaction ends.
+    with closing(tables):
+        first = next(tables, None)
+        if first is None:
+            require(0)
+            return ArchivedFile(name, 0, 0, "")
+        path = f"{folder_of(day)}/{name}"
+        with transaction(place.db.engine) as connection:
+            ledger.note_leftovers(connection, log, day, [path])
+        with place.store.new_file(path) as file:
+            with parquet_writer(file, log) as writer:
+                writer.add_key_value_metadata(description(log, day, place.db.timezone))
+                for table in chain([first], tables):
+                    writer.write_table(table, row_group_size=table.num_rows)
+                    rows += table.num_rows
+                    progress(table.num_rows)
+            require(rows)
     return ArchivedFile(name, rows, file.bytes, file.sha256)
 
 
