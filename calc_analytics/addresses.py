@@ -30,13 +30,15 @@ BUCKET_OPTIONS = ("endpoint_url", "region")
 
 @dataclass(frozen=True)
 class ArchiveUrl:
-    """Where the archive lies: `path` is a folder, or a bucket and a prefix. Printed without secrets."""
+    """Where the archive lies: `path` is a folder, or a bucket and a prefix; `options` may hold secrets."""
 
     protocol: str
     path: str
     options: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
-    def __str__(self) -> str:
+    @property
+    def shown(self) -> str:
+        """The address for people, without secrets."""
         return self.path if self.protocol == "file" else f"{self.protocol}://{self.path}"
 
 

@@ -66,7 +66,7 @@ def check(
             except DamagedArchive as refused:
                 problems.append(str(refused))
     problems += _unknown_files(place, days)
-    return CheckReport(str(place.store.address), proven, rows, compared, problems, time.perf_counter() - started)
+    return CheckReport(place.store.address.shown, proven, rows, compared, problems, time.perf_counter() - started)
 
 
 def _check_day(place: Archive, connection: Connection, record: ledger.ArchivedDay) -> tuple[Manifest, int]:
@@ -92,7 +92,7 @@ def prove_day(place: Archive, day: date) -> str | None:
         with place.turn() as connection:
             record = place.record(connection, day)
             if record.snapshot is None:
-                raise DamagedArchive(f"{day} is not archived")
+                return f"it is not archived: run 'calc-analytics archive --day {day}'"
             _check_day(place, connection, record)
     except DamagedArchive as refused:
         return str(refused)

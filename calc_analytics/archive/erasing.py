@@ -22,6 +22,7 @@ from calc_analytics.archive.report import ArchiveErasure
 from calc_analytics.archive.writing import NAME, delete_old_files, elapsed, publish, write_file
 from calc_analytics.database.engine import WHOLE_DAYS, transaction
 from calc_analytics.database.retries import retry_transient
+from calc_analytics.plurals import number
 from calc_analytics.rollup import journal, ledger
 from calc_analytics.rollup.erasure import Keys, describe_keys
 
@@ -36,8 +37,7 @@ def archived_rows(place: Archive, keys: Keys) -> dict[date, int]:
         records = ledger.archived_days(connection, place.db.log)
     found = dict[date, int]()
     for day, record in records.items():
-        manifest = known_manifest(place.store, place.db, record)
-        rows = sum(_rows_of(place, name, keys) for name in manifest.names) if manifest is not None else 0
+        rows = _rows_of_day(place, keys, day)
         if rows or record.leftovers:
             found[day] = rows
     return found
@@ -59,11 +59,13 @@ def erase_archived(
     for day in days:
         try:
             if day in left:
-                _require_nothing(place, keys, day)
+                rows = _rows_of_day(place, keys, day)
+                reason = f"its log rows and statistics were left, so {number(rows, 'row')} of it stay: erase again"
+                done.problems.extend([_problem(day, reason)] * bool(rows))
                 continue
             rows, receipt = retry_transient(partial(_erase_day, place, keys, day, receipt))
         except DamagedArchive as refused:
-            done.problems.append(f"{day} of the archive was not erased: {refused}")
+            done.problems.append(_problem(day, str(refused)))
             continue
         if rows:
             done.rows[day] = rows
@@ -72,12 +74,14 @@ def erase_archived(
     return done
 
 
-def _require_nothing(place: Archive, keys: Keys, day: date) -> None:
+def _problem(day: date, reason: str) -> str:
+    return f"{day} of the archive was not erased: {reason}"
+
+
+def _rows_of_day(place: Archive, keys: Keys, day: date) -> int:
     with place.turn() as connection:
         manifest = known_manifest(place.store, place.db, place.record(connection, day))
-        rows = sum(_rows_of(place, name, keys) for name in manifest.names) if manifest is not None else 0
-    if rows:
-        raise DamagedArchive(f"its log rows and statistics were left, so {rows:,} rows stay; erase again")
+    return sum(_rows_of(place, name, keys) for name in manifest.names) if manifest is not None else 0
 
 
 def _erase_day(place: Archive, keys: Keys, day: date, receipt: int | None) -> tuple[int, int | None]:

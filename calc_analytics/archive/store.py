@@ -64,7 +64,7 @@ class Store(ABC):
 
     def path(self, name: str) -> str:
         """The file for people, without secrets."""
-        return f"{self.address}/{name}"
+        return f"{self.address.shown}/{name}"
 
     @abstractmethod
     def new_file(self, name: str) -> Any:
@@ -106,7 +106,7 @@ class Store(ABC):
             raise self._error(action, name, _reason(error)) from error
 
     def _error(self, action: str, name: str, reason: str) -> CannotUseArchive:
-        place = self.path(name) if name else str(self.address)
+        place = self.path(name) if name else self.address.shown
         for _, secret in self.address.options:
             reason = reason.replace(secret, "***") if secret else reason
         return CannotUseArchive(f"cannot {action} {place}: {reason}. Correct ARCHIVE_URL, or what it needs, and repeat")
@@ -181,7 +181,9 @@ class Bucket(Store):
             self._files: Any = fsspec.filesystem(address.protocol, **_client_options(address))
         except ImportError as error:
             package = PACKAGES[address.protocol]
-            raise CannotUseArchive(f"{address} needs the package {package}: run 'pip install {package}'") from error
+            raise CannotUseArchive(
+                f"{address.shown} needs the package {package}: run 'pip install {package}'"
+            ) from error
 
     @contextmanager
     def new_file(self, name: str) -> Iterator[HashingFile]:

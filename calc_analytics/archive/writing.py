@@ -65,7 +65,7 @@ def archive(
     """
     started = time.perf_counter()
     wanted = retry_transient(partial(_days_to_archive, place)) if days is None else sorted(set(days))
-    report = ArchiveReport(str(place.store.address), [], [], [], 0.0)
+    report = ArchiveReport(place.store.address.shown, [], [], [], 0.0)
     for day in wanted:
         try:
             done = retry_transient(partial(_archive_day, place, day, is_replacing, progress))
@@ -209,7 +209,7 @@ class _Work:
             days={done.day: of_day},
             rows=done.rows,
             seconds=done.seconds,
-            detail=str(self.place.store.address),
+            detail=self.place.store.address.shown,
         )
 
 

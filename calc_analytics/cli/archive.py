@@ -81,7 +81,7 @@ def _chosen(single: Sequence[str], first: str | None, last: str | None, settings
 def _archive(place: Archive, named: list[date] | None, is_replacing: bool, as_json: bool) -> None:
     store = place.store  # the setting is there, before rows are counted
     refresh_with_progress(place.db)
-    with terminal.bar(f"archiving to {store.address}", None) as advance:
+    with terminal.bar(f"archiving to {store.address.shown}", None) as advance:
         report = archive_days(place, named, is_replacing=is_replacing, progress=advance)
     print_report(report, as_json, show_archived)
     for left in report.left:
@@ -90,7 +90,7 @@ def _archive(place: Archive, named: list[date] | None, is_replacing: bool, as_js
 
 
 def _check(place: Archive, named: list[date] | None, as_json: bool) -> None:
-    with terminal.bar(f"reading {place.store.address}", None) as advance:
+    with terminal.bar(f"reading {place.store.address.shown}", None) as advance:
         report = check_archive(place, named, progress=advance)
     print_report(report, as_json, show_checked)
     for problem in report.problems:

@@ -54,15 +54,15 @@ def test_archive_prints_a_line_per_day_and_counts_what_is_new_first(calc, place:
     assert first.endswith("45 in 1 file")
     assert second.startswith(f"  {NEXT}  12 rows, ")
     assert total.startswith("2 days archived, 57 rows in ")
-    assert total.endswith(f" to {place.store.address}")
+    assert total.endswith(f" to {place.store.address.shown}")
     again = calc("archive", "--day", str(DAY))
-    assert again.stdout.endswith(f"to {place.store.address}; 1 day unchanged\n")
+    assert again.stdout.endswith(f"to {place.store.address.shown}; 1 day unchanged\n")
     assert again.stdout.startswith("0 days archived, 0 rows in ")
 
 
 def test_archive_as_json_and_by_range(calc, place: Archive):
     report = json.loads(calc("archive", "--from", str(DAY), "--to", str(NEXT), "--json").stdout)
-    assert report["place"] == str(place.store.address)
+    assert report["place"] == place.store.address.shown
     assert {day: each["rows"] for day, each in report["days"].items()} == {str(DAY): 44, str(NEXT): 12}
     assert report["bytes"] == sum(size for name, size in place.store.sizes().items() if name.endswith(".parquet"))
 
@@ -166,7 +166,7 @@ def test_history_shows_what_was_archived_and_where(calc, place: Archive):
     assert re.search(r"archive +2026-03-01 +44 ", calc("history", "--day", str(DAY)).stdout)
     assert re.search(r"archived: 44 rows, [0-9,]+ bytes; 1 file", calc("history").stdout)
     entries = json.loads(calc("history", "--json").stdout)["entries"]
-    assert {each["detail"] for each in entries if each["operation"] == "archive"} == {str(place.store.address)}
+    assert {each["detail"] for each in entries if each["operation"] == "archive"} == {place.store.address.shown}
 
 
 # The asset.
@@ -185,7 +185,7 @@ def test_a_range_of_the_asset_is_archived_in_one_run_with_its_figures(calc, plac
         metadata = {key: each.value for key, each in records[0].asset_materialization.metadata.items()}
         assert (metadata["rows"], metadata["rows_written"], metadata["files"]) == (rows, rows, 1)
         assert metadata["bytes_written"] == sum(place.store.sizes()[name] for name in files_of(place, day))
-        assert metadata["path"] == f"{place.store.address}/date={day}"
+        assert metadata["path"] == f"{place.store.address.shown}/date={day}"
         assert metadata["duration_seconds"] > 0
     assert record(place, DAY).rows == 44
 
