@@ -12,13 +12,14 @@ from calc_analytics.archive.manifest import name_of_manifest
 from calc_analytics.archive.store import Store, open_store
 from calc_analytics.database.engine import transaction
 from calc_analytics.errors import CalcAnalyticsError
+from calc_analytics.plurals import number
 from calc_analytics.rollup import ledger
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.windows import Window, windows
 
 
 class NoArchive(CalcAnalyticsError):
-    """ARCHIVE_URL is not set, so there is no archive."""
+    """ARCHIVE_URL is not set, and it is needed: for the archive's own commands, or because days are archived."""
 
 
 @dataclass(frozen=True)
@@ -69,3 +70,20 @@ class Archive:
             self.store.delete(leftover)
         with transaction(self.db.engine) as connection:
             ledger.forget_leftovers(connection, self.db.log, record.day)
+
+
+def archive_to_erase_in(db: Database) -> Archive | None:
+    """The archive, of which a publisher has to be erased as well; None if no day was ever archived.
+
+    Raises `NoArchive` if days are archived, and the place is not known.
+    """
+    if db.archive_url is not None:
+        return Archive(db)
+    with transaction(db.engine) as connection:
+        ledger.read(connection, db)
+        if days := ledger.archived_days(connection, db.log):
+            raise NoArchive(
+                f"{number(len(days), 'day')} of {db.log.name} are archived, but ARCHIVE_URL is not set: set it, so "
+                "that they are erased from the archive too. Nothing was erased"
+            )
+    return None

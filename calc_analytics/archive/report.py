@@ -50,6 +50,11 @@ class DayNotArchived:
     expected: int = 0
     detail: str = ""
 
+    @property
+    def is_wrong(self) -> bool:
+        """Whether files or rows are not what they should be; else the day is to be archived later, or differs."""
+        return self.reason in ("counts", "damaged")
+
     def __str__(self) -> str:
         match self.reason:
             case "not_over":

@@ -107,8 +107,8 @@ class Store(ABC):
 
     def _error(self, action: str, name: str, reason: str) -> CannotUseArchive:
         place = self.path(name) if name else self.address.shown
-        for _, secret in self.address.options:
-            reason = reason.replace(secret, "***") if secret else reason
+        for option, value in self.address.options:
+            reason = reason.replace(value, "***") if option in ("key", "secret") and value else reason
         return CannotUseArchive(f"cannot {action} {place}: {reason}. Correct ARCHIVE_URL, or what it needs, and repeat")
 
 

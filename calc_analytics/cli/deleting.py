@@ -11,7 +11,7 @@ import click
 from calc_analytics import days
 from calc_analytics.archive import checking
 from calc_analytics.archive.erasing import archived_rows, erase_archived
-from calc_analytics.archive.place import Archive
+from calc_analytics.archive.place import Archive, archive_to_erase_in
 from calc_analytics.archive.report import ArchiveErasure
 from calc_analytics.cli import terminal
 from calc_analytics.cli.counting import refresh_with_progress
@@ -112,7 +112,7 @@ def erase(settings: Settings, publisher: int, dry_run: bool, even_if_writing: bo
     if dry_run:
         _show_plan(db, keys, also, as_json)
         return
-    archive = Archive(db) if db.archive_url is not None else None
+    archive = archive_to_erase_in(db)
     held, archived = holdings(db, keys, also), archived_rows(archive, keys) if archive is not None else {}
     if not yes:
         _confirm(held, archived)
@@ -151,7 +151,8 @@ def _show_erasure(report: EraseReport, files: ArchiveErasure, as_json: bool) -> 
 def _show_plan(db: Database, keys: Keys, also: list[Rollup], as_json: bool) -> None:
     """Prints what would be erased, and the days that would be left; raises `NothingToErase`."""
     held = holdings(db, keys, also)
-    archived = archived_rows(Archive(db), keys) if db.archive_url is not None else {}
+    archive = archive_to_erase_in(db)
+    archived = archived_rows(archive, keys) if archive is not None else {}
     if not held.tables and not archived:
         raise NothingToErase(f"{describe_keys(keys)} has no log rows and no statistics: nothing was erased")
     left = would_be_left(db, keys, held.days)

@@ -1,20 +1,24 @@
 """The asset of the archive: one partition per archived day. It is there if ARCHIVE_URL is set."""
 
 from collections.abc import Iterator
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 from dagster import (
     AssetExecutionContext,
     AssetKey,
+    AssetMaterialization,
     AssetsDefinition,
     AssetSpec,
     BackfillPolicy,
+    Failure,
     MaterializeResult,
     MetadataValue,
     PartitionsDefinition,
     multi_asset,
 )
 
+from calc_analytics import logs
 from calc_analytics.orchestration.assets import DAYS_PER_RUN, GROUP
 from calc_analytics.orchestration.partitions import as_days
 from calc_analytics.orchestration.resources import RollupDatabase
@@ -42,15 +46,20 @@ def archive_asset(log: "Log", partitions: PartitionsDefinition) -> AssetsDefinit
     def archive(context: AssetExecutionContext, database: RollupDatabase) -> Iterator[MaterializeResult]:
         """Writes the counted log rows of the run's days that are not archived yet; a day that is archived whole stays.
 
-        A day that cannot be archived (it is not over, not built, or differs from its log) is left; the run logs why.
+        A day that is not over, not built, or differs from its log is left: the run logs why, and the partition is not
+        materialized. Files or rows that are not what they should be fail the run, after the other days.
         """
         from calc_analytics.archive.place import Archive
         from calc_analytics.archive.writing import archive as archive_days
 
-        with as_dagster_failure():
-            report = archive_days(Archive(database.db), as_days(context.partition_keys))
-            _attach(context, report)
-        yield MaterializeResult(asset_key=AssetKey(ARCHIVE))
+        db, run = database.db, context.run.run_id
+        with as_dagster_failure(), logs.record_failures("archive", db=db, run=run):
+            report = archive_days(Archive(db), as_days(context.partition_keys))
+            _log(context, report)
+            if wrong := [str(left) for left in report.left if left.is_wrong]:
+                raise Failure("; ".join(wrong), allow_retries=False)
+        # No result for the whole run: the partitions that were archived have their own events.
+        yield from ()
 
     return archive
 
@@ -60,6 +69,7 @@ def _spec(log: "Log") -> AssetSpec:
         ARCHIVE,
         deps=[AssetKey(name) for name in log.names],
         group_name=GROUP,
+        skippable=True,
         kinds={"parquet"},
         owners=["team:analytics"],
         tags={"layer": "archive"},
@@ -69,16 +79,16 @@ def _spec(log: "Log") -> AssetSpec:
     )
 
 
-def _attach(context: AssetExecutionContext, report: "ArchiveReport") -> None:
-    """Metadata for every day of the run that was written or left."""
-    described: dict[str, dict[str, Any]] = {str(each.day): _metadata(each, report.place) for each in report.archived}
+def _log(context: AssetExecutionContext, report: "ArchiveReport") -> None:
+    """A materialization of each day that is archived now, and a line for each that was left."""
+    described: dict[date, dict[str, Any]] = {
+        day: {"rows_written": 0, "path": MetadataValue.path(report.place)} for day in report.unchanged
+    }
+    described.update({each.day: _metadata(each, report.place) for each in report.archived})
+    for day, metadata in sorted(described.items()):
+        context.log_event(AssetMaterialization(ARCHIVE, partition=str(day), metadata=metadata))
     for left in report.left:
         context.log.warning(str(left))
-        described[str(left.day)] = {"not_archived": str(left)}
-    for day in report.unchanged:
-        described[str(day)] = {"rows_written": 0, "path": MetadataValue.path(report.place)}
-    for key, metadata in described.items():
-        context.add_asset_metadata(metadata, asset_key=ARCHIVE, partition_key=key)
     rows, days = number(report.rows, "row"), number(len(report.archived), "day")
     context.log.info(f"archived {rows} of {days} in {report.seconds:.2f} s to {report.place}")
 

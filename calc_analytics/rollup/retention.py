@@ -47,8 +47,8 @@ def not_archived(db: Database, before: date) -> list[date]:
     if db.archive_url is None:
         return []
     with transaction(db.engine) as connection:
-        known = ledger.days_to_archive(connection, db.log, before)
-        return [day for day in known if day in ledger.prunable_days(connection, db.log, before)]
+        there = ledger.prunable_days(connection, db.log, before)
+        return [day for day in ledger.days_to_archive(connection, db.log, before) if day in there]
 
 
 def prune(

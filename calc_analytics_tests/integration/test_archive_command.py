@@ -4,10 +4,18 @@ import json
 import re
 from datetime import date, datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from dagster import AssetKey, AssetRecordsFilter, DagsterInstance, materialize
+from dagster import (
+    AssetKey,
+    AssetRecordsFilter,
+    DagsterEventType,
+    DagsterInstance,
+    ExecuteInProcessResult,
+    materialize,
+)
 from sqlalchemy.engine import URL
 
 from calc_analytics.archive.place import Archive
@@ -153,6 +161,16 @@ def test_erase_takes_the_publisher_out_of_the_archive_and_may_be_repeated(calc, 
     assert "of archive" in calc("history").stdout
 
 
+def test_erase_needs_the_address_once_days_are_archived(calc, place: Archive, monkeypatch):
+    calc("archive")
+    before = stored(place.db)
+    monkeypatch.delenv("ARCHIVE_URL")
+    result = calc("erase", "--publisher", "2", "--yes")
+    assert result.exit_code == 1
+    assert "2 days of calculation_logs are archived, but ARCHIVE_URL is not set" in result.stderr
+    assert stored(place.db) == before
+
+
 def _folder(place: Archive) -> Path:
     return Path(place.store.address.path)
 
@@ -172,22 +190,50 @@ def test_history_shows_what_was_archived_and_where(calc, place: Archive):
 # The asset.
 
 
+def materialize_archive(instance: DagsterInstance, first: date, last: date) -> ExecuteInProcessResult:
+    """One run of the asset over a range of days, as a backfill starts it."""
+    location = defs()
+    (asset,) = [each for each in location.assets or [] if getattr(each, "keys", None) == {AssetKey(ARCHIVE)}]
+    tags = {"dagster/asset_partition_range_start": str(first), "dagster/asset_partition_range_end": str(last)}
+    return materialize([asset], instance=instance, resources=location.resources, tags=tags, raise_on_error=False)
+
+
+def materialized(instance: DagsterInstance) -> dict[str, dict[str, Any]]:
+    """The metadata of each partition's latest materialization."""
+    records = instance.fetch_materializations(AssetRecordsFilter(AssetKey(ARCHIVE)), limit=100).records
+    found = [record.asset_materialization for record in reversed(records)]
+    return {each.partition: {key: value.value for key, value in each.metadata.items()} for each in found}
+
+
 def test_a_range_of_the_asset_is_archived_in_one_run_with_its_figures(calc, place: Archive, instance: DagsterInstance):
-    (asset,) = [each for each in defs().assets or [] if getattr(each, "keys", None) == {AssetKey(ARCHIVE)}]
-    tags = {"dagster/asset_partition_range_start": str(DAY), "dagster/asset_partition_range_end": str(NEXT)}
-    resources = defs().resources
-    result = materialize([asset], instance=instance, resources=resources, tags=tags, raise_on_error=False)
-    assert result.success
+    assert materialize_archive(instance, DAY, NEXT).success
+    found = materialized(instance)
     for day, rows in ((DAY, 44), (NEXT, 12)):
-        records = instance.fetch_materializations(
-            AssetRecordsFilter(AssetKey(ARCHIVE), asset_partitions=[str(day)]), limit=1
-        ).records
-        metadata = {key: each.value for key, each in records[0].asset_materialization.metadata.items()}
+        metadata = found[str(day)]
         assert (metadata["rows"], metadata["rows_written"], metadata["files"]) == (rows, rows, 1)
         assert metadata["bytes_written"] == sum(place.store.sizes()[name] for name in files_of(place, day))
         assert metadata["path"] == f"{place.store.address.shown}/date={day}"
         assert metadata["duration_seconds"] > 0
     assert record(place, DAY).rows == 44
+    assert materialize_archive(instance, DAY, NEXT).success
+    assert materialized(instance)[str(DAY)]["rows_written"] == 0
+
+
+def test_a_day_that_is_left_is_not_materialized_and_one_whose_file_is_gone_is_a_red_run(
+    calc, place: Archive, connect, instance: DagsterInstance
+):
+    execute(place.db, f"update rollup_days set status = 'stale' where date = '{DAY}'")
+    assert materialize_archive(instance, DAY, NEXT).success
+    assert set(materialized(instance)) == {str(NEXT)}
+    (name,) = files_of(place, NEXT)
+    Path(place.store.path(f"date={NEXT}/_manifest.json")).unlink()
+    result = materialize_archive(instance, DAY, NEXT)
+    assert not result.success
+    (failure,) = [each for each in result.all_events if each.event_type == DagsterEventType.STEP_FAILURE]
+    assert "_manifest.json is missing" in failure.step_failure_data.user_failure_data.description
+    entries = json.loads(calc("history", "--json").stdout)["entries"]
+    assert {each["operation"] for each in entries if each["failed"]} == {"archive"}
+    assert name in files_of(place, NEXT)
 
 
 def test_without_an_address_there_is_no_asset(database: URL, monkeypatch):

@@ -2,6 +2,7 @@
 credentials or an endpoint. Whatever happens: one line, exit code 1, and nothing half published."""
 
 import ctypes
+import hashlib
 import os
 import random
 import re
@@ -23,10 +24,11 @@ from sqlalchemy import text
 from sqlalchemy.engine import URL
 
 from benchmarks.running import eventually
+from calc_analytics.addresses import read_archive_url
 from calc_analytics.archive.checking import check, prove_day
 from calc_analytics.archive.erasing import erase_archived
 from calc_analytics.archive.place import Archive
-from calc_analytics.archive.store import CannotUseArchive
+from calc_analytics.archive.store import CannotUseArchive, open_store
 from calc_analytics.archive.writing import archive
 from calc_analytics.processes.supervisor import free_port
 from calc_analytics.rollup.database import Database
@@ -156,7 +158,7 @@ def test_a_bucket_holds_what_a_folder_would_and_late_rows_prune_and_erase_work_t
     }
     assert len(old - set(files_of(place, DAY))) == 1
     assert check(place).problems == []
-    assert verify(counted, [DAY, NEXT, LAST]).archive == []
+    assert verify(place.db, [DAY, NEXT, LAST]).archive == []
 
 
 @pytest.mark.parametrize("damage", ["flip", "missing", "unknown", "manifest"])
@@ -181,6 +183,29 @@ def test_an_object_that_is_not_what_was_written_is_refused_by_name(
     (problem,) = check(place).problems
     assert problem.startswith(f"s3://{path}")
     assert SECRET not in problem
+
+
+def test_a_file_of_many_parts_arrives_whole_or_not_at_all(endpoint: str, bucket: str):
+    store, name, block = open_store(read_archive_url(bucket, Path("/"))), f"date={DAY}/large.parquet", os.urandom(2**20)
+    with store.new_file(name) as file:
+        for _ in range(130):
+            file.write(block)
+    expected = hashlib.sha256(block * 130).hexdigest()
+    with store.open(name) as content:
+        assert hashlib.sha256(content.read()).hexdigest() == file.sha256 == expected
+    assert store.sizes() == {name: 130 * 2**20}
+    store.delete(name)
+
+    def fail_at_the_end() -> None:
+        with store.new_file(name) as file:
+            for _ in range(130):
+                file.write(block)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_at_the_end()
+    assert store.sizes() == {}
+    assert files(endpoint).call_s3("list_multipart_uploads", Bucket="logs").get("Uploads", []) == []
 
 
 def test_an_upload_that_fails_in_the_middle_leaves_no_object(counted: Database, bucket: str, monkeypatch):
@@ -258,7 +283,7 @@ def test_kill_minus_nine_in_the_middle_leaves_the_archive_valid_and_the_next_run
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=30)
         assert check(place).problems == []
-        assert verify(large, [DAY]).archive == []
+        assert verify(place.db, [DAY]).archive == []
     process = start("archive", address=address)
     _, error = process.communicate(timeout=120)
     assert (process.returncode, error) == (0, "")
@@ -336,7 +361,7 @@ def test_a_reader_of_the_database_sees_the_new_state_or_the_old_one(counted: Dat
         write(connect(), [row(NOON + timedelta(seconds=n), publisher=77)])
         refresh(counted)
         archive(place)
-        assert verify(counted, [DAY]).archive == []
+        assert verify(place.db, [DAY]).archive == []
     with counted.engine.begin() as connection:
         held = connection.execute(text("select leftovers from rollup_archive")).scalars().all()
     assert held == [[], [], []]
