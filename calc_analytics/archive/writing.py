@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import date
+from enum import Enum
 from functools import partial
 from itertools import chain
 
@@ -43,6 +44,14 @@ from calc_analytics.rollup.windows import Window
 NAME = "archive"
 
 
+class Replacing(Enum):
+    """Whether a day's files are written anew from the log, though nothing new is counted."""
+
+    NO = "no"
+    WHOLE = "if the log has all of their rows"
+    ALLOW_SHRINK = "even if the log has no longer all of them"
+
+
 class _NotArchived(Exception):
     """The day is left as it is."""
 
@@ -55,20 +64,20 @@ def archive(
     place: Archive,
     days: Sequence[date] | None = None,
     *,
-    is_replacing: bool = False,
+    replacing: Replacing = Replacing.NO,
     progress: Callable[[int], object] = lambda rows: None,
 ) -> ArchiveReport:
     """Archives these days (None: all that are over, built, and not archived whole); safe to repeat and to stop.
 
-    With `is_replacing` a day's files are written anew from the log, which must have all of their rows. `progress` gets
-    the rows of each batch. Days that cannot be archived are left and named. Raises `CannotUseArchive`, `NoArchive`.
+    `replacing`: whether files are written anew from the log. `progress` gets the rows of each batch. Days that cannot
+    be archived are left and named. Raises `CannotUseArchive`, `NoArchive`, `CannotArchiveColumn`.
     """
     started = time.perf_counter()
     wanted = retry_transient(partial(_days_to_archive, place)) if days is None else sorted(set(days))
     report = ArchiveReport(place.store.address.shown, [], [], [], 0.0)
     for day in wanted:
         try:
-            done = retry_transient(partial(_archive_day, place, day, is_replacing, progress))
+            done = retry_transient(partial(_archive_day, place, day, replacing, progress))
         except _NotArchived as reason:
             report.left.append(reason.day)
         except DamagedArchive as refused:
@@ -85,7 +94,7 @@ def _days_to_archive(place: Archive) -> list[date]:
 
 
 def _archive_day(
-    place: Archive, day: date, is_replacing: bool, progress: Callable[[int], object]
+    place: Archive, day: date, replacing: Replacing, progress: Callable[[int], object]
 ) -> DayArchived | None:
     """Archives what is not archived of the day; None if that is nothing."""
     if day >= today(place.db.timezone):
@@ -94,7 +103,7 @@ def _archive_day(
         record = place.record(connection, day)
         known = known_manifest(place.store, place.db, record)
         place.delete_leftovers(record)
-        done = _Work(place, connection, place.window(connection, day), record, known).archive(is_replacing, progress)
+        done = _Work(place, connection, place.window(connection, day), record, known).archive(replacing, progress)
     if done is not None:
         delete_old_files(place, day)
     return done
@@ -116,13 +125,13 @@ class _Work:
     record: ArchivedDay
     known: Manifest | None
 
-    def archive(self, is_replacing: bool, progress: Callable[[int], object]) -> DayArchived | None:
+    def archive(self, replacing: Replacing, progress: Callable[[int], object]) -> DayArchived | None:
         """Writes and publishes what is missing; None if that is nothing."""
         started, counted = time.perf_counter(), self._require_counted()
-        is_whole = is_replacing or self.known is None or self.record.snapshot is None
+        is_whole = replacing is not Replacing.NO or self.known is None or self.record.snapshot is None
         if not self._has_work(counted, is_whole):
             return None
-        if is_whole and self.known is not None:
+        if is_whole and self.known is not None and replacing is not Replacing.ALLOW_SHRINK:
             self._require_copy(counted.snapshot)
         base = () if is_whole or self.known is None else self.known.files
         require = partial(self._require_as_counted, counted, is_whole)

@@ -10,6 +10,7 @@ from calc_analytics import days
 from calc_analytics.archive.checking import check as check_archive
 from calc_analytics.archive.place import Archive
 from calc_analytics.archive.report import ArchiveReport, CheckReport
+from calc_analytics.archive.writing import Replacing
 from calc_analytics.archive.writing import archive as archive_days
 from calc_analytics.cli import terminal
 from calc_analytics.cli.counting import refresh_with_progress
@@ -28,6 +29,7 @@ from calc_analytics.plurals import number
 @click.option(
     "--replace", "is_replacing", is_flag=True, help="Write the files of these days anew: their log rows were corrected."
 )
+@click.option("--allow-shrink", is_flag=True, help="With --replace: drop archived rows that the log no longer has.")
 @as_json
 @with_settings
 def archive(
@@ -37,6 +39,7 @@ def archive(
     last: str | None,
     is_check: bool,
     is_replacing: bool,
+    allow_shrink: bool,
     as_json: bool,
 ) -> None:
     """Write counted days to Parquet files at ARCHIVE_URL.
@@ -57,13 +60,23 @@ def archive(
     named = _chosen(single, first, last, settings)
     if is_check and is_replacing:
         raise click.UsageError("--check and --replace exclude each other")
-    if is_replacing and named is None:
-        raise click.UsageError("--replace: name the days with --day or --from")
+    replacing = _replacing(is_replacing, allow_shrink, named is not None)
     place = Archive(open_database(settings))
     if is_check:
         _check(place, named, as_json)
     else:
-        _archive(place, named, is_replacing, as_json)
+        _archive(place, named, replacing, as_json)
+
+
+def _replacing(is_replacing: bool, allow_shrink: bool, is_named: bool) -> Replacing:
+    """Whether files are written anew; `UsageError` unless days are named."""
+    if allow_shrink and not is_replacing:
+        raise click.UsageError("--allow-shrink needs --replace")
+    if is_replacing and not is_named:
+        raise click.UsageError("--replace: name the days with --day or --from")
+    if not is_replacing:
+        return Replacing.NO
+    return Replacing.ALLOW_SHRINK if allow_shrink else Replacing.WHOLE
 
 
 def _chosen(single: Sequence[str], first: str | None, last: str | None, settings: Settings) -> list[date] | None:
@@ -78,11 +91,11 @@ def _chosen(single: Sequence[str], first: str | None, last: str | None, settings
     return [days.parse_day(each) for each in single] or None
 
 
-def _archive(place: Archive, named: list[date] | None, is_replacing: bool, as_json: bool) -> None:
+def _archive(place: Archive, named: list[date] | None, replacing: Replacing, as_json: bool) -> None:
     store = place.store  # the setting is there, before rows are counted
     refresh_with_progress(place.db)
     with terminal.bar(f"archiving to {store.address.shown}", None) as advance:
-        report = archive_days(place, named, is_replacing=is_replacing, progress=advance)
+        report = archive_days(place, named, replacing=replacing, progress=advance)
     print_report(report, as_json, show_archived)
     for left in report.left:
         click.echo(f"error: {left}", err=True)

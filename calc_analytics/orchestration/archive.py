@@ -20,17 +20,15 @@ from dagster import (
 
 from calc_analytics import logs
 from calc_analytics.orchestration.assets import DAYS_PER_RUN, GROUP
+from calc_analytics.orchestration.names import ARCHIVE
 from calc_analytics.orchestration.partitions import as_days
 from calc_analytics.orchestration.resources import RollupDatabase
 from calc_analytics.orchestration.retries import TRANSIENT_ERRORS, as_dagster_failure
 from calc_analytics.plurals import number
-from calc_analytics.rollups import LOG
 
 if TYPE_CHECKING:
     from calc_analytics.archive.report import ArchiveReport, DayArchived
     from calc_analytics.rollup.declaration import Log
-
-ARCHIVE = f"{LOG.name}_archive"
 
 
 def archive_asset(log: "Log", partitions: PartitionsDefinition) -> AssetsDefinition:

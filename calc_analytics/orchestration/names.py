@@ -9,3 +9,6 @@ HOUSEKEEPING = "daily_housekeeping"
 ROLLUP_JOB = "rollup_job"
 HOUSEKEEPING_JOB = "housekeeping"
 JOBS = (ROLLUP_JOB, HOUSEKEEPING_JOB)
+
+# The asset of the archive, which is there if ARCHIVE_URL is set.
+ARCHIVE = "calculation_logs_archive"

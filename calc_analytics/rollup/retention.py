@@ -8,6 +8,7 @@ archived, only archived rows are deleted, after the archive was compared with th
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import date
 from functools import partial
 
@@ -62,35 +63,47 @@ def prune(
     """Deletes the counted log rows of built days before that one, in batches; may be stopped and repeated.
 
     `progress` gets the rows of each batch. Rows that are not counted yet, days that are not built in every rollup, and
-    days that differ from the log keep theirs. Transient errors are retried; a batch whose commit was lost with its
-    connection is not in the report. With an `archive_url`, `prove_archived` must be given: it returns why the day's
-    files do not have its log rows, or None if they do.
+    days that differ from the log keep theirs. With an `archive_url`, `prove_archived` is required: it returns why the
+    day's files do not have its log rows, or None if they do. Transient errors are retried; a batch whose commit was
+    lost with its connection is not in the report.
     """
-    started, deleted, different = time.perf_counter(), dict[date, int](), list[date]()
-    refused = dict[date, str]()
     if db.archive_url is not None and prove_archived is None:
         raise ValueError("days are archived: prove_archived is required")
+    started, work = time.perf_counter(), _Pruning(db, batch_rows, progress, prove_archived)
     unarchived = retry_transient(partial(not_archived, db, before))
-
-    def prune_day(span: Window) -> None:
-        if prove_archived is not None and (reason := prove_archived(span.day)):
-            refused[span.day] = reason
-            return
-        if not _is_provable(db, span.day):
-            different.append(span.day)
-            return
-        for ids in _batches(db, span, batch_rows):
-            rows = _delete_counted(db, span, ids)
-            deleted[span.day] = deleted.get(span.day, 0) + rows
-            progress(rows)
-
     days = [day for day in retry_transient(partial(prunable, db, before)) if day not in unarchived]
-    for span in retry_transient(partial(_windows, db, list(days))):
-        retry_transient(partial(prune_day, span))
+    for span in retry_transient(partial(_windows, db, days)):
+        retry_transient(partial(work.prune_day, span))
     left = retry_transient(partial(not_built, db, before))
-    rows_by_day = {day: rows for day, rows in deleted.items() if rows}
+    rows_by_day = {day: rows for day, rows in work.deleted.items() if rows}
     seconds = time.perf_counter() - started
-    return PruneReport(rows_by_day, left, seconds, sorted(set(different)), unarchived, refused)
+    return PruneReport(rows_by_day, left, seconds, sorted(work.different), unarchived, work.refused)
+
+
+@dataclass
+class _Pruning:
+    """One prune: what it has deleted so far, and the days that it left."""
+
+    db: Database
+    batch_rows: int
+    progress: Callable[[int], object]
+    prove_archived: Callable[[date], str | None] | None
+    deleted: dict[date, int] = field(default_factory=dict)
+    different: set[date] = field(default_factory=set)
+    refused: dict[date, str] = field(default_factory=dict)
+
+    def prune_day(self, span: Window) -> None:
+        """Proves the day, and deletes its counted log rows."""
+        if self.prove_archived is not None and (reason := self.prove_archived(span.day)):
+            self.refused[span.day] = reason
+            return
+        if not _is_provable(self.db, span.day):
+            self.different.add(span.day)
+            return
+        for ids in _batches(self.db, span, self.batch_rows):
+            rows = _delete_counted(self.db, span, ids)
+            self.deleted[span.day] = self.deleted.get(span.day, 0) + rows
+            self.progress(rows)
 
 
 def _is_provable(db: Database, day: date) -> bool:
@@ -130,13 +143,13 @@ def _delete_counted(db: Database, span: Window, ids: Sequence[int]) -> int:
     started, statement = time.perf_counter(), text(_delete_sql(db, of_day(db.log.event_time, span)))
     with transaction(db.engine) as connection:
         ledger.keep_out_rebuilds(connection, db.log)
-        counted = ledger.lock(connection, db).snapshot
+        deletable = ledger.lock(connection, db).snapshot
         if db.archive_url is not None:
             archived = ledger.archived_days(connection, db.log, [span.day]).get(span.day)
             if archived is None or archived.snapshot is None:
                 return 0
-            counted = archived.snapshot
-        parameters = {"tz": db.timezone, "ids": ids, **span.parameters(), **counted.bind("s1")}
+            deletable = archived.snapshot
+        parameters = {"tz": db.timezone, "ids": ids, **span.parameters(), **deletable.bind("s1")}
         parameters.update(rollups=db.log.names, number=len(db.log.names))
         rows = int(connection.execute(statement, parameters).scalar_one())
         if rows:

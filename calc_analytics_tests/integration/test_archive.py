@@ -17,7 +17,7 @@ from calc_analytics.archive.erasing import erase_archived
 from calc_analytics.archive.place import Archive
 from calc_analytics.archive.rows import CannotArchiveColumn
 from calc_analytics.archive.store import CannotUseArchive
-from calc_analytics.archive.writing import archive
+from calc_analytics.archive.writing import Replacing, archive
 from calc_analytics.days import today
 from calc_analytics.rollup import ledger
 from calc_analytics.rollup.database import Database
@@ -314,7 +314,7 @@ def test_a_log_row_that_was_corrected_is_found_and_the_day_written_again_when_as
     assert set(prune_all(archived, NEXT).refused) == {DAY}
     assert archive(archived).archived == []
     old = files_of(archived, DAY)
-    (done,) = archive(archived, [DAY], is_replacing=True).archived
+    (done,) = archive(archived, [DAY], replacing=Replacing.WHOLE).archived
     assert done.rows == done.total
     assert set(files_of(archived, DAY)).isdisjoint(old)
     assert check(archived).problems == []
@@ -324,11 +324,25 @@ def test_a_log_row_that_was_corrected_is_found_and_the_day_written_again_when_as
 def test_the_only_copy_of_a_row_is_never_replaced(archived: Archive):
     before = snapshot_of(archived)
     assert prune_all(archived, NEXT).rows == record(archived, DAY).rows
-    (left,) = archive(archived, [DAY], is_replacing=True).left
+    (left,) = archive(archived, [DAY], replacing=Replacing.WHOLE).left
     assert (left.reason, left.rows) == ("only_copy", record(archived, DAY).rows)
     rebuild(archived.db, [DAY], decision=Decision.ALLOW_SHRINK)
-    assert archive(archived).left == [] or archive(archived).left[0].reason == "counts"
+    assert [left.reason for left in archive(archived).left] == ["counts"]
+    assert [left.reason for left in archive(archived, [DAY], replacing=Replacing.WHOLE).left] == ["only_copy"]
     assert snapshot_of(archived) == before
+
+
+def test_rows_that_were_wrong_are_dropped_from_the_files_when_that_is_decided(archived: Archive):
+    wrong = log_rows(archived.db, DAY)[0][0]
+    execute(archived.db, f"delete from calculation_logs where id = {wrong}")
+    rebuild(archived.db, [DAY], decision=Decision.ALLOW_SHRINK)
+    assert [each.day for each in verify(archived.db, [DAY, NEXT]).archive] == [DAY]
+    assert [left.reason for left in archive(archived).left] == ["counts"]
+    assert [left.rows for left in archive(archived, [DAY], replacing=Replacing.WHOLE).left] == [1]
+    assert len(archive(archived, [DAY], replacing=Replacing.ALLOW_SHRINK).archived) == 1
+    assert archived_rows(folder(archived), DAY) == as_microseconds(log_rows(archived.db, DAY))
+    assert verify(archived.db, [DAY, NEXT]).archive == []
+    assert check(archived).problems == []
 
 
 def test_after_a_rebase_the_files_are_written_again_from_the_log(archived: Archive, owner, connect):

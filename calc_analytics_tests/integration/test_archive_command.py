@@ -21,7 +21,7 @@ from sqlalchemy.engine import URL
 from calc_analytics.archive.place import Archive
 from calc_analytics.cli.main import main
 from calc_analytics.definitions import defs
-from calc_analytics.orchestration.archive import ARCHIVE
+from calc_analytics.orchestration.names import ARCHIVE
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics_tests.archives import archive_in, archived_rows, files_of, record
@@ -91,7 +91,8 @@ def test_without_an_address_it_is_one_line(calc, place: Archive, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "words", [("--to", "2026-03-01"), ("--check", "--replace", "--day", "2026-03-01"), ("--replace",)]
+    "words",
+    [("--to", "2026-03-01"), ("--check", "--replace", "--day", "2026-03-01"), ("--replace",), ("--allow-shrink",)],
 )
 def test_wrong_usage_is_exit_code_2(calc, place: Archive, words: tuple[str, ...]):
     assert calc("archive", *words).exit_code == 2
