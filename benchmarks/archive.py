@@ -33,21 +33,30 @@ def main() -> None:
         fill_as_the_api_does(db, rows)
         rebuild(db, [DAY - ONE_DAY])
         try:
-            show(f"A day of {rows:,} rows", ("", "rows/s", "memory", "bytes/row"), measure(Archive(db)))
+            show(
+                f"A day of {rows:,} rows",
+                ("", "rows/s", "CPU, a million rows", "memory", "bytes/row"),
+                measure(Archive(db)),
+            )
         finally:
             shutil.rmtree(folder)
 
 
-def measure(place: Archive) -> list[tuple[str, str, str, str]]:
-    """A row for the archiving, and one for the check."""
+def measure(place: Archive) -> list[tuple[str, ...]]:
+    """A row for the archiving, and one for the check. The CPU time is this process's, without PostgreSQL's."""
     with Peak() as memory:
-        done = archive(place)
+        done, cpu = archive(place), memory.cpu_seconds
     bytes_per_row = sum(path.stat().st_size for path in Path(place.store.address.path).rglob("*.parquet")) / done.rows
-    written = ("archive", f"{done.rows / done.seconds:,.0f}", memory.text, f"{bytes_per_row:.1f}")
+    written = row("archive", done.rows, done.seconds, cpu, memory)
     with Peak() as memory:
-        proven = check(place)
+        proven, cpu = check(place), memory.cpu_seconds
     assert (proven.problems, proven.compared) == ([], done.rows)
-    return [written, ("archive --check", f"{proven.rows / proven.seconds:,.0f}", memory.text, "")]
+    return [(*written, f"{bytes_per_row:.1f}"), (*row("archive --check", done.rows, proven.seconds, cpu, memory), "")]
+
+
+def row(name: str, rows: int, seconds: float, cpu: float, memory: "Peak") -> tuple[str, ...]:
+    """A row of the table."""
+    return name, f"{rows / seconds:,.0f}", f"{cpu / rows * 1e6:.2f} s", memory.text
 
 
 def fill_as_the_api_does(db: Database, rows: int) -> None:
@@ -79,7 +88,7 @@ class Peak:
     """The most memory that this process had resident meanwhile, looked at every 5 ms."""
 
     def __init__(self) -> None:
-        self._over, self._bytes = threading.Event(), 0
+        self._over, self._bytes, self._begin = threading.Event(), 0, time.process_time()
         self._thread = threading.Thread(target=self._watch)
 
     def _watch(self) -> None:
@@ -87,6 +96,11 @@ class Peak:
         while not self._over.is_set():
             self._bytes = max(self._bytes, process.memory_info().rss)
             time.sleep(0.005)
+
+    @property
+    def cpu_seconds(self) -> float:
+        """CPU time of this process since the beginning."""
+        return time.process_time() - self._begin
 
     @property
     def text(self) -> str:
