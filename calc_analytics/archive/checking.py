@@ -6,7 +6,7 @@ Nothing is changed. A file that is missing, damaged, or unknown is named.
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -56,7 +56,7 @@ def check(
         ledger.read(connection, place.db)
         records = ledger.archived_days(connection, place.db.log, days)
     proven, rows, compared = list[date](), 0, 0
-    for day in records:
+    for day in (record.day for record in records.values() if record.manifest is not None):
         with place.turn() as connection:
             try:
                 manifest, matched = _check_day(place, connection, place.record(connection, day))
@@ -65,7 +65,7 @@ def check(
                 progress(manifest.rows)
             except DamagedArchive as refused:
                 problems.append(str(refused))
-    problems += _unknown_files(place, days)
+    problems += [_describe_unknown(place, name) for name in _unknown_files(place, days)]
     return CheckReport(place.store.address.shown, proven, rows, compared, problems, time.perf_counter() - started)
 
 
@@ -151,27 +151,44 @@ def opened(place: Archive, name: str) -> Iterator[parquet.ParquetFile]:
         yield file
 
 
-def _unknown_files(place: Archive, days: Sequence[date] | None) -> Iterator[str]:
-    """Files in the folders of days that neither a manifest nor an unfinished operation names."""
+def _unknown_files(place: Archive, days: Sequence[date] | None) -> list[str]:
+    """Files in the folders of days that neither a manifest nor an unfinished operation names, at two moments: another
+    process may write and delete files meanwhile."""
+    found = _unknown_now(place, days)
+    return sorted(found & _unknown_now(place, days)) if found else []
+
+
+def _unknown_now(place: Archive, days: Sequence[date] | None) -> set[str]:
+    names = place.store.sizes()
     with transaction(place.db.engine) as connection:
         records = ledger.archived_days(connection, place.db.log)
-    known = set[str]()
-    for record in records.values():
-        known.update(record.leftovers)
-        if record.manifest is not None or record.leftovers:
-            known.add(name_of_manifest(record.day))
-        if record.manifest is not None:
-            known.update(f"{folder_of(record.day)}/{file['name']}" for file in json.loads(record.manifest)["files"])
+    known = {name for record in records.values() for name in _known_files(record)}
     folders = None if days is None else {folder_of(day) for day in days}
-    for name in sorted(place.store.sizes()):
-        folder, _, file = name.partition("/")
-        is_ours = folder.startswith("date=") and (file.endswith(".parquet") or file == NAME)
-        if is_ours and name not in known and (folders is None or folder in folders):
-            refused = DamagedArchive(
-                f"{place.store.path(name)} is unknown: no manifest names it, and it is not part of the archive. Move "
-                "it away: programs that read every file of the folder would read it"
-            )
-            yield str(refused)
+    return {name for name in set(names) - known if _is_of_a_day(name, folders)}
+
+
+def _known_files(record: ledger.ArchivedDay) -> Iterator[str]:
+    """The files that the database names: of the archive, and leftovers."""
+    yield from record.leftovers
+    if record.manifest is not None or record.leftovers:
+        yield name_of_manifest(record.day)
+    if record.manifest is not None:
+        yield from (f"{folder_of(record.day)}/{file['name']}" for file in json.loads(record.manifest)["files"])
+
+
+def _is_of_a_day(name: str, folders: Collection[str] | None) -> bool:
+    """Whether a file lies where the archive's files are (in one of the folders), and looks like one."""
+    folder, _, file = name.partition("/")
+    is_ours = folder.startswith("date=") and (file.endswith(".parquet") or file == NAME)
+    return is_ours and (folders is None or folder in folders)
+
+
+def _describe_unknown(place: Archive, name: str) -> str:
+    refused = DamagedArchive(
+        f"{place.store.path(name)} is unknown: no manifest names it, and it is not part of the archive. Move it away: "
+        "programs that read every file of the folder would read it"
+    )
+    return str(refused)
 
 
 def compare_with_log(

@@ -305,6 +305,18 @@ def test_an_archive_of_another_log_zone_or_database_is_refused(archived: Archive
     assert snapshot_of(archived) == before
 
 
+def test_an_archive_that_was_moved_is_the_same_at_its_new_place(archived: Archive, connect, tmp_path: Path):
+    shutil.copytree(folder(archived), tmp_path / "elsewhere")
+    empty, moved = archive_in(archived.db, tmp_path / "empty"), archive_in(archived.db, tmp_path / "elsewhere")
+    assert all("is missing" in problem for problem in check(empty).problems)
+    assert check(moved).problems == []
+    write(connect(), [row(NOON, publisher=77)] * 3)
+    refresh(archived.db)
+    assert [left.reason for left in archive(empty).left] == ["damaged"]
+    assert [done.rows for done in archive(moved).archived] == [3]
+    assert check(moved).problems == []
+
+
 def test_a_log_row_that_was_corrected_is_found_and_the_day_written_again_when_asked(archived: Archive):
     corrected = log_rows(archived.db, DAY)[0][0]
     execute(archived.db, f"update calculation_logs set response_time_ms = 31 where id = {corrected}")
