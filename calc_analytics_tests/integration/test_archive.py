@@ -22,7 +22,7 @@ from calc_analytics.days import today
 from calc_analytics.rollup import ledger
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.erasure import erase
-from calc_analytics.rollup.install import rebase
+from calc_analytics.rollup.install import install, rebase
 from calc_analytics.rollup.journal import history
 from calc_analytics.rollup.judge import Decision
 from calc_analytics.rollup.rebuild import rebuild
@@ -75,6 +75,14 @@ def snapshot_of(place: Archive) -> dict[str, bytes]:
 
 def prune_all(place: Archive, before: date = LAST):
     return prune(place.db, before, prove_archived=lambda day: prove_day(place, day))
+
+
+def test_an_upgrade_gives_the_table_of_archived_days_the_grants_of_the_ledger(archived: Archive, owner):
+    execute(archived.db, "drop table rollup_archive")
+    execute(archived.db, "update calc_analytics_version set version_num = '0006_comments'")
+    install(replace(archived.db, engine=owner))
+    shutil.rmtree(folder(archived))
+    assert len(archive(archived).archived) == 3
 
 
 # What is archived.
@@ -555,6 +563,24 @@ def test_an_erased_publisher_is_in_no_file(archived: Archive, connect, is_pruned
     assert {day: done["archive"] for day, done in receipt.days.items()} == {
         str(day): rows for day, rows in done.rows.items()
     }
+
+
+def test_rows_of_an_erased_publisher_that_were_deleted_before_are_no_longer_missing(place: Archive, connect):
+    prune(replace(place.db, archive_url=None), NEXT)
+    write(connect(), [row(NOON, publisher=publisher) for publisher in (3, 3, 4)])
+    refresh(place.db)
+    archive(place)
+    write(connect(), [row(NOON, publisher=publisher) for publisher in (3, 4)])
+    refresh(place.db)
+    before = record(place, DAY)
+    assert before.missing > 100
+    assert erase_everywhere(place, 3).rows[DAY] == 2
+    assert verify(place.db, [DAY, NEXT, LAST]).archive == []
+    after = record(place, DAY)
+    assert (after.rows, after.missing < before.missing) == (1, True)
+    assert [done.rows for done in archive(place).archived] == [1]
+    assert manifest(place, DAY).missing == after.missing
+    assert check(place).problems == []
 
 
 def test_a_file_of_which_every_row_is_erased_goes(archived: Archive, connect):
