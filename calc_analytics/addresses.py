@@ -44,7 +44,7 @@ class ArchiveUrl:
 
 def read_archive_url(text: str, root: Path) -> ArchiveUrl:
     """An ARCHIVE_URL; a relative folder is one of `root`. ValueError with the accepted form, and nothing secret."""
-    if "://" not in text:
+    if not re.match(r"\w+:", text):
         return ArchiveUrl("file", str((root / Path(text).expanduser()).resolve()))
     try:
         url = urlsplit(text)

@@ -19,6 +19,8 @@ from calc_analytics.errors import CalcAnalyticsError
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
 # Errors of these packages are the store's, not mistakes of this program.
 _CLIENTS = ("aiobotocore", "aiohttp", "botocore", "fsspec", "gcsfs", "google", "s3fs")
+# An object is uploaded in parts of this size, of which there may be 10,000, and read in blocks.
+PART_BYTES, READ_BYTES = 16 * 2**20, 4 * 2**20
 _TIMEOUTS = {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 2}}
 
 
@@ -189,7 +191,7 @@ class Bucket(Store):
     def new_file(self, name: str) -> Iterator[HashingFile]:
         """Uploaded in parts; an upload that is not completed leaves no object."""
         with self.translate_errors("write", name):
-            file = self._files.open(self._object(name), "wb")
+            file = self._files.open(self._object(name), "wb", block_size=PART_BYTES)
             try:
                 yield HashingFile(file)
             except BaseException:
@@ -208,7 +210,7 @@ class Bucket(Store):
     def open(self, name: str) -> Iterator[Any]:
         """An object that is read in blocks."""
         with self.translate_errors("read", name):
-            with self._files.open(self._object(name), "rb", cache_type="readahead") as file:
+            with self._files.open(self._object(name), "rb", block_size=READ_BYTES, cache_type="readahead") as file:
                 yield file
 
     def delete(self, name: str) -> None:

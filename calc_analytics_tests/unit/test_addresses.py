@@ -154,6 +154,7 @@ def test_key_and_secret_are_decoded_and_options_kept():
         "http://host/path",
         "s3://",
         "s3:///path",
+        "s3:/bucket/hunter2",
         "file://host/path",
         "file://path",
         "s3://hunter2@bucket/logs",

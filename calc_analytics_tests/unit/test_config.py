@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from calc_analytics import config, days
-from calc_analytics.config import InvalidSetting, Settings, process_settings, redact_url, without_secrets
+from calc_analytics.config import ArchiveUrl, InvalidSetting, Settings, process_settings, redact_url, without_secrets
 from calc_analytics.orchestration.resources import RollupDatabase
 from calc_analytics.rollups import LATENCY, LOG, STATS, chosen_log
 
@@ -57,6 +57,10 @@ def test_a_process_reads_them_once_and_again_only_after_an_error(monkeypatch: py
         ("ROLLUPS", "all", "rollups", None),
         ("ROLLUPS", "", "rollups", None),
         ("LOGS_KEPT_DAYS", "90", "logs_kept_days", 90),
+        ("ARCHIVE_URL", "/var/archive", "archive_url", ArchiveUrl("file", "/var/archive")),
+        ("ARCHIVE_URL", "archive", "archive_url", ArchiveUrl("file", str(config.project_root() / "archive"))),
+        ("ARCHIVE_URL", "s3://bucket/logs", "archive_url", ArchiveUrl("s3", "bucket/logs")),
+        ("ARCHIVE_URL", " ", "archive_url", None),
         ("LOGS_KEPT_DAYS", " ", "logs_kept_days", None),
         ("ENABLE_TEST_ENDPOINTS", "True", "enable_test_endpoints", True),
         ("ENABLE_TEST_ENDPOINTS", "false", "enable_test_endpoints", False),
@@ -133,6 +137,10 @@ def test_cron_wins_over_the_interval():
         ("DATABASE_URL", f"postgresql://me:{SECRET}@db", "names no database"),
         ("DATABASE_URL", f"postgresql://me:{SECRET}@db:port/calc", "postgresql://"),
         ("DAGSTER_POSTGRES_URL", "sqlite:///x", "postgresql://"),
+        ("ARCHIVE_URL", f"s3://{SECRET}@bucket/logs", "s3://bucket/prefix"),
+        ("ARCHIVE_URL", f"s3:/bucket/{SECRET}", "s3://bucket/prefix"),
+        ("ARCHIVE_URL", f"https://me:{SECRET}@host/logs", "s3://bucket/prefix"),
+        ("ARCHIVE_URL", f"s3://bucket/logs?secret={SECRET}", "endpoint_url and region"),
         ("ALERT_WEBHOOK_URL", f"hooks.example/{SECRET}", "https://host/path"),
         ("ALERT_WEBHOOK_URL", f"ftp://hooks.example/{SECRET}", "https://host/path"),
         ("ALERT_WEBHOOK_URL", f"https:///{SECRET}", "https://host/path"),
