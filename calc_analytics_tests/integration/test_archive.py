@@ -518,6 +518,22 @@ def test_a_kill_while_the_first_file_of_a_day_is_written_is_made_good_by_the_nex
     assert check(place).problems == []
 
 
+def test_a_connection_that_is_lost_in_the_middle_is_replaced(place: Archive, monkeypatch):
+    monkeypatch.setattr(rows.RowReader.tables, "__defaults__", (64,))
+    seen: list[int] = []
+
+    def lose_the_connection(batch: int) -> None:
+        seen.append(batch)
+        if len(seen) == 1:
+            execute(place.db, f"select pg_terminate_backend(pid) from pg_stat_activity where usename = '{ROLE}'")
+
+    (done,) = archive(place, [DAY], progress=lose_the_connection).archived
+    assert sum(seen) > done.rows
+    assert len(files_of(place, DAY)) == 1
+    assert archived_rows(folder(place), DAY) == as_microseconds(log_rows(place.db, DAY))
+    assert check(place).problems == []
+
+
 def test_a_folder_that_cannot_be_written_is_one_line_and_nothing_is_published(archived: Archive, connect, monkeypatch):
     write(connect(), [row(NOON, publisher=77)] * 3)
     refresh(archived.db)

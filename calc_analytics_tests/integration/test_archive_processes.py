@@ -294,6 +294,20 @@ def test_kill_minus_nine_in_the_middle_leaves_the_archive_valid_and_the_next_run
     assert check(place).problems == []
 
 
+def test_a_connection_that_is_lost_while_rows_are_sent_is_replaced(large: Database, tmp_path: Path):
+    place, seen = archive_in(large, tmp_path / "archive"), list[int]()
+
+    def lose_the_connection(batch: int) -> None:
+        seen.append(batch)
+        if len(seen) == 1:
+            execute(large, f"select pg_terminate_backend(pid) from pg_stat_activity where usename = '{ROLE}'")
+
+    (done,) = archive(place, progress=lose_the_connection).archived
+    assert (done.rows, sum(seen) > done.rows) == (600_000, True)
+    assert len(place.store.sizes()) == 2
+    assert check(place).problems == []
+
+
 def test_two_processes_at_once_write_a_day_once(large: Database, start, tmp_path: Path):
     address = str(tmp_path / "archive")
     both = [start("archive", address=address) for _ in range(2)]
