@@ -74,6 +74,7 @@ class Settings:
     log_level: str = "info"
     alert_webhook_url: str | None = field(default=None, repr=False)
     archive_url: ArchiveUrl | None = field(default=None, repr=False)
+    report_token: str | None = field(default=None, repr=False)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Settings":
@@ -293,4 +294,5 @@ VARIABLES = {
     "LOG_LEVEL": Variable("log_level", _one_of("debug", "info", "warning", "error")),
     "ALERT_WEBHOOK_URL": Variable("alert_webhook_url", _webhook_url),
     "ARCHIVE_URL": Variable("archive_url", _archive_url),
+    "REPORT_TOKEN": Variable("report_token", _token),
 }

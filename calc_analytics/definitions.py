@@ -3,7 +3,6 @@
 import warnings
 
 from dagster import (
-    AssetKey,
     BetaWarning,
     Definitions,
     PreviewWarning,
@@ -25,6 +24,7 @@ from calc_analytics.orchestration.partitions import daily_partitions
 from calc_analytics.orchestration.resources import RollupDatabase
 from calc_analytics.orchestration.schedules import hourly_schedule
 from calc_analytics.orchestration.sensors import new_log_batches_sensor
+from calc_analytics.orchestration.summary import summary_assets
 from calc_analytics.rollups import chosen_log
 
 
@@ -38,17 +38,20 @@ def defs() -> Definitions:
         # Backfill policies, partitioned checks and code references are new in Dagster 1.13, and relied upon.
         warnings.simplefilter("ignore", BetaWarning)
         warnings.simplefilter("ignore", PreviewWarning)
-        (rollups,) = with_source_code_references([rollup_assets(log, partitions, freshness_policy(settings.cron))])
+        freshness = freshness_policy(settings.cron)
+        assets = [rollup_assets(log, partitions, freshness), *summary_assets(log, freshness)]
+        located = with_source_code_references(assets)
         checks = rollup_checks(log, partitions)
         archives = [archive_asset(log, partitions)] if settings.archive_url is not None else []
     rollup_job = define_asset_job(
         ROLLUP_JOB,
-        selection=[AssetKey(name) for name in log.names],
-        description="Recounts days from the log in every rollup and evaluates their checks. The hourly schedule runs "
-        "it for today and yesterday, the sensor for days that are not built; launch it by hand for any days.",
+        selection=[key for each in assets for key in each.keys],
+        description="Recounts days from the log in every rollup, evaluates their checks and computes the summary. The "
+        "hourly schedule runs it for today and yesterday, the sensor for days that are not built; launch it by hand "
+        "for any days.",
     )
     return Definitions(
-        assets=[calculation_logs, rollups, *archives],
+        assets=[calculation_logs, *located, *archives],
         asset_checks=[checks],
         jobs=[rollup_job, housekeeping_job],
         schedules=[hourly_schedule(settings), daily_housekeeping(settings)],

@@ -69,6 +69,7 @@ STATS = Rollup(
     ratios=RATIOS,
     suspects=(Suspect("negative_response_times", logs.response_time_ms < 0),),
     match_check="stats_match_logs",
+    usual_check="usual_total",
     checks=(
         Check(
             name="source_breakdown_complete",

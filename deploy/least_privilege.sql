@@ -39,12 +39,28 @@ begin
         execute format('grant select on %I to rollup_writer', name || '_live');
     end loop;
 end $$;
+-- What readers ask (docs/reading.md): reports do, too.
+grant select on publisher_usage, platform_usage to rollup_writer;
+do $$
+declare called text;
+begin
+    for called in
+        select cast(cast(p.oid as regprocedure) as text)
+        from pg_proc p join pg_class state on state.oid = to_regclass('rollup_state')
+        where p.pronamespace = state.relnamespace and obj_description(p.oid, 'pg_proc') like 'calc\_analytics: %'
+    loop
+        execute format('grant execute on function %s to rollup_writer', called);
+    end loop;
+end $$;
+-- The summary, which is replaced as a whole.
+grant select, insert, delete on publisher_usage_summary to rollup_writer;
 -- The state, the ledger and the journal, which change in the same transactions.
 grant select, update on rollup_state to rollup_writer;
 grant select, insert, update on rollup_days to rollup_writer;
 grant select, insert, update, delete on rollup_journal to rollup_writer;
 grant usage on sequence rollup_journal_id_seq to rollup_writer;
 grant select, insert, update on rollup_archive to rollup_writer;
+-- The record of migrations, by which uninstall.sql sees that this script was run, too.
 grant select on calc_analytics_version to rollup_writer;
 -- Extends the log table's index to the end of the table, with the owner's rights; the function takes no argument.
 grant execute on function calculation_logs_summarize() to rollup_writer;

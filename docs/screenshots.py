@@ -35,9 +35,11 @@ DOCS = Path(__file__).parent
 STATS = LOG.names[0]
 HISTORY_DAYS = 30
 WIDTH, HEIGHT, TALL, LONG = 1280, 800, 900, 1220
+REPORT_WIDTH, REPORT_HEIGHT = 900, 1045
 PATIENCE_SECONDS = 300
 STOP_SECONDS = 30
-OWN_SETTINGS = ("DATABASE_URL", "DAGSTER_", "ROLLUP", "LOGS_KEPT", "ENABLE_", "ALERT_", "LOG_")
+OWN_SETTINGS = ("DATABASE_URL", "DAGSTER_", "ROLLUP", "LOGS_KEPT", "ENABLE_", "ALERT_", "REPORT_", "LOG_")
+TOKEN = "screenshots"
 PARTITIONS = """
 query ($asset: String!) { assetNodeOrError(assetKey: {path: [$asset]}) { ... on AssetNode {
     partitionStats { numMaterialized } freshnessStatusInfo { freshnessStatus }
@@ -183,6 +185,15 @@ def health(page: Page, service: str) -> None:
     page.get_by_role("heading", name="Healthy").wait_for()
 
 
+def report(page: Page, service: str) -> None:
+    """The report of the platform, down to the trend."""
+    page.set_viewport_size({"width": REPORT_WIDTH, "height": REPORT_HEIGHT})
+    page.set_extra_http_headers({"Authorization": f"Bearer {TOKEN}"})
+    page.goto(f"{service}/report")
+    page.get_by_role("heading", name="Response times").wait_for()
+    page.set_extra_http_headers({})
+
+
 def freshness(page: Page, ui: str) -> None:
     """A rollup that Dagster has marked as stale."""
     page.goto(f"{ui}/assets/{STATS}?view=overview")
@@ -204,13 +215,13 @@ def take(page: Page, name: str) -> None:
 
 
 UI = {"lineage": lineage, "partitions": partitions, "checks": checks, "sensor": sensor, "backfill-dialog": backfill}
-SERVICE = {"health": health}
+SERVICE = {"health": health, "report": report}
 STALE = {"freshness": freshness}
 
 
 def take_of_demo(system: System, page: Page, wanted: set[str]) -> None:
     """The pictures of a healthy system with a month of history and live batches."""
-    with system.running("demo", "--days", str(HISTORY_DAYS)):
+    with system.running("demo", "--days", str(HISTORY_DAYS), REPORT_TOKEN=TOKEN):
         wait_for(system.is_healthy, "every probe passes, and the UI answers")
         wait_for(system.shows_history, "Dagster shows the days of the history")
         wait_for(system.has_ended_its_runs, "the first runs end")

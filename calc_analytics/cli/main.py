@@ -17,6 +17,7 @@ from calc_analytics.cli.counting import refresh, rollup, verify
 from calc_analytics.cli.deleting import erase, prune
 from calc_analytics.cli.doctor import doctor
 from calc_analytics.cli.history import history
+from calc_analytics.cli.report import report
 from calc_analytics.cli.running import demo, serve, simulate, up
 from calc_analytics.cli.schema import migrate, rebase, widen
 from calc_analytics.cli.status import status
@@ -37,6 +38,7 @@ COMMANDS = (
     archive,
     prune,
     erase,
+    report,
     history,
     status,
     doctor,
@@ -91,6 +93,7 @@ def main() -> None:
     Build history:   calc-analytics rollup --from 2026-01-01
     Prove it:        calc-analytics verify
     What changed:    calc-analytics history
+    To look at:      calc-analytics report --output report.html
 
     Without DATABASE_URL an embedded PostgreSQL is used; its data is in .calc_analytics/ of the project folder.
 

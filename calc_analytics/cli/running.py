@@ -220,11 +220,11 @@ def simulate(
 @click.option("--ui-port", type=click.IntRange(1, 65535), help="Port of Dagster's UI here, for the page's link to it.")
 @with_settings
 def serve(settings: Settings, host: str, port: int, ui_port: int | None) -> None:
-    """Serve the page, health, metrics and the manual trigger over HTTP, and post alerts.
+    """Serve the page, health, metrics, reports and the manual trigger over HTTP, and post alerts.
 
-    GET / (the page), /health/rollup, /health/live and /metrics, in the foreground. `up` runs it too. It starts,
-    and keeps running, while the database and Dagster are down, and then answers with status 503. Ctrl-C or
-    SIGTERM stops it.
+    GET / (the page), /health/rollup, /health/live, /metrics and /report (if REPORT_TOKEN is set), in the
+    foreground. `up` runs it too. It starts, and keeps running, while the database and Dagster are down, and then
+    answers with status 503. Ctrl-C or SIGTERM stops it.
 
     \b
     Changes:     nothing in the database, except when a client posts to the

@@ -16,7 +16,7 @@ from calc_analytics.database import log_tree
 from calc_analytics.database.log_columns import LOGS, UnfitTable, check_log
 from calc_analytics.database.log_tree import TREE
 from calc_analytics.database.relations import column_names
-from calc_analytics.database.tables import STATE_TABLES, calculation_logs
+from calc_analytics.database.tables import READER_TABLES, STATE_TABLES, calculation_logs
 
 # How many pages (8 kB, about 80 rows) one entry of the index stands for, and a refresh reads at least.
 PAGES_PER_RANGE = 64
@@ -104,9 +104,11 @@ def _check_key(inspector: Inspector, table: Table) -> None:
 
 
 def _check_free_names(connection: Connection, views: Sequence[str]) -> None:
-    """Live views are replaced and the state's tables are taken as they are: both must be the project's own."""
-    tables = [table.name for table in STATE_TABLES]
-    taken = connection.execute(text(_TAKEN), {"views": list(views), "tables": tables}).scalars().all()
+    """Live views and tables for readers are replaced, the state's tables are taken as they are: all must be the
+    project's own."""
+    tables, replaced = ([table.name for table in tables] for tables in (STATE_TABLES, READER_TABLES))
+    names = {"views": list(views), "tables": tables, "replaced": replaced}
+    taken = connection.execute(text(_TAKEN), names).scalars().all()
     if taken:
         raise UnfitTable(f"{', '.join(taken)} was not created by this project, which needs the name: rename it")
 
@@ -163,6 +165,8 @@ _TAKEN = """
     where (oid in (select to_regclass(name) from unnest(cast(:views as text[])) as n (name)) and relkind <> 'v')
        or (oid in (select to_regclass(name) from unnest(cast(:tables as text[])) as n (name))
            and to_regclass('calc_analytics_version') is null)
+       or (oid in (select to_regclass(name) from unnest(cast(:replaced as text[])) as n (name))
+           and coalesce(obj_description(oid, 'pg_class') not like 'calc_analytics: %', true))
     order by relname
 """
 _ALL_GIVE_XACT_IDS = rf"""

@@ -154,7 +154,7 @@ def _describe_refusal(text: str, state: str, url: URL) -> str:
     match state:
         case "42501":
             return f"{text}: grant it to the role '{completed(url).username}', or use another role in {place}"
-        case "42P01" | "42703":
+        case "42P01" | "42703" | "42883":
             return f"{text}: run 'calc-analytics migrate' against {place}; or 'calc-analytics doctor', if it is there"
         case "3F000":
             return f"{text}: no schema of the role's search_path exists in {place}; run 'calc-analytics doctor'"

@@ -1,5 +1,7 @@
 """Facts about tables, from PostgreSQL's catalogs: whether one is there, its columns, types and size."""
 
+from collections.abc import Collection
+
 from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
@@ -12,6 +14,15 @@ BITS = {"smallint": 15, "integer": 31, "bigint": 63}
 def exists(connection: Connection, name: str) -> bool:
     """Whether the search_path finds a table or view of that name."""
     return bool(connection.execute(text("select to_regclass(:name) is not null"), {"name": name}).scalar())
+
+
+def is_own_table(connection: Connection, name: str, columns: Collection[str]) -> bool:
+    """Whether the search_path finds a table of that name which has these columns, and which the role may alter.
+
+    Another program may have a table or view in place of a rollup's that is not kept.
+    """
+    is_ours = bool(connection.execute(text(_IS_OWNED_TABLE), {"table": name}).scalar())
+    return is_ours and set(columns) <= column_names(connection, name)
 
 
 def has_rows(connection: Connection, name: str) -> bool:
@@ -39,6 +50,12 @@ def is_partitioned_by(connection: Connection, table: str, column: str) -> bool:
     return bool(connection.execute(text(_IN_PARTITION_KEY), {"table": table, "column": column}).scalar())
 
 
+_IS_OWNED_TABLE = """
+    select exists (
+        select from pg_class
+        where oid = to_regclass(:table) and relkind in ('r', 'p') and pg_has_role(relowner, 'USAGE')
+    )
+"""
 _COLUMNS = """
     select attname from pg_attribute where attrelid = to_regclass(:table) and attnum > 0 and not attisdropped
 """

@@ -1,4 +1,4 @@
-"""The tables, as SQLAlchemy Core: the API's two, the other rollups' targets, and those that hold the state.
+"""The tables, as SQLAlchemy Core: the API's two, the other rollups' targets, the summary, and the state.
 
 `calculation_logs` belongs to the API: the project adds `xact_id` and an index to it, nothing else.
 """
@@ -11,6 +11,7 @@ from sqlalchemy import (
     Column,
     Date,
     DateTime,
+    Double,
     Float,
     Index,
     Integer,
@@ -141,8 +142,61 @@ calculation_latency_daily = Table(
         comment="rounded down to 7 significant bits, exact below 128; -1: null or negative",
     ),
     _count("calculations", comment="calculations: log rows"),
+    # Averages are over rows with a response time: without reading the rest of the histogram.
+    Index(
+        "calculation_latency_daily_unmeasured", "publisher_id", "date", postgresql_where=text("response_time_ms = -1")
+    ),
     comment="Calculations per publisher, source and response time: a histogram, exact below 128 ms.",
     postgresql_with={"fillfactor": 70},
+)
+
+publisher_usage_summary = Table(
+    "publisher_usage_summary",
+    metadata,
+    Column("publisher_id", BigInteger, primary_key=True, autoincrement=False, comment="whose calculations"),
+    Column("rank", BigInteger, nullable=False, comment="1: most calculations in the last 30 days"),
+    _count("today", BigInteger, "calculations of today, in the reporting time zone"),
+    _count("this_month", BigInteger, "calculations since the first of this month"),
+    _count("last_month", BigInteger, "calculations of the calendar month before"),
+    _count(
+        "last_month_to_date",
+        BigInteger,
+        "calculations of the first days of the month before: as many whole days as this month has had",
+    ),
+    Column(
+        "month_change",
+        Double,
+        comment="this month up to yesterday, at most as many days as the month before has, per last_month_to_date, "
+        "less 1; null: there were none, or today is the first",
+    ),
+    _count("last_30_days", BigInteger, "calculations of the last 30 days, today included"),
+    _count("all_time", BigInteger, "all calculations, also those whose log rows were pruned"),
+    _count("source_web", BigInteger, "calculations of source 1: web UI, of all time"),
+    _count("source_api", BigInteger, "calculations of source 2: authenticated API, of all time"),
+    _count("source_external", BigInteger, "calculations of source 3: external API (machine to machine), of all time"),
+    Column("cache_hit_ratio", Double, comment="cache hits per calculation over all time, 0 to 1"),
+    Column(
+        "average_response_time_ms",
+        Double,
+        comment="milliseconds, over all rows with a response time, of days that calculation_latency_daily holds built; "
+        "null: there is none",
+    ),
+    Column("p50_response_time_ms", Double, comment="milliseconds, over the last 30 days; null: no response time"),
+    Column("p95_response_time_ms", Double, comment="milliseconds, over the last 30 days; null: no response time"),
+    Column("localities", BigInteger, comment="localities of the last 30 days; null: they are not counted"),
+    Column("top_locality_id", BigInteger, comment="the locality with most calculations in the last 30 days"),
+    Column("top_locality_share", Double, comment="its part of the calculations of the last 30 days, 0 to 1"),
+    Column("first_date", Date, nullable=False, comment="first day with a calculation"),
+    Column("last_date", Date, nullable=False, comment="last day with a calculation"),
+    Column("counted_at", DateTime(timezone=True), comment="log rows that were committed by then are counted"),
+    Column(
+        "complete",
+        Boolean,
+        nullable=False,
+        comment="whether every day that has log rows is built; in calculation_latency_daily and "
+        "calculation_locality_stats_daily those of the last 30 days",
+    ),
+    comment="calc_analytics: calculations of each publisher, as of counted_at; replaced by the asset of this name",
 )
 
 rollup_state = Table(
@@ -248,6 +302,8 @@ rollup_archive = Table(
     comment="Per archived day: which log rows are in the Parquet archive, and in which files.",
 )
 
+# Written by assets, for reports and exports; never counted, always computed from the rollups.
+READER_TABLES = (publisher_usage_summary,)
 STATE_TABLES = (rollup_state, rollup_days, rollup_journal, rollup_archive)
 # Where Alembic keeps which revisions have run.
 VERSION_TABLE = "calc_analytics_version"

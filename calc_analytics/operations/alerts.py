@@ -167,7 +167,7 @@ def _each(finding: Finding) -> list[tuple[str, Problem]]:
     if finding.level == OK:
         return []
     if finding.problems:
-        return [(problem.subject, problem) for problem in finding.problems]
+        return [(problem.subject, problem) for problem in finding.problems if problem.is_posted]
     return [("", Problem(finding.name, finding.fact, finding.level))]
 
 

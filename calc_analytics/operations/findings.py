@@ -15,7 +15,8 @@ INTERNAL = Cause("internal_error", "internal error")
 
 @dataclass(frozen=True)
 class Problem:
-    """One of several things that a finding is about, such as one day of several that differ. Each is one alert.
+    """One of several things that a finding is about, such as one day of several that differ. Each is one alert,
+    unless `is_posted` is false.
 
     `command` is what to type, if that is not the finding's.
     """
@@ -26,6 +27,8 @@ class Problem:
     command: str = ""
     kind: str = ""
     """What is wrong with the subject, if that may change, such as 'differs' or 'waits' of a day."""
+    is_posted: bool = True
+    """Whether it is an alert; otherwise it is only shown."""
 
 
 @dataclass(frozen=True)

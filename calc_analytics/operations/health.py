@@ -368,7 +368,12 @@ def _checks(facts: Facts) -> Finding:
     failed = [check for check in facts.checks if not check.passed and not check.warning]
     warned = [check for check in facts.checks if not check.passed and check.warning]
     problems = tuple(
-        Problem(f"check {check.name} of {each.day}", each.description, NOTE if each.warning else WRONG)
+        Problem(
+            f"check {check.name} of {each.day}",
+            each.description,
+            NOTE if each.warning else WRONG,
+            is_posted=not check.is_advice,
+        )
         for check in facts.checks
         for each in check.failed
     )
@@ -377,7 +382,8 @@ def _checks(facts: Facts) -> Finding:
         found = wrong(f"{public}. {failed[0].description}", command=VERIFY, public=public)
     elif warned:
         fact = "; ".join(f"{check.name} warns: {check.description}" for check in warned)
-        found = note(fact, command=VERIFY, public="; ".join(f"{check.name} warns" for check in warned))
+        command = "" if all(check.is_advice for check in warned) else VERIFY
+        found = note(fact, command=command, public="; ".join(f"{check.name} warns" for check in warned))
     else:
         found = ok(f"the last results of {len(facts.checks)} checks passed")
     return replace(found, problems=problems)

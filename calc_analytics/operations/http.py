@@ -34,6 +34,7 @@ from calc_analytics.operations.page import view
 from calc_analytics.operations.page.accept import prefers_html
 from calc_analytics.operations.page.figures import figures, readers
 from calc_analytics.operations.probes import Prober, in_background
+from calc_analytics.operations.reports import Reports
 from calc_analytics.operations.sources import Sources
 from calc_analytics.operations.trigger import AlreadyTriggered, Trigger
 
@@ -42,11 +43,13 @@ LOCAL = ("127.0.0.1", "localhost")
 FRESH = {"Cache-Control": "no-store"}
 SEE_THE_LOG = "the service's log has the details"
 CODES = {
+    400: "bad_request",
     401: "unauthorized",
     403: "forbidden",
     404: "not_found",
     405: "method_not_allowed",
     409: "already_running",
+    429: "too_many_requests",
     500: "internal_error",
     503: "unavailable",
 }
@@ -63,6 +66,7 @@ class Service:
 
     def __post_init__(self) -> None:
         self.sources, self.rebuilding = Sources(self.settings), Trigger(self.settings)
+        self.reports = Reports(self.settings)
         # A prober of its own: a request is answered from facts that are read after it came in.
         looking = Prober(self.prober.deadline_seconds)
         self.monitor = Monitor(self.sources, looking, self.settings.alert_webhook_url)
@@ -78,6 +82,8 @@ class Service:
                 Route("/health/rollup", self.rollup),
                 Route("/metrics", self.metrics),
                 Route("/internal/rollup/trigger", self.trigger, methods=["POST"]),
+                Route("/report", self.reports.platform),
+                Route("/report/publishers/{id}", self.reports.publisher),
             ],
             exception_handlers={HTTPException: _refused, Exception: _failed},
             lifespan=self._monitoring,
@@ -164,13 +170,13 @@ def _error(status: int, message: str, headers: Mapping[str, str] | None = None) 
 
 
 async def _refused(request: Request, error: Exception) -> Response:
-    """404 and 405 in the shape of every error."""
+    """404 and 405, and what an endpoint refuses, in the shape of every error."""
     assert isinstance(error, HTTPException)
-    messages = {
-        404: "there is no such path; GET / lists the paths",
-        405: f"{request.method} is not allowed here",
+    routing = {
+        "Not Found": "there is no such path; GET / lists the paths",
+        "Method Not Allowed": f"{request.method} is not allowed here",
     }
-    return _error(error.status_code, messages.get(error.status_code, error.detail), error.headers)
+    return _error(error.status_code, routing.get(error.detail, error.detail), error.headers)
 
 
 async def _failed(request: Request, error: Exception) -> Response:

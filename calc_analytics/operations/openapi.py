@@ -17,7 +17,7 @@ def description() -> dict[str, Any]:
         "info": {
             "title": "calc_analytics",
             "version": __version__,
-            "description": "Health, a page for people, metrics, and a manual trigger that counts new rows.",
+            "description": "Health, a page for people, metrics, reports, and a manual trigger that counts new rows.",
         },
         "paths": {
             "/": {"get": _get("A page for people, if Accept prefers text/html; else the endpoints.", {"200": _HOME})},
@@ -34,8 +34,15 @@ def description() -> dict[str, Any]:
             },
             "/metrics": {"get": _get("Prometheus' text format.", {"200": _METRICS})},
             "/internal/rollup/trigger": {"post": _TRIGGER},
+            "/report": {"get": _report("The report of all publishers.")},
+            "/report/publishers/{id}": {"get": _report("The report of one publisher.", _PUBLISHER)},
         },
-        "components": {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},
+        "components": {
+            "securitySchemes": {
+                "token": {"type": "http", "scheme": "bearer"},
+                "password": {"type": "http", "scheme": "basic"},
+            }
+        },
     }
 
 
@@ -60,6 +67,30 @@ def _error(text: str) -> dict[str, Any]:
     return _json(text, _record(error=_record(code=_TEXT, message=_TEXT)))
 
 
+def _report(summary: str, *parameters: dict[str, Any]) -> dict[str, Any]:
+    unknown = {"404": _error("No calculation of the publisher was ever counted.")} if parameters else {}
+    return {
+        "summary": f"{summary} HTML; closed unless REPORT_TOKEN is set.",
+        "security": [{"token": []}, {"password": []}],
+        "parameters": [*parameters, *_PERIOD],
+        "responses": {**_REPORT, **unknown},
+    }
+
+
+_DAY = {"type": "string", "format": "date"}
+_PERIOD = [
+    {"name": "from", "in": "query", "description": "First day; default: 29 days before the last.", "schema": _DAY},
+    {"name": "to", "in": "query", "description": "Last day; default: today.", "schema": _DAY},
+]
+_PUBLISHER = {"name": "id", "in": "path", "required": True, "schema": {"type": "integer", "format": "int64"}}
+_REPORT = {
+    "200": {"description": "A page.", "content": {"text/html": {"schema": _TEXT}}},
+    "400": _error("The days are not usable."),
+    "401": _error("The token is missing or wrong."),
+    "403": _error("REPORT_TOKEN is not set."),
+    "429": _error("Another report is being computed."),
+    "503": _error("The database is down or refused the request."),
+}
 _INDEX = _record(service=_TEXT, version=_TEXT, endpoints={"type": "array", "items": _TEXT})
 _HOME = {
     "description": "OK; the page says what is wrong.",

@@ -18,7 +18,7 @@ from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.reports import RebuildReport, RefreshReport, SkippedDay
 
-# A rebuild of two busy days takes a minute at most; an answer is wanted in any case.
+# A rebuild of two busy days takes a minute at most; the caller gets an answer in any case.
 STATEMENT_SECONDS = 120.0
 
 

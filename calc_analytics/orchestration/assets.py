@@ -14,11 +14,9 @@ from dagster import (
     AssetsDefinition,
     AssetSpec,
     BackfillPolicy,
-    CodeReferencesMetadataValue,
     Config,
     Failure,
     FreshnessPolicy,
-    LocalFileCodeReference,
     MaterializeResult,
     PartitionsDefinition,
     RunRequest,
@@ -30,10 +28,12 @@ from calc_analytics import logs
 from calc_analytics.orchestration.metadata import (
     day_metadata,
     describe_left,
+    further_figures,
     left_metadata,
     log_metadata,
+    newest_day,
     previews,
-    runbook,
+    runbook_reference,
     table_metadata,
 )
 from calc_analytics.orchestration.partitions import as_days
@@ -99,8 +99,24 @@ class RebuildConfig(Config):
 AUTOMATIC = {"ops": {REBUILD: {"config": {"automatic": True}}}}
 
 
-def automatic_range(keys: Sequence[str], rollups: Sequence[str]) -> RunRequest:
-    """One run of these rollups for consecutive partitions, as a backfill starts it.
+def automatic(keys: Sequence[str], rollups: Sequence[str], at: str | None = None) -> list[RunRequest]:
+    """A run of these rollups for each of these partitions, once per `at`; these runs never decide about a day.
+
+    That of the last one is of all assets: what is computed from the rollups is computed once.
+    """
+    return [
+        RunRequest(
+            run_key=f"{key}@{at}" if at else None,
+            partition_key=key,
+            run_config=AUTOMATIC,
+            asset_selection=None if key == keys[-1] else [AssetKey(name) for name in rollups],
+        )
+        for key in keys
+    ]
+
+
+def automatic_range(keys: Sequence[str], assets: Sequence[str]) -> RunRequest:
+    """One run of these assets for consecutive partitions, as a backfill starts it.
 
     A request has no field for a range of partitions; the two tags are how Dagster's documentation does it.
     """
@@ -109,7 +125,7 @@ def automatic_range(keys: Sequence[str], rollups: Sequence[str]) -> RunRequest:
         partition_key=keys[0] if len(keys) == 1 else None,
         tags=tags if len(keys) > 1 else {},
         run_config=AUTOMATIC,
-        asset_selection=[AssetKey(name) for name in rollups],
+        asset_selection=[AssetKey(name) for name in assets],
     )
 
 
@@ -154,17 +170,9 @@ def _spec(log: "Log", declared: "Rollup", freshness: FreshnessPolicy) -> AssetSp
         kinds={"postgres"},
         owners=["team:analytics"],
         tags={"layer": "statistics"},
-        metadata={**table_metadata(declared.target), "dagster/code_references": _links()},
+        metadata={**table_metadata(declared.target), **runbook_reference()},
         code_version=declared.version,
         freshness_policy=freshness,
-    )
-
-
-def _links() -> CodeReferencesMetadataValue:
-    """The runbook, shown under "Source code", where Dagster adds the asset's function."""
-    file = runbook()
-    return CodeReferencesMetadataValue(
-        code_references=[LocalFileCodeReference(file_path=str(file), label="runbook.md")] if file else []
     )
 
 
@@ -230,9 +238,13 @@ def _attach(
     seconds = report.seconds / days
     tables = previews(db, declared, [each.day for each in rebuilt])
     ratios = day_ratios(db, declared, {each.day: each.measures for each in rebuilt})
+    further = further_figures(db, declared, [each.day for each in rebuilt], context.log.warning)
     described = left_metadata(db, declared, left)
     for each in rebuilt:
-        figures = day_metadata(declared, each.measures, each.keys, ratios[each.day], seconds)
-        described[each.day] = {**figures, **tables[each.day]}
+        totals = day_metadata(declared, each.measures, each.keys, ratios[each.day], seconds)
+        described[each.day] = {**totals, **further[each.day], **tables[each.day]}
+    if rebuilt:
+        newest = max(each.day for each in rebuilt)
+        described[newest].update(newest_day(db, declared, newest, context.log.warning))
     for day, metadata in described.items():
         context.add_asset_metadata(metadata, asset_key=declared.name, partition_key=str(day))

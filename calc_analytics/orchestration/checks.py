@@ -1,7 +1,8 @@
 """The asset checks: for each partition of a run, for today and yesterday in a run without partitions (what the UI's
 "Execute all" starts). They are one step, and are evaluated in runs only.
 
-Each rollup has a check that compares it with the log and with what was counted, and one per check that it declares.
+Each rollup has a check that compares it with the log and with what was counted, and one per check that it declares;
+one of these may compare a day's counts with the weeks before, and only warns.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from calc_analytics.rollup.declaration import Check, Log, Rollup
     from calc_analytics.rollup.figures import Violations
     from calc_analytics.rollup.reports import DayProof
+    from calc_analytics.rollup.usual import Count, Judgement
 
 # The name of the step.
 CHECKS = "checks"
@@ -44,6 +46,13 @@ MATCH_DESCRIPTION = (
     "Statistics equal what was counted, and what was counted equals the log and the rows deleted since: any difference "
     "fails, with the keys that differ and the command that resolves it."
 )
+
+USUAL_DESCRIPTION = (
+    "A day's calculations, of each publisher and of all together, are near those of the same weekday in the eight "
+    "weeks before. Only warns: after a holiday or a campaign nothing needs to be done."
+)
+# Publishers that a warning names.
+NAMED = 10
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,8 @@ def _key(declared: "Rollup", name: str) -> AssetCheckKey:
 def _specs(declared: "Rollup", partitions: PartitionsDefinition) -> Iterator[AssetCheckSpec]:
     described = {declared.match_check_name: MATCH_DESCRIPTION}
     described.update({check.name: check.description for check in declared.checks})
+    if declared.usual_check:
+        described[declared.usual_check] = USUAL_DESCRIPTION
     for name, description in described.items():
         yield AssetCheckSpec(name, asset=declared.name, description=description, partitions_def=partitions)
 
@@ -164,6 +175,8 @@ def evaluate(db: "Database", keys: Collection[AssetCheckKey], days: Sequence[dat
         for check in declared.checks:
             if _key(declared, check.name) in keys:
                 found[_key(declared, check.name)] = _violations(db, declared, check, days)
+        if declared.usual_check and _key(declared, declared.usual_check) in keys:
+            found[_key(declared, declared.usual_check)] = _usual(db, declared, days)
     return found
 
 
@@ -257,3 +270,43 @@ def _named(declared: "Rollup", examples: Sequence[dict[str, Any]], rows: int) ->
     else:
         named = ", ".join(" ".join(f"{key} {example[key]}" for key in declared.keys) for example in examples)
     return f"{named} and {rows - len(examples):,} more" if rows > len(examples) else named
+
+
+def _usual(db: "Database", declared: "Rollup", days: Sequence[date]) -> Verdicts:
+    from calc_analytics.rollup.usual import judge_counts
+
+    name = declared.keys[0].removesuffix("_id")
+    return {
+        day: Verdict(
+            judged.is_usual, _describe_usual(day, judged, name), _usual_metadata(judged), AssetCheckSeverity.WARN
+        )
+        for day, judged in judge_counts(db, declared, days).items()
+    }
+
+
+def _describe_usual(day: date, judged: "Judgement", name: str) -> str:
+    """'2026-03-03: publisher 7: 12 calculations, usually 900 to 1,400 on a Tuesday; …'; the ten that differ most."""
+    if judged.total is None:
+        return f"not judged: {judged.not_judged}"
+    whole = f"all {name}s: {_compared(day, judged.total)}"
+    if judged.is_usual:
+        return f"as usual: {whole}"
+    named = [f"{name} {each.key}: {_compared(day, each)}" for each in judged.unusual[:NAMED]]
+    more = [f"{len(judged.unusual) - NAMED:,} more {name}s"] if len(judged.unusual) > NAMED else []
+    return f"{day}: {'; '.join([*([whole] if judged.total.is_unusual else []), *named, *more])}"
+
+
+def _compared(day: date, count: "Count") -> str:
+    usual = f"{count.low:,} to {count.high:,}" if count.low != count.high else f"{count.low:,}"
+    return f"{number(count.counted, 'calculation')}, usually {usual} on a {day:%A}"
+
+
+def _usual_metadata(judged: "Judgement") -> dict[str, Any]:
+    if judged.total is None:
+        return {}
+    return {
+        "calculations": judged.total.counted,
+        "usual_low": judged.total.low,
+        "usual_high": judged.total.high,
+        "unusual_publishers": len(judged.unusual),
+    }

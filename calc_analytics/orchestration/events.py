@@ -1,11 +1,12 @@
 """The events of a sensor tick: materializations of days that rows were added to, and an observation of the log.
-Evaluations of checks come from runs only.
+Evaluations of checks and pictures come from runs only.
 
 Under steady load, with four rollups, today and late rows for the two days before, an hour stores 198 rows of the event
 log: 30 x 4 materializations of today, 6 x 2 x 4 of the others, and 30 observations (at most 42). The two hourly runs
 store about 55 each: some 310 in all, and less than 400.
 """
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,10 +15,11 @@ from typing import TYPE_CHECKING
 
 from dagster import AssetKey, AssetMaterialization, AssetObservation, PartitionsDefinition
 
+from calc_analytics import logs
 from calc_analytics.days import today
 from calc_analytics.orchestration.assets import calculation_logs
 from calc_analytics.orchestration.cursor import Cursor, UnreportedRows
-from calc_analytics.orchestration.metadata import day_metadata, log_metadata, previews
+from calc_analytics.orchestration.metadata import day_metadata, further_figures, log_metadata, previews
 from calc_analytics.orchestration.partitions import as_days, keys_of
 
 if TYPE_CHECKING:
@@ -120,12 +122,18 @@ def _of_rollup(db: "Database", declared: "Rollup", cursor: Cursor, days: Sequenc
     days = [day for day in days if str(day) in built or str(day) in cursor.unreported]
     totals = day_totals(db, declared, days) if days else {}
     ratios, tables = day_ratios(db, declared, totals), previews(db, declared, list(totals))
+    further = further_figures(db, declared, list(totals), _warn)
     events: Events = []
     for day, measures in totals.items():
         seconds, rows = _work(declared, cursor, str(day))
-        metadata = {**day_metadata(declared, measures, measures["keys"], ratios[day], seconds, rows), **tables[day]}
+        figures = {**day_metadata(declared, measures, measures["keys"], ratios[day], seconds, rows), **further[day]}
+        metadata = {**figures, **tables[day]}
         events.append(AssetMaterialization(AssetKey(declared.name), partition=str(day), metadata=metadata))
     return events
+
+
+def _warn(message: str) -> None:
+    logs.log(logging.WARNING, "events", failed=message)
 
 
 def _work(declared: "Rollup", cursor: Cursor, key: str) -> tuple[float | None, int | None]:

@@ -6,7 +6,7 @@ Dagster. An error of the storage is `DagsterUnavailable`, in one line.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta, timezone
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,7 @@ from calc_analytics.orchestration.dagster_internals import (
     InstigatorType,
     location_of_instigator,
 )
-from calc_analytics.orchestration.names import HOUSEKEEPING, SCHEDULE, SENSOR
+from calc_analytics.orchestration.names import HOUSEKEEPING, SCHEDULE, SENSOR, SUMMARY
 from calc_analytics.orchestration.runs import FINISHED, is_ours
 from calc_analytics.orchestration.storage import DAEMON, without_plugin
 from calc_analytics.rollup.status import RECENT_DAYS
@@ -61,6 +61,8 @@ INSTIGATORS = {
 }
 # Runs that failed within RECENT_DAYS are reported until the same days succeed; at most so many.
 FAILED_RUNS_LIMIT, FINISHED_RUNS_LIMIT = 50, 1000
+# A run of the summary alone, which is of no day.
+OF_SUMMARY = f"the computation of {SUMMARY}"
 Span = tuple[date, date]
 """First and last day."""
 
@@ -153,6 +155,8 @@ class LastCheck:
     description: str
     failed: tuple[FailedDay, ...] = ()
     """The newest days that failed, newest first."""
+    is_advice: bool = False
+    """Whether it is about what was asked for, and not about the numbers: shown for some days, and not an alert."""
 
 
 @lru_cache(maxsize=1)
@@ -263,7 +267,8 @@ def _not_made_good(records: "Sequence[Any]", log: "Log") -> list[tuple[Any, str]
             continue
         for subject in _subjects(run, log):
             if run.is_success:
-                covered = [key for key in left if key[0] == subject and _covers(_days(run), key[1])]
+                days = None if subject == OF_SUMMARY else _days(run)
+                covered = [key for key in left if key[0] == subject and _covers(days, key[1])]
                 for key in covered:
                     del left[key]
             else:
@@ -299,13 +304,16 @@ def _failed_run(record: Any, subject: str, reasons: Mapping[str, str]) -> Failed
 def _subjects(run: DagsterRun, log: "Log") -> list[str]:
     """What the run is about. One of all rollups that succeeds makes failed runs of each good."""
     if _days(run) is None:
-        return [f"job {run.job_name}"]
+        return [OF_SUMMARY] if AssetKey(SUMMARY) in (run.asset_selection or ()) else [f"job {run.job_name}"]
     if run.asset_check_selection and not run.asset_selection:
         return ["the run of checks"]
     kept = log.names
     chosen = [name for name in kept if not run.asset_selection or AssetKey(name) in run.asset_selection]
     together = ["the rebuild"] if chosen in ([], kept) else []
-    return together if together and not run.is_success else [*together, *(f"the rebuild of {name}" for name in chosen)]
+    if not run.is_success:
+        return together or [f"the rebuild of {name}" for name in chosen]
+    summary = [OF_SUMMARY] if not run.asset_selection or AssetKey(SUMMARY) in run.asset_selection else []
+    return [*together, *(f"the rebuild of {name}" for name in chosen), *summary]
 
 
 def _days(run: DagsterRun) -> Span | None:
@@ -335,9 +343,22 @@ def last_checks(dagster: DagsterInstance, log: "Log") -> list[LastCheck]:
         for rollup in log.rollups
         for name in rollup.check_names
     }
+    advice = {AssetCheckKey(AssetKey(each.name), each.usual_check) for each in log.rollups if each.usual_check}
     with _translate_db_errors():
         results = event_log.results_of_checks(dagster, list(names))
-    return [_last_check(names[key], result) for key, result in results.items()]
+    return [
+        replace(_last_check(names[key], _recent(result)), is_advice=True)
+        if key in advice
+        else _last_check(names[key], result)
+        for key, result in results.items()
+    ]
+
+
+def _recent(result: event_log.CheckResults) -> event_log.CheckResults:
+    """Without days that are long over: nothing evaluates them again, and nothing has to be done about them."""
+    since = str((datetime.now(timezone.utc) - timedelta(days=RECENT_DAYS)).date())
+    failed = [each for each in result.failed if (each[1].partition or "") >= since]
+    return replace(result, failed=failed, failed_partitions=len(failed))
 
 
 def tick_retention_days(dagster: DagsterInstance) -> dict[str, int]:

@@ -1,16 +1,31 @@
 """Tables and domain reports as Dagster metadata: what an operator reads about assets and partitions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dagster import MetadataValue, TableColumn, TableColumnConstraints, TableSchema
+from dagster import (
+    CodeReferencesMetadataValue,
+    LocalFileCodeReference,
+    MarkdownMetadataValue,
+    MetadataValue,
+    TableColumn,
+    TableColumnConstraints,
+    TableSchema,
+)
 
 from calc_analytics.config import project_root
+from calc_analytics.orchestration.partitions import consecutive
 from calc_analytics.rollup.declaration import type_to_sql
+from calc_analytics.rollups import LOCALITIES, STATS
+
+# The names under which a picture is shown, and the reason where a day's further figures could not be read.
+PICTURE, FURTHER_FIGURES = "last_30_days", "further_figures"
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
     from sqlalchemy import Table
 
     from calc_analytics.rollup.database import Database
@@ -43,6 +58,13 @@ def runbook() -> Path | None:
     return file if file.is_file() else None
 
 
+def runbook_reference() -> dict[str, Any]:
+    """The runbook, shown under "Source code", where Dagster adds the asset's function."""
+    file = runbook()
+    references = [LocalFileCodeReference(file_path=str(file), label="runbook.md")] if file else []
+    return {"dagster/code_references": CodeReferencesMetadataValue(code_references=list(references))}
+
+
 def _link() -> dict[str, Any]:
     """The runbook, for an event's metadata; nothing where it is not installed."""
     file = runbook()
@@ -67,6 +89,83 @@ def day_metadata(
         **({} if seconds is None else {"duration_seconds": round(seconds, 4)}),
         **_link(),
     }
+
+
+def further_figures(
+    db: "Database", declared: "Rollup", days: Sequence[date], warn: Callable[[str], object]
+) -> dict[date, dict[str, Any]]:
+    """Figures of each day that its totals do not give, for the rollup that has the days' pictures; a line with the
+    reason where they cannot be read."""
+    from calc_analytics.readers.day_figures import day_figures
+
+    found: dict[date, dict[str, Any]] = {day: {} for day in days}
+    for span in consecutive(sorted(days)) if has_pictures(declared) else ():
+        try:
+            found.update(day_figures(db, span[0], span[-1]))
+        except Exception as error:
+            reason = _warn_of(error, f"the further figures of {_in_words(span)} were not read", warn)
+            found.update({day: {FURTHER_FIGURES: f"not read: {reason}"} for day in span})
+    return found
+
+
+def _in_words(span: Sequence[date]) -> str:
+    return str(span[0]) if len(span) == 1 else f"{span[0]} to {span[-1]}"
+
+
+def has_pictures(declared: "Rollup") -> bool:
+    """Whether the rollup's days have a picture: that of the API's table, which has one row per publisher and day."""
+    return declared.name == STATS.name
+
+
+def newest_day(db: "Database", declared: "Rollup", day: date, warn: Callable[[str], object]) -> dict[str, Any]:
+    """What the newest day of a run shows besides its figures; once per run, since events are stored."""
+    if has_pictures(declared):
+        return picture(db, day, warn)
+    return _localities(db, day, warn) if declared.name == LOCALITIES.name else {}
+
+
+def _localities(db: "Database", day: date, warn: Callable[[str], object]) -> dict[str, Any]:
+    """The day's largest localities as a table; a line with the reason where they cannot be read."""
+    import pandas
+
+    from calc_analytics.readers.day_figures import top_localities
+
+    try:
+        table = pandas.DataFrame(top_localities(db, day))
+    except Exception as error:
+        return {"top_localities": f"not read: {_warn_of(error, f'the localities of {day} were not read', warn)}"}
+    if table.empty:
+        return {}
+    for name in ("share", "cache_hit_ratio"):
+        table[name] = table[name].map("{:.0%}".format)
+    return {"top_localities": preview(table)}
+
+
+def _warn_of(error: Exception, failed: str, warn: Callable[[str], object]) -> str:
+    """The reason in one line, after a warning. What is shown beside the numbers must not fail: these are stored."""
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    warn(f"{failed}: {reason}")
+    return reason
+
+
+def preview(table: "DataFrame") -> MarkdownMetadataValue:
+    """The first rows, as many as Dagster's pages show without a click; in columns without padding, which takes room."""
+    from calc_analytics.readers.pictures import CHARACTERS
+
+    rows = [list(table.columns), ["-:"] * table.shape[1], *table.astype(str).to_numpy().tolist()]
+    lines = [f"|{'|'.join(row)}|" for row in rows]
+    ends = accumulate(len(line) + 1 for line in lines)
+    return MetadataValue.md("\n".join(line for line, end in zip(lines, ends, strict=True) if end <= CHARACTERS))
+
+
+def picture(db: "Database", last: date, warn: Callable[[str], object]) -> dict[str, Any]:
+    """The 30 days up to `last` as an image in the page; a line with the reason where it cannot be drawn."""
+    from calc_analytics.readers.pictures import trend_picture
+
+    try:
+        return {PICTURE: MetadataValue.md(trend_picture(db, last))}
+    except Exception as error:
+        return {PICTURE: f"not drawn: {_warn_of(error, f'the picture of {last} was not drawn', warn)}"}
 
 
 def name_of_keys(declared: "Rollup") -> str:
@@ -122,7 +221,7 @@ def previews(db: "Database", declared: "Rollup", days: Sequence[date]) -> dict[d
     if "cache_hits" in largest:
         largest["cache_hit_ratio"] = (largest["cache_hits"] / largest[declared.count]).map("{:.0%}".format)
     for day, table in largest.groupby("date"):
-        found[day] = {name: MetadataValue.md(table.drop(columns="date").to_markdown(index=False))}
+        found[day] = {name: preview(table.drop(columns="date"))}
     return found
 
 

@@ -16,7 +16,9 @@ from calc_analytics.orchestration.assets import DAYS_PER_RUN, automatic_range
 from calc_analytics.orchestration.checks import check_keys, match_key
 from calc_analytics.orchestration.cursor import CheckRequest, Cursor
 from calc_analytics.orchestration.evaluations import PartitionResult, results_of_partitions
+from calc_analytics.orchestration.names import SUMMARY
 from calc_analytics.orchestration.partitions import as_days, consecutive, keys_of
+from calc_analytics.rollups import STATS
 
 if TYPE_CHECKING:
     from calc_analytics.rollup.database import Database
@@ -44,7 +46,10 @@ def request_rebuilds(
     rollups = {day: tuple(wanted[day]) for day in as_days(keys) if str(day) not in recent}
     spans = _spans(rollups)[-RUNS_PER_TICK:]
     requested = {key: now for span, _ in spans for key in span}
-    requests = [automatic_range(span, names) for span, names in spans]
+    requests = [automatic_range(span, names) for span, names in spans[:-1]]
+    # The summary is of all days: the run of the newest computes it.
+    summary = [SUMMARY] if STATS.name in db.log.names else []
+    requests += [automatic_range(span, [*names, *summary]) for span, names in spans[-1:]]
     return requests, replace(cursor, rebuild_requested_at={**recent, **requested})
 
 

@@ -10,11 +10,13 @@ from dagster import (
 
 from calc_analytics.config import Settings
 from calc_analytics.days import today_and_yesterday
-from calc_analytics.orchestration.assets import AUTOMATIC
+from calc_analytics.orchestration.assets import automatic
 from calc_analytics.orchestration.names import ROLLUP_JOB, SCHEDULE
+from calc_analytics.rollups import chosen_log
 
 DESCRIPTION = """Recounts today and yesterday from the log in every rollup and evaluates their checks: the safety net
-below the sensor, which normally has counted everything before. Two runs per tick, at ROLLUP_CRON in the reporting time
+below the sensor, which normally has counted everything before. Two runs per tick, of which that of
+today also computes publisher_usage_summary, at ROLLUP_CRON in the reporting time
 zone (by default every hour). Days whose log is not what was counted are not changed; their checks fail."""
 
 
@@ -33,8 +35,6 @@ def hourly_schedule(settings: Settings) -> ScheduleDefinition:
         """A run for each of today and yesterday in the reporting time zone."""
         at = context.scheduled_execution_time
         days = [day for day in today_and_yesterday(settings.timezone, at) if day >= settings.start_date]
-        return [
-            RunRequest(run_key=f"{day}@{at.isoformat()}", partition_key=str(day), run_config=AUTOMATIC) for day in days
-        ]
+        return automatic([str(day) for day in days], chosen_log(settings.rollups).names, at.isoformat())
 
     return hourly_rollup

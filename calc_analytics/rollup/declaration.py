@@ -135,6 +135,8 @@ class Rollup:
     match_check: str = ""
     """Name of the check that compares with the log; default: the target's name and `_match_logs`."""
     ratios: Sequence[Ratio] = ()
+    usual_check: str = ""
+    """Name of the check that compares a day's counts with the same weekdays before; default: there is none."""
 
     def __post_init__(self) -> None:
         columns, keys = set(self.target.columns.keys()), {*self.key_expressions, "date"}
@@ -147,6 +149,8 @@ class Rollup:
             raise ValueError(f"{self.name}: the measure {', '.join(other)} is not SmallInteger, Integer or BigInteger")
         if not self.aggregates or self.measures[0].aggregate != "count(*)":
             raise ValueError(f"{self.name}: the first measure must be count(*)")
+        if self.usual_check and len(self.key_expressions) > 1:
+            raise ValueError(f"{self.name}: usual_check needs a single key")
 
     @property
     def name(self) -> str:
@@ -169,8 +173,9 @@ class Rollup:
 
     @property
     def check_names(self) -> list[str]:
-        """The names of its checks: the comparison with the log, and the declared ones."""
-        return [self.match_check_name, *(check.name for check in self.checks)]
+        """The names of its checks: the comparison with the log, the declared ones, and that with the weeks before."""
+        usual = [self.usual_check] if self.usual_check else []
+        return [self.match_check_name, *(check.name for check in self.checks), *usual]
 
     @property
     def live_view(self) -> str:

@@ -22,6 +22,7 @@ ON_STATE = {
     "rollup_days": ("SELECT", "INSERT", "UPDATE"),
     "rollup_journal": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     "rollup_archive": ("SELECT", "INSERT", "UPDATE"),
+    "publisher_usage_summary": ("SELECT", "INSERT", "DELETE"),
     "calc_analytics_version": ("SELECT",),
 }
 ON_TARGET = ("SELECT", "INSERT", "UPDATE", "DELETE")

@@ -8,14 +8,20 @@ from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
 from calc_analytics.config import redact_url
-from calc_analytics.database import adopt, grants, log_tree, migrate, relations, row_security, schemas
+from calc_analytics.database import adopt, contract, grants, log_tree, migrate, relations, row_security, schemas
 from calc_analytics.database.engine import ALL_ROWS, transaction
 from calc_analytics.database.errors import translate_db_errors
 from calc_analytics.database.log_columns import UnfitTable
 from calc_analytics.database.schemas import Place
 from calc_analytics.database.server import is_read_only
 from calc_analytics.database.sql import quote_identifier
-from calc_analytics.database.tables import STATE_TABLES, VERSION_TABLE, calculation_stats_daily, metadata
+from calc_analytics.database.tables import (
+    READER_TABLES,
+    STATE_TABLES,
+    VERSION_TABLE,
+    calculation_stats_daily,
+    metadata,
+)
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.rollup import journal, ledger, predecessor, unseen, widen
 from calc_analytics.rollup.database import Database
@@ -45,6 +51,7 @@ def install(db: Database, start_date: date | None = None) -> list[Place]:
         connection.execute(ALL_ROWS)
         schemas.require_visible(connection, tables)
         _require_usable_database(connection, db.log)
+        contract.require_free_names(connection)
         there.update(grants.existing(connection))
         before.update(schemas.places(connection, [*tables, VERSION_TABLE]))
 
@@ -68,8 +75,8 @@ def install(db: Database, start_date: date | None = None) -> list[Place]:
 
 
 def table_names(log: Log) -> list[str]:
-    """The log, its rollups, and what holds their state."""
-    return [log.name, *log.names, *(table.name for table in STATE_TABLES)]
+    """The log, its rollups, what is computed from these, and what holds their state."""
+    return [log.name, *log.names, *(table.name for table in (*READER_TABLES, *STATE_TABLES))]
 
 
 def _places(before: Mapping[str, str], after: Mapping[str, str]) -> list[Place]:
@@ -136,6 +143,8 @@ def _keep_state(connection: Connection, db: Database, start_date: date | None, t
     new = db.log.names if is_new else switched_on
     known = there - grants.without_grants(connection, new)
     grants.extend(connection, known, [*before, *db.log.names], db.log.names)
+    contract.install(connection)
+    grants.share(connection, db.log.names, contract.VIEWS, there)
     for name in switched_off:
         connection.execute(text(f"drop view if exists {quote_identifier(name + '_live')}"))
     if switched_on or switched_off:
@@ -172,7 +181,11 @@ def is_installed(db: Database, with_these_rollups: bool = True) -> bool:
 
 
 def _has_tables(connection: Connection, rollups: Sequence[str]) -> bool:
-    names = [*(table.name for table in STATE_TABLES), *rollups, *(f"{name}_live" for name in rollups)]
+    names = [
+        *(table.name for table in (*READER_TABLES, *STATE_TABLES)),
+        *rollups,
+        *(f"{name}_live" for name in rollups),
+    ]
     statement = text("select bool_and(to_regclass(name) is not null) from unnest(cast(:names as text[])) as n (name)")
     return bool(connection.execute(statement, {"names": names}).scalar())
 

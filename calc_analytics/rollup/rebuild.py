@@ -158,12 +158,16 @@ def _replace(connection: Connection, rollup: Rollup, days: list[date]) -> None:
 
 
 def _insert(connection: Connection, rollup: Rollup, days: list[date], otherwise: str = "") -> None:
-    """Writes the recounted rows of these days; `otherwise` is what happens to keys that are there."""
+    """Writes the recounted rows of these days; `otherwise` is what happens to keys that are there.
+
+    In the order of the keys: readers find a publisher's rows of a day in one or two pages, not in one page each.
+    """
     sums = rollup.each_measure("sum({name}) as {name}")
     statement = f"""
     insert into {rollup.name} ({rollup.columns})
     select {rollup.key_columns}, date, {sums}
     from {recount_table(rollup)} where date = any(:days) group by {rollup.key_columns}, date
+    order by date, {rollup.key_columns}
     {otherwise}
     """
     connection.execute(text(statement), {"days": days})

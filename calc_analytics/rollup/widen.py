@@ -11,7 +11,7 @@ from datetime import date
 from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
-from calc_analytics.database import migrate, relations, views
+from calc_analytics.database import contract, migrate, relations, views
 from calc_analytics.database.engine import transaction
 from calc_analytics.database.errors import translate_db_errors
 from calc_analytics.database.relations import BITS, integer_types
@@ -144,6 +144,7 @@ def _widen(connection: Connection, db: Database, changes: Sequence[Change]) -> N
     connection.execute(text("set local statement_timeout = 0"))
     _alter(connection, db.log, changes)
     if is_installed and changes:
+        contract.install(connection)
         for rollup in db.log.rollups:
             ledger.count_again(connection, rollup)
         journal.note(connection, db.log, "widen", detail=", ".join(each.describe() for each in changes))

@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+from playwright.sync_api import Browser, Page
 
 from benchmarks.running import ProjectCopy, Running, run_up
 from calc_analytics.processes.supervisor import free_port
@@ -123,3 +124,11 @@ def up(project: Project) -> Iterator[Up]:
     """The copy, running."""
     with project.up() as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def page(up: Up, browser: Browser) -> Page:
+    """The real UI in it."""
+    page = browser.new_page(viewport={"width": 1400, "height": 900}, base_url=f"http://127.0.0.1:{up.port}")
+    page.set_default_timeout(60_000)
+    return page

@@ -15,13 +15,14 @@ from calc_analytics.orchestration import resources, sensors
 from calc_analytics_tests.conftest import ROLE, own_database, stay_clear_of_midnight
 
 # Files of which every test is long: changes by others in every form, other people's databases, copies and upgrades of
-# clusters, Dagster's old events.
+# clusters, Dagster's old events, erasure.
 LONG = (
     "test_archive_model.py",
     "test_archive_processes.py",
     "test_books.py",
     "test_cloned_cluster.py",
     "test_corrected_rows.py",
+    "test_erase.py",
     "test_housekeeping.py",
     "test_log_identity.py",
     "test_odd_tables.py",
@@ -30,6 +31,7 @@ LONG = (
     "test_row_security.py",
     "test_upgrade.py",
     "test_wide_keys.py",
+    "test_wrong_days.py",
 )
 
 

@@ -69,6 +69,7 @@ def start(*words: str, **environment: str) -> "subprocess.Popen[str]":
     )
 
 
+@pytest.mark.long
 def test_a_port_that_answers_nothing_is_one_line_after_five_seconds():
     with listening(say_nothing) as port:
         address, began = f"postgresql://me:{SECRET}@127.0.0.1:{port}/db", time.monotonic()
@@ -82,6 +83,7 @@ def test_a_port_that_answers_nothing_is_one_line_after_five_seconds():
         assert f"no answer from postgresql://me:***@127.0.0.1:{port}/db" in error
 
 
+@pytest.mark.long
 def test_reports_name_the_reason_for_every_part_before_their_deadline():
     with listening(say_nothing) as port:
         address = f"postgresql://me:{SECRET}@127.0.0.1:{port}/db"

@@ -80,7 +80,7 @@ def prune_all(place: Archive, before: date = LAST):
 
 def test_an_upgrade_gives_the_table_of_archived_days_the_grants_of_the_ledger(archived: Archive, owner):
     execute(archived.db, "drop table rollup_archive")
-    execute(archived.db, "update calc_analytics_version set version_num = '0006_comments'")
+    execute(archived.db, "update calc_analytics_version set version_num = '0007_readers'")
     install(replace(archived.db, engine=owner))
     shutil.rmtree(folder(archived))
     assert len(archive(archived).archived) == 3

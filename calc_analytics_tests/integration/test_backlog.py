@@ -79,6 +79,7 @@ def assert_valid_cut(db: Database) -> None:
     assert_live(db)
 
 
+@pytest.mark.long
 def test_each_step_of_a_backlog_commits_a_valid_earlier_cut(db: Database, backlog):
     is_open, is_prepared = backlog()
     steps: list[RefreshReport] = []

@@ -40,6 +40,7 @@ TEACHES = {
     "prune": "statistics stay",
     "erase": "The opposite of `prune`",
     "history": "Newest first",
+    "report": "All numbers are of one instant",
     "simulate": "COPY",
     "up": "Ctrl-C or SIGTERM stops all of it",
     "demo": "a table of totals that grows",

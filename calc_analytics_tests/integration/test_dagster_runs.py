@@ -88,6 +88,7 @@ def test_a_partition_is_rebuilt_in_every_rollup_with_its_figures_and_green_check
     preview = found.pop("top_publishers")
     assert found.pop("duration_seconds") > 0
     assert Path(found.pop("runbook")).is_file()
+    assert "svg" in found.pop("last_30_days")
     assert found == {
         "publishers": 2,
         "total_calculations": 10,
@@ -98,6 +99,8 @@ def test_a_partition_is_rebuilt_in_every_rollup_with_its_figures_and_green_check
         "source_external": 3,
         "cache_hit_ratio": 0.4,
         "average_response_time_ms": 10.0,
+        "p95_response_time_ms": 10.0,
+        "localities": 1,
     }
     assert "publisher_id" in preview
     assert "cache_hit_ratio" in preview
@@ -105,6 +108,7 @@ def test_a_partition_is_rebuilt_in_every_rollup_with_its_figures_and_green_check
         "stats_match_logs",
         "source_breakdown_complete",
         "cache_hits_within_total",
+        "usual_total",
     }
     for key in CHECKS:
         assert check(instance, key.name, DAY, key.asset_key).passed

@@ -136,6 +136,7 @@ def await_count(db: Database, rows: int) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.long
 def test_a_table_that_vacuum_holds_delays_no_refresh(
     db: Database, owner: Engine, connect, following, monkeypatch: pytest.MonkeyPatch
 ):

@@ -3,7 +3,7 @@
 import shutil
 import time
 from collections import Counter
-from datetime import date, datetime, timezone
+from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -196,6 +196,16 @@ def test_a_failed_check_is_unhealthy_and_a_warning_is_not(dagster, database):
     assert "2026-03-01: differs by 5" in finding.fact
 
 
+def test_an_unusual_total_is_shown_for_a_week_and_is_no_alert(dagster, database):
+    old, recent = (datetime.now(timezone.utc).date() - timedelta(days=n) for n in (9, 3))
+    evaluate(dagster, said(False, old, name="usual_total", **WARN))
+    assert probes(database, "checks")["checks"].level == "ok"
+    evaluate(dagster, said(False, recent, name="usual_total", **WARN))
+    finding = probes(database, "checks")["checks"]
+    assert (finding.level, finding.command) == ("note", "")
+    assert [(each.subject, each.is_posted) for each in finding.problems] == [(f"check usual_total of {recent}", False)]
+
+
 def test_a_failed_day_is_not_hidden_by_another_that_passed_later_and_is_over_when_it_passes_itself(dagster, database):
     evaluate(dagster, said(False))
     failed_at = last_check(dagster).at
@@ -307,6 +317,24 @@ def test_a_report_reads_each_source_once(stored_instance, location, database, db
         ask()
         assert Counter(begun) == {database.database: 3, storage.database: 1}
         assert read == [1]
+
+
+def test_a_failed_run_of_the_summary_is_over_with_the_next_run_that_computes_it(dagster, location, database, connect):
+    write(connect(), [row(utc(2026, 3, 1, 12))])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("calc_analytics.readers.summary.refresh_summary", lambda db: 1 / 0)
+        alone = location.resolve_implicit_global_asset_job_def()
+        summary = [AssetKey("publisher_usage_summary")]
+        assert not alone.execute_in_process(instance=dagster, asset_selection=summary, raise_on_error=False).success
+    (failed,) = history.failed_runs(history.Record(dagster), LOG)
+    assert (failed.subject, failed.days) == ("the computation of publisher_usage_summary", None)
+    assert "division by zero" in failed.error
+    job = location.resolve_job_def("rollup_job")
+    rollups = [AssetKey(name) for name in LOG.names]
+    assert job.execute_in_process(instance=dagster, asset_selection=rollups, partition_key="2026-03-01").success
+    assert history.failed_runs(history.Record(dagster), LOG) == [failed], "it did not compute the summary"
+    assert job.execute_in_process(instance=dagster, partition_key="2026-03-01").success
+    assert history.failed_runs(history.Record(dagster), LOG) == []
 
 
 def test_the_last_run_is_that_of_the_schedule(dagster, location, database, connect):

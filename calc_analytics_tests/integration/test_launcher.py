@@ -122,6 +122,7 @@ def test_a_run_that_another_machines_code_server_does_not_know_has_failed(
     assert health(launched(instance, 2**22 + 1, port)) == WorkerStatus.FAILED
 
 
+@pytest.mark.long
 def test_a_dead_workers_run_fails_only_when_one_code_server_has_answered_for_a_while(
     instance: DagsterInstance, health: Health, monkeypatch: pytest.MonkeyPatch
 ):

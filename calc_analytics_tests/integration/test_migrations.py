@@ -1,8 +1,10 @@
 """Migrations: an empty database, an API's own, a migrated one; with open writers; without the right to."""
 
+import re
 import shutil
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -13,8 +15,10 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import BigInteger, Column, MetaData, func, text
 from sqlalchemy.engine import URL, Engine
+from sqlalchemy.exc import ProgrammingError
 
-from calc_analytics.database import migrate
+from calc_analytics.config import project_root
+from calc_analytics.database import grants, migrate
 from calc_analytics.database.adopt import UnfitTable
 from calc_analytics.database.engine import engine_for
 from calc_analytics.database.errors import DatabaseError
@@ -314,31 +318,113 @@ def test_logs_in_another_schema_than_the_statistics_are_adopted(empty: Engine):
     engine.dispose()
 
 
+@pytest.fixture
+def reader(api: Engine) -> Iterator[str]:
+    """A role that may read the API's statistics."""
+    role = f"reader_{time.monotonic_ns()}"
+    execute(api, f"create role {role} login")
+    execute(api, f"grant select on calculation_stats_daily to {role}")
+    yield role
+    execute(api, f"drop owned by {role}")
+    execute(api, f"drop role {role}")
+
+
 @pytest.mark.parametrize("is_interrupted", [False, True])
 def test_who_may_read_the_apis_statistics_may_read_the_new_ones(
-    api: Engine, is_interrupted: bool, monkeypatch: pytest.MonkeyPatch
+    api: Engine, reader: str, is_interrupted: bool, monkeypatch: pytest.MonkeyPatch
 ):
-    role = f"reader_{time.monotonic_ns()}"
-    with api.begin() as connection:
-        connection.execute(text(f"create role {role} login"))
-        connection.execute(text(f"grant select on calculation_stats_daily to {role}"))
-    try:
-        if is_interrupted:
-            with monkeypatch.context() as patch:
-                patch.setattr(installing, "_keep_state", interrupt)
-                with pytest.raises(KeyboardInterrupt):
-                    install(database(api))
-        install(database(api))
-        reading = engine_for(api.url.set(username=role))
-        for name in LOG.names:
-            assert scalar(reading, f"select count(*) from {name}") is not None
-        assert scalar(reading, "select has_table_privilege('calculation_logs', 'select')") is False
-        assert scalar(reading, "select has_table_privilege('rollup_days', 'select')") is False
+    # Many installations take it away from every role.
+    execute(api, "alter default privileges revoke execute on functions from public")
+    if is_interrupted:
+        with monkeypatch.context() as patch:
+            patch.setattr(installing, "_keep_state", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                install(database(api))
+    install(database(api))
+    reading = engine_for(api.url.set(username=reader))
+    for name in LOG.names:
+        assert scalar(reading, f"select count(*) from {name}") is not None
+    assert scalar(reading, "select count(*) from publisher_usage") == 2
+    assert scalar(reading, "select all_time from platform_usage") == scalar(api, "select all_time from platform_usage")
+    assert scalar(reading, "select sum(calculations) from publisher_trend(0, 7)") == 0
+    for table in ("calculation_logs", "rollup_days", "rollup_state"):
+        assert scalar(reading, f"select has_table_privilege('{table}', 'select')") is False
+    reading.dispose()
+
+
+def test_migrate_grants_the_columns_of_the_state_that_reader_sql_grants():
+    script = (project_root() / "deploy" / "reader.sql").read_text()
+    assert tuple(re.findall(r"^grant (select \(.*) to reader;", script, re.M)) == grants.STATE_READS
+
+
+def test_who_may_not_read_a_table_behind_the_views_gets_no_right_to_them(api: Engine, reader: str):
+    install(database(api))
+    execute(api, f"revoke select on calculation_latency_daily, publisher_usage, platform_usage from {reader}")
+    execute(api, "drop view publisher_usage, platform_usage")
+    install(database(api))
+    assert scalar(api, f"select has_table_privilege('{reader}', 'publisher_usage', 'select')") is False
+
+
+@pytest.mark.parametrize("is_exempt", [False, True])
+def test_grants_are_not_copied_to_roles_under_a_policy(api: Engine, reader: str, is_exempt: bool):
+    """The new tables have no policy: what a role may not see in the model, it would see there."""
+    for statement in (
+        "alter table calculation_stats_daily enable row level security",
+        f"create policy own on calculation_stats_daily to {reader} using (publisher_id = 5)",
+        "grant select on calculation_stats_daily to public",
+        f"alter role {reader} {'' if is_exempt else 'no'}bypassrls",
+    ):
+        execute(api, statement)
+    install(database(api))
+    views = ("calculation_stats_daily_live", "publisher_usage", "platform_usage", "publisher_usage_summary")
+    names = [*LOG.names[1:], *views]
+    may = {name: scalar(api, f"select has_table_privilege('{reader}', '{name}', 'select')") for name in names}
+    if is_exempt:
+        assert all(may.values())
+    else:
+        assert not any(may.values())
+        assert not scalar(api, f"select has_column_privilege('{reader}', 'rollup_state', 'log', 'select')")
+        reading = engine_for(api.url.set(username=reader))
+        assert scalar(reading, "select count(*) from calculation_stats_daily") == 1
         reading.dispose()
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        "create table calculation_latency_daily (n int)",
+        "create view calculation_latency_daily as select 1 as response_time_ms",
+        LATENCY_TABLE.format(date="date", milliseconds="integer", more="", key=LATENCY_KEY)
+        + "; alter table calculation_latency_daily owner to {other}",
+    ],
+)
+def test_another_programs_table_in_place_of_a_rollup_that_is_not_kept_is_left_alone(api: Engine, theirs: str):
+    other, migrator = f"other_{time.monotonic_ns()}", f"migrator_{time.monotonic_ns()}"
+    for statement in (
+        f"create role {other}",
+        f"create role {migrator} login",
+        f"grant all on schema public to {migrator}",
+        f"alter table calculation_logs owner to {migrator}",
+        f"alter table calculation_stats_daily owner to {migrator}",
+        *theirs.format(other=other).split("; "),
+    ):
+        execute(api, statement)
+    migrating = engine_for(api.url.set(username=migrator))
+    try:
+        kept = Database(migrating, LOG.only([STATS.name]), "UTC")
+        for _ in range(2):
+            install(kept)
+        rebuild(kept, [DAY])
+        assert verify(kept, [DAY]).difference == 0
+        found = "select count(*) from pg_description where objoid = 'calculation_latency_daily'::regclass"
+        assert scalar(api, found) == 0
+        assert scalar(api, "select to_regclass('calculation_latency_daily_unmeasured')") is None
     finally:
-        with api.begin() as connection:
-            connection.execute(text(f"drop owned by {role}"))
-            connection.execute(text(f"drop role {role}"))
+        migrating.dispose()
+        for role in (migrator, other):
+            execute(api, f"reassign owned by {role} to current_user")
+            execute(api, f"drop owned by {role}")
+            execute(api, f"drop role {role}")
 
 
 def interrupt(*_: object) -> None:
@@ -350,6 +436,19 @@ def test_the_documented_grants_can_be_repeated(url: URL, owner: Engine, db: Data
         connection.execute(text(least_privilege(ROLE)))
     execute(owner, INSERT.format(place="locality_id"))
     assert refresh(db).rows == 1
+
+
+def test_the_documented_grants_let_the_role_ask_where_functions_are_closed_to_public(url: URL, owner: Engine):
+    """Its reports do; PUBLIC's right to call functions may be revoked in the whole database."""
+    execute(owner, "revoke execute on all functions in schema public from public")
+    execute(owner, f"revoke execute on all functions in schema public from {ROLE}")
+    writing = engine_for(url.set(username=ROLE))
+    with pytest.raises(ProgrammingError, match="permission denied for function"):
+        scalar(writing, "select all_time from platform_usage")
+    execute(owner, least_privilege(ROLE))
+    assert scalar(writing, "select all_time from platform_usage") == 0
+    assert summarize(writing)
+    writing.dispose()
 
 
 def test_a_database_that_a_newer_version_migrated_is_refused(api: Engine):

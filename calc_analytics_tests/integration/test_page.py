@@ -1,9 +1,7 @@
 """`GET /` for people: each state of the log on a real database and a real Dagster instance, and in a real browser."""
 
 import itertools
-import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +16,7 @@ import pytest
 from dagster import DagsterInstance
 from dagster._core.definitions.run_request import InstigatorType
 from dagster._core.scheduler.instigation import InstigatorStatus, TickStatus
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 from sqlalchemy import event, text
 from sqlalchemy.engine import URL, Connection, Engine
 
@@ -571,18 +569,6 @@ def test_a_month_has_whole_weeks_from_monday_on():
     assert month.weeks[4][1].number == 29
     assert month.weeks[4][2] is None
     assert [cell.number for week in month.weeks for cell in week if cell and cell.is_today] == [10]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """A real browser. In CI its absence is a failure."""
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if chromium is None and "CI" not in os.environ:
-        pytest.skip("no Chromium on this machine: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 # The texts whose contrast with their background is lower than WCAG's 4.5 to 1: elements with a text of their own.

@@ -145,6 +145,7 @@ def test_a_search_path_of_the_role_counts_through_the_pool(calc, pool: Pool, ser
     maintenance(f"drop role {role}")
 
 
+@pytest.mark.long
 def test_start_up_options_that_a_pooler_ignores_are_not_taken_for_granted(
     server_url: URL, empty_url: URL, monkeypatch: pytest.MonkeyPatch
 ):

@@ -206,6 +206,7 @@ def test_a_late_row_not_counted_before_a_rebase_is_not_lost(counted: Database, o
     assert count(counted, DAY) == total
 
 
+@pytest.mark.long
 def test_pruning_writing_refreshing_and_rebuilding_at_once_never_differ(counted: Database, connect):
     days = [DAY, NEXT, LAST]
     total = sum(m[0] for m in stored(counted).values())

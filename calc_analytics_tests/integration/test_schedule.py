@@ -5,6 +5,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from dagster import (
+    AssetKey,
     DagsterInstance,
     DefaultScheduleStatus,
     Definitions,
@@ -14,6 +15,7 @@ from dagster import (
 )
 
 from calc_analytics.definitions import defs
+from calc_analytics.rollups import LOG
 
 
 def requests(location: Definitions, instance: DagsterInstance, at: datetime) -> list[RunRequest]:
@@ -49,6 +51,15 @@ def test_it_asks_for_today_and_yesterday(database, instance, monkeypatch, zone: 
     partitions = location.resolve_job_def("rollup_job").partitions_def
     with partition_loading_context(effective_dt=at):
         assert partitions.get_last_partition_key() == keys[-1], "today is a partition"
+
+
+def test_only_the_run_of_today_computes_the_summary(location, instance):
+    """The other run is of the rollups; a run without a selection is of the whole job."""
+    before, current = requests(location, instance, datetime(2026, 3, 5, 12, tzinfo=ZoneInfo("UTC")))
+    assert [key.to_user_string() for key in before.asset_selection] == LOG.names
+    assert current.asset_selection is None
+    summary = AssetKey("publisher_usage_summary")
+    assert summary in location.resolve_job_def("rollup_job").asset_layer.executable_asset_keys
 
 
 def test_both_passes_through_the_hour_that_happens_twice_ask(database, instance, monkeypatch):

@@ -11,6 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import URL, Engine
 from sqlalchemy.exc import DBAPIError
 
+from calc_analytics.config import project_root
 from calc_analytics.database import migrate
 from calc_analytics.database.adopt import UnfitTable
 from calc_analytics.database.engine import engine_for
@@ -252,12 +253,26 @@ def test_roles_that_had_rights_have_them_in_the_new_tables_too(old: Engine, db: 
     assert len(scalars(old, owners, names=names)) == 1
     reading = engine_for(old.url.set(username=READER))
     assert all(stored(reading, name) == stored(old, name) for name in [*tables, *views])
+    total = "select all_time from platform_usage"
+    assert scalars(reading, total) == scalars(old, total)
     reading.dispose()
     rebuild(db, waiting_days(db))
     execute(old, f"revoke select on calculation_stats_hourly from {READER}")
     upgrade(old)
     (hourly,) = scalars(old, GRANTS, names=["calculation_stats_hourly"])
     assert READER not in hourly, "a right that was taken away is not given back"
+
+
+@pytest.mark.parametrize("is_upgraded", [False, True])
+def test_a_database_of_version_0_1_can_be_uninstalled(old: Engine, is_upgraded: bool):
+    if is_upgraded:
+        upgrade(old)
+    script = (project_root() / "deploy" / "uninstall.sql").read_text()
+    with old.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.connection.driver_connection.execute(script.replace("rollup_writer", ROLE))  # type: ignore[union-attr]
+    left = "select relname from pg_class where relnamespace = to_regnamespace('public') and relkind in ('r', 'v', 'S')"
+    assert {*scalars(old, left)} == {"calculation_logs", "calculation_logs_id_seq", STATS}
+    assert scalars(old, "select proname from pg_proc where pronamespace = to_regnamespace('public')") == []
 
 
 def test_an_upgrade_can_be_repeated(old: Engine, db: Database):

@@ -185,6 +185,11 @@ def test_a_warning_is_posted_as_one_and_is_not_a_failure(watched):
     assert watched.look(times=2)[0].startswith("resolved: check x of 2026-03-01")
 
 
+def test_what_is_only_to_be_shown_is_not_posted(watched):
+    shown = Problem("check usual_total of 2026-03-01", "publisher 7: 12 calculations", NOTE, is_posted=False)
+    assert watched.look(Finding("checks", NOTE, "usual_total warns", problems=(shown,)), times=3) == []
+
+
 def test_a_day_that_waited_and_now_differs_is_posted_again(watched):
     def day(kind: str) -> Finding:
         return failed("proofs", "days", problems=(Problem("day 2026-03-01", kind, kind=kind),))

@@ -306,6 +306,15 @@ def test_checks_that_fail_are_wrong_and_those_that_warn_are_a_note():
     assert [problem.level for problem in found.notes[0].problems] == ["note"]
 
 
+def test_an_unusual_total_is_a_note_without_a_command_and_is_not_posted():
+    day = FailedDay("2026-03-01", True, "publisher 7: 12 calculations")
+    unusual = LastCheck("usual_total", False, True, ago(minutes=1), "2026-03-01: publisher 7", (day,), is_advice=True)
+    found = report(facts(checks=[unusual]))
+    (shown,) = found.notes
+    assert (found.healthy, shown.command) == (True, "")
+    assert [(problem.level, problem.is_posted) for problem in shown.problems] == [("note", False)]
+
+
 def test_a_cause_that_several_share_is_public_once():
     down = unanswered("cannot connect to postgresql://me:***@db", "database_unreachable")
     found = report(facts(server=down, is_installed=down, hidden=down, ledger=down, log=down, unseen=down))

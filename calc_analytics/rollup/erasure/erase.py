@@ -19,6 +19,8 @@ from sqlalchemy.engine import Connection
 from calc_analytics.database.engine import WHOLE_DAYS, transaction
 from calc_analytics.database.retries import retry_transient
 from calc_analytics.database.sql import quote_literal
+from calc_analytics.database.tables import READER_TABLES
+from calc_analytics.plurals import number
 from calc_analytics.rollup import journal, ledger
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Rollup
@@ -50,11 +52,14 @@ def erase(
 
     `also`: rollups that are not kept, whose tables hold rows from before. Days that differ or wait for a rebuild are
     left as they are. `progress` gets the log rows of each batch. Raises `NothingToErase`, `CannotErase`, and, unless
-    `even_if_writing`, `StillWriting`; nothing was changed then. Transient errors are retried.
+    `even_if_writing`, `StillWriting`; logs and statistics are unchanged then. Transient errors are retried.
     """
     started = time.perf_counter()
     held = retry_transient(partial(holdings, db, keys, also))
     if not held.tables:
+        if computed := retry_transient(partial(_erase_computed, db, keys)):
+            rows = ", ".join(f"{number(count, 'row')} of {name}" for name, count in computed.items())
+            raise NothingToErase(f"{describe_keys(keys)} has no log rows and no statistics: erased {rows} only")
         raise NothingToErase(f"{describe_keys(keys)} has no log rows and no statistics: nothing was erased")
     if not even_if_writing:
         require_quiet(db, keys)
@@ -65,8 +70,24 @@ def erase(
         held = retry_transient(partial(holdings, db, keys, also)).without([each.day for each in work.left])
         if not held.tables or not even_if_writing:
             break
+    retry_transient(partial(_erase_computed, db, keys))
     seconds = time.perf_counter() - started
     return EraseReport(keys, work.erased, work.left, held.rows(db.log.name), open_writers, seconds)
+
+
+def _erase_computed(db: Database, keys: Keys) -> dict[str, int]:
+    """Deletes the keys' rows of the tables that are computed from statistics; all rows where they have other keys.
+
+    Last: it waits for a computation that may have read the statistics before they were erased. Returns the rows that
+    were deleted, by table.
+    """
+    deleted = {}
+    with transaction(db.engine) as connection:
+        for table in READER_TABLES:
+            condition = matches(keys) if set(keys) <= set(table.columns.keys()) else "true"
+            statement = text(f"delete from {table.name} where {condition}")
+            deleted[table.name] = connection.execute(statement, parameters(keys)).rowcount
+    return {name: rows for name, rows in deleted.items() if rows}
 
 
 def would_be_left(db: Database, keys: Keys, days: Sequence[date | None]) -> list[LeftDay]:

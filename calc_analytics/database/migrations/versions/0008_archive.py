@@ -4,8 +4,8 @@ from alembic import op
 
 from calc_analytics.database.tables import rollup_archive
 
-revision = "0007_archive"
-down_revision = "0006_comments"
+revision = "0008_archive"
+down_revision = "0007_readers"
 
 
 def upgrade() -> None:
