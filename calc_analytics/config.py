@@ -74,6 +74,7 @@ class Settings:
     log_level: str = "info"
     alert_webhook_url: str | None = field(default=None, repr=False)
     archive_url: ArchiveUrl | None = field(default=None, repr=False)
+    spark_remote: str | None = field(default=None, repr=False)
     report_token: str | None = field(default=None, repr=False)
 
     @classmethod
@@ -169,7 +170,7 @@ def _cast(name: str, text: str) -> Any:
     try:
         return VARIABLES[name].cast(text)
     except ValueError as error:
-        shown = name if name.endswith(("_URL", "_TOKEN")) else f"{name}: '{text}'"
+        shown = name if name.endswith(("_URL", "_TOKEN", "_REMOTE")) else f"{name}: '{text}'"
         raise InvalidSetting(f"{shown} is not usable: {error}") from None
 
 
@@ -197,6 +198,18 @@ def _webhook_url(text: str) -> str:
 
 def _archive_url(text: str) -> ArchiveUrl:
     return read_archive_url(text, project_root())
+
+
+def _spark_remote(text: str) -> str:
+    form = "the accepted form is sc://host:15002, as Spark Connect has it"
+    try:
+        url = urlsplit(text)
+        usable = url.scheme == "sc" and bool(url.hostname) and url.port != 0 and "@" not in url.netloc
+    except ValueError:
+        raise ValueError(form) from None
+    if not usable or not re.fullmatch(r"sc://[^/?#]+(/(;[!-~]*)?)?", text):
+        raise ValueError(form)
+    return text
 
 
 def _timezone(text: str) -> str:
@@ -294,5 +307,6 @@ VARIABLES = {
     "LOG_LEVEL": Variable("log_level", _one_of("debug", "info", "warning", "error")),
     "ALERT_WEBHOOK_URL": Variable("alert_webhook_url", _webhook_url),
     "ARCHIVE_URL": Variable("archive_url", _archive_url),
+    "SPARK_REMOTE": Variable("spark_remote", _spark_remote),
     "REPORT_TOKEN": Variable("report_token", _token),
 }

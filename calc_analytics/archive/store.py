@@ -177,15 +177,7 @@ class Bucket(Store):
 
     def __init__(self, address: ArchiveUrl) -> None:
         super().__init__(address)
-        import fsspec
-
-        try:
-            self._files: Any = fsspec.filesystem(address.protocol, **_client_options(address))
-        except ImportError as error:
-            package = PACKAGES[address.protocol]
-            raise CannotUseArchive(
-                f"{address.shown} needs the package {package}: run 'pip install {package}'"
-            ) from error
+        self._files = filesystem(address)
 
     @contextmanager
     def new_file(self, name: str) -> Iterator[HashingFile]:
@@ -230,6 +222,17 @@ class Bucket(Store):
 
     def _object(self, name: str) -> str:
         return f"{self.address.path}/{name}".rstrip("/")
+
+
+def filesystem(address: ArchiveUrl) -> Any:
+    """The fsspec file system of a bucket. Connects to nothing yet. Raises `CannotUseArchive`."""
+    import fsspec
+
+    try:
+        return fsspec.filesystem(address.protocol, **_client_options(address))
+    except ImportError as error:
+        package = PACKAGES[address.protocol]
+        raise CannotUseArchive(f"{address.shown} needs the package {package}: run 'pip install {package}'") from error
 
 
 def open_store(address: ArchiveUrl) -> Store:

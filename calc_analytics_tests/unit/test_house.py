@@ -14,6 +14,7 @@ ROOT = Path(calc_analytics.__file__).parent
 MODULES = sorted(path for path in ROOT.rglob("*.py") if "versions" not in path.parts)
 # Who may import whom, besides the standard library and third parties. Everyone may import those without imports
 # of their own: `addresses`, `days`, `errors`, `plurals` and `ports`.
+ARCHIVE = ("archive", "engines")
 ALLOWED = {
     "addresses": set(),
     "config": set(),
@@ -25,13 +26,28 @@ ALLOWED = {
     "rollup": {"config", "database", "rollup"},
     "rollups": {"config", "database", "rollup"},
     "archive": {"config", "database", "rollup", "rollups", "archive"},
+    "engines": {"config", "database", "rollup", "rollups", "archive", "engines"},
     "logs": {"database", "rollup"},
     "readers": {"config", "database", "rollup", "rollups", "readers"},
-    "orchestration": {"config", "database", "rollup", "rollups", "archive", "readers", "logs", "orchestration"},
+    "orchestration": {"config", "database", "rollup", "rollups", *ARCHIVE, "readers", "logs", "orchestration"},
     "operations": {"config", "database", "rollup", "rollups", "readers", "orchestration", "logs", "operations"},
     "definitions": {"config", "rollups", "logs", "orchestration"},
     "processes": {"config", "database", "rollup", "rollups", "processes"},
-    "cli": {"config", "database", "rollup", "rollups", "archive", "readers", "logs", "operations", "processes", "cli"},
+    "cli": {
+        *(
+            "config",
+            "database",
+            "rollup",
+            "rollups",
+            "archive",
+            "engines",
+            "readers",
+            "logs",
+            "operations",
+            "processes",
+        ),
+        "cli",
+    },
 }
 
 
