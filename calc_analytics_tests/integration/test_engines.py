@@ -15,7 +15,7 @@ from calc_analytics.engines.duckdb import DuckDB
 from calc_analytics.engines.query import result_schema
 from calc_analytics.rollup.declaration import Rollup
 from calc_analytics.rollup.expressions import utc_hour
-from calc_analytics.rollup.rebuild import count_sql
+from calc_analytics.rollup.recount import count_sql
 from calc_analytics.rollup.snapshot import Snapshot
 from calc_analytics.rollup.widen import widen
 from calc_analytics.rollup.windows import of_day, windows
