@@ -3,9 +3,10 @@
 Whatever goes wrong becomes a refusal of the days concerned, in one line, so that the other days of a rebuild go on.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from calc_analytics.archive.checking import proven_manifest
@@ -35,10 +36,15 @@ class ArchivedDays:
     place: Archive
     settings: Settings
 
+    @cached_property
+    def engine(self) -> Engine:
+        """The engine of the settings, which remembers a cluster that cannot be reached. Raises `NoEngine`."""
+        return engine_for(self.settings)
+
     def reduce(self, rollups: Sequence[Rollup], records: Mapping[date, ArchivedDay]) -> Reduction:
         """Proves the days' files by their checksums, and reduces them."""
         work = _Reducing(self.place, rollups)
-        engine = work.engine_for(self.settings, records)
+        engine = work.ask(lambda: self.engine, records)
         files = work.proven_files(records) if engine is not None else {}
         tables = {} if engine is None else work.reduced(engine, files)
         kept = {day: records[day] for day in files}
@@ -53,9 +59,9 @@ class _Reducing:
     rollups: Sequence[Rollup]
     refused: list[SkippedDay] = field(default_factory=list)
 
-    def engine_for(self, settings: Settings, records: Mapping[date, ArchivedDay]) -> Engine | None:
+    def ask(self, engine: Callable[[], Engine], records: Mapping[date, ArchivedDay]) -> Engine | None:
         try:
-            return engine_for(settings)
+            return engine()
         except CalcAnalyticsError as error:
             self._refuse(self.rollups, list(records), error)
             return None

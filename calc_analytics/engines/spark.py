@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date
-from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,6 +19,7 @@ import pyarrow
 import sqlglot as sqlglot  # its absence is noticed before the work
 
 from calc_analytics.addresses import ArchiveUrl
+from calc_analytics.archive.rows import arrow_schema
 from calc_analytics.engines import EngineFailed
 from calc_analytics.engines.query import SPARK, reduction, result_schema
 from calc_analytics.rollup.declaration import Log, Rollup
@@ -37,6 +37,8 @@ with warnings.catch_warnings():
 
 # How long a connection that failed is tried again. With an attempt, and the two waits below, less than a minute.
 PATIENCE_SECONDS = 15
+# How long a server that could not be reached is not asked again.
+MEMORY_SECONDS = 60
 _ATTEMPT_MS, _PING_MS, _PING_TIMEOUT_MS = 5_000, 15_000, 15_000
 _CHANNEL = [
     ("grpc.min_reconnect_backoff_ms", _ATTEMPT_MS),
@@ -58,22 +60,19 @@ _TYPES = {
 }
 # Hadoop's names of file systems.
 _SCHEMES = {"s3": "s3a"}
+# What stands for other characters in the names of files to read, unless a backslash precedes it.
+_PATTERN = re.compile(r"[\\*?\[\]{}]")
 _REASON_LENGTH = 300
 
 
 class Spark:
     """Counts the rows of the archive at that address; `remote` is 'sc://host:port' and parameters, of which none is
-    ever shown."""
+    ever shown. The server's version is in the name after the first reduction."""
 
     def __init__(self, log: Log, address: ArchiveUrl, remote: str) -> None:
         self.log, self.address, self._remote = log, address, remote
-        self.shown = f"Spark at sc://{urlsplit(remote).netloc}"
-
-    @cached_property
-    def name(self) -> str:
-        """'Spark 4.3.0', as the server has it. Raises `EngineFailed`."""
-        with self._session("answer") as session:
-            return f"Spark {session.version}"
+        self.name, self._shown = "Spark", f"Spark at sc://{urlsplit(remote).netloc}"
+        self._lost_at, self._lost = float("-inf"), ""
 
     def reduce(self, rollup: Rollup, files: Mapping[date, Sequence[str]]) -> pyarrow.Table:
         """The rollup's rows of these days; see `Engine`."""
@@ -81,49 +80,57 @@ class Spark:
         if not names:
             return schema.empty_table()
         query = reduction(rollup, self.log, SPARK, "{rows}")
-        with self._session(f"count the archived rows of {rollup.name}") as session:
+        with self._translate_errors(rollup), self._session() as session:
             found = session.sql(query, rows=self._rows(session, rollup, names)).toArrow()
         return found.select(schema.names).cast(schema)
 
-    def _rows(self, session: Any, rollup: Rollup, names: Sequence[str]) -> Any:
+    def _rows(self, session: SparkSession, rollup: Rollup, names: Sequence[str]) -> Any:
         """The archive's rows in these files; `date` is that of the folder, which the files do not hold."""
-        from calc_analytics.archive.rows import arrow_schema
-
         wanted = [each for each in arrow_schema(self.log) if each.name in rollup.reads]
         columns = [*(f"`{each.name}` {_TYPES[each.type]}" for each in wanted), "`date` DATE"]
-        reader = session.read.schema(", ".join(columns)).options(**_READER, basePath=self._path(""))
-        return reader.parquet(*map(self._path, names))
-
-    def _path(self, name: str) -> str:
-        """The file's address in Hadoop's form, without characters that would stand for several files."""
-        scheme = _SCHEMES.get(self.address.protocol, self.address.protocol)
-        return f"{scheme}://{self.address.path}/{name}"
+        root = f"{_SCHEMES.get(self.address.protocol, self.address.protocol)}://{self.address.path}/"
+        reader = session.read.schema(", ".join(columns)).options(**_READER, basePath=root)
+        return reader.parquet(*(_PATTERN.sub(r"\\\g<0>", f"{root}{name}") for name in names))
 
     @contextmanager
-    def _session(self, action: str) -> Iterator[Any]:
-        """A session on the cluster, which ends with its queries; errors leave as `EngineFailed`."""
-        session = None
+    def _session(self) -> Iterator[SparkSession]:
+        """A session on the cluster. Its end stops a query that still runs."""
+        session = SparkSession(DefaultChannelBuilder(self._remote, _CHANNEL))
+        session.client.set_retry_policies([_Patience()])
         try:
-            session = SparkSession(DefaultChannelBuilder(self._remote, _CHANNEL))
-            session.client.set_retry_policies([_Patience()])
+            self.name = f"Spark {session.version}"
             for name, value in _SESSION.items():
                 session.conf.set(name, value)
             yield session
-        except (PySparkException, grpc.RpcError) as error:
-            raise self._failed(action, error) from None
         finally:
-            if session is not None:
-                session.stop()
+            session.stop()
 
-    def _failed(self, action: str, error: BaseException) -> EngineFailed:
-        call = next((each for each in (error, error.__context__) if isinstance(each, grpc.RpcError)), None)
-        reason = _first_line(str(error) if call is None else str(call.details()))
-        if call is not None and call.code() in _UNREACHABLE:
-            return EngineFailed(
-                f"{self.shown} cannot be reached: {reason}. Start its Connect server, or correct SPARK_REMOTE, and "
-                "repeat. Nothing was changed"
-            )
-        return EngineFailed(f"{self.shown} could not {action}: {reason}. Nothing was changed")
+    @contextmanager
+    def _translate_errors(self, rollup: Rollup) -> Iterator[None]:
+        """Errors leave as `EngineFailed`. After a loss of the server, the next reductions fail at once for a while."""
+        if time.monotonic() - self._lost_at < MEMORY_SECONDS:
+            raise EngineFailed(self._lost)
+        try:
+            yield
+        except (PySparkException, grpc.RpcError) as error:
+            call = next((each for each in (error, error.__context__) if isinstance(each, grpc.RpcError)), None)
+            reason = _first_line(str(error) if call is None else str(call.details()))
+            if call is None or call.code() not in _UNREACHABLE:
+                raise self._failed(rollup, reason) from None
+            self._lost = str(self._unreachable(reason))
+            self._lost_at = time.monotonic()
+            raise EngineFailed(self._lost) from None
+
+    def _failed(self, rollup: Rollup, reason: str) -> EngineFailed:
+        return EngineFailed(
+            f"{self._shown} could not count the archived rows of {rollup.name}: {reason}. Nothing was changed"
+        )
+
+    def _unreachable(self, reason: str) -> EngineFailed:
+        return EngineFailed(
+            f"{self._shown} cannot be reached: {reason}. Start its Connect server, or correct SPARK_REMOTE, and "
+            "repeat. Nothing was changed"
+        )
 
 
 class _Patience(DefaultPolicy):
@@ -143,6 +150,7 @@ class _Patience(DefaultPolicy):
 
 
 def _first_line(text: str) -> str:
-    """The reason without the server's stack trace, in one line."""
-    reason = " ".join(re.split(r"\n\s*(?:JVM stacktrace|Driver stacktrace|at )", text)[0].split()).rstrip(".")
+    """The reason without the server's stack trace and gRPC's preamble, in one line."""
+    reason = re.split(r"\n\s*(?:JVM stacktrace|Driver stacktrace|at )", text)[0]
+    reason = re.sub(r".*last error: (?:UNKNOWN: )?", "", " ".join(reason.split())).rstrip(".")
     return reason if len(reason) <= _REASON_LENGTH else f"{reason[:_REASON_LENGTH]}…"
