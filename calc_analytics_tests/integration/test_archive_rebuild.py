@@ -47,6 +47,11 @@ def all_stored(db: Database) -> dict:
     return {relation: stored(db, relation) for relation in FORMS}
 
 
+def of_days(found: dict, days: Sequence[date]) -> dict:
+    """The statistics of these days."""
+    return {name: {key: value for key, value in rows.items() if key[-1] in days} for name, rows in found.items()}
+
+
 def rebuilt(place: Archive, days: Sequence[date] = (DAY,), **options):
     return rebuild(place.db, days, archived=counted_in(place), **options)
 
@@ -354,7 +359,7 @@ def test_days_in_berlin_are_rebuilt_exactly_when_clocks_change(db: Database, con
         write(connect(), random_rows(random.Random(day.month), 400, day, day + timedelta(days=4)))
     days = [date(2026, 3, 28), date(2026, 3, 29), date(2026, 3, 30), date(2026, 10, 24), date(2026, 10, 25)]
     rebuild(berlin, days)
-    expected = {name: {k: v for k, v in rows.items() if k[-1] in days} for name, rows in oracles(berlin).items()}
+    expected = of_days(oracles(berlin), days)
     place = archive_in(berlin, tmp_path / "archive")
     assert len(archive(place, days).archived) == len(days)
     for day in days:
