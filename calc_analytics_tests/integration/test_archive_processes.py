@@ -349,7 +349,6 @@ def built_at(db: Database) -> dict:
         return {row.date: row.built_at for row in connection.execute(text(statement))}
 
 
-@pytest.mark.long
 def test_a_rebuild_from_the_archive_that_is_killed_resumes_with_the_days_that_are_left(
     waiting: Archive, start, url: URL
 ):
