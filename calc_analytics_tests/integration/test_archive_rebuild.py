@@ -28,6 +28,7 @@ from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.retention import prune
 from calc_analytics.rollup.verify import verify
+from calc_analytics.rollup.widen import widen
 from calc_analytics_tests.archives import archive_in, files_of
 from calc_analytics_tests.conftest import ROLE
 from calc_analytics_tests.integration.test_rollups import FIVE, ZMANIM, zmanim
@@ -293,6 +294,22 @@ def test_keep_does_not_look_into_the_archive_and_allow_shrink_does(place: Archiv
     assert sources(rebuilt(place, decision=Decision.ALLOW_SHRINK)) == {"archive"}
     assert all_stored(place.db) == before
     require_proven(place.db)
+
+
+def test_an_archived_value_that_its_column_cannot_hold_sets_that_day_aside(place: Archive, owner, connect):
+    widen(replace(place.db, engine=owner), "response_time_ms", "bigint")
+    write(connect(), [row(NOON, publisher=9, response_time_ms=2**16)])
+    refresh(place.db)
+    archive(place)
+    prune_before(place, LAST)
+    execute(place.db, "drop view calculation_latency_daily_live")
+    execute(place.db, "delete from calculation_latency_daily where publisher_id = 9")
+    execute(place.db, "alter table calculation_latency_daily alter response_time_ms type smallint")
+    report = rebuilt(place, [DAY, NEXT])
+    (refused,) = report.refused
+    assert (refused.day, refused.rollup, refused.reason) == (DAY, "calculation_latency_daily", "overflow")
+    assert "65,536" in refused.detail
+    assert len(report.rebuilt) == 7
 
 
 # What others do meanwhile.
