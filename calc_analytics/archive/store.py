@@ -7,6 +7,7 @@ when its upload is completed. Errors of the file system leave as `CannotUseArchi
 import errno
 import hashlib
 import os
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -87,6 +88,12 @@ class Store(ABC):
     @abstractmethod
     def sizes(self, folder: str = "") -> dict[str, int]:
         """The files of a folder, or of the whole archive, and their bytes."""
+
+    def require_writable(self) -> None:
+        """Writes a file that readers ignore, and deletes it."""
+        name = f"_writable-{uuid.uuid4().hex[:8]}"
+        self.publish(name, b"")
+        self.delete(name)
 
     def read(self, name: str) -> bytes | None:
         """The content of a small file; None if there is none."""

@@ -208,15 +208,18 @@ def _of_days(entry: JournalEntry, done: Mapping[str, Any], rollup: str | None) -
 def _result(operation: str, result: Mapping[str, Any]) -> str:
     """What was done to a day of a rollup, or what was found."""
     match dict(result):
-        case {"before": before, "after": after} if before == after:
-            return f"recounted: {number(after, 'row')}, as before"
-        case {"before": before, "after": after}:
-            return f"recounted: {before:,} -> {number(after, 'row')}"
+        case {"before": before, "after": after, **rest}:
+            change = (
+                f"{number(after, 'row')}, as before" if before == after else f"{before:,} -> {number(after, 'row')}"
+            )
+            return f"recounted: {change}" + (f"; from {rest['source']} by {rest['engine']}" if rest else "")
         case {"rows": rows, "bytes": size, "files": files}:
             return f"archived: {number(rows, 'row')}, {number(size, 'byte')}; {number(files, 'file')}"
         case {"log_rows": log_rows, "counted": counted, "deleted": deleted}:
             by = " by LOGS_KEPT_DAYS" if operation == "deletion" else ""
             return f"{number(log_rows, 'log row')}, {counted:,} counted, {deleted:,} noted as deleted{by}"
+        case {"refused": "archive", "detail": detail}:
+            return f"not rebuilt: {detail}"
         case {"refused": "overflow", "column": column, "value": value}:
             return f"not rebuilt: {value:,} does not fit the column {column}"
         case {"refused": reason}:

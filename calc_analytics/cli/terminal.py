@@ -121,7 +121,8 @@ def show_rebuild(report: RebuildReport, is_named: bool) -> None:
     for day, counts in _by_day(report.rebuilt).items():
         for (rows, before), alike in _grouped(counts, lambda count: (count.rows, count.rows_before)).items():
             change = "" if rows == before else f" ({before:,} before)"
-            click.echo(f"  {day}  {number(rows, 'row')} in {named([count.rollup for count in alike])}{change}")
+            source = f", from {alike[0].source} by {alike[0].engine}" if alike[0].engine else ""
+            click.echo(f"  {day}  {number(rows, 'row')} in {named([count.rollup for count in alike])}{change}{source}")
     _show_kept(report.kept)
     failed = report.refused if is_named else report.failed
     for line in refusals([each for each in report.refused if each not in failed]):

@@ -178,7 +178,7 @@ class Part:
             if rows == counted:
                 sources[day] = BOTH if rows > record.rows else ARCHIVE
             else:
-                message = _unbalanced(record.rows, rows - record.rows, counted or 0)
+                message = _describe_refusal(record.rows, rows - record.rows, counted or 0)
                 refused += [refusal(rollup, day, message) for rollup in self.rollups]
         for rollup in self.rollups:
             self._swap(rollup, [day for day in self.days if day not in sources])
@@ -217,10 +217,13 @@ def refusal(rollup: Rollup, day: date, message: str) -> SkippedDay:
 
 def changed(rollup: Rollup, day: date) -> SkippedDay:
     """The day stays as it is, because others archived or erased it all the time."""
-    return refusal(rollup, day, "its archive was changed while it was read. Repeat the command")
+    return refusal(rollup, day, _describe_refusal(None))
 
 
-def _unbalanced(archived: int, unarchived: int, counted: int) -> str:
+def _describe_refusal(archived: int | None, unarchived: int = 0, counted: int = 0) -> str:
+    """The rows of the archive, and those beside it, are not as many as were counted; or it was changed (None)."""
+    if archived is None:
+        return "its archive was changed while it was read, repeat the command"
     return (
         f"{archived:,} rows in the archive and {unarchived:,} log rows that are not in it, but {counted:,} counted. If "
         "an erasure was interrupted, repeat it; else run 'calc-analytics verify' and 'calc-analytics archive --check'"

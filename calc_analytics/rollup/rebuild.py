@@ -30,7 +30,7 @@ from calc_analytics.rollup.recount import add_since, count_days
 from calc_analytics.rollup.refresh import isolate_overflow, refresh, refresh_locked
 from calc_analytics.rollup.reports import LOG_ROWS, DayCount, RebuildReport, SkippedDay
 from calc_analytics.rollup.snapshot import Snapshot
-from calc_analytics.rollup.totals import keys_hash, no_totals, totals_by_day
+from calc_analytics.rollup.totals import keys_hashes, no_totals, totals_by_day
 from calc_analytics.rollup.windows import Window, windows
 
 CHUNK_DAYS = 10
@@ -231,13 +231,15 @@ class _Chunk:
         days = [day for day in totals if day in self.sources]
         if not days:
             return {}
-        log = totals_by_day(self.connection, rollup, days, log_table(rollup))
-        return {day: self._missing(rollup, day, totals[day], log.get(day, no_totals(rollup)).measures) for day in days}
-
-    def _missing(self, rollup: Rollup, day: date, counted: Mapping[str, int], log: Mapping[str, int]) -> dict[str, int]:
-        missing = {name: counted[name] - log[name] for name in counted}
-        stored, there = (keys_hash(self.connection, rollup, day, table) for table in (None, log_table(rollup)))
-        return {**missing, KEYS_HASH: stored - there} if any(missing.values()) or stored != there else {}
+        nothing, log = no_totals(rollup), totals_by_day(self.connection, rollup, days, log_table(rollup))
+        stored, there = (keys_hashes(self.connection, rollup, days, table) for table in (None, log_table(rollup)))
+        found = {}
+        for day in days:
+            held = log.get(day, nothing).measures
+            missing = {name: value - held[name] for name, value in totals[day].items()}
+            missing[KEYS_HASH] = stored.get(day, 0) - there.get(day, 0)
+            found[day] = missing if any(missing.values()) else {}
+        return found
 
     def _rebuilt(self, rollup: Rollup, rows_before: Mapping[date, int]) -> list[DayCount]:
         """What the rebuilt days have in the target now, and the rows they had before."""

@@ -30,6 +30,7 @@ from calc_analytics_tests.logs import execute, row, stored, utc, write
 
 DAY, NEXT = date(2026, 3, 1), date(2026, 3, 2)
 NOON = utc(2026, 3, 1, 12)
+STATS = AssetKey("calculation_stats_daily")
 
 
 @pytest.fixture
@@ -188,6 +189,38 @@ def test_history_shows_what_was_archived_and_where(calc, place: Archive):
     assert {each["detail"] for each in entries if each["operation"] == "archive"} == {place.store.address.shown}
 
 
+def test_rollup_recounts_a_pruned_day_from_the_archive_and_says_so(calc, place: Archive):
+    calc("archive")
+    calc("prune", "--older-than", "5", "--yes")
+    before = stored(place.db)
+    execute(place.db, f"delete from calculation_stats_daily where date = '{DAY}'")
+    result = calc("rollup", "--day", str(DAY), "--day", str(NEXT))
+    assert result.exit_code == 0, result.output
+    first, second, third, total = result.stdout.splitlines()
+    assert re.fullmatch(
+        rf"  {DAY}  44 rows in calculation_stats_daily \(0 before\), from archive by DuckDB [\d.]+", first
+    )
+    assert re.fullmatch(rf"  {DAY}  44 rows in 3 rollups, from archive by DuckDB [\d.]+", second)
+    assert re.fullmatch(rf"  {NEXT}  12 rows in 4 rollups, from archive by DuckDB [\d.]+", third)
+    assert total.startswith("2 days rebuilt, 56 rows in ")
+    assert stored(place.db) == before
+    report = json.loads(calc("rollup", "--day", str(DAY), "--json").stdout)
+    assert report["sources"][str(DAY)]["source"] == "archive"
+    assert re.search(r"recounted: 44 rows, as before; from archive\s+by DuckDB", calc("history").stdout)
+    assert calc("verify").exit_code == 0
+
+
+def test_rollup_names_the_file_that_keeps_a_day_from_being_recounted(calc, place: Archive):
+    calc("archive")
+    calc("prune", "--older-than", "5", "--yes")
+    (name,) = files_of(place, DAY)
+    Path(place.store.path(name)).unlink()
+    result = calc("rollup", "--day", str(DAY))
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: {DAY} of 4 rollups was not rebuilt: {place.store.path(name)} is missing")
+    assert "not rebuilt" in calc("history", "--day", str(DAY)).stdout
+
+
 # The asset.
 
 
@@ -235,6 +268,24 @@ def test_a_day_that_is_left_is_not_materialized_and_one_whose_file_is_gone_is_a_
     entries = json.loads(calc("history", "--json").stdout)["entries"]
     assert {each["operation"] for each in entries if each["failed"]} == {"archive"}
     assert name in files_of(place, NEXT)
+
+
+def test_a_partition_of_a_pruned_day_is_rebuilt_from_the_archive(calc, place: Archive, instance: DagsterInstance):
+    calc("archive")
+    calc("prune", "--older-than", "5", "--yes")
+    before = stored(place.db)
+    execute(place.db, f"delete from calculation_stats_daily where date = '{DAY}'")
+    location = defs()
+    (assets,) = [each for each in location.assets or [] if STATS in getattr(each, "keys", [])]
+    tags = {"dagster/asset_partition_range_start": str(DAY), "dagster/asset_partition_range_end": str(NEXT)}
+    assert materialize([assets], instance=instance, resources=location.resources, tags=tags).success
+    assert stored(place.db) == before
+    records = instance.fetch_materializations(AssetRecordsFilter(STATS), limit=10).records
+    for record_ in records:
+        metadata = record_.asset_materialization.metadata
+        assert metadata["source"].value == "archive"
+        assert metadata["engine"].value.startswith("DuckDB ")
+    assert {each.partition_key for each in records} == {str(DAY), str(NEXT)}
 
 
 def test_without_an_address_there_is_no_asset(database: URL, monkeypatch):

@@ -17,6 +17,8 @@ from calc_analytics.archive.checking import check, opened, prove_day
 from calc_analytics.archive.erasing import erase_archived
 from calc_analytics.archive.place import Archive
 from calc_analytics.archive.writing import archive
+from calc_analytics.config import Settings
+from calc_analytics.engines.archived import ArchivedDays
 from calc_analytics.rollup import ledger
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.erasure import NothingToErase, erase
@@ -29,7 +31,7 @@ from calc_analytics.rollup.verify import verify
 from calc_analytics_tests.archives import archive_in, log_rows, manifest, record
 from calc_analytics_tests.conftest import ROLE
 from calc_analytics_tests.integration.test_archive import Killed, interrupt
-from calc_analytics_tests.logs import copy_rows, execute, random_rows, stored, utc
+from calc_analytics_tests.logs import FORMS, copy_rows, execute, random_rows, stored, utc
 
 DAYS = (date(2026, 3, 1), date(2026, 3, 2), date(2026, 3, 3))
 BEGIN, END = utc(2026, 3, 1), utc(2026, 3, 4)
@@ -65,6 +67,23 @@ class Model:
 
     def rebuild(self) -> None:
         rebuild(self.db, self.rng.sample(DAYS, 2))
+
+    def rebuild_from_archive(self) -> None:
+        """Two days whose statistics another program has changed become what they were, from wherever their rows are."""
+        refresh(self.db)
+        before, days = self.statistics(), self.rng.sample(DAYS, 2)
+        for relation in FORMS:
+            for day in days:
+                execute(self.db, f"delete from {relation} where date = '{day}' and publisher_id < 3")
+        archived = ArchivedDays(self.place, Settings(archive_url=self.db.archive_url))
+        report = rebuild(self.db, days, archived=archived)
+        assert report.refused == []
+        assert self.statistics() == before
+        pruned = {day for day in days if self.is_pruned(day)}
+        assert pruned == {each.day for each in report.rebuilt if each.engine}
+
+    def statistics(self) -> dict[str, Any]:
+        return {relation: stored(self.db, relation) for relation in FORMS}
 
     def archive(self) -> None:
         archive(self.place)
@@ -150,6 +169,7 @@ def model(db: Database, owner: Engine, connect: Connect, tmp_path: Path, seed: i
 def test_no_order_of_events_loses_or_doubles_a_row(model: Model, seed: int):
     steps = [model.write, model.commit, model.count, model.rebuild, model.archive, model.archive_killed]
     steps += [model.write, model.count, model.archive, model.prune, model.erase, model.rebase]
+    steps += [model.prune, model.rebuild_from_archive]
     for n in range(STEPS):
         step = model.rng.choice(steps)
         try:

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import pandas
+import psycopg
 import pytest
 import s3fs
 from sqlalchemy import text
@@ -30,9 +31,12 @@ from calc_analytics.archive.erasing import erase_archived
 from calc_analytics.archive.place import Archive
 from calc_analytics.archive.store import CannotUseArchive, open_store
 from calc_analytics.archive.writing import archive
+from calc_analytics.config import Settings
+from calc_analytics.engines.archived import ArchivedDays
 from calc_analytics.processes.supervisor import free_port
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.erasure import erase
+from calc_analytics.rollup.ledger import waiting_days
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.retention import prune
@@ -40,7 +44,7 @@ from calc_analytics.rollup.verify import verify
 from calc_analytics_tests.archives import archive_in, files_of, log_rows, manifest, record
 from calc_analytics_tests.conftest import ROLE
 from calc_analytics_tests.integration.test_archive import DAY, LAST, NEXT, NOON
-from calc_analytics_tests.logs import execute, random_rows, row, utc, write
+from calc_analytics_tests.logs import FORMS, execute, random_rows, row, stored, utc, write
 
 KEY, SECRET = "AKIDEXAMPLE", "wJalrhunter2EXAMPLEKEY"
 PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 24, 1, 2
@@ -159,6 +163,25 @@ def test_a_bucket_holds_what_a_folder_would_and_late_rows_prune_and_erase_work_t
     assert len(old - set(files_of(place, DAY))) == 1
     assert check(place).problems == []
     assert verify(place.db, [DAY, NEXT, LAST]).archive == []
+
+
+def test_pruned_days_are_rebuilt_from_a_bucket(counted: Database, endpoint: str, bucket: str):
+    place = archive_in(counted, bucket)
+    archive(place)
+    prune(place.db, LAST, prove_archived=lambda day: prove_day(place, day))
+    before = {relation: stored(counted, relation) for relation in FORMS}
+    for relation in FORMS:
+        execute(counted, f"delete from {relation} where date = '{DAY}'")
+    archived = ArchivedDays(place, Settings(archive_url=place.db.archive_url))
+    report = rebuild(place.db, [DAY, NEXT], archived=archived)
+    assert ({each.source for each in report.rebuilt}, report.refused) == ({"archive"}, [])
+    assert {relation: stored(counted, relation) for relation in FORMS} == before
+    assert verify(place.db, [DAY, NEXT]).difference == 0
+    (name,) = files_of(place, DAY)
+    files(endpoint).rm_file(f"{place.store.address.path}/{name}")
+    refused_ = [str(each) for each in rebuild(place.db, [DAY], archived=archived).refused]
+    assert all(f"{name} is missing" in line and SECRET not in line for line in refused_)
+    assert {relation: stored(counted, relation) for relation in FORMS} == before
 
 
 @pytest.mark.parametrize("damage", ["flip", "missing", "unknown", "manifest"])
@@ -292,6 +315,69 @@ def test_kill_minus_nine_in_the_middle_leaves_the_archive_valid_and_the_next_run
     assert len(place.store.sizes()) == 2
     assert not list(tmp_path.rglob(".*"))
     assert check(place).problems == []
+
+
+DAYS = [DAY + timedelta(days=n) for n in range(45)]
+
+
+@pytest.fixture
+def waiting(db: Database, connect, tmp_path: Path) -> Archive:
+    """45 archived and pruned days, which wait for their rebuild in one rollup, as if it were new."""
+    execute(db, f"grant delete on calculation_logs to {ROLE}")
+    begin = utc(DAY.year, DAY.month, DAY.day)
+    write(connect(), random_rows(random.Random(5), 4500, begin, begin + timedelta(days=45)))
+    rebuild(db, DAYS)
+    place = archive_in(db, tmp_path / "archive")
+    archive(place)
+    prune(place.db, DAYS[-1] + timedelta(days=1), prove_archived=lambda day: prove_day(place, day))
+    return place
+
+
+def forget(db: Database, rollup: str) -> None:
+    """The rollup has neither statistics nor records."""
+    execute(db, f"delete from {rollup}")
+    execute(
+        db,
+        f"update rollup_days set status = 'pending', counted = null, deleted = null, timezone = null, "
+        f"checksum = null where rollup = '{rollup}'",
+    )
+
+
+def built_at(db: Database) -> dict:
+    statement = "select date, built_at from rollup_days where rollup = 'calculation_latency_daily' and status = 'built'"
+    with db.engine.begin() as connection:
+        return {row.date: row.built_at for row in connection.execute(text(statement))}
+
+
+def test_a_rebuild_from_the_archive_that_is_killed_resumes_with_the_days_that_are_left(
+    waiting: Archive, start, url: URL
+):
+    db, address = waiting.db, waiting.store.address.path
+    before = stored(db, "calculation_latency_daily")
+    forget(db, "calculation_latency_daily")
+    blocker = psycopg.connect(url.set(drivername="postgresql").render_as_string(False))
+    # The process waits in the middle of the third part of ten days.
+    blocker.execute(
+        "select from rollup_days where rollup = 'calculation_latency_daily' and date = %s for update", [DAYS[25]]
+    )
+    process = start("rollup", address=address)
+    eventually(lambda: len(waiting_days(db)) == 25 or process.poll() is not None, "20 days are built", seconds=60)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=30)
+    blocker.close()
+    finished = built_at(db)
+    assert waiting_days(db) == DAYS[20:]
+    assert {day: at for day, at in finished.items() if day in DAYS}.keys() == set(DAYS[:20])
+    process = start("rollup", address=address)
+    out, error = process.communicate(timeout=120)
+    assert (process.returncode, error) == (0, "")
+    assert {line.split()[0] for line in out.splitlines() if "from archive" in line} == set(map(str, DAYS[20:]))
+    assert waiting_days(db) == []
+    assert {day: built_at(db)[day] for day in DAYS[:20]} == {day: finished[day] for day in DAYS[:20]}
+    assert stored(db, "calculation_latency_daily") == before
+    assert verify(db, DAYS).difference == 0
 
 
 def test_a_connection_that_is_lost_while_rows_are_sent_is_replaced(large: Database, tmp_path: Path):

@@ -28,6 +28,7 @@ from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.retention import prune
 from calc_analytics.rollup.verify import verify
+from calc_analytics.rollup.widen import widen
 from calc_analytics_tests.archives import archive_in, files_of
 from calc_analytics_tests.conftest import ROLE
 from calc_analytics_tests.integration.test_rollups import FIVE, ZMANIM, zmanim
@@ -45,6 +46,11 @@ def counted_in(place: Archive) -> ArchivedDays:
 
 def all_stored(db: Database) -> dict:
     return {relation: stored(db, relation) for relation in FORMS}
+
+
+def of_days(found: dict, days: Sequence[date]) -> dict:
+    """The statistics of these days."""
+    return {name: {key: value for key, value in rows.items() if key[-1] in days} for name, rows in found.items()}
 
 
 def rebuilt(place: Archive, days: Sequence[date] = (DAY,), **options):
@@ -290,6 +296,22 @@ def test_keep_does_not_look_into_the_archive_and_allow_shrink_does(place: Archiv
     require_proven(place.db)
 
 
+def test_an_archived_value_that_its_column_cannot_hold_sets_that_day_aside(place: Archive, owner, connect):
+    widen(replace(place.db, engine=owner), "response_time_ms", "bigint")
+    write(connect(), [row(NOON, publisher=9, response_time_ms=2**16)])
+    refresh(place.db)
+    archive(place)
+    prune_before(place, LAST)
+    execute(place.db, "drop view calculation_latency_daily_live")
+    execute(place.db, "delete from calculation_latency_daily where publisher_id = 9")
+    execute(place.db, "alter table calculation_latency_daily alter response_time_ms type smallint")
+    report = rebuilt(place, [DAY, NEXT])
+    (refused,) = report.refused
+    assert (refused.day, refused.rollup, refused.reason) == (DAY, "calculation_latency_daily", "overflow")
+    assert "65,536" in refused.detail
+    assert len(report.rebuilt) == 7
+
+
 # What others do meanwhile.
 
 
@@ -354,7 +376,7 @@ def test_days_in_berlin_are_rebuilt_exactly_when_clocks_change(db: Database, con
         write(connect(), random_rows(random.Random(day.month), 400, day, day + timedelta(days=4)))
     days = [date(2026, 3, 28), date(2026, 3, 29), date(2026, 3, 30), date(2026, 10, 24), date(2026, 10, 25)]
     rebuild(berlin, days)
-    expected = {name: {k: v for k, v in rows.items() if k[-1] in days} for name, rows in oracles(berlin).items()}
+    expected = of_days(oracles(berlin), days)
     place = archive_in(berlin, tmp_path / "archive")
     assert len(archive(place, days).archived) == len(days)
     for day in days:

@@ -30,7 +30,9 @@ ALLOWED = {
     "logs": {"database", "rollup"},
     "readers": {"config", "database", "rollup", "rollups", "readers"},
     "orchestration": {"config", "database", "rollup", "rollups", *ARCHIVE, "readers", "logs", "orchestration"},
-    "operations": {"config", "database", "rollup", "rollups", "readers", "orchestration", "logs", "operations"},
+    "operations": {
+        *("config", "database", "rollup", "rollups", "archive", "readers", "orchestration", "logs", "operations")
+    },
     "definitions": {"config", "rollups", "logs", "orchestration"},
     "processes": {"config", "database", "rollup", "rollups", "processes"},
     "cli": {
