@@ -201,13 +201,13 @@ def _archive_url(text: str) -> ArchiveUrl:
 
 
 def _spark_remote(text: str) -> str:
-    form = "the accepted form is sc://host:15002, as Spark Connect has it"
+    form = "the accepted form is sc://host:15002, or sc://host:15002/;NAME=value;NAME=value with percent-encoded values"
     try:
         url = urlsplit(text)
         usable = url.scheme == "sc" and bool(url.hostname) and url.port != 0 and "@" not in url.netloc
     except ValueError:
         raise ValueError(form) from None
-    if not usable or not re.fullmatch(r"sc://[^/?#]+(/(;[!-~]*)?)?", text):
+    if not usable or not re.fullmatch(r"sc://[^/?#;]+(/(;\w+=[^;=?#\s]*)*)?", text):
         raise ValueError(form)
     return text
 
