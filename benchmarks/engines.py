@@ -1,4 +1,4 @@
-"""Counts the same days by PostgreSQL from log rows, and by DuckDB and a Spark cluster from the archive: all four rollups.
+"""Counts the same days, in all four rollups: PostgreSQL from log rows, DuckDB and a Spark cluster from the archive.
 
 python -m benchmarks.engines                    # 50 million rows over ten days: about an hour
 python -m benchmarks.engines --rows 200000      # rows of a day
@@ -61,7 +61,7 @@ def main() -> None:
             took[f"{archived.engine.name}, from the archive"] = seconds
         first = next(iter(took.values()))
         show(
-            f"{DAYS} days of {rows:,} rows, all four tables, {sum(map(len, expected.values())):,} rows of them: identical",
+            f"{DAYS} days of {rows:,} rows, identical in {sum(map(len, expected.values())):,} rows of four tables",
             ("engine", "seconds", "log rows/s", "times as fast as PostgreSQL"),
             [(name, f"{each:.1f}", f"{DAYS * rows / each:,.0f}", f"{first / each:.2f}") for name, each in took.items()],
         )
