@@ -1,12 +1,15 @@
-"""Addresses of databases: URLs are parsed and checked, completed for people, and reduced for Dagster's database.
+"""Addresses of databases and of the archive: URLs are parsed and checked, completed for people, and reduced for
+Dagster's database.
 
 libpq takes what a URL leaves out from its own variables (PGHOST, PGUSER, PGOPTIONS, …), its service and password files,
 and its defaults. So nothing is filled in here, except for display. Nothing connects.
 """
 
 import re
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, quote_plus
+from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
@@ -20,6 +23,49 @@ CONNECTION_OPTIONS = re.compile(
     "host|hostaddr|port|passfile|password|service|ssl.*|gss.*|krbsrvname|channel_binding|require.*|"
     "target_session_attrs|load_balance_hosts|connect_timeout|keepalives.*|tcp_user_timeout"
 )
+ARCHIVE_FORM = "the accepted form is a folder, file:///folder, s3://bucket/prefix or gs://bucket/prefix"
+# What may follow the ? of a bucket's address; all else, credentials too, comes from the provider's own variables.
+BUCKET_OPTIONS = ("endpoint_url", "region")
+
+
+@dataclass(frozen=True)
+class ArchiveUrl:
+    """Where the archive lies: `path` is a folder, or a bucket and a prefix; `options` may hold secrets."""
+
+    protocol: str
+    path: str
+    options: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+
+    @property
+    def shown(self) -> str:
+        """The address for people, without secrets."""
+        return self.path if self.protocol == "file" else f"{self.protocol}://{self.path}"
+
+
+def read_archive_url(text: str, root: Path) -> ArchiveUrl:
+    """An ARCHIVE_URL; a relative folder is one of `root`. ValueError with the accepted form, and nothing secret."""
+    if not re.match(r"\w+:", text):
+        return ArchiveUrl("file", str((root / Path(text).expanduser()).resolve()))
+    try:
+        url = urlsplit(text)
+        bucket, user, password = url.hostname or "", url.username, url.password
+    except ValueError:
+        raise ValueError(ARCHIVE_FORM) from None
+    if url.scheme == "file" and url.netloc in ("", "localhost") and url.path.startswith("/") and not url.query:
+        return ArchiveUrl("file", str(Path(unquote(url.path)).resolve()))
+    if url.scheme not in ("s3", "gs") or not bucket or url.fragment or text.count("@") > 1:
+        raise ValueError(ARCHIVE_FORM)
+    if (user is None) != (password is None) or (user is not None and url.scheme != "s3"):
+        raise ValueError(
+            "only s3://KEY:SECRET@bucket/prefix holds a key and a secret, percent-encoded; " + ARCHIVE_FORM
+        )
+    options = dict(parse_qsl(url.query, keep_blank_values=True))
+    if unknown := sorted(set(options) - set(BUCKET_OPTIONS)):
+        raise ValueError(f"it has the option {unknown[0]}: the options are {' and '.join(BUCKET_OPTIONS)}")
+    if user is not None and password is not None:
+        options.update(key=unquote(user), secret=unquote(password))
+    path = "/".join([url.netloc.split("@")[-1], *filter(None, url.path.split("/"))])
+    return ArchiveUrl(url.scheme, path, tuple(sorted(options.items())))
 
 
 def with_driver(url: "str | URL", driver: str) -> "URL":

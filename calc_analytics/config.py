@@ -20,7 +20,8 @@ from dotenv import dotenv_values
 from dotenv.parser import Binding, parse_stream
 
 from calc_analytics import days
-from calc_analytics.addresses import read_url
+from calc_analytics.addresses import ArchiveUrl as ArchiveUrl
+from calc_analytics.addresses import read_archive_url, read_url
 from calc_analytics.addresses import redact_url as redact_url
 from calc_analytics.addresses import with_driver as with_driver
 from calc_analytics.addresses import without_secrets as without_secrets
@@ -72,6 +73,8 @@ class Settings:
     log_format: str = "text"
     log_level: str = "info"
     alert_webhook_url: str | None = field(default=None, repr=False)
+    archive_url: ArchiveUrl | None = field(default=None, repr=False)
+    spark_remote: str | None = field(default=None, repr=False)
     report_token: str | None = field(default=None, repr=False)
 
     @classmethod
@@ -167,7 +170,7 @@ def _cast(name: str, text: str) -> Any:
     try:
         return VARIABLES[name].cast(text)
     except ValueError as error:
-        shown = name if name.endswith(("_URL", "_TOKEN")) else f"{name}: '{text}'"
+        shown = name if name.endswith(("_URL", "_TOKEN", "_REMOTE")) else f"{name}: '{text}'"
         raise InvalidSetting(f"{shown} is not usable: {error}") from None
 
 
@@ -190,6 +193,22 @@ def _webhook_url(text: str) -> str:
         raise ValueError(form)
     if "@" in url.netloc:
         raise ValueError("a user name or password in it would not be sent; " + form)
+    return text
+
+
+def _archive_url(text: str) -> ArchiveUrl:
+    return read_archive_url(text, project_root())
+
+
+def _spark_remote(text: str) -> str:
+    form = "the accepted form is sc://host:15002, or sc://host:15002/;NAME=value;NAME=value with percent-encoded values"
+    try:
+        url = urlsplit(text)
+        usable = url.scheme == "sc" and bool(url.hostname) and url.port != 0 and "@" not in url.netloc
+    except ValueError:
+        raise ValueError(form) from None
+    if not usable or not re.fullmatch(r"sc://[^/?#;]+(/(;\w+=[^;=?#\s]*)*)?", text):
+        raise ValueError(form)
     return text
 
 
@@ -287,5 +306,7 @@ VARIABLES = {
     "LOG_FORMAT": Variable("log_format", _one_of("text", "json")),
     "LOG_LEVEL": Variable("log_level", _one_of("debug", "info", "warning", "error")),
     "ALERT_WEBHOOK_URL": Variable("alert_webhook_url", _webhook_url),
+    "ARCHIVE_URL": Variable("archive_url", _archive_url),
+    "SPARK_REMOTE": Variable("spark_remote", _spark_remote),
     "REPORT_TOKEN": Variable("report_token", _token),
 }

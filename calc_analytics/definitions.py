@@ -14,6 +14,7 @@ from dagster import (
 
 from calc_analytics import logs
 from calc_analytics.config import process_settings
+from calc_analytics.orchestration.archive import archive_asset
 from calc_analytics.orchestration.assets import calculation_logs, rollup_assets
 from calc_analytics.orchestration.checks import rollup_checks
 from calc_analytics.orchestration.cron import freshness_policy
@@ -41,6 +42,7 @@ def defs() -> Definitions:
         assets = [rollup_assets(log, partitions, freshness), *summary_assets(log, freshness)]
         located = with_source_code_references(assets)
         checks = rollup_checks(log, partitions)
+        archives = [archive_asset(log, partitions)] if settings.archive_url is not None else []
     rollup_job = define_asset_job(
         ROLLUP_JOB,
         selection=[key for each in assets for key in each.keys],
@@ -49,7 +51,7 @@ def defs() -> Definitions:
         "for any days.",
     )
     return Definitions(
-        assets=[calculation_logs, *located],
+        assets=[calculation_logs, *located, *archives],
         asset_checks=[checks],
         jobs=[rollup_job, housekeeping_job],
         schedules=[hourly_schedule(settings), daily_housekeeping(settings)],

@@ -121,6 +121,8 @@ def log_verify(report: "VerifyReport") -> None:
     log(level, "verify", difference=report.difference, days=days, seconds=round(report.seconds, 4), **fields)
     for proof in report.different:
         log(logging.ERROR, "verify", difference=proof.difference, found=proof.describe())
+    for unbalanced in report.archive:
+        log(logging.ERROR, "verify", found=str(unbalanced))
 
 
 def log_failure(operation: str, error: Exception, db: "Database | None" = None, **fields: Any) -> None:

@@ -130,4 +130,5 @@ def chosen_log(names: tuple[str, ...] | None) -> Log:
 
 def database(engine: "Engine", settings: "Settings") -> Database:
     """The one object that operations take, as the settings have it."""
-    return Database(engine, chosen_log(settings.rollups), settings.timezone, settings.logs_kept_days)
+    log = chosen_log(settings.rollups)
+    return Database(engine, log, settings.timezone, settings.logs_kept_days, settings.archive_url)

@@ -59,6 +59,7 @@ grant select, update on rollup_state to rollup_writer;
 grant select, insert, update on rollup_days to rollup_writer;
 grant select, insert, update, delete on rollup_journal to rollup_writer;
 grant usage on sequence rollup_journal_id_seq to rollup_writer;
+grant select, insert, update on rollup_archive to rollup_writer;
 -- The record of migrations, by which uninstall.sql sees that this script was run, too.
 grant select on calc_analytics_version to rollup_writer;
 -- Extends the log table's index to the end of the table, with the owner's rights; the function takes no argument.

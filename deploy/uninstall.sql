@@ -77,7 +77,7 @@ begin
     end loop;
     -- The state, with the function by which an upgrade stopped version 0.1; the ledger and the journal.
     drop function if exists rollup(rollup_state);
-    drop table if exists rollup_state, rollup_days, rollup_journal;
+    drop table if exists rollup_state, rollup_days, rollup_journal, rollup_archive;
 end $$;
 
 -- The project's comments on the API's tables. Comments with another text are the API's own and stay.

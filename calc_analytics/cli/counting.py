@@ -14,6 +14,7 @@ from calc_analytics.cli.options import as_json, from_day, only_rollups, single_d
 from calc_analytics.cli.terminal import print_report
 from calc_analytics.config import Settings
 from calc_analytics.database.server import is_read_only
+from calc_analytics.engines.archived import archived_rows
 from calc_analytics.rollup import ledger, unseen
 from calc_analytics.rollup.audit import audit
 from calc_analytics.rollup.database import Database
@@ -77,8 +78,9 @@ def rollup(
     """Recount whole days from the log, without Dagster.
 
     Without --day or --from: today, yesterday, and all days that wait for a rebuild. Running it twice changes
-    nothing. A day with fewer log rows than were counted is left alone until you decide: name the day, and add
-    --keep (keep its statistics) or --allow-shrink (recount what is left).
+    nothing. A day whose log rows were pruned is recounted from the archive at ARCHIVE_URL, if they are there. A day
+    with fewer rows than were counted is left alone until you decide: name the day, and add --keep (keep its
+    statistics) or --allow-shrink (recount what is left).
 
     \b
     Changes:     counts new rows, then replaces the statistics of these days
@@ -95,7 +97,14 @@ def rollup(
     refresh_with_progress(db)
     wanted = _days_to_rebuild(db, chosen) if named is None else sorted(set(named))
     with terminal.bar("rebuilding days", len(wanted)) as advance:
-        report = rebuild(db, wanted, chosen, decision=decision, progress=lambda chunk: advance(len(_days_of(chunk))))
+        report = rebuild(
+            db,
+            wanted,
+            chosen,
+            decision=decision,
+            archived=archived_rows(db, settings),
+            progress=lambda chunk: advance(len(_days_of(chunk))),
+        )
     print_report(report, as_json, terminal.show_rebuild, named is not None)
     failed = report.failed if named is None else report.refused
     for line in refusals(failed):
@@ -170,7 +179,7 @@ def verify(
     print_report(report, as_json, terminal.show_verify, named or [])
     is_unbuilt = named is not None and report.never_built
     is_incomplete = is_unbuilt or report.waiting or report.overflowed or report.nothing_built
-    sys.exit(1 if report.different or is_incomplete else 0)
+    sys.exit(1 if report.different or report.archive or is_incomplete else 0)
 
 
 def _days_to_prove(db: Database, chosen: Sequence[str]) -> list[date]:

@@ -2,12 +2,17 @@
 
 import json
 import sys
-from collections.abc import Iterator
-from datetime import timedelta
+from collections.abc import Iterator, Mapping
+from datetime import date, timedelta
+from functools import partial
 
 import click
 
 from calc_analytics import days
+from calc_analytics.archive import checking
+from calc_analytics.archive.erasing import archived_rows, erase_archived
+from calc_analytics.archive.place import Archive, archive_to_erase_in
+from calc_analytics.archive.report import ArchiveErasure
 from calc_analytics.cli import terminal
 from calc_analytics.cli.counting import refresh_with_progress
 from calc_analytics.cli.opening import open_database, with_settings
@@ -47,7 +52,8 @@ from calc_analytics.rollups import LOG
 def prune(settings: Settings, keep_days: int, yes: bool, as_json: bool) -> None:
     """Delete old log rows that are counted; statistics stay.
 
-    Only log rows of days that are counted in every rollup are deleted. Deletes in small batches, alongside
+    Only log rows of days that are counted in every rollup are deleted; with ARCHIVE_URL only those of days that are
+    archived, after their files were compared with them. Deletes in small batches, alongside
     writers; it may be stopped and repeated. Days that were never built, or that differ from their log, keep
     their log rows. Late rows of a pruned day are still added to its statistics, and `verify` still compares its
     totals and a checksum. The role needs the right to delete from calculation_logs.
@@ -56,17 +62,21 @@ def prune(settings: Settings, keep_days: int, yes: bool, as_json: bool) -> None:
     Changes:     counts new rows, then deletes log rows for good; what was
                  deleted is in the ledger and the journal
     Example:     calc-analytics prune --older-than 90
-    Exit codes:  0 done; 1 not confirmed or refused
+    Exit codes:  0 done; 1 not confirmed or refused, or the archive of a day
+                 is not what it should be
     """
     db, before = open_database(settings), days.today(settings.timezone) - timedelta(days=keep_days)
     refresh_with_progress(db)
-    there = retention.prunable(db, before)
+    unarchived = retention.not_archived(db, before)
+    there = {day: rows for day, rows in retention.prunable(db, before).items() if day not in unarchived}
     rows, of_days = number(sum(there.values()), "counted log row"), number(len(there), "day")
     if there and not yes:
         confirm(f"Delete {rows} of {of_days} before {before} for good?", "Nothing was deleted.")
     with terminal.bar("deleting log rows", sum(there.values())) as advance:
-        report = retention.prune(db, before, progress=advance)
+        prove = partial(checking.prove_day, Archive(db)) if db.archive_url is not None else None
+        report = retention.prune(db, before, progress=advance, prove_archived=prove)
     print_report(report, as_json, terminal.show_prune)
+    sys.exit(1 if report.refused else 0)
 
 
 @click.command()
@@ -80,8 +90,9 @@ def erase(settings: Settings, publisher: int, dry_run: bool, even_if_writing: bo
     """Erase one publisher: its log rows and its statistics.
 
     The opposite of `prune`, which keeps statistics. Other publishers keep their numbers, even on pruned days.
-    Statistics of rollups that ROLLUPS leaves out are erased as well. The journal keeps a receipt: the publisher's
-    number, and how many rows of which table and day.
+    Statistics of rollups that ROLLUPS leaves out are erased as well. With ARCHIVE_URL, files that hold the
+    publisher's rows are written again without them, and the old files are deleted. The journal keeps a receipt:
+    the publisher's number, and how many rows of which table and day.
 
     It refuses while the publisher still writes: rows of the last 15 minutes, rows that arrive while it runs, or open
     transactions that have written log rows. Rows that arrive later are counted as new. A day that differs is left
@@ -101,33 +112,57 @@ def erase(settings: Settings, publisher: int, dry_run: bool, even_if_writing: bo
     if dry_run:
         _show_plan(db, keys, also, as_json)
         return
+    archive = archive_to_erase_in(db)
+    held, archived = holdings(db, keys, also), archived_rows(archive, keys) if archive is not None else {}
     if not yes:
-        _confirm(holdings(db, keys, also))
+        _confirm(held, archived)
     with terminal.bar("erasing log rows", None) as advance:
-        report = erase_keys(db, keys, also=also, even_if_writing=even_if_writing, progress=advance)
-    print_report(report, as_json, show_erased)
-    is_incomplete = report.left or report.open_writers or (report.arrived and not even_if_writing)
-    for line in report.problems:
+        # What an interrupted erasure left may be in the archive alone.
+        report = EraseReport(keys, {})
+        if held.tables or not archived:
+            report = erase_keys(db, keys, also=also, even_if_writing=even_if_writing, progress=advance)
+        left = [each.day for each in report.left]
+        files = erase_archived(archive, keys, left, advance) if archive is not None else ArchiveErasure()
+    _show_erasure(report, files, as_json)
+    is_incomplete = report.left or files.problems or report.open_writers or (report.arrived and not even_if_writing)
+    for line in [*report.problems, *files.problems]:
         click.echo(f"{'error' if is_incomplete else 'note'}: {line}", err=True)
     sys.exit(1 if is_incomplete else 0)
 
 
-def _confirm(held: Holdings) -> None:
-    if held.tables:
-        rows = ", ".join(f"{held.rows(name):,} of {name}" for name in held.tables)
-        confirm(f"Erase {describe_keys(held.keys)} for good: {rows}?", "Nothing was erased.")
+def _confirm(held: Holdings, archived: Mapping[date, int]) -> None:
+    if held.tables or archived:
+        rows = [f"{held.rows(name):,} of {name}" for name in held.tables]
+        rows += [f"{sum(archived.values()):,} of the archive"] * bool(archived)
+        confirm(f"Erase {describe_keys(held.keys)} for good: {', '.join(rows)}?", "Nothing was erased.")
+
+
+def _show_erasure(report: EraseReport, files: ArchiveErasure, as_json: bool) -> None:
+    """Prints what was erased from the database, and from the archive."""
+    if as_json:
+        click.echo(json.dumps({**report.as_dict(), "archive": files.as_dict()}))
+        return
+    show_erased(report)
+    if files.rows:
+        rows, of_days = number(sum(files.rows.values()), "row"), number(len(files.rows), "day")
+        click.echo(f"archive: {rows} of {of_days} erased")
 
 
 def _show_plan(db: Database, keys: Keys, also: list[Rollup], as_json: bool) -> None:
     """Prints what would be erased, and the days that would be left; raises `NothingToErase`."""
     held = holdings(db, keys, also)
-    if not held.tables:
+    archive = archive_to_erase_in(db)
+    archived = archived_rows(archive, keys) if archive is not None else {}
+    if not held.tables and not archived:
         raise NothingToErase(f"{describe_keys(keys)} has no log rows and no statistics: nothing was erased")
     left = would_be_left(db, keys, held.days)
     if as_json:
         problems = [str(each) for each in left]
-        click.echo(json.dumps({**held.as_dict(), "problems": problems}))
+        plan = {**held.as_dict(), "archive": {str(day): rows for day, rows in archived.items()}}
+        click.echo(json.dumps({**plan, "problems": problems}))
         return
+    if archived:
+        click.echo(f"  {'the archive':<34}{number(sum(archived.values()), 'row'):>17}")
     for line in [*_plan(held), *map(str, left)]:
         click.echo(line)
 

@@ -126,12 +126,12 @@ def _rows(entry: JournalEntry, done: Mapping[str, Any], is_part: bool) -> str:
 
 def _rows_of_day(done: Any) -> int:
     """Log rows of one day of an entry: of a refresh the number itself, of a rebuild what the day has after it, of an
-    erasure those that were erased."""
+    archiving those that were written, of an erasure those that were erased."""
     if not isinstance(done, Mapping):
         return int(done)
     if all(isinstance(each, int) for each in done.values()):
         return int(done.get(LOG.name, 0))
-    return max((int(each.get("after", 0)) for each in done.values()), default=0)
+    return max((int(each.get("after", each.get("rows", 0))) for each in done.values()), default=0)
 
 
 def details(entry: JournalEntry, done: Mapping[str, Any], rollup: str | None = None) -> Iterator[str]:
@@ -208,13 +208,18 @@ def _of_days(entry: JournalEntry, done: Mapping[str, Any], rollup: str | None) -
 def _result(operation: str, result: Mapping[str, Any]) -> str:
     """What was done to a day of a rollup, or what was found."""
     match dict(result):
-        case {"before": before, "after": after} if before == after:
-            return f"recounted: {number(after, 'row')}, as before"
-        case {"before": before, "after": after}:
-            return f"recounted: {before:,} -> {number(after, 'row')}"
+        case {"before": before, "after": after, **rest}:
+            change = (
+                f"{number(after, 'row')}, as before" if before == after else f"{before:,} -> {number(after, 'row')}"
+            )
+            return f"recounted: {change}" + (f"; from {rest['source']} by {rest['engine']}" if rest else "")
+        case {"rows": rows, "bytes": size, "files": files}:
+            return f"archived: {number(rows, 'row')}, {number(size, 'byte')}; {number(files, 'file')}"
         case {"log_rows": log_rows, "counted": counted, "deleted": deleted}:
             by = " by LOGS_KEPT_DAYS" if operation == "deletion" else ""
             return f"{number(log_rows, 'log row')}, {counted:,} counted, {deleted:,} noted as deleted{by}"
+        case {"refused": "archive", "detail": detail}:
+            return f"not rebuilt: {detail}"
         case {"refused": "overflow", "column": column, "value": value}:
             return f"not rebuilt: {value:,} does not fit the column {column}"
         case {"refused": reason}:

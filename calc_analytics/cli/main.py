@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from calc_analytics import __version__
+from calc_analytics.cli.archive import archive
 from calc_analytics.cli.counting import refresh, rollup, verify
 from calc_analytics.cli.deleting import erase, prune
 from calc_analytics.cli.doctor import doctor
@@ -34,6 +35,7 @@ COMMANDS = (
     refresh,
     rollup,
     verify,
+    archive,
     prune,
     erase,
     report,

@@ -121,7 +121,8 @@ def show_rebuild(report: RebuildReport, is_named: bool) -> None:
     for day, counts in _by_day(report.rebuilt).items():
         for (rows, before), alike in _grouped(counts, lambda count: (count.rows, count.rows_before)).items():
             change = "" if rows == before else f" ({before:,} before)"
-            click.echo(f"  {day}  {number(rows, 'row')} in {named([count.rollup for count in alike])}{change}")
+            source = f", from {alike[0].source} by {alike[0].engine}" if alike[0].engine else ""
+            click.echo(f"  {day}  {number(rows, 'row')} in {named([count.rollup for count in alike])}{change}{source}")
     _show_kept(report.kept)
     failed = report.refused if is_named else report.failed
     for line in refusals([each for each in report.refused if each not in failed]):
@@ -150,6 +151,10 @@ def show_prune(report: PruneReport) -> None:
         )
     for day in report.different:
         click.echo(f"  {day}  differs from its log, so its log rows stay: run 'calc-analytics verify --day {day}'")
+    for day in report.not_archived:
+        click.echo(f"  {day}  not archived, so its log rows stay: run 'calc-analytics archive --day {day}'")
+    for day, reason in report.refused.items():
+        click.echo(f"  {day}  its log rows stay: {reason}")
     days = number(len(report.rows_by_day), "day")
     click.echo(f"{number(report.rows, 'row')} of {days} deleted in {report.seconds:.2f} s")
 
@@ -168,6 +173,8 @@ def show_verify(report: VerifyReport, asked: Sequence[date]) -> None:
                 click.echo(f"  {proof.describe()}")
     if empty := set(asked) - {proof.day for proof in report.days}:
         click.echo(f"{number(len(empty), 'day')} without log rows and without statistics")
+    for unbalanced in report.archive:
+        click.echo(f"  {unbalanced}")
     _show_not_compared(report)
     compared = {proof.day for proof in report.days if proof.is_built or proof.is_different or proof.status == "frozen"}
     click.echo(f"{number(len(compared), 'day')} compared in {report.seconds:.2f} s: difference {report.difference:,}")

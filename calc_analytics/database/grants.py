@@ -29,7 +29,8 @@ def without_grants(connection: Connection, names: Collection[str]) -> set[str]:
 
 
 def extend(connection: Connection, there: set[str], models: Sequence[str], targets: Sequence[str]) -> None:
-    """Gives the targets, live views, tables for readers and journal that are not `there` the grants of their kind.
+    """Gives the targets, live views, tables for readers, journal and archived days that are not `there` the grants of
+    their kind.
 
     The first of the rollups in `models` that is there is the model. Roles that may read a target that is there may read
     its live view too, if that was dropped, and its grants with it.
@@ -42,6 +43,8 @@ def extend(connection: Connection, there: set[str], models: Sequence[str], targe
     for name in targets:
         if name in there and f"{name}_live" not in there:
             _copy(connection, name, f"{name}_live", ("SELECT",))
+    if "rollup_archive" not in there and "rollup_days" in there:
+        _copy(connection, "rollup_days", "rollup_archive")
     for name in (table.name for table in READER_TABLES if table.name not in there):
         model = next((each for each in models if each in there), None)
         if model is not None:

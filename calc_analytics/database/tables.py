@@ -282,8 +282,28 @@ rollup_journal = Table(
     postgresql_with={"fillfactor": 50},
 )
 
+rollup_archive = Table(
+    "rollup_archive",
+    metadata,
+    Column("log", Text, primary_key=True),
+    Column("date", Date, primary_key=True),
+    _count("rows", BigInteger, "log rows in the day's files"),
+    _count("missing", BigInteger, "log rows that were counted, and deleted before they were archived"),
+    Column("snapshot", PgSnapshot, comment="log rows visible in it are archived; null: not known since a rebase"),
+    Column("manifest", Text, comment="the manifest as published, with the names and checksums of the files"),
+    Column(
+        "leftovers",
+        ARRAY(Text),
+        nullable=False,
+        server_default=text("'{}'"),
+        comment="files that are not part of the archive and may exist: being written, or to be deleted",
+    ),
+    Column("archived_at", DateTime(timezone=True), comment="when the manifest was last published"),
+    comment="Per archived day: which log rows are in the Parquet archive, and in which files.",
+)
+
 # Written by assets, for reports and exports; never counted, always computed from the rollups.
 READER_TABLES = (publisher_usage_summary,)
-STATE_TABLES = (rollup_state, rollup_days, rollup_journal)
+STATE_TABLES = (rollup_state, rollup_days, rollup_journal, rollup_archive)
 # Where Alembic keeps which revisions have run.
 VERSION_TABLE = "calc_analytics_version"

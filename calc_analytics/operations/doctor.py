@@ -15,6 +15,8 @@ from functools import partial
 from typing import Any
 
 from calc_analytics import days
+from calc_analytics.archive.place import Archive
+from calc_analytics.archive.store import CannotUseArchive
 from calc_analytics.config import Settings
 from calc_analytics.database import schemas
 from calc_analytics.database.embedded import data_folder, writable
@@ -31,7 +33,7 @@ from calc_analytics.operations.sources import Sources
 from calc_analytics.operations.words import ago
 from calc_analytics.plurals import number
 from calc_analytics.ports import HOST, is_listening
-from calc_analytics.rollup import diagnosis, install, overflow, widen
+from calc_analytics.rollup import diagnosis, install, ledger, overflow, widen
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.foreign import adopt_sql
 from calc_analytics.rollups import LOG, chosen_log
@@ -429,6 +431,25 @@ def _installed(read: Facts) -> Findings:
     yield replace(found, name="", why="" if read.is_installed else "without the newest migration nothing is counted")
 
 
+def _archive(db: Database) -> Findings:
+    """Whether the archive can be written, and which counted days are not in it; nothing without ARCHIVE_URL."""
+    if db.archive_url is None:
+        return
+    place = Archive(db)
+    try:
+        place.store.require_writable()
+        yield ok(f"{place.store.address.shown} can be written")
+    except CannotUseArchive as error:
+        yield wrong(str(error), "counted days cannot be archived, so their log rows cannot be pruned", "see the reason")
+    with transaction(db.engine) as connection:
+        left = ledger.days_to_archive(connection, db.log, days.today(db.timezone))
+    if left:
+        fact = f"{number(len(left), 'counted day')} {'is' if len(left) == 1 else 'are'} not archived whole"
+        yield note(fact, "their log rows are not pruned", "calc-analytics archive")
+    else:
+        yield ok("every counted day that is over is archived")
+
+
 def _health(read: Facts) -> Findings:
     """What else is wrong in the health report. While the daemon is dead, as before `up`, what follows is a note."""
     report = health.report(read)
@@ -457,6 +478,7 @@ EXAMINATIONS: dict[str, Part] = {
     "indexes": Part(examine=_indexes),
     "xact_id": Part(examine=_xact_id),
     "log rows": Part(examine=_rows),
+    "archive": Part(examine=_archive),
     "dagster": Part(_dagster),
     "health": Part(_health),
     "ports": Part(),

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from calc_analytics.rollup.database import Database
     from calc_analytics.rollup.declaration import Log, Rollup
     from calc_analytics.rollup.judge import Decision
-    from calc_analytics.rollup.reports import RebuildReport
+    from calc_analytics.rollup.reports import DayCount, RebuildReport
 
 GROUP = "calculations"
 # The name of the step, and of its section in a run's config.
@@ -143,7 +143,7 @@ def rollup_assets(log: "Log", partitions: PartitionsDefinition, freshness: Fresh
     def rebuild(
         context: AssetExecutionContext, database: RollupDatabase, config: RebuildConfig
     ) -> Iterator[MaterializeResult]:
-        """Recounts the days of the run from the log, in the selected rollups.
+        """Recounts the days of the run from the log, or the archive, in the selected rollups.
 
         A day whose log is not what was counted, or whose log rows were deleted, is not changed: the run logs the reason
         in one line, and the day's check reports what is wrong and what to do.
@@ -151,7 +151,7 @@ def rollup_assets(log: "Log", partitions: PartitionsDefinition, freshness: Fresh
         with as_dagster_failure():
             days, db = as_days(context.partition_keys), database.db
             chosen = [each for each in db.log.rollups if AssetKey(each.name) in context.selected_asset_keys]
-            report = _rebuild(context, db, days, chosen, config.decision)
+            report = _rebuild(context, database, days, chosen, config.decision)
             for declared in chosen:
                 _attach(context, db, declared, len(days), report)
             context.log_event(AssetObservation(calculation_logs.key, metadata=log_metadata(db)))
@@ -189,24 +189,31 @@ def _description(log: "Log", declared: "Rollup") -> str:
 
 def _rebuild(
     context: AssetExecutionContext,
-    db: "Database",
+    database: RollupDatabase,
     days: list[date],
     chosen: "Sequence[Rollup]",
     decision: "Decision",
 ) -> "RebuildReport":
+    from calc_analytics.engines.archived import archived_rows
     from calc_analytics.rollup.rebuild import rebuild
 
-    run = context.run.run_id
+    run, db = context.run.run_id, database.db
     with logs.record_failures("rebuild", db=db, run=run):
         report = rebuild(
             db,
             days,
             [declared.name for declared in chosen],
             decision=decision,
+            archived=archived_rows(db, database.settings),
             progress=lambda chunk: _log_chunk(context, chunk),
         )
     logs.log_rebuild(report, run=run)
     return report
+
+
+def _source(rebuilt: "DayCount") -> dict[str, str]:
+    """Where the rows came from."""
+    return {"source": rebuilt.source, **({"engine": rebuilt.engine} if rebuilt.engine else {})}
 
 
 def _log_chunk(context: AssetExecutionContext, chunk: "RebuildReport") -> None:
@@ -216,7 +223,8 @@ def _log_chunk(context: AssetExecutionContext, chunk: "RebuildReport") -> None:
     if days:
         rows, number_of_days = number(chunk.rows, "log row"), number(len(days), "day")
         span = f"{days[0]} to {days[-1]}" if len(days) > 1 else str(days[0])
-        context.log.info(f"rebuilt {number_of_days} ({span}), {rows} in {chunk.seconds:.2f} s")
+        source = "".join(sorted({f", from {each.source} by {each.engine}" for each in chunk.rebuilt if each.engine}))
+        context.log.info(f"rebuilt {number_of_days} ({span}), {rows} in {chunk.seconds:.2f} s{source}")
     for line in refusals(chunk.refused):
         context.log.warning(line)
     for kept in chunk.kept:
@@ -242,7 +250,7 @@ def _attach(
     described = left_metadata(db, declared, left)
     for each in rebuilt:
         totals = day_metadata(declared, each.measures, each.keys, ratios[each.day], seconds)
-        described[each.day] = {**totals, **further[each.day], **tables[each.day]}
+        described[each.day] = {**totals, **_source(each), **further[each.day], **tables[each.day]}
     if rebuilt:
         newest = max(each.day for each in rebuilt)
         described[newest].update(newest_day(db, declared, newest, context.log.warning))

@@ -14,3 +14,6 @@ SUMMARY = publisher_usage_summary.name
 ROLLUP_JOB = "rollup_job"
 HOUSEKEEPING_JOB = "housekeeping"
 JOBS = (ROLLUP_JOB, HOUSEKEEPING_JOB)
+
+# The asset of the archive, which is there if ARCHIVE_URL is set.
+ARCHIVE = "calculation_logs_archive"

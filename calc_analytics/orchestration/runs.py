@@ -4,12 +4,12 @@ from collections.abc import Collection
 
 from dagster import AssetKey, DagsterRun, DagsterRunStatus
 
-from calc_analytics.orchestration.names import JOBS, SUMMARY
+from calc_analytics.orchestration.names import ARCHIVE, JOBS, SUMMARY
 from calc_analytics.rollups import LOG
 
 FINISHED = [DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED]
 # Of all declared rollups: one that ROLLUPS leaves out now may have runs and events from before.
-ASSETS = tuple(AssetKey(name) for name in (*LOG.names, LOG.name, SUMMARY))
+ASSETS = tuple(AssetKey(name) for name in (*LOG.names, LOG.name, SUMMARY, ARCHIVE))
 
 
 def is_ours(run: DagsterRun, locations: Collection[str]) -> bool:

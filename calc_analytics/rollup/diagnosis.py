@@ -21,6 +21,7 @@ ON_STATE = {
     "rollup_state": ("SELECT", "UPDATE"),
     "rollup_days": ("SELECT", "INSERT", "UPDATE"),
     "rollup_journal": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+    "rollup_archive": ("SELECT", "INSERT", "UPDATE"),
     "publisher_usage_summary": ("SELECT", "INSERT", "DELETE"),
     "calc_analytics_version": ("SELECT",),
 }

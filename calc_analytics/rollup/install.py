@@ -162,6 +162,7 @@ def _repair_log_table(connection: Connection, db: Database) -> bool:
         return False
     ledger.lock_unchecked(connection, db.log)
     ledger.mark_stale(connection, db.log)
+    ledger.forget_archived_snapshots(connection, db.log)
     adopt.add_xact_id(connection)
     return ledger.exists(connection, db.log)
 

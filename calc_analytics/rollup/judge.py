@@ -5,7 +5,7 @@ Where they balance, the log is the truth. Where they do not, log rows vanished, 
 left alone until a person decides, unless the deletion was announced (`LOGS_KEPT_DAYS`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from enum import Enum
@@ -61,6 +61,8 @@ class _Day:
     """Rows that another rollup counted, the most of any; None: no other counted the day whole."""
     is_cut: bool
     """Whether it shares instants with a day of another zone of which log rows were deleted."""
+    is_whole: bool
+    """Whether the recounted rows are all that were ever counted: those in the archive, and the log rows beside it."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,19 @@ class LedgerDays:
         kept = self._counted(rollup, self.log.rollups, day)
         return self._counted(rollup, self.log.switched_off, day) if kept is None else kept
 
-    def _counted(self, rollup: Rollup, others: Sequence[Rollup], day: date) -> int | None:
-        known = ((other, self.entry(other, day)) for other in others if other.name != rollup.name)
+    def has_gaps(self, day: date) -> bool:
+        """Whether log rows of the day are known to be deleted, or gone, in this zone."""
+        known = [each for (_, of_day), each in self.entries.items() if of_day == day]
+        is_of_this_zone = all(each.timezone in (None, self.timezone) for each in known)
+        return is_of_this_zone and any(each.has_deletions or each.status == "frozen" for each in known)
+
+    def counted_whole(self, day: date) -> int | None:
+        """Rows that were counted of the day, by a rollup that counted it whole; None: none did."""
+        kept = self._counted(None, self.log.rollups, day)
+        return self._counted(None, self.log.switched_off, day) if kept is None else kept
+
+    def _counted(self, rollup: Rollup | None, others: Sequence[Rollup], day: date) -> int | None:
+        known = ((other, self.entry(other, day)) for other in others if rollup is None or other.name != rollup.name)
         whole = [(other, entry) for other, entry in known if entry is not None and entry.is_whole]
         return max(
             (_rows(other, entry.counted) for other, entry in whole if entry.timezone in (None, self.timezone)),
@@ -113,9 +126,18 @@ class LedgerDays:
 
 
 def judge(
-    connection: Connection, db: Database, rollup: Rollup, spans: list[Window], decision: Decision, known: LedgerDays
+    connection: Connection,
+    db: Database,
+    rollup: Rollup,
+    spans: list[Window],
+    decision: Decision,
+    known: LedgerDays,
+    whole: Container[date] = (),
 ) -> Judgement:
-    """Judges the recounted days of a rollup, under the state's lock. Writes into the ledger what is kept or frozen."""
+    """Judges the recounted days of a rollup, under the state's lock. Writes into the ledger what is kept or frozen.
+
+    The days in `whole` were recounted with the rows that are in the archive only, and have as many as were counted.
+    """
     days = [span.day for span in spans]
     logs = totals_by_day(connection, rollup, days, recount_table(rollup))
     stored = totals_by_day(connection, rollup, days)
@@ -126,7 +148,7 @@ def judge(
         entry, deleted = known.entry(rollup, day), known.deleted_by_log(day)
         log, held = logs.get(day, nothing).measures, stored.get(day, nothing).measures
         is_cut = any(_overlap(connection, span, *cut) for cut in known.cut_days(day))
-        judging.judge(_Day(span, log, held, entry, deleted, others, is_cut))
+        judging.judge(_Day(span, log, held, entry, deleted, others, is_cut, day in whole))
     return judging.judgement
 
 
@@ -158,6 +180,8 @@ class _Judge:
             self._replace(day)
         elif day.entry is not None and self._needs_decision(day.entry):
             self._leave(day, "undecided" if day.entry.log_finding == "logs_missing" else "differs", day.entry)
+        elif day.is_whole:
+            self._judge_whole(day)
         elif day.entry is not None and self._has_late_rows_to_lose(day, day.entry):
             self._leave(day, "late", day.entry)
         elif self._lacks_rows(day) or self._is_cut(day):
@@ -170,6 +194,25 @@ class _Judge:
             self._judge_of_another_zone(day, day.entry)
         else:
             self._judge_counted(day, day.entry)
+
+    def _judge_whole(self, day: _Day) -> None:
+        """Its rows are there, whatever the log lacks: it is replaced, unless other values were counted of as many rows.
+
+        Statistics of more rows, of which none was counted here, are another program's.
+        """
+        counted = None if day.entry is None or day.entry.deleted is None else day.entry.counted
+        if counted is None and self._rows(day.stored) > self._rows(day.log):
+            self.judgement.refused.append(self._describe_day(day, "differs", day.stored))
+        elif counted is not None and day.entry is not None and self._has_other_values(day.log, counted):
+            self._leave(day, "differs", day.entry)
+        else:
+            self._replace(day)
+
+    def _has_other_values(self, log: Totals, counted: Totals) -> bool:
+        """Whether as many rows were counted as there are, but other values; a person may recount them."""
+        is_different = any(log[name] != counted.get(name, 0) for name in log)
+        is_as_many = self._rows(log) == self._rows(counted)
+        return is_different and is_as_many and self.decision is Decision.AUTOMATIC
 
     def _needs_decision(self, entry: ledger.Entry) -> bool:
         """Whether the log was found different, and the day was not added to since: late rows could be as many.

@@ -1,7 +1,8 @@
 """Rebuild: recounts whole days from the log rows. Cost: those days' rows; the lock is held for new rows only.
 
 Per chunk of days, one transaction: aggregate the rows visible in a snapshot SA without the lock; lock; refresh; add
-what the refresh and those before it counted since SA; judge; replace the days. Running it twice changes nothing.
+what the refresh and those before it counted since SA; judge; replace the days. Running it twice changes nothing. Days
+whose log rows were deleted after they were archived are recounted from the archive as well (`from_archive.py`).
 
 A day whose log no longer holds what was counted is left as it is (`judge.py`) until a person decides: `keep` keeps its
 statistics and notes the difference as deleted, `allow_shrink` recounts it from what is left.
@@ -9,27 +10,32 @@ statistics and notes the difference as deleted, `allow_shrink` recounts it from 
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
-from calc_analytics.database.engine import NEW_ROWS, WHOLE_DAYS, transaction
-from calc_analytics.rollup import journal, ledger, overflow
+from calc_analytics.database.engine import transaction
+from calc_analytics.rollup import from_archive, journal, ledger, overflow
 from calc_analytics.rollup.database import Database
-from calc_analytics.rollup.declaration import Rollup
-from calc_analytics.rollup.judge import Decision, LedgerDays, judge, recount_table
+from calc_analytics.rollup.declaration import KEYS_HASH, Rollup
+from calc_analytics.rollup.from_archive import ArchiveChanged, ArchivedRows, Part, Reduction, log_table
+from calc_analytics.rollup.judge import Decision, Judgement, LedgerDays, judge, recount_table
+from calc_analytics.rollup.ledger import ArchivedDay
+from calc_analytics.rollup.recount import add_since, count_days
 from calc_analytics.rollup.refresh import isolate_overflow, refresh, refresh_locked
-from calc_analytics.rollup.refresh_sql import counts_between
-from calc_analytics.rollup.reports import DayCount, RebuildReport, SkippedDay
-from calc_analytics.rollup.snapshot import Snapshot, between, visible
-from calc_analytics.rollup.totals import no_totals, totals_by_day
-from calc_analytics.rollup.windows import Window, of_day, windows
+from calc_analytics.rollup.reports import LOG_ROWS, DayCount, RebuildReport, SkippedDay
+from calc_analytics.rollup.snapshot import Snapshot
+from calc_analytics.rollup.totals import keys_hashes, no_totals, totals_by_day
+from calc_analytics.rollup.windows import Window, windows
 
 CHUNK_DAYS = 10
+# While others archive or erase the same days, these are reduced again, this many times in all.
+ATTEMPTS = 3
 
 
 def rebuild(
@@ -38,115 +44,224 @@ def rebuild(
     rollups: Sequence[str] | None = None,
     *,
     decision: Decision = Decision.NONE,
+    archived: ArchivedRows | None = None,
     progress: Callable[[RebuildReport], None] = lambda report: None,
 ) -> RebuildReport:
     """Recounts these days of these rollups (None: all), ten per transaction: a stop loses at most ten, a repeat none.
 
-    Days whose log is not what was counted are left alone and reported as `refused`, unless a person decided (see
+    With `archived`, days whose log rows were deleted are recounted from the archive and the log rows that are not in
+    it. Days whose rows are not what was counted are left alone and reported as `refused`, unless a person decided (see
     `Decision`); so are days with a value that does not fit its column. `progress` gets each chunk's report.
     All that was committed before the call is counted. Transient errors are retried.
     """
     started = time.perf_counter()
     refresh(db)
     total = RebuildReport(seconds=time.perf_counter() - started)
-    chosen = db.log.only(rollups).rollups
-    for chunk in _chunks(sorted(set(days)), CHUNK_DAYS):
-        started = time.perf_counter()
-        done = isolate_overflow(db, partial(_rebuild_chunk, db, chosen, chunk, decision))
-        report = replace(done, seconds=time.perf_counter() - started)
+    work, wanted = _Rebuild(db, db.log.only(rollups).rollups, decision), sorted(set(days))
+    use_archive = archived is not None and decision is not Decision.KEEP
+    records = from_archive.days_in_archive(db, wanted) if use_archive else {}
+    done = work.from_log([day for day in wanted if day not in records])
+    if archived is not None:
+        done = chain(done, work.from_archive(archived, records))
+    for report in _timed(done):
         progress(report)
         total = total + report
     return total
 
 
-def _chunks(days: Sequence[date], size: int) -> Iterator[Sequence[date]]:
+def _timed(reports: Iterator[RebuildReport]) -> Iterator[RebuildReport]:
+    """The reports, each with the time that it took."""
+    started = time.perf_counter()
+    for report in reports:
+        yield replace(report, seconds=time.perf_counter() - started)
+        started = time.perf_counter()
+
+
+def _chunks(days: Sequence[date], size: int = CHUNK_DAYS) -> Iterator[Sequence[date]]:
     return (days[n : n + size] for n in range(0, len(days), size))
 
 
-def _rebuild_chunk(db: Database, rollups: Sequence[Rollup], days: Sequence[date], decision: Decision) -> RebuildReport:
-    started = time.perf_counter()
-    with transaction(db.engine) as connection:
-        ledger.keep_out_prune(connection, db.log)
-        spans = windows(connection, list(days), db.timezone)
-        ledger.read(connection, db)  # refuses before the work rather than after it
-        counted_at = _count_unlocked(connection, db, rollups, spans)
-        now = refresh_locked(connection, db).snapshot
-        ledger.note_cluster(connection, db.log)
-        report, known = RebuildReport(), LedgerDays.read(connection, db, days)
-        for rollup in rollups:
-            _add_since(connection, db, rollup, days, counted_at, now)
-            report = report + _settle(connection, db, rollup, spans, decision, known)
-        _note(connection, db, report, time.perf_counter() - started)
+@dataclass(frozen=True)
+class _Rebuild:
+    """A rebuild of these rollups: its parts, each a report."""
+
+    db: Database
+    rollups: Sequence[Rollup]
+    decision: Decision
+
+    def from_log(self, days: Sequence[date]) -> Iterator[RebuildReport]:
+        """Recounts the days from log rows."""
+        for chunk in _chunks(days):
+            yield isolate_overflow(self.db, partial(self._chunk, chunk, None))
+
+    def from_archive(self, archived: ArchivedRows, records: Mapping[date, ArchivedDay]) -> Iterator[RebuildReport]:
+        """Recounts the days from the archive, and from the log rows that are not in it."""
+        for batch in from_archive.batches(records):
+            reduction = self._reduce(archived, batch)
+            for chunk in _chunks(sorted(batch)):
+                yield self._replace(archived, chunk, reduction)
+
+    def _reduce(self, archived: ArchivedRows, records: Mapping[date, ArchivedDay]) -> Reduction:
+        """Reduces the days; again if the archive was changed meanwhile, whose files may have been gone."""
+        for _ in range(ATTEMPTS):
+            reduction = archived.reduce(self.rollups, records)
+            with transaction(self.db.engine) as connection:
+                now = ledger.archived_days(connection, self.db.log, list(records))
+            if all(from_archive.is_same(now.get(day), record) for day, record in records.items()):
+                break
+            records = {day: now.get(day, ArchivedDay(day)) for day in records}
+        return reduction
+
+    def _replace(self, archived: ArchivedRows, days: Sequence[date], reduction: Reduction) -> RebuildReport:
+        """Replaces the days; those whose archive was changed since they were reduced are reduced again."""
+        for _ in range(ATTEMPTS):
+            try:
+                return self._replace_reduced(days, reduction)
+            except ArchiveChanged:
+                records = from_archive.days_in_archive(self.db, days)
+                reduction = self._reduce(archived, records)
+                days = sorted(records)
+        message = "its archive was changed while it was read: repeat the command"
+        return RebuildReport(
+            refused=[from_archive.refusal(each, day, message) for each in self.rollups for day in days]
+        )
+
+    def _replace_reduced(self, days: Sequence[date], reduction: Reduction) -> RebuildReport:
+        refused = [each for each in reduction.refused if each.day in days]
+        if refused:
+            with transaction(self.db.engine) as connection:
+                _note(connection, self.db, RebuildReport(refused=refused), 0.0)
+        report, reduced = RebuildReport(refused=refused), [day for day in days if day in reduction.records]
+        if reduced and reduction.tables:
+            report = report + isolate_overflow(self.db, partial(self._chunk, reduced, reduction))
         return report
 
+    def _chunk(self, days: Sequence[date], reduction: Reduction | None) -> RebuildReport:
+        """One transaction: counts the days' log rows, adds those of the archive, and replaces the statistics."""
+        started, db = time.perf_counter(), self.db
+        with transaction(db.engine) as connection:
+            ledger.keep_out_prune(connection, db.log)
+            spans = windows(connection, list(days), db.timezone)
+            ledger.read(connection, db)  # refuses before the work rather than after it
+            chunk = _Chunk(connection, db, self._rollups_of(reduction), spans, self.decision, reduction)
+            report = chunk.rebuild()
+            _note(connection, db, report, time.perf_counter() - started)
+            return report
 
-def _settle(
-    connection: Connection, db: Database, rollup: Rollup, spans: list[Window], decision: Decision, known: LedgerDays
-) -> RebuildReport:
-    """Replaces the recounted days of a rollup that may be replaced; the others are left or kept."""
-    overflowed = _overflowed(connection, rollup)
-    ledger.set_aside(connection, rollup, [each.day for each in overflowed])
-    set_aside = {each.day for each in overflowed}
-    judged = judge(connection, db, rollup, [span for span in spans if span.day not in set_aside], decision, known)
-    _replace(connection, rollup, list(judged.replace))
-    rebuilt = _rebuilt(connection, rollup, judged.replace)
-    ledger.record_rebuilt(connection, db, rollup, {day.day: day.measures for day in rebuilt})
-    if judged.add:
-        _insert(connection, rollup, list(judged.add), rollup.or_add)
-    added = _rebuilt(connection, rollup, judged.add)
-    for day in added:
-        ledger.record_added(connection, rollup, day.day, day.measures)
-    return RebuildReport([*rebuilt, *added], [*judged.refused, *overflowed], judged.kept)
+    def _rollups_of(self, reduction: Reduction | None) -> list[Rollup]:
+        return [each for each in self.rollups if reduction is None or each.name in reduction.tables]
 
 
-def _count_unlocked(connection: Connection, db: Database, rollups: Sequence[Rollup], spans: list[Window]) -> Snapshot:
-    """Aggregates the days into temporary tables, one for each rollup; returns the snapshot they are counted at."""
-    counted_at = Snapshot.now(connection)
-    parameters: dict[str, Any] = {"tz": db.timezone, **counted_at.bind("sa")}
-    for n, span in enumerate(spans):
-        parameters.update(span.parameters(f"_{n}"))
-    connection.execute(WHOLE_DAYS)
-    for rollup in rollups:
-        statement = count_sql(db, rollup, spans)
-        create = f"create temporary table {recount_table(rollup)} on commit drop as {statement}"
-        connection.execute(text(create), parameters)
-    connection.execute(NEW_ROWS)
-    return counted_at
+class _Chunk:
+    """Days that are rebuilt in one transaction. `sources`: of each day from the archive, where its rows are."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        db: Database,
+        rollups: Sequence[Rollup],
+        spans: Sequence[Window],
+        decision: Decision,
+        reduction: Reduction | None,
+    ) -> None:
+        self.connection, self.db, self.rollups, self.spans = connection, db, rollups, spans
+        self.decision, self.engine = decision, "" if reduction is None else reduction.engine
+        self.archived = None if reduction is None else Part(connection, db, rollups, spans, reduction)
+        self.sources: dict[date, str] = {}
+
+    @property
+    def days(self) -> list[date]:
+        """The days."""
+        return [span.day for span in self.spans]
+
+    def rebuild(self) -> RebuildReport:
+        """Counts without the lock; then locks, refreshes, judges and replaces."""
+        counted_at = self._count_unlocked()
+        now = refresh_locked(self.connection, self.db).snapshot
+        ledger.note_cluster(self.connection, self.db.log)
+        known, report = LedgerDays.read(self.connection, self.db, self.days), RebuildReport()
+        for rollup in self.rollups:
+            add_since(self.connection, self.db, rollup, self.days, counted_at, now)
+            if self.archived is not None:
+                self.archived.add_since(rollup, counted_at, now)
+        if self.archived is not None:
+            self.sources, refused = self.archived.put_in_place(known)
+            report = RebuildReport(refused=refused)
+        left = {each.day for each in report.refused}
+        spans = [span for span in self.spans if span.day not in left]
+        for rollup in self.rollups:
+            report = report + self._settle(rollup, spans, known)
+        return report
+
+    def _count_unlocked(self) -> Snapshot:
+        """Aggregates the days into temporary tables; returns the snapshot they are counted at."""
+        at, empty = Snapshot.now(self.connection), set[date]()
+        if self.archived is not None:
+            there = from_archive.days_with_rows(self.connection, self.db, self.spans, at)
+            self.archived.load(at, there)
+            empty = set(self.days) - there
+        count_days(self.connection, self.db, self.rollups, self.spans, at, empty)
+        return at
+
+    def _settle(self, rollup: Rollup, spans: Sequence[Window], known: LedgerDays) -> RebuildReport:
+        """Replaces the recounted days of a rollup that may be replaced; the others are left or kept."""
+        connection, db = self.connection, self.db
+        overflowed = _overflowed(connection, rollup, [span.day for span in spans])
+        ledger.set_aside(connection, rollup, [each.day for each in overflowed])
+        set_aside = {each.day for each in overflowed}
+        rest = [span for span in spans if span.day not in set_aside]
+        judged = judge(connection, db, rollup, rest, self.decision, known, self.sources)
+        rebuilt = self._replace(rollup, judged)
+        if judged.add:
+            _insert(connection, rollup, list(judged.add), rollup.or_add)
+        added = self._rebuilt(rollup, judged.add)
+        for day in added:
+            ledger.record_added(connection, rollup, day.day, day.measures)
+        return RebuildReport([*rebuilt, *added], [*judged.refused, *overflowed], judged.kept)
+
+    def _replace(self, rollup: Rollup, judged: Judgement) -> list[DayCount]:
+        _replace(self.connection, rollup, list(judged.replace))
+        rebuilt = self._rebuilt(rollup, judged.replace)
+        totals = {day.day: day.measures for day in rebuilt}
+        ledger.record_rebuilt(self.connection, self.db, rollup, totals, self._deleted(rollup, totals))
+        return rebuilt
+
+    def _deleted(self, rollup: Rollup, totals: Mapping[date, dict[str, int]]) -> dict[date, dict[str, int]]:
+        """Of days from the archive, what the log does not have of them, and the hash of its keys."""
+        days = [day for day in totals if day in self.sources]
+        if not days:
+            return {}
+        nothing, log = no_totals(rollup), totals_by_day(self.connection, rollup, days, log_table(rollup))
+        stored, there = (keys_hashes(self.connection, rollup, days, table) for table in (None, log_table(rollup)))
+        found = {}
+        for day in days:
+            held = log.get(day, nothing).measures
+            missing = {name: value - held[name] for name, value in totals[day].items()}
+            missing[KEYS_HASH] = stored.get(day, 0) - there.get(day, 0)
+            found[day] = missing if any(missing.values()) else {}
+        return found
+
+    def _rebuilt(self, rollup: Rollup, rows_before: Mapping[date, int]) -> list[DayCount]:
+        """What the rebuilt days have in the target now, and the rows they had before."""
+        totals = totals_by_day(self.connection, rollup, list(rows_before)) if rows_before else {}
+        found = []
+        for day in sorted(rows_before):
+            keys, measures = totals.get(day, no_totals(rollup))
+            source = self.sources.get(day, LOG_ROWS)
+            engine = self.engine if day in self.sources else ""
+            rows = measures[rollup.count]
+            found.append(DayCount(rollup.name, day, rows, measures, keys, "built", rows_before[day], source, engine))
+        return found
 
 
-def count_sql(db: Database, rollup: Rollup, spans: list[Window]) -> str:
-    """The days' measures, a branch per day, which may run on several processors."""
-    return " union all ".join(_count_day_sql(db, rollup, n, span) for n, span in enumerate(spans))
-
-
-def _count_day_sql(db: Database, rollup: Rollup, n: int, span: Window) -> str:
-    return f"""
-    select {rollup.key_selects}, cast(:day_{n} as date) as date, {rollup.measure_selects}
-    from {db.log.name}
-    where {of_day(db.log.event_time, span, f"_{n}")} and {visible("sa")}
-    group by {rollup.group_by}
-    """
-
-
-def _add_since(
-    connection: Connection, db: Database, rollup: Rollup, days: Sequence[date], then: Snapshot, now: Snapshot
-) -> None:
-    """Adds the days' rows that became visible between the two snapshots."""
-    statement = f"""
-    insert into {recount_table(rollup)} ({rollup.columns})
-    select {rollup.columns} from ({counts_between(db, rollup)}) since where date = any(:days)
-    """
-    connection.execute(text(statement), {"days": list(days), **between(then, now)})
-
-
-def _overflowed(connection: Connection, rollup: Rollup) -> list[SkippedDay]:
-    """The recounted days with a value that its column cannot hold, and the first such value."""
+def _overflowed(connection: Connection, rollup: Rollup, days: list[date]) -> list[SkippedDay]:
+    """Those of the recounted days with a value that its column cannot hold, and the first such value."""
     sums = rollup.each_measure("sum({name}) as {name}")
     keys = f"{rollup.key_columns}, date"
-    recounted = f"select {keys}, {sums} from {recount_table(rollup)} group by {keys}"
+    recounted = f"select {keys}, {sums} from {recount_table(rollup)} where date = any(:days) group by {keys}"
     return [
         SkippedDay(rollup.name, each.day, "overflow", 0, 0, 0, f"{each}. {each.advice}", each.as_dict())
-        for each in overflow.misfits(connection, rollup, recounted, {})
+        for each in overflow.misfits(connection, rollup, recounted, {"days": days})
     ]
 
 
@@ -173,27 +288,18 @@ def _insert(connection: Connection, rollup: Rollup, days: list[date], otherwise:
     connection.execute(text(statement), {"days": days})
 
 
-def _rebuilt(connection: Connection, rollup: Rollup, rows_before: Mapping[date, int]) -> list[DayCount]:
-    """What the rebuilt days have in the target now, and the rows they had before."""
-    totals = totals_by_day(connection, rollup, list(rows_before)) if rows_before else {}
-    found = []
-    for day in sorted(rows_before):
-        keys, measures = totals.get(day, no_totals(rollup))
-        rows = measures[rollup.count]
-        found.append(DayCount(rollup.name, day, rows, measures, keys, "built", rows_before[day]))
-    return found
-
-
 def _note(connection: Connection, db: Database, report: RebuildReport, seconds: float) -> None:
     """A rebuild in the journal, with rows before and after per day and rollup; decisions have entries of their own."""
     done: dict[date, dict[str, Any]] = {}
     for day in report.rebuilt:
-        done.setdefault(day.day, {})[day.rollup] = {"before": day.rows_before, "after": day.rows}
+        where = {"source": day.source, "engine": day.engine} if day.engine else {}
+        done.setdefault(day.day, {})[day.rollup] = {"before": day.rows_before, "after": day.rows, **where}
     if done:
         journal.note(connection, db.log, "rebuild", days=done, rows=report.rows, seconds=seconds)
     refused: dict[date, dict[str, Any]] = {}
     for each in report.failed:
-        refused.setdefault(each.day, {})[each.rollup] = {"refused": each.reason, **each.misfit}
+        why = {"detail": each.detail} if each.reason == "archive" else each.misfit
+        refused.setdefault(each.day, {})[each.rollup] = {"refused": each.reason, **why}
     if refused:
         journal.note(connection, db.log, "refuse", days=refused)
     for operation, reason in (("deletion", "announced"), ("keep", "keep")):

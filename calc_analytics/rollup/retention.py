@@ -2,11 +2,13 @@
 
 A batch is one transaction that holds the state's lock: what it deletes is visible in the stored snapshot, so it is
 counted, and what it deleted is noted with the day of every rollup at the same commit. A day is proven before its first
-row is deleted, and its statistics get a checksum: afterwards the log can no longer prove each key.
+row is deleted, and its statistics get a checksum: afterwards the log can no longer prove each key. Where days are
+archived, only archived rows are deleted, after the archive was compared with the log.
 """
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import date
 from functools import partial
 
@@ -41,36 +43,67 @@ def not_built(db: Database, before: date) -> list[date]:
     return [day for day in days if day < before]
 
 
+def not_archived(db: Database, before: date) -> list[date]:
+    """Days before that one with counted log rows that are not archived, if days are archived: their log rows stay."""
+    if db.archive_url is None:
+        return []
+    with transaction(db.engine) as connection:
+        there = ledger.prunable_days(connection, db.log, before)
+        return [day for day in ledger.days_to_archive(connection, db.log, before) if day in there]
+
+
 def prune(
     db: Database,
     before: date,
     *,
     batch_rows: int = BATCH_ROWS,
     progress: Callable[[int], object] = lambda rows: None,
+    prove_archived: Callable[[date], str | None] | None = None,
 ) -> PruneReport:
     """Deletes the counted log rows of built days before that one, in batches; may be stopped and repeated.
 
     `progress` gets the rows of each batch. Rows that are not counted yet, days that are not built in every rollup, and
-    days that differ from the log keep theirs. Transient errors are retried; a batch whose commit was lost with its
-    connection is not in the report.
+    days that differ from the log keep theirs. With an `archive_url`, `prove_archived` is required: it returns why the
+    day's files do not have its log rows, or None if they do. Transient errors are retried; a batch whose commit was
+    lost with its connection is not in the report.
     """
-    started, deleted, different = time.perf_counter(), dict[date, int](), list[date]()
-
-    def prune_day(span: Window) -> None:
-        if not _is_provable(db, span.day):
-            different.append(span.day)
-            return
-        for ids in _batches(db, span, batch_rows):
-            rows = _delete_counted(db, span, ids)
-            deleted[span.day] = deleted.get(span.day, 0) + rows
-            progress(rows)
-
-    days = retry_transient(partial(prunable, db, before))
-    for span in retry_transient(partial(_windows, db, list(days))):
-        retry_transient(partial(prune_day, span))
+    if db.archive_url is not None and prove_archived is None:
+        raise ValueError("days are archived: prove_archived is required")
+    started, work = time.perf_counter(), _Pruning(db, batch_rows, progress, prove_archived)
+    unarchived = retry_transient(partial(not_archived, db, before))
+    days = [day for day in retry_transient(partial(prunable, db, before)) if day not in unarchived]
+    for span in retry_transient(partial(_windows, db, days)):
+        retry_transient(partial(work.prune_day, span))
     left = retry_transient(partial(not_built, db, before))
-    rows_by_day = {day: rows for day, rows in deleted.items() if rows}
-    return PruneReport(rows_by_day, left, time.perf_counter() - started, sorted(set(different)))
+    rows_by_day = {day: rows for day, rows in work.deleted.items() if rows}
+    seconds = time.perf_counter() - started
+    return PruneReport(rows_by_day, left, seconds, sorted(work.different), unarchived, work.refused)
+
+
+@dataclass
+class _Pruning:
+    """One prune: what it has deleted so far, and the days that it left."""
+
+    db: Database
+    batch_rows: int
+    progress: Callable[[int], object]
+    prove_archived: Callable[[date], str | None] | None
+    deleted: dict[date, int] = field(default_factory=dict)
+    different: set[date] = field(default_factory=set)
+    refused: dict[date, str] = field(default_factory=dict)
+
+    def prune_day(self, span: Window) -> None:
+        """Proves the day, and deletes its counted log rows."""
+        if self.prove_archived is not None and (reason := self.prove_archived(span.day)):
+            self.refused[span.day] = reason
+            return
+        if not _is_provable(self.db, span.day):
+            self.different.add(span.day)
+            return
+        for ids in _batches(self.db, span, self.batch_rows):
+            rows = _delete_counted(self.db, span, ids)
+            self.deleted[span.day] = self.deleted.get(span.day, 0) + rows
+            self.progress(rows)
 
 
 def _is_provable(db: Database, day: date) -> bool:
@@ -110,8 +143,13 @@ def _delete_counted(db: Database, span: Window, ids: Sequence[int]) -> int:
     started, statement = time.perf_counter(), text(_delete_sql(db, of_day(db.log.event_time, span)))
     with transaction(db.engine) as connection:
         ledger.keep_out_rebuilds(connection, db.log)
-        counted = ledger.lock(connection, db).snapshot
-        parameters = {"tz": db.timezone, "ids": ids, **span.parameters(), **counted.bind("s1")}
+        deletable = ledger.lock(connection, db).snapshot
+        if db.archive_url is not None:
+            archived = ledger.archived_days(connection, db.log, [span.day]).get(span.day)
+            if archived is None or archived.snapshot is None:
+                return 0
+            deletable = archived.snapshot
+        parameters = {"tz": db.timezone, "ids": ids, **span.parameters(), **deletable.bind("s1")}
         parameters.update(rollups=db.log.names, number=len(db.log.names))
         rows = int(connection.execute(statement, parameters).scalar_one())
         if rows:

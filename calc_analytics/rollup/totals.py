@@ -39,5 +39,15 @@ def totals_by_day(
 
 def keys_hash(connection: Connection, rollup: Rollup, day: date, table: str | None = None) -> int:
     """The sum of `Rollup.keys_hash` over the day's rows in the target, or in the other `table`."""
-    statement = f"select coalesce(sum({rollup.keys_hash('{name}')}), 0) from {table or rollup.name} where date = :day"
-    return int(connection.execute(text(statement), {"day": day}).scalar_one())
+    return keys_hashes(connection, rollup, [day], table).get(day, 0)
+
+
+def keys_hashes(
+    connection: Connection, rollup: Rollup, days: Sequence[date], table: str | None = None
+) -> dict[date, int]:
+    """The same for those of these days that have rows. One scan."""
+    statement = (
+        f"select date, sum({rollup.keys_hash('{name}')}) as hash from {table or rollup.name} "
+        "where date = any(:days) group by date"
+    )
+    return {row.date: int(row.hash) for row in connection.execute(text(statement), {"days": list(days)})}

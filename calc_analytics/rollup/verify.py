@@ -47,7 +47,24 @@ def verify(
     chosen = db.log.only(rollups).rollups
     proofs = [proof for day in sorted(set(days)) for proof in _verify_day(db, chosen, day, with_checksum, progress)]
     retry_transient(partial(require_own_rows, db))
-    return VerifyReport([p for p in proofs if p.status or p.log_rows or p.stored_rows], time.perf_counter() - started)
+    seen, archive = [p for p in proofs if p.status or p.log_rows or p.stored_rows], _unbalanced_archive(db, days)
+    return VerifyReport(seen, time.perf_counter() - started, archive=archive)
+
+
+def _unbalanced_archive(db: Database, days: Sequence[date]) -> list[ledger.Unbalanced]:
+    """The archived days whose rows do not add up to what was counted. Rows may be counted or deleted between two
+    statements, so what is found is looked at once more."""
+    if db.archive_url is None:
+        return []
+    found = retry_transient(partial(_unbalanced, db, sorted(set(days))))
+    return retry_transient(partial(_unbalanced, db, [each.day for each in found])) if found else []
+
+
+def _unbalanced(db: Database, days: list[date]) -> list[ledger.Unbalanced]:
+    with transaction(db.engine) as connection:
+        connection.execute(WHOLE_DAYS)
+        archived = ledger.archived_days(connection, db.log, days)
+        return ledger.unbalanced(connection, db, windows(connection, list(archived), db.timezone)) if archived else []
 
 
 def _verify_day(

@@ -17,6 +17,8 @@ from calc_analytics_tests.conftest import ROLE, own_database, stay_clear_of_midn
 # Files of which every test is long: changes by others in every form, other people's databases, copies and upgrades of
 # clusters, Dagster's old events, erasure.
 LONG = (
+    "test_archive_model.py",
+    "test_archive_processes.py",
     "test_books.py",
     "test_cloned_cluster.py",
     "test_corrected_rows.py",

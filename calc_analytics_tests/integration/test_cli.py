@@ -36,6 +36,7 @@ TEACHES = {
     "rollup": "Running it twice changes nothing",
     "verify": "the difference is zero, or something has to be resolved",
     "rebase": "Statistics stay until each day is rebuilt",
+    "archive": "hold exactly the log rows",
     "prune": "statistics stay",
     "erase": "The opposite of `prune`",
     "history": "Newest first",

@@ -166,7 +166,7 @@ def test_rows_committed_and_refreshed_while_a_rebuild_aggregates_are_counted_onc
     write(writer, [row(NOON)] * 5)
     if opened_before:
         copy_rows(writer, [row(NOON, publisher=2)] * 3)
-    aggregate = rebuild_module._count_unlocked
+    aggregate = rebuild_module._Chunk._count_unlocked
 
     def then_others_work(*arguments):
         counted_at = aggregate(*arguments)
@@ -177,7 +177,7 @@ def test_rows_committed_and_refreshed_while_a_rebuild_aggregates_are_counted_onc
         write(other, [row(NOON, publisher=3)] * 2)
         return counted_at
 
-    monkeypatch.setattr(rebuild_module, "_count_unlocked", then_others_work)
+    monkeypatch.setattr(rebuild_module._Chunk, "_count_unlocked", then_others_work)
     report = rebuild(built, [DAY])
     assert report.rows == 10
     assert refreshed(built) == 0

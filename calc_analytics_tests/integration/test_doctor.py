@@ -4,7 +4,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta, timezone
+from datetime import date, datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from sqlalchemy import text
 from sqlalchemy.engine import URL, Engine
 
+from calc_analytics.archive.writing import archive
 from calc_analytics.cli.main import main
 from calc_analytics.config import InvalidSetting, Settings
 from calc_analytics.database.engine import engine_for
@@ -30,6 +31,7 @@ from calc_analytics.rollup.install import install
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.verify import verify
 from calc_analytics.rollups import LOG
+from calc_analytics_tests.archives import archive_in
 from calc_analytics_tests.conftest import ROLE
 from calc_analytics_tests.logs import row, utc, write
 
@@ -88,7 +90,7 @@ def repaired(owner: Engine, found: list[Finding], again: Examine, part: str) -> 
 def test_of_a_database_that_is_ready_nothing_is_wrong(examined: Examine):
     found = examined()
     assert level(found, "wrong") == []
-    assert {finding.name for finding in found} == {*doctor.EXAMINATIONS} - {"triggers"}
+    assert {finding.name for finding in found} == {*doctor.EXAMINATIONS} - {"triggers", "archive"}
 
 
 def test_missing_rights_are_found_and_the_grants_fix_them(examined, owner, database, maintenance, monkeypatch):
@@ -437,3 +439,22 @@ def test_a_database_that_is_down_is_reported_once_and_the_rest_is_examined(calc,
         "dagster",
     ]
     assert "hunter2" not in result.output
+
+
+def test_the_archive_is_written_to_and_days_that_are_not_archived_are_counted(
+    examined: Examine, db: Database, connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("ARCHIVE_URL", str(tmp_path / "archive"))
+    write(connect(), [row(utc(2026, 3, 1, 12)), row(utc(2026, 3, 2, 12))])
+    rebuild(db, [date(2026, 3, 1), date(2026, 3, 2)])
+    (left,) = level(examined(), "note", "archive")
+    assert (left.fact, left.command) == ("2 counted days are not archived whole", "calc-analytics archive")
+    assert [each.fact for each in level(examined(), "ok", "archive")] == [f"{tmp_path}/archive can be written"]
+    assert [path for path in (tmp_path / "archive").rglob("*") if path.is_file()] == []
+    assert len(archive(archive_in(db, tmp_path / "archive")).archived) == 2
+    facts = [each.fact for each in level(examined(), "ok", "archive")]
+    assert facts[1:] == ["every counted day that is over is archived"]
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ARCHIVE_URL", str(tmp_path / "file"))
+    (wrong,) = level(examined(), "wrong", "archive")
+    assert wrong.fact.startswith(f"cannot write {tmp_path}/file/_writable-")

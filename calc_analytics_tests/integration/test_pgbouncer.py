@@ -196,3 +196,20 @@ def test_a_database_that_the_pooler_does_not_serve_is_one_line_that_names_the_di
         done = CliRunner().invoke(main, ["doctor"])
     assert "dagster" in done.output
     assert "DAGSTER_POSTGRES_URL" in done.output
+
+
+def test_days_are_archived_proven_and_pruned_through_the_pool(
+    calc, pool: Pool, url: URL, owner: Engine, connect, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv("ARCHIVE_URL", str(tmp_path / "archive"))
+    writer = url.set(username=ROLE)
+    with owner.begin() as connection:
+        connection.execute(text(f"grant delete on calculation_logs to {ROLE}"))
+    write(connect(), [row(NOON, publisher=n % 7) for n in range(6_000)])
+    assert calc(writer, "rollup", "--day", str(DAY)).exit_code == 0
+    for words in (("archive",), ("archive", "--check"), ("prune", "--older-than", "1", "--yes"), ("verify",)):
+        done = calc(writer, *words)
+        assert done.exit_code == 0, done.output
+        assert not pool.left_behind(url)
+    assert scalar(owner, "select count(*) from calculation_logs") == 0
+    assert scalar(owner, "select rows from rollup_archive") == 6_000

@@ -18,7 +18,8 @@ from calc_analytics.database.log_index import summarize
 from calc_analytics.rollup import ledger, unseen
 from calc_analytics.rollup.comparison import verify_sql
 from calc_analytics.rollup.database import Database
-from calc_analytics.rollup.rebuild import count_sql, rebuild
+from calc_analytics.rollup.rebuild import rebuild
+from calc_analytics.rollup.recount import count_sql
 from calc_analytics.rollup.refresh import STEP_ROWS, refresh
 from calc_analytics.rollup.refresh_sql import probe_sql, refresh_sql
 from calc_analytics.rollup.snapshot import Snapshot

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from calc_analytics import config
-from calc_analytics.addresses import with_database
+from calc_analytics.addresses import read_archive_url, with_database
 from calc_analytics.config import InvalidSetting, Settings, redact_url
 from calc_analytics.database.engine import dagster_url
 
@@ -115,3 +115,57 @@ def test_libpqs_variables_count_in_dotenv_as_well(tmp_path: Path, monkeypatch: p
     found = Settings.from_environment().database_url
     assert found is not None
     assert redact_url(found) == "postgresql://you@db.example/calc"
+
+
+KEYS = "s3://AKID:se%2Fcr%40et@bucket/logs/"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("archive", "/project/archive"),
+        ("./archive/", "/project/archive"),
+        ("/var/archive", "/var/archive"),
+        ("file:///var/my%20archive", "/var/my archive"),
+        ("s3://bucket", "s3://bucket"),
+        ("s3://My.bucket/a//b/", "s3://My.bucket/a/b"),
+        (KEYS, "s3://bucket/logs"),
+        ("s3://bucket/logs?endpoint_url=http://127.0.0.1:9000&region=eu-west-1", "s3://bucket/logs"),
+        ("gs://bucket/logs", "gs://bucket/logs"),
+    ],
+)
+def test_a_place_for_the_archive_is_read_and_shown_without_secrets(text: str, shown: str):
+    url = read_archive_url(text, Path("/project"))
+    assert url.shown == shown
+    for hidden in ("AKID", "se/cr@et", "se%2Fcr%40et"):
+        assert hidden not in url.shown
+        assert hidden not in repr(url)
+
+
+def test_key_and_secret_are_decoded_and_options_kept():
+    assert dict(read_archive_url(KEYS, Path("/")).options) == {"key": "AKID", "secret": "se/cr@et"}
+    url = read_archive_url("s3://bucket/logs?endpoint_url=http://127.0.0.1:9000&region=eu-west-1", Path("/"))
+    assert dict(url.options) == {"endpoint_url": "http://127.0.0.1:9000", "region": "eu-west-1"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://host/path",
+        "s3://",
+        "s3:///path",
+        "s3:/bucket/hunter2",
+        "file://host/path",
+        "file://path",
+        "s3://hunter2@bucket/logs",
+        "gs://me:hunter2@bucket/logs",
+        "s3://me:hunt@er2@bucket/logs",
+        "s3://me:hunter2@bucket/logs#hunter2",
+        "s3://bucket/logs?secret=hunter2",
+        "s3://[bucket/hunter2",
+    ],
+)
+def test_another_place_is_refused_with_the_accepted_form_and_nothing_secret(text: str):
+    with pytest.raises(ValueError, match=r"accepted form|the options are") as refused:
+        read_archive_url(text, Path("/project"))
+    assert "hunter2" not in str(refused.value)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from calc_analytics import config, days
-from calc_analytics.config import InvalidSetting, Settings, process_settings, redact_url, without_secrets
+from calc_analytics.config import ArchiveUrl, InvalidSetting, Settings, process_settings, redact_url, without_secrets
 from calc_analytics.orchestration.resources import RollupDatabase
 from calc_analytics.rollups import LATENCY, LOG, STATS, chosen_log
 
@@ -57,6 +57,11 @@ def test_a_process_reads_them_once_and_again_only_after_an_error(monkeypatch: py
         ("ROLLUPS", "all", "rollups", None),
         ("ROLLUPS", "", "rollups", None),
         ("LOGS_KEPT_DAYS", "90", "logs_kept_days", 90),
+        ("ARCHIVE_URL", "/var/archive", "archive_url", ArchiveUrl("file", "/var/archive")),
+        ("ARCHIVE_URL", "archive", "archive_url", ArchiveUrl("file", str(config.project_root() / "archive"))),
+        ("ARCHIVE_URL", "s3://bucket/logs", "archive_url", ArchiveUrl("s3", "bucket/logs")),
+        ("ARCHIVE_URL", " ", "archive_url", None),
+        ("SPARK_REMOTE", "sc://spark:15002/;token=abc", "spark_remote", "sc://spark:15002/;token=abc"),
         ("LOGS_KEPT_DAYS", " ", "logs_kept_days", None),
         ("ENABLE_TEST_ENDPOINTS", "True", "enable_test_endpoints", True),
         ("ENABLE_TEST_ENDPOINTS", "false", "enable_test_endpoints", False),
@@ -133,6 +138,17 @@ def test_cron_wins_over_the_interval():
         ("DATABASE_URL", f"postgresql://me:{SECRET}@db", "names no database"),
         ("DATABASE_URL", f"postgresql://me:{SECRET}@db:port/calc", "postgresql://"),
         ("DAGSTER_POSTGRES_URL", "sqlite:///x", "postgresql://"),
+        ("ARCHIVE_URL", f"s3://{SECRET}@bucket/logs", "s3://bucket/prefix"),
+        ("SPARK_REMOTE", f"spark://host:7077/{SECRET}", "sc://host:15002"),
+        ("SPARK_REMOTE", f"sc:///;token={SECRET}", "sc://host:15002"),
+        ("SPARK_REMOTE", f"sc://host/path;token={SECRET}", "sc://host:15002"),
+        ("SPARK_REMOTE", f"sc://me:{SECRET}@host", "sc://host:15002"),
+        ("SPARK_REMOTE", f"sc://host/;token={SECRET}==", "percent-encoded"),
+        ("SPARK_REMOTE", f"sc://host/;token={SECRET}#b", "percent-encoded"),
+        ("SPARK_REMOTE", f"sc://host/;{SECRET}", "NAME=value"),
+        ("ARCHIVE_URL", f"s3:/bucket/{SECRET}", "s3://bucket/prefix"),
+        ("ARCHIVE_URL", f"https://me:{SECRET}@host/logs", "s3://bucket/prefix"),
+        ("ARCHIVE_URL", f"s3://bucket/logs?secret={SECRET}", "endpoint_url and region"),
         ("ALERT_WEBHOOK_URL", f"hooks.example/{SECRET}", "https://host/path"),
         ("ALERT_WEBHOOK_URL", f"ftp://hooks.example/{SECRET}", "https://host/path"),
         ("ALERT_WEBHOOK_URL", f"https:///{SECRET}", "https://host/path"),

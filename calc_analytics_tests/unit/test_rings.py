@@ -1,4 +1,4 @@
-"""Each test runs somewhere: it is collected by a plain `pytest` or by `pytest -m long`, both of which the gate runs."""
+"""Each test runs somewhere: it is collected by a plain `pytest`, by `-m long` or by `-m spark`, which the gate runs."""
 
 import re
 import subprocess
@@ -48,14 +48,20 @@ def test_every_file_of_tests_lies_in_a_ring():
     assert outside == []
 
 
-def test_the_gate_runs_the_core_and_the_long_tests():
-    assert "-m 'not long'" in (ROOT / "pyproject.toml").read_text()
-    assert re.findall(r"^pytest -q -n 3(.*)$", GATE, re.MULTILINE) == ["", " -m long"]
+@pytest.fixture(scope="module")
+def spark() -> set[str]:
+    return collect("-m", "spark")
 
 
-def test_every_test_is_in_the_core_or_long_and_none_is_in_both(core: set[str], long: set[str]):
-    assert core & long == set()
-    assert files_of(core | long) == {f"{path.parent.name}/{path.name}" for path in TESTS.rglob("test_*.py")}
+def test_the_gate_runs_the_core_the_long_tests_and_those_of_spark():
+    assert "-m 'not long and not spark'" in (ROOT / "pyproject.toml").read_text()
+    assert re.findall(r"^pytest -q(.*)$", GATE, re.MULTILINE) == [" -n 3", " -n 3 -m long", " -m spark"]
+
+
+def test_every_test_is_in_one_of_the_three(core: set[str], long: set[str], spark: set[str]):
+    assert core & long == core & spark == long & spark == set()
+    assert core | long | spark == collect("-m", "")
+    assert files_of(core | long | spark) == {f"{path.parent.name}/{path.name}" for path in TESTS.rglob("test_*.py")}
 
 
 def test_the_page_names_every_file_with_long_tests(long: set[str]):

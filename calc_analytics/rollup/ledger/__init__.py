@@ -9,10 +9,27 @@ changed only in the transactions that change the statistics or the log. So two i
     sum over the target's rows of the day == counted                    (audit: reads statistics only)
     counted == aggregate(visible log rows of the day) + deleted         (verify: reads the log)
 
+`rollup_archive` has one row per archived day (`archived.py`): which log rows are in the Parquet archive.
+
 A day that may have lost log rows has a checksum over its rows as well, kept up to date by adding and subtracting, so
 that a change by another program is always found. Statements of other modules may read both tables in a join.
 """
 
+from calc_analytics.rollup.ledger.archived import (
+    ArchivedDay,
+    CountedDay,
+    Unbalanced,
+    archived_days,
+    counted_day,
+    days_to_archive,
+    forget_archived_snapshots,
+    forget_leftovers,
+    note_leftovers,
+    record_archived,
+    take_turn_archiving,
+    unarchived_rows,
+    unbalanced,
+)
 from calc_analytics.rollup.ledger.changes import (
     create_if_missing,
     forget_empty_days,
@@ -96,26 +113,34 @@ __all__ = [
     "ON_RECORD",
     "UNDECIDED",
     "WAITING",
+    "ArchivedDay",
     "ClusterChanged",
     "ComparedRecord",
+    "CountedDay",
     "Entry",
     "LogReplaced",
     "NotInstalled",
     "RollupsChanged",
     "State",
     "TimezoneChanged",
+    "Unbalanced",
+    "archived_days",
     "audit_differences",
     "audited_cte",
     "built_days",
     "count_again",
+    "counted_day",
     "create_if_missing",
     "days_built_by_others",
     "days_by_status",
     "days_on_record",
+    "days_to_archive",
     "deleted_cte",
     "entries",
     "exists",
+    "forget_archived_snapshots",
     "forget_empty_days",
+    "forget_leftovers",
     "freeze",
     "freeze_if_pruned",
     "has_any",
@@ -134,11 +159,13 @@ __all__ = [
     "mark_stale",
     "moved_cte",
     "note_cluster",
+    "note_leftovers",
     "oldest_proof",
     "prunable_days",
     "read",
     "record_accepted",
     "record_added",
+    "record_archived",
     "record_audit_of_all",
     "record_audited",
     "record_kept",
@@ -156,6 +183,9 @@ __all__ = [
     "state_columns",
     "stored_timezone",
     "take_out",
+    "take_turn_archiving",
+    "unarchived_rows",
+    "unbalanced",
     "unknown_rollups",
     "waiting_days",
 ]

@@ -12,6 +12,7 @@ from sqlalchemy.engine import Connection
 from calc_analytics.days import FIRST, LAST
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Log, Rollup
+from calc_analytics.rollup.ledger.archived import forget_archived_snapshots
 from calc_analytics.rollup.ledger.state import here, kept_rollups, lock_unchecked, still_here
 from calc_analytics.rollup.snapshot import log_oid
 
@@ -53,6 +54,7 @@ def start_afresh(connection: Connection, db: Database) -> None:
     parameters = {"log": log.name, "rollups": log.names, "timezone": db.timezone, "first": FIRST, "last": LAST}
     for statement in (_NEIGHBOURS, _STALE, text(_AFRESH.format(here=here(log)))):
         connection.execute(statement, parameters)
+    forget_archived_snapshots(connection, log)
 
 
 def record_pending(connection: Connection, log: Log, days: Sequence[date]) -> None:

@@ -1,6 +1,6 @@
 """What a refresh and a rebuild record: rows that were added to days, and days that were recounted or set aside."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 
 from sqlalchemy import text
@@ -44,17 +44,28 @@ def recorded_cte(db: Database) -> str:
     )"""
 
 
-def record_rebuilt(connection: Connection, db: Database, rollup: Rollup, totals: dict[date, dict[str, int]]) -> None:
-    """These days are recounted: they are built, nothing of them is deleted, and they have these totals.
+def record_rebuilt(
+    connection: Connection,
+    db: Database,
+    rollup: Rollup,
+    totals: Mapping[date, dict[str, int]],
+    deleted: Mapping[date, Totals] | None = None,
+) -> None:
+    """These days are recounted: they are built, and have these totals, of which `deleted` is not in the log.
 
-    Days before yesterday get a checksum immediately: no other program can have changed them yet.
+    Days before yesterday get a checksum immediately: no other program can have changed them yet. So do days of which
+    something is deleted.
     """
-    parameters = [
-        {"rollup": rollup.name, "day": day, "tz": db.timezone, "counted": to_json(counted)}
-        for day, counted in totals.items()
-    ]
-    if parameters:
-        connection.execute(text(_REBUILT.format(hash=checksum_sql(rollup, ":day"))), parameters)
+    if not totals:
+        return
+    parameters = {
+        "rollup": rollup.name,
+        "tz": db.timezone,
+        "days": list(totals),
+        "counted": [to_json(counted) for counted in totals.values()],
+        "deleted": [to_json((deleted or {}).get(day, {})) for day in totals],
+    }
+    connection.execute(text(_REBUILT.format(target=rollup.name, hash=rollup.hash_of("t"))), parameters)
 
 
 def record_added(connection: Connection, rollup: Rollup, day: date, counted: Totals) -> None:
@@ -88,15 +99,29 @@ PROVEN_AFRESH = (
     "audited_at = null, audit_difference = null"
 )
 _REBUILT = f"""
-    insert into rollup_days (rollup, date, status, timezone, method, built_at, built_by, refreshed_at, counted, deleted,
-                             checksum)
-    values (:rollup, :day, 'built', :tz, 'rebuild', clock_timestamp(), current_setting('application_name'),
-            clock_timestamp(), cast(:counted as jsonb), '{{{{}}}}',
-            case when :day < cast(clock_timestamp() at time zone :tz as date) - 1 then {{hash}} end)
+    with rebuilt as materialized (
+        select * from unnest(cast(:days as date[]), cast(:counted as jsonb[]), cast(:deleted as jsonb[]))
+            as d (date, counted, deleted)
+    ),
+    checked as materialized (
+        select *, date < cast(clock_timestamp() at time zone :tz as date) - 1 or deleted <> '{{{{}}}}' as is_checked
+        from rebuilt
+    ),
+    hashes as (
+        select date, sum({{hash}}) as hash from {{target}} t
+        where date = any(array(select date from checked where is_checked)) group by date
+    )
+    insert into rollup_days as r (rollup, date, status, timezone, method, built_at, built_by, refreshed_at, counted,
+                                  deleted, checksum)
+    select :rollup, date, 'built', :tz, 'rebuild', clock_timestamp(), current_setting('application_name'),
+           clock_timestamp(), counted, deleted, case when is_checked then coalesce(hash, 0) end
+    from checked left join hashes using (date)
     on conflict (rollup, date) do update
     set status = excluded.status, timezone = excluded.timezone, method = excluded.method, built_at = excluded.built_at,
         built_by = excluded.built_by, refreshed_at = excluded.refreshed_at, counted = excluded.counted,
-        deleted = excluded.deleted, checksum = excluded.checksum, pruned_at = null, pruned_by = null, {PROVEN_AFRESH}
+        deleted = excluded.deleted, checksum = excluded.checksum, {PROVEN_AFRESH},
+        pruned_at = case when excluded.deleted <> '{{{{}}}}' then coalesce(r.pruned_at, clock_timestamp()) end,
+        pruned_by = case when excluded.deleted <> '{{{{}}}}' then coalesce(r.pruned_by, 'prune') end
 """
 _ADDED = f"""
     update rollup_days set status = 'built', counted = cast(:counted as jsonb), checksum = {{hash}},

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from calc_analytics.rollup.overflow import Misfit
 
 
+LOG_ROWS = "log rows"
+
+
 @dataclass(frozen=True)
 class DayCount:
     """One day of one rollup in a refresh or rebuild: the totals that were added (refresh) or that it now has (rebuild).
@@ -26,6 +29,10 @@ class DayCount:
     status: str
     rows_before: int = 0
     """Log rows that the day had before a rebuild."""
+    source: str = LOG_ROWS
+    """Where a rebuild got the rows from: 'log rows', 'archive', or 'archive and log rows'."""
+    engine: str = ""
+    """What counted the archived rows: 'DuckDB 2.0.1'."""
 
 
 @dataclass(frozen=True)

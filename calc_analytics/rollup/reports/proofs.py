@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from calc_analytics.plurals import number
 
 if TYPE_CHECKING:
+    from calc_analytics.rollup.ledger import Unbalanced
     from calc_analytics.rollup.overflow import Misfit
 
 # How many of the keys that differ a line names.
@@ -168,6 +169,8 @@ class VerifyReport:
     """Days on record with a value that does not fit its column."""
     nothing_built: bool = False
     """There are log rows, but no day at all was ever built: nothing is proven."""
+    archive: "list[Unbalanced]" = field(default_factory=list)
+    """Archived days whose rows do not add up to what was counted."""
 
     @property
     def different(self) -> list[DayProof]:
@@ -195,6 +198,7 @@ class VerifyReport:
             "waiting_days": [str(day) for day in self.waiting],
             "overflowed_days": [str(day) for day in self.overflowed],
             "nothing_built": self.nothing_built,
+            "archive": {str(each.day): each.as_dict() for each in self.archive},
             "seconds": round(self.seconds, 4),
         }
 

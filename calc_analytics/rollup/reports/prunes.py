@@ -14,6 +14,10 @@ class PruneReport:
     seconds: float
     different: list[date] = field(default_factory=list)
     """Days that differ from the log: nothing of them is deleted."""
+    not_archived: list[date] = field(default_factory=list)
+    """Days with counted log rows that are not archived, where days are archived: nothing of them is deleted."""
+    refused: dict[date, str] = field(default_factory=dict)
+    """Days whose archive is not what it should be, and why: nothing of them is deleted."""
 
     @property
     def rows(self) -> int:
@@ -27,5 +31,7 @@ class PruneReport:
             "days": {str(day): rows for day, rows in self.rows_by_day.items()},
             "not_built_days": [str(day) for day in self.not_built],
             "different_days": [str(day) for day in self.different],
+            "not_archived_days": [str(day) for day in self.not_archived],
+            "refused_days": {str(day): reason for day, reason in self.refused.items()},
             "seconds": round(self.seconds, 4),
         }

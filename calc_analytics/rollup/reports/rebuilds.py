@@ -21,6 +21,7 @@ class SkippedDay:
     - undecided: its log was found different before, and what came since could hide that
     - late: it cannot be kept, because some of its log rows were never counted
     - unproven: it cannot be kept yet, because its statistics are not what was counted, which no proof has reported
+    - archive: its archive cannot be read or counted, or does not have what was counted; `detail` says why
     - overflow: `detail` names the column and the value that it cannot hold, `misfit` the same for programs
     """
 
@@ -56,7 +57,7 @@ class SkippedDay:
                     f"{left}, so the day cannot be recounted. Its statistics stay; "
                     f"'--rollup {self.rollup} --allow-shrink' counts what is left."
                 )
-            case "overflow":
+            case "overflow" | "archive":
                 return self.detail
             case "late":
                 return (
@@ -156,6 +157,7 @@ class RebuildReport:
         return {
             "rows": self.rows,
             "days": measures_by_day(self.rebuilt),
+            "sources": {str(each.day): {"source": each.source, "engine": each.engine} for each in self.rebuilt},
             "refused": [_refused(each) for each in self.refused],
             "kept": [_refused(each) for each in self.kept],
             "seconds": round(self.seconds, 4),

@@ -1,0 +1,275 @@
+"""Archives days: writes the counted log rows that are not in the archive yet into a file, and publishes a manifest.
+
+A day is one transaction in which no log row of it is deleted. The rows are those that are visible in the stored
+snapshot, as they are counted, and not in the one up to which the day is archived. They must be as many as were counted,
+else no file appears. Order: the file's name is noted in the database, the file is written, the manifest is published,
+the transaction commits. After a kill at any moment the state that was committed last is valid.
+"""
+
+import time
+import uuid
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import date
+from enum import Enum
+from functools import partial
+from itertools import chain
+
+import pyarrow
+from sqlalchemy.engine import Connection
+
+from calc_analytics.archive.checking import rows_missing_in_log, visible_rows
+from calc_analytics.archive.manifest import (
+    ArchivedFile,
+    DamagedArchive,
+    Manifest,
+    folder_of,
+    known_manifest,
+    name_of_manifest,
+    next_number,
+)
+from calc_analytics.archive.place import Archive
+from calc_analytics.archive.report import ArchiveReport, DayArchived, DayNotArchived
+from calc_analytics.archive.rows import RowReader, description, parquet_writer
+from calc_analytics.database.engine import WHOLE_DAYS, transaction
+from calc_analytics.database.retries import retry_transient
+from calc_analytics.days import today
+from calc_analytics.rollup import journal, ledger
+from calc_analytics.rollup.ledger import ArchivedDay, CountedDay
+from calc_analytics.rollup.snapshot import Snapshot, visible
+from calc_analytics.rollup.windows import Window
+
+# What the journal calls the archive, where it names rollups.
+NAME = "archive"
+
+
+class Replacing(Enum):
+    """Whether a day's files are written anew from the log, though nothing new is counted."""
+
+    NO = "no"
+    WHOLE = "if the log has all of their rows"
+    ALLOW_SHRINK = "even if the log has no longer all of them"
+
+
+class _NotArchived(Exception):
+    """The day is left as it is."""
+
+    def __init__(self, day: DayNotArchived) -> None:
+        super().__init__(str(day))
+        self.day = day
+
+
+def archive(
+    place: Archive,
+    days: Sequence[date] | None = None,
+    *,
+    replacing: Replacing = Replacing.NO,
+    progress: Callable[[int], object] = lambda rows: None,
+) -> ArchiveReport:
+    """Archives these days (None: all that are over, built, and not archived whole); safe to repeat and to stop.
+
+    `replacing`: whether files are written anew from the log. `progress` gets the rows of each batch. Days that cannot
+    be archived are left and named. Raises `CannotUseArchive`, `NoArchive`, `CannotArchiveColumn`.
+    """
+    started = time.perf_counter()
+    wanted = retry_transient(partial(_days_to_archive, place)) if days is None else sorted(set(days))
+    report = ArchiveReport(place.store.address.shown, [], [], [], 0.0)
+    for day in wanted:
+        try:
+            done = retry_transient(partial(_archive_day, place, day, replacing, progress))
+        except _NotArchived as reason:
+            report.left.append(reason.day)
+        except DamagedArchive as refused:
+            report.left.append(DayNotArchived(day, "damaged", detail=str(refused)))
+        else:
+            report.archived.append(done) if done is not None else report.unchanged.append(day)
+    return ArchiveReport(report.place, report.archived, report.unchanged, report.left, elapsed(started))
+
+
+def _days_to_archive(place: Archive) -> list[date]:
+    with transaction(place.db.engine) as connection:
+        ledger.read(connection, place.db)
+        return ledger.days_to_archive(connection, place.db.log, today(place.db.timezone))
+
+
+def _archive_day(
+    place: Archive, day: date, replacing: Replacing, progress: Callable[[int], object]
+) -> DayArchived | None:
+    """Archives what is not archived of the day; None if that is nothing."""
+    if day >= today(place.db.timezone):
+        raise _NotArchived(DayNotArchived(day, "not_over"))
+    with place.turn() as connection:
+        record = place.record(connection, day)
+        known = known_manifest(place.store, place.db, record)
+        place.delete_leftovers(record)
+        done = _Work(place, connection, place.window(connection, day), record, known).archive(replacing, progress)
+    if done is not None:
+        delete_old_files(place, day)
+    return done
+
+
+def delete_old_files(place: Archive, day: date) -> None:
+    """Deletes the files that the manifest, published just now, no longer names."""
+    with place.turn() as connection:
+        place.delete_leftovers(place.record(connection, day))
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One day that is being archived, in a transaction that keeps out others."""
+
+    place: Archive
+    connection: Connection
+    span: Window
+    record: ArchivedDay
+    known: Manifest | None
+
+    def archive(self, replacing: Replacing, progress: Callable[[int], object]) -> DayArchived | None:
+        """Writes and publishes what is missing; None if that is nothing."""
+        started, counted = time.perf_counter(), self._require_counted()
+        is_whole = replacing is not Replacing.NO or self.known is None or self.record.snapshot is None
+        if not self._has_work(counted, is_whole):
+            return None
+        if is_whole and self.known is not None and replacing is not Replacing.ALLOW_SHRINK:
+            self._require_copy(counted.snapshot)
+        base = () if is_whole or self.known is None else self.known.files
+        require = partial(self._require_as_counted, counted, is_whole)
+        file = self._write(counted.snapshot, base, is_whole, require, progress)
+        missing = require(file.rows)
+        files = (*base, file) if file.rows else base
+        log, timezone = self.place.db.log.name, self.place.db.timezone
+        manifest = Manifest(log, self.span.day, timezone, counted.snapshot.text, missing, tuple(files))
+        publish(self.place, self.connection, manifest, counted.snapshot, self._old_files(manifest))
+        done = DayArchived(self.span.day, file.rows, file.bytes, len(files), manifest.rows, missing, elapsed(started))
+        self._note(done)
+        return done
+
+    def _has_work(self, counted: CountedDay, is_whole: bool) -> bool:
+        """Whether rows are counted of the day that are not archived, or it is to be written anew."""
+        if self.known is None:
+            return any(counted.counted.values())
+        return is_whole or counted.counted[self._first] != self.record.accounted
+
+    @property
+    def _first(self) -> str:
+        return self.place.db.log.names[0]
+
+    def _require_counted(self) -> CountedDay:
+        """What is counted of the day; raises unless it is built in every rollup, and differs in none."""
+        counted = ledger.counted_day(self.connection, self.place.db, self.span.day)
+        if counted.unbuilt or counted.differing:
+            reason = "not_built" if counted.unbuilt else "differs"
+            raise _NotArchived(DayNotArchived(self.span.day, reason))
+        return counted
+
+    def _require_copy(self, snapshot: Snapshot) -> None:
+        """Raises unless the log has every row of the day's files, which are about to be replaced."""
+        assert self.known is not None
+        gone = rows_missing_in_log(self.place, self.connection, self.span, self.known, snapshot)
+        if gone:
+            raise _NotArchived(DayNotArchived(self.span.day, "only_copy", rows=gone))
+
+    def _write(
+        self,
+        snapshot: Snapshot,
+        base: Sequence[ArchivedFile],
+        is_whole: bool,
+        require: Callable[[int], object],
+        progress: Callable[[int], object],
+    ) -> ArchivedFile:
+        """Writes the rows that are visible in the snapshot, and not archived, into a new file."""
+        reader = RowReader.of(self.connection, self.place.db.log)
+        condition, parameters = visible_rows(self.place, self.span, snapshot)
+        if not is_whole:
+            assert self.record.snapshot is not None
+            condition += f" and not ({visible('s0')})"
+            parameters.update(self.record.snapshot.bind("s0"))
+        self.connection.execute(WHOLE_DAYS)
+        tables = reader.tables(self.connection, condition, parameters)
+        return write_file(self.place, self.span.day, next_number(base), tables, require, progress)
+
+    def _require_as_counted(self, counted: CountedDay, is_whole: bool, rows: int) -> int:
+        """How many counted rows are in no file; raises unless the new file has as many rows as it must have."""
+        first = self._first
+        if is_whole:
+            for name, of_rollup in counted.counted.items():
+                expected = of_rollup - counted.deleted[name]
+                if rows != expected:
+                    raise _NotArchived(DayNotArchived(self.span.day, "counts", rows, expected))
+            return counted.deleted[first]
+        missing = counted.counted[first] - self.record.rows - rows
+        if not self.record.missing <= missing <= counted.deleted[first]:
+            expected = counted.counted[first] - self.record.accounted
+            raise _NotArchived(DayNotArchived(self.span.day, "counts", rows, expected))
+        return missing
+
+    def _old_files(self, manifest: Manifest) -> list[str]:
+        """The files that the new manifest no longer names."""
+        return [] if self.known is None else [name for name in self.known.names if name not in manifest.names]
+
+    def _note(self, done: DayArchived) -> None:
+        """The entry in the journal."""
+        of_day = {NAME: {"rows": done.rows, "bytes": done.bytes, "files": done.files}}
+        journal.note(
+            self.connection,
+            self.place.db.log,
+            "archive",
+            days={done.day: of_day},
+            rows=done.rows,
+            seconds=done.seconds,
+            detail=self.place.store.address.shown,
+        )
+
+
+def elapsed(started: float) -> float:
+    """Seconds since then."""
+    return time.perf_counter() - started
+
+
+def write_file(
+    place: Archive,
+    day: date,
+    number: int,
+    tables: Generator[pyarrow.Table, None, None],
+    require: Callable[[int], object] = lambda rows: None,
+    progress: Callable[[int], object] = lambda rows: None,
+) -> ArchivedFile:
+    """Writes the tables into a new file of the day, whose name is noted in the database first. Without rows there is
+    no file, nor if `require`, which gets the number of rows, raises."""
+    log, name, rows = place.db.log, f"{place.db.log.name}-{uuid.uuid4().hex[:8]}-{number:03}.parquet", 0
+    # Closed on an error too: PostgreSQL is asked to stop sending rows, before its transaction ends.
+    with closing(tables):
+        first = next(tables, None)
+        if first is None:
+            require(0)
+            return ArchivedFile(name, 0, 0, "")
+        path = f"{folder_of(day)}/{name}"
+        with transaction(place.db.engine) as connection:
+            ledger.note_leftovers(connection, log, day, [path])
+        with place.store.new_file(path) as file:
+            with parquet_writer(file, log) as writer:
+                writer.add_key_value_metadata(description(log, day, place.db.timezone))
+                for table in chain([first], tables):
+                    writer.write_table(table, row_group_size=table.num_rows)
+                    rows += table.num_rows
+                    progress(table.num_rows)
+            require(rows)
+    return ArchivedFile(name, rows, file.bytes, file.sha256)
+
+
+def publish(
+    place: Archive, connection: Connection, manifest: Manifest, snapshot: Snapshot | None, old: Sequence[str]
+) -> None:
+    """Publishes the manifest, and records it in the caller's transaction; `old` files are leftovers from its commit on.
+
+    The transaction is asked first whether it is still there: without it another process may have the turn.
+    """
+    ledger.note_leftovers(connection, place.db.log, manifest.day, [])
+    text = manifest.to_text()
+    place.store.publish(name_of_manifest(manifest.day), text.encode())
+    ledger.record_archived(
+        connection,
+        place.db.log,
+        ArchivedDay(manifest.day, manifest.rows, manifest.missing, snapshot, text, tuple(old)),
+    )

@@ -1,0 +1,67 @@
+"""DuckDB: counts archived rows in this process, with bounded memory; what does not fit goes to a temporary folder.
+
+It reads a folder itself, and a bucket through the archive's own client, so that both are addressed and paid for alike.
+A connection lives for one reduction. No extension is installed or loaded from elsewhere.
+"""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from datetime import date
+
+import duckdb
+import pyarrow
+import sqlglot as sqlglot  # its absence is noticed before the work
+
+from calc_analytics.addresses import ArchiveUrl
+from calc_analytics.archive.store import filesystem
+from calc_analytics.engines import EngineFailed
+from calc_analytics.engines.query import DUCKDB, reduction, result_schema
+from calc_analytics.rollup.declaration import Log, Rollup
+
+MEMORY = "1GB"
+# The day is that of the folder. A folder above the archive may be called like a column, so that it must not be one.
+_ROWS = r"""(
+    select *, cast(regexp_extract(filename, 'date=([0-9-]{10})/[^/]*$', 1) as date) as date
+    from read_parquet($files, filename = true, hive_partitioning = false)
+)"""
+
+
+class DuckDB:
+    """Counts the rows of the archive at that address."""
+
+    def __init__(self, log: Log, address: ArchiveUrl) -> None:
+        self.log, self.address, self.name = log, address, f"DuckDB {duckdb.__version__}"
+
+    def reduce(self, rollup: Rollup, files: Mapping[date, Sequence[str]]) -> pyarrow.Table:
+        """The rollup's rows of these days; see `Engine`."""
+        schema, names = result_schema(rollup, self.log), [name for each in files.values() for name in each]
+        if not names:
+            return schema.empty_table()
+        query = reduction(rollup, self.log, DUCKDB, _ROWS)
+        try:
+            with tempfile.TemporaryDirectory() as folder, self._connection(folder) as connection:
+                found = connection.sql(query, params={"files": [self._path(name) for name in names]})
+                return found.to_arrow_table().cast(schema)
+        except duckdb.Error as error:
+            reason = " ".join(str(error).split())
+            raise EngineFailed(
+                f"{self.name} could not count the archived rows of {rollup.name}: {reason}. Nothing was changed"
+            ) from error
+
+    def _connection(self, folder: str) -> duckdb.DuckDBPyConnection:
+        connection = duckdb.connect(
+            config={
+                "memory_limit": MEMORY,
+                "temp_directory": folder,
+                "preserve_insertion_order": False,
+                "autoinstall_known_extensions": False,
+                "autoload_known_extensions": False,
+            }
+        )
+        if self.address.protocol != "file":
+            connection.register_filesystem(filesystem(self.address))
+        return connection
+
+    def _path(self, name: str) -> str:
+        protocol = "" if self.address.protocol == "file" else f"{self.address.protocol}://"
+        return f"{protocol}{self.address.path}/{name}"

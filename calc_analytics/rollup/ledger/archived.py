@@ -1,0 +1,229 @@
+"""Which log rows of which day are in the Parquet archive (`rollup_archive`), as the database knows it.
+
+The database decides which files belong to the archive: it holds each day's manifest as it was published. A file that
+is being written, or is to be deleted, is among the day's `leftovers`. So after a kill at any moment the last state that
+was committed is valid, and only files that the project itself has named here are ever deleted. For each archived day:
+
+    rows in the archive + visible log rows that are not archived + missing == counted
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+from sqlalchemy import text
+from sqlalchemy.engine import Connection
+
+from calc_analytics.rollup.database import Database
+from calc_analytics.rollup.declaration import Log
+from calc_analytics.rollup.snapshot import Snapshot, visible
+from calc_analytics.rollup.windows import Window, of_day
+
+ARCHIVE_LOCK = 724_410_051
+
+
+@dataclass(frozen=True)
+class ArchivedDay:
+    """A row of `rollup_archive`. `snapshot` is None where it is not known which log rows are archived."""
+
+    day: date
+    rows: int = 0
+    missing: int = 0
+    snapshot: Snapshot | None = None
+    manifest: str | None = None
+    leftovers: tuple[str, ...] = ()
+
+    @property
+    def accounted(self) -> int:
+        """The counted rows that are in the archive, or were deleted before they could be."""
+        return self.rows + self.missing
+
+
+@dataclass(frozen=True)
+class CountedDay:
+    """What the ledger holds of a day at the stored snapshot: log rows counted and deleted, per rollup that is built."""
+
+    snapshot: Snapshot
+    counted: dict[str, int]
+    deleted: dict[str, int]
+    unbuilt: tuple[str, ...]
+    """The rollups in which the day is not built, unless none has it on record."""
+    differing: tuple[str, ...]
+    """The rollups in which it differed when it was last compared or audited."""
+
+
+@dataclass(frozen=True)
+class Unbalanced:
+    """An archived day whose rows do not add up to what was counted."""
+
+    day: date
+    archived: int
+    unarchived: int
+    missing: int
+    counted: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.day} of the archive: {self.archived:,} rows archived, {self.unarchived:,} not yet, "
+            f"{self.missing:,} deleted before they were archived, but {self.counted:,} counted. If an erasure was "
+            "interrupted, repeat it; else compare with the log: 'calc-analytics verify --day "
+            f"{self.day}'"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "archived_rows": self.archived,
+            "unarchived_rows": self.unarchived,
+            "missing_rows": self.missing,
+            "counted_rows": self.counted,
+            "message": str(self),
+        }
+
+
+def take_turn_archiving(connection: Connection, log: Log) -> None:
+    """Waits until no other process archives or erases in the archive; the others wait until the transaction ends.
+
+    The transaction may be idle while files are written: a client that died is noticed all the same.
+    """
+    connection.execute(_NO_LIMITS)
+    connection.execute(
+        text("select pg_advisory_xact_lock(:lock, hashtext(:log))"), {"lock": ARCHIVE_LOCK, "log": log.name}
+    )
+
+
+def archived_days(connection: Connection, log: Log, days: Iterable[date] | None = None) -> dict[date, ArchivedDay]:
+    """The days on record (of these), oldest first."""
+    parameters = {"log": log.name, "days": None if days is None else list(days)}
+    return {row.date: _archived(row) for row in connection.execute(_ARCHIVED, parameters)}
+
+
+def counted_day(connection: Connection, db: Database, day: date) -> CountedDay:
+    """The stored snapshot, and what is counted of the day in it, read in one statement."""
+    rows = connection.execute(text(_COUNTED_DAY), {"log": db.log.name, "rollups": db.log.names, "day": day}).all()
+    counts = {each.name: each.count for each in db.log.rollups}
+    built = [row for row in rows if row.status == "built"]
+    return CountedDay(
+        snapshot=Snapshot.parse(rows[0].snapshot),
+        counted={row.rollup: int((row.counted or {}).get(counts[row.rollup], 0)) for row in built},
+        deleted={row.rollup: int((row.deleted or {}).get(counts[row.rollup], 0)) for row in built},
+        unbuilt=tuple(row.rollup for row in rows if row.status != "built") if any(row.status for row in rows) else (),
+        differing=tuple(row.rollup for row in rows if row.is_different),
+    )
+
+
+def days_to_archive(connection: Connection, log: Log, before: date) -> list[date]:
+    """Days before that one, built in every rollup, whose counted rows are not those archived; and leftovers."""
+    parameters = {"log": log.name, "rollups": log.names, "number": len(log.names), "before": before}
+    statement = text(_TO_ARCHIVE.format(count=log.rollups[0].count))
+    return list(connection.execute(statement, {**parameters, "first": log.names[0]}).scalars())
+
+
+def unarchived_rows(connection: Connection, db: Database, span: Window, counted: Snapshot, archived: Snapshot) -> int:
+    """Log rows of the day that are counted and not archived. Cost: the day's log rows."""
+    statement = f"""
+        select count(*) from {db.log.name}
+        where {of_day(db.log.event_time, span)} and {visible("s1")} and not ({visible("s0")})
+    """
+    parameters = {**span.parameters(), "tz": db.timezone, **counted.bind("s1"), **archived.bind("s0")}
+    return int(connection.execute(text(statement), parameters).scalar_one())
+
+
+def unbalanced(connection: Connection, db: Database, spans: Sequence[Window]) -> list[Unbalanced]:
+    """Those of the archived days, built in the first rollup, for which the equation does not hold.
+
+    Takes one snapshot after the other, so call it where nothing is counted meanwhile, or ask again.
+    """
+    known, found = archived_days(connection, db.log, [span.day for span in spans]), list[Unbalanced]()
+    for span in spans:
+        archived = known.get(span.day)
+        if archived is None or archived.manifest is None:
+            continue
+        state = counted_day(connection, db, span.day)
+        counted = state.counted.get(db.log.names[0])
+        if counted is None or archived.snapshot is None:
+            continue
+        rows = unarchived_rows(connection, db, span, state.snapshot, archived.snapshot)
+        if archived.accounted + rows != counted:
+            found.append(Unbalanced(span.day, archived.rows, rows, archived.missing, counted))
+    return found
+
+
+def note_leftovers(connection: Connection, log: Log, day: date, names: Sequence[str]) -> None:
+    """Files with these names may exist from now on, and are not part of the archive."""
+    connection.execute(_NOTE_LEFTOVERS, {"log": log.name, "day": day, "names": list(names)})
+
+
+def forget_leftovers(connection: Connection, log: Log, day: date) -> None:
+    """The day's leftovers are deleted."""
+    connection.execute(_FORGET_LEFTOVERS, {"log": log.name, "day": day})
+
+
+def record_archived(connection: Connection, log: Log, archived: ArchivedDay) -> None:
+    """The day's manifest was published; its leftovers are those given."""
+    parameters = {
+        "log": log.name,
+        "day": archived.day,
+        "rows": archived.rows,
+        "missing": archived.missing,
+        "snapshot": None if archived.snapshot is None else archived.snapshot.text,
+        "manifest": archived.manifest,
+        "leftovers": list(archived.leftovers),
+    }
+    connection.execute(_RECORD, parameters)
+
+
+def forget_archived_snapshots(connection: Connection, log: Log) -> None:
+    """Transaction ids mean something else from now on: which log rows are archived has to be found by their ids."""
+    connection.execute(text("update rollup_archive set snapshot = null where log = :log"), {"log": log.name})
+
+
+def _archived(row: Any) -> ArchivedDay:
+    snapshot = None if row.snapshot is None else Snapshot.parse(row.snapshot)
+    return ArchivedDay(row.date, int(row.rows), int(row.missing), snapshot, row.manifest, tuple(row.leftovers))
+
+
+_NO_LIMITS = text(
+    "select set_config('lock_timeout', '0', true), set_config('idle_in_transaction_session_timeout', '0', true)"
+)
+_ARCHIVED = text(
+    """
+    select date, rows, missing, cast(snapshot as text) as snapshot, manifest, leftovers from rollup_archive
+    where log = :log and (cast(:days as date[]) is null or date = any(cast(:days as date[]))) order by date
+    """
+)
+_COUNTED_DAY = """
+    select r.rollup, cast(s.snapshot as text) as snapshot, d.status, d.counted, d.deleted,
+           coalesce(d.difference, 0) <> 0 or coalesce(d.audit_difference, 0) <> 0 as is_different
+    from rollup_state s cross join unnest(cast(:rollups as text[])) as r (rollup)
+    left join rollup_days d on d.rollup = r.rollup and d.date = :day
+    where s.log = :log
+"""
+_TO_ARCHIVE = """
+    select d.date from rollup_days d left join rollup_archive a on a.log = :log and a.date = d.date
+    where rollup = any(cast(:rollups as text[])) and d.date < :before
+    group by d.date, a.log, a.date
+    having count(*) filter (where status = 'built') = :number and (
+        sum(cast(counted ->> '{count}' as numeric)) filter (where rollup = :first)
+            <> coalesce(a.rows + a.missing, 0)
+        or (a.manifest is not null and a.snapshot is null) or a.leftovers <> '{{}}')
+    order by d.date
+"""
+_NOTE_LEFTOVERS = text(
+    """
+    insert into rollup_archive as a (log, date, leftovers) values (:log, :day, cast(:names as text[]))
+    on conflict (log, date) do update set leftovers = a.leftovers || excluded.leftovers
+    """
+)
+_FORGET_LEFTOVERS = text("update rollup_archive set leftovers = '{}' where log = :log and date = :day")
+_RECORD = text(
+    """
+    insert into rollup_archive (log, date, rows, missing, snapshot, manifest, leftovers, archived_at)
+    values (:log, :day, :rows, :missing, cast(:snapshot as pg_snapshot), :manifest, cast(:leftovers as text[]),
+            clock_timestamp())
+    on conflict (log, date) do update
+    set rows = excluded.rows, missing = excluded.missing, snapshot = excluded.snapshot, manifest = excluded.manifest,
+        leftovers = excluded.leftovers, archived_at = excluded.archived_at
+    """
+)

@@ -1,0 +1,392 @@
+"""Days whose log rows were pruned are rebuilt from the archive, exactly, or not at all."""
+
+import random
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date, timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from calc_analytics.archive.checking import prove_day
+from calc_analytics.archive.erasing import erase_archived
+from calc_analytics.archive.place import Archive
+from calc_analytics.archive.writing import archive
+from calc_analytics.config import Settings
+from calc_analytics.engines.archived import ArchivedDays
+from calc_analytics.rollup.audit import audit
+from calc_analytics.rollup.database import Database
+from calc_analytics.rollup.erasure import erase
+from calc_analytics.rollup.from_archive import Reduction
+from calc_analytics.rollup.install import install, rebase
+from calc_analytics.rollup.journal import history
+from calc_analytics.rollup.judge import Decision
+from calc_analytics.rollup.ledger import days_by_status, waiting_days
+from calc_analytics.rollup.rebuild import rebuild
+from calc_analytics.rollup.refresh import refresh
+from calc_analytics.rollup.retention import prune
+from calc_analytics.rollup.verify import verify
+from calc_analytics.rollup.widen import widen
+from calc_analytics_tests.archives import archive_in, files_of
+from calc_analytics_tests.conftest import ROLE
+from calc_analytics_tests.integration.test_rollups import FIVE, ZMANIM, zmanim
+from calc_analytics_tests.logs import FORMS, execute, oracles, random_rows, row, stored, utc, write
+
+DAY, NEXT, LAST = date(2026, 3, 1), date(2026, 3, 2), date(2026, 3, 3)
+NOON = utc(2026, 3, 1, 12)
+DUCKDB = "DuckDB"
+
+
+def counted_in(place: Archive) -> ArchivedDays:
+    """The archive, counted by DuckDB."""
+    return ArchivedDays(place, Settings(archive_url=place.db.archive_url))
+
+
+def all_stored(db: Database) -> dict:
+    return {relation: stored(db, relation) for relation in FORMS}
+
+
+def of_days(found: dict, days: Sequence[date]) -> dict:
+    """The statistics of these days."""
+    return {name: {key: value for key, value in rows.items() if key[-1] in days} for name, rows in found.items()}
+
+
+def rebuilt(place: Archive, days: Sequence[date] = (DAY,), **options):
+    return rebuild(place.db, days, archived=counted_in(place), **options)
+
+
+def sources(report) -> set[str]:
+    return {day.source for day in report.rebuilt}
+
+
+def damage_statistics(db: Database) -> None:
+    """Another program changes statistics of pruned days, of which PostgreSQL alone has no rows."""
+    for relation in FORMS:
+        execute(db, f"delete from {relation} where date = '{DAY}' and publisher_id = 2")
+        count = FORMS[relation][1][0]
+        execute(db, f"update {relation} set {count} = {count} + 1 where date = '{DAY}' and publisher_id = 3")
+
+
+def require_proven(db: Database, days: Sequence[date] = (DAY, NEXT, LAST)) -> None:
+    """Statistics, ledger, log and archive agree."""
+    report = verify(db, days)
+    assert (report.difference, report.archive) == (0, [])
+    assert all(proof.is_proven for proof in report.days), [proof.describe() for proof in report.days]
+    assert audit(db).different == []
+
+
+@pytest.fixture
+def place(db: Database, connect, tmp_path: Path) -> Archive:
+    """Three archived days of random rows, the first two pruned."""
+    execute(db, f"grant delete on calculation_logs to {ROLE}")
+    write(connect(), random_rows(random.Random(3), 600, utc(2026, 3, 1), utc(2026, 3, 4)))
+    rebuild(db, [DAY, NEXT, LAST])
+    place = archive_in(db, tmp_path / "archive")
+    assert len(archive(place).archived) == 3
+    prune_before(place, LAST)
+    return place
+
+
+def prune_before(place: Archive, day: date) -> None:
+    report = prune(place.db, day, prove_archived=lambda each: prove_day(place, each))
+    assert report.refused == {}
+
+
+def log_rows(db: Database, day: date) -> int:
+    with db.engine.begin() as connection:
+        statement = "select count(*) from calculation_logs where cast(created_at at time zone :tz as date) = :day"
+        return connection.execute(text(statement), {"day": day, "tz": db.timezone}).scalar_one()
+
+
+def test_a_pruned_day_is_rebuilt_from_the_archive_to_what_it_was(place: Archive):
+    before = all_stored(place.db)
+    damage_statistics(place.db)
+    assert all_stored(place.db) != before
+    assert rebuild(place.db, [DAY]).rebuilt == []
+    report = rebuilt(place, [DAY, NEXT, LAST])
+    assert {(each.day, each.source, each.engine.split()[0] if each.engine else "") for each in report.rebuilt} == {
+        (DAY, "archive", DUCKDB),
+        (NEXT, "archive", DUCKDB),
+        (LAST, "log rows", ""),
+    }
+    assert report.refused == []
+    assert all_stored(place.db) == before
+    require_proven(place.db)
+
+
+def test_report_and_journal_have_the_source_and_the_engine(place: Archive):
+    report = rebuilt(place)
+    (source,) = report.as_dict()["sources"].values()
+    assert source["source"] == "archive"
+    assert source["engine"].startswith("DuckDB ")
+    entry = next(entry for entry in history(place.db) if entry.operation == "rebuild")
+    assert all(
+        done["source"] == "archive" and done["engine"] == source["engine"] for done in entry.days[str(DAY)].values()
+    )
+
+
+def test_rebuilding_from_the_archive_twice_changes_nothing(place: Archive):
+    before = all_stored(place.db)
+    for _ in range(2):
+        rebuilt(place, [DAY, NEXT])
+        assert all_stored(place.db) == before
+    require_proven(place.db)
+
+
+def test_late_rows_of_a_pruned_day_are_counted_beside_the_archive(place: Archive, connect):
+    write(connect(), [row(NOON, publisher=2, response_time_ms=300), row(NOON, publisher=77)])
+    refresh(place.db)
+    before = all_stored(place.db)
+    damage_statistics(place.db)
+    report = rebuilt(place)
+    assert sources(report) == {"archive and log rows"}
+    assert all_stored(place.db) == before
+    require_proven(place.db)
+    archive(place)
+    assert sources(rebuilt(place)) == {"archive"}
+    assert all_stored(place.db) == before
+    require_proven(place.db)
+
+
+def test_rows_that_come_during_the_rebuild_are_counted_once(place: Archive, connect):
+    slow = connect()
+    slow.execute(
+        "insert into calculation_logs (publisher_id, locality_id, date_calculated, source, created_at) "
+        f"values (5, 1, '2030-01-01', 1, '{NOON}')"
+    )
+    before = stored(place.db)
+
+    def then_others_write() -> None:
+        slow.commit()
+        write(connect(), [row(NOON, publisher=77)] * 2)
+
+    report = rebuild(place.db, [DAY], archived=Between(counted_in(place), then_others_write))
+    assert sources(report) == {"archive and log rows"}
+    after = stored(place.db)
+    assert after[5, DAY][0] == before[5, DAY][0] + 1
+    assert after[77, DAY][0] == 2
+    require_proven(place.db)
+
+
+def test_a_day_that_was_pruned_in_part_is_counted_once(place: Archive, connect):
+    before = all_stored(place.db)
+    with place.db.engine.begin() as connection:
+        ids = connection.execute(text("select id from calculation_logs order by id")).scalars().all()
+    prune_in_part(place, LAST)
+    assert 0 < log_rows(place.db, LAST) < len(ids)
+    assert sources(rebuilt(place, [LAST])) == {"archive"}
+    assert all_stored(place.db) == before
+    require_proven(place.db)
+    prune_before(place, LAST + timedelta(days=1))
+    require_proven(place.db)
+
+
+class _Stopped(Exception):
+    """The pruning ends in the middle of a day."""
+
+
+def prune_in_part(place: Archive, day: date) -> None:
+    def stop(rows: int) -> None:
+        raise _Stopped
+
+    with pytest.raises(_Stopped):
+        prune(
+            place.db,
+            day + timedelta(days=1),
+            batch_rows=50,
+            progress=stop,
+            prove_archived=lambda each: prove_day(place, each),
+        )
+
+
+@pytest.mark.parametrize("decision", [Decision.AUTOMATIC, Decision.NONE])
+def test_a_rollup_that_is_declared_later_is_filled_from_the_archive(place: Archive, owner, decision: Decision):
+    execute(
+        place.db,
+        "create table calculation_zmanim_daily (publisher_id int, date date, zman_count int, "
+        "calculations int not null, from_cache bigint not null, primary key (publisher_id, date, zman_count))",
+    )
+    five = Archive(replace(place.db, log=FIVE))
+    install(replace(five.db, engine=owner))
+    execute(place.db, f"grant select, insert, update, delete on calculation_zmanim_daily to {ROLE}")
+    assert waiting_days(five.db) == [DAY, NEXT, LAST]
+    report = rebuilt(five, waiting_days(five.db), rollups=[ZMANIM.name], decision=decision)
+    assert report.refused == []
+    assert waiting_days(five.db) == []
+    totals = {}
+    for (_, _, day), (calculations, _) in zmanim(owner).items():
+        totals[day] = totals.get(day, 0) + calculations
+    for day in (DAY, NEXT, LAST):
+        assert totals[day] == sum(measures[0] for (_, of_day), measures in stored(place.db).items() if of_day == day)
+    require_proven(five.db)
+
+
+def test_a_frozen_day_is_built_from_the_archive(place: Archive):
+    execute(place.db, f"delete from calculation_latency_daily where date = '{DAY}'")
+    execute(
+        place.db,
+        f"update rollup_days set status = 'frozen', counted = '{{}}', deleted = null, checksum = null "
+        f"where date = '{DAY}' and rollup = 'calculation_latency_daily'",
+    )
+    assert rebuilt(place).refused == []
+    assert DAY not in days_by_status(place.db, ["frozen"])
+    require_proven(place.db)
+
+
+def test_after_a_rebase_a_pruned_day_is_rebuilt_from_the_archive(place: Archive, owner):
+    before = all_stored(place.db)
+    rebase(replace(place.db, engine=owner))
+    damage_statistics(place.db)
+    report = rebuilt(place, waiting_days(place.db), decision=Decision.AUTOMATIC)
+    assert sources(report) == {"archive", "log rows"}
+    assert all_stored(place.db) == before
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize("how", ["damaged", "missing", "cut"])
+def test_a_day_with_a_file_that_is_not_what_was_written_stays_as_it_is(place: Archive, how: str):
+    (name,) = files_of(place, DAY)
+    file = Path(place.store.path(name))
+    content = bytearray(file.read_bytes())
+    if how == "missing":
+        file.unlink()
+    else:
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content if how == "damaged" else content[:-100])
+    before, known = all_stored(place.db), days_by_status(place.db, ["built"])
+    report = rebuilt(place, [DAY, NEXT])
+    assert {(each.day, each.reason) for each in report.refused} == {(DAY, "archive")}
+    assert all(str(file) in str(each) for each in report.failed)
+    assert report.days == [NEXT]
+    assert all_stored(place.db) == before
+    assert days_by_status(place.db, ["built"]) == known
+    assert [entry.operation for entry in history(place.db)[:2]].count("refuse") == 1
+
+
+def test_a_day_whose_books_do_not_balance_is_refused(place: Archive, connect):
+    """A row of which the ledger knows nothing is in the log beside the archive."""
+    write(connect(), [row(NOON, publisher=77)])
+    refresh(place.db)
+    execute(place.db, "delete from calculation_logs where publisher_id = 77")
+    before = all_stored(place.db)
+    report = rebuilt(place)
+    assert {each.reason for each in report.failed} == {"archive"}
+    assert "0 log rows that are not in it" in str(report.failed[0])
+    assert all_stored(place.db) == before
+
+
+def test_a_missing_package_is_one_line_and_hot_days_are_rebuilt(place: Archive, monkeypatch):
+    monkeypatch.setitem(sys.modules, "duckdb", None)
+    monkeypatch.delitem(sys.modules, "calc_analytics.engines.duckdb", raising=False)
+    report = rebuilt(place, [DAY, LAST])
+    assert report.days == [LAST]
+    assert all("pip install calc-analytics[archive]" in str(each) for each in report.refused)
+    assert {each.day for each in report.refused} == {DAY}
+
+
+def test_keep_does_not_look_into_the_archive_and_allow_shrink_does(place: Archive):
+    before = all_stored(place.db)
+    assert rebuilt(place, decision=Decision.KEEP).rebuilt == []
+    assert sources(rebuilt(place, decision=Decision.ALLOW_SHRINK)) == {"archive"}
+    assert all_stored(place.db) == before
+    require_proven(place.db)
+
+
+def test_an_archived_value_that_its_column_cannot_hold_sets_that_day_aside(place: Archive, owner, connect):
+    widen(replace(place.db, engine=owner), "response_time_ms", "bigint")
+    write(connect(), [row(NOON, publisher=9, response_time_ms=2**16)])
+    refresh(place.db)
+    archive(place)
+    prune_before(place, LAST)
+    execute(place.db, "drop view calculation_latency_daily_live")
+    execute(place.db, "delete from calculation_latency_daily where publisher_id = 9")
+    execute(place.db, "alter table calculation_latency_daily alter response_time_ms type smallint")
+    report = rebuilt(place, [DAY, NEXT])
+    (refused,) = report.refused
+    assert (refused.day, refused.rollup, refused.reason) == (DAY, "calculation_latency_daily", "overflow")
+    assert "65,536" in refused.detail
+    assert len(report.rebuilt) == 7
+
+
+# What others do meanwhile.
+
+
+@dataclass
+class Between:
+    """The archive; after it was reduced, and before the result is stored, something happens, once."""
+
+    archived: ArchivedDays
+    happens: Callable[[], object]
+    times: int = 0
+
+    def reduce(self, rollups, records: Mapping) -> Reduction:
+        found = self.archived.reduce(rollups, records)
+        self.times += 1
+        if self.times == 1:
+            self.happens()
+        return found
+
+
+def test_an_erased_publisher_does_not_come_back_from_the_archive(place: Archive):
+    erase(place.db, {"publisher_id": 2}, even_if_writing=True)
+    report = rebuilt(place, [DAY, NEXT])
+    assert {each.reason for each in report.failed} == {"archive"}
+    erase_archived(place, {"publisher_id": 2})
+    assert rebuilt(place, [DAY, NEXT]).refused == []
+    assert 2 not in {key[0] for relation in FORMS for key in stored(place.db, relation)}
+    require_proven(place.db)
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["with its files", "not yet from its files"])
+def test_a_publisher_that_is_erased_after_the_reduction_does_not_come_back(place: Archive, whole: bool):
+    def erase_it() -> None:
+        erase(place.db, {"publisher_id": 2}, even_if_writing=True)
+        if whole:
+            erase_archived(place, {"publisher_id": 2})
+
+    between = Between(counted_in(place), erase_it)
+    report = rebuild(place.db, [DAY, NEXT], archived=between)
+    assert 2 not in {key[0] for relation in FORMS for key in stored(place.db, relation)}
+    assert report.days == ([DAY, NEXT] if whole else [])
+    if whole:
+        assert between.times > 1
+        require_proven(place.db)
+
+
+def test_rows_that_are_archived_after_the_reduction_are_counted_once(place: Archive, connect):
+    write(connect(), [row(NOON, publisher=77)] * 3)
+    refresh(place.db)
+    before = all_stored(place.db)
+    between = Between(counted_in(place), lambda: archive(place))
+    assert sources(rebuild(place.db, [DAY], archived=between)) == {"archive"}
+    assert between.times > 1
+    assert all_stored(place.db) == before
+    require_proven(place.db)
+
+
+def test_days_in_berlin_are_rebuilt_exactly_when_clocks_change(db: Database, connect, owner, tmp_path: Path):
+    execute(db, f"grant delete on calculation_logs to {ROLE}")
+    berlin = replace(db, timezone="Europe/Berlin")
+    rebase(replace(berlin, engine=owner))
+    for day in (utc(2026, 3, 27), utc(2026, 10, 23)):
+        write(connect(), random_rows(random.Random(day.month), 400, day, day + timedelta(days=4)))
+    days = [date(2026, 3, 28), date(2026, 3, 29), date(2026, 3, 30), date(2026, 10, 24), date(2026, 10, 25)]
+    rebuild(berlin, days)
+    expected = of_days(oracles(berlin), days)
+    place = archive_in(berlin, tmp_path / "archive")
+    assert len(archive(place, days).archived) == len(days)
+    for day in days:
+        prune_before(place, day + timedelta(days=1))
+    for relation in FORMS:
+        execute(db, f"delete from {relation} where date in ({', '.join(repr(str(day)) for day in days)})")
+    report = rebuilt(place, days)
+    assert report.days == days
+    assert sources(report) == {"archive"}
+    assert {
+        name: {k: v for k, v in rows.items() if k[-1] in days} for name, rows in all_stored(berlin).items()
+    } == expected
+    require_proven(berlin, days)
