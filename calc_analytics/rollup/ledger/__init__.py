@@ -55,7 +55,9 @@ from calc_analytics.rollup.ledger.deletions import (
     keep_out_prune,
     keep_out_rebuilds,
     prunable_days,
+    record_deleted,
     take_out,
+    totals_with_keys,
 )
 from calc_analytics.rollup.ledger.entries import (
     COUNTED,
@@ -168,6 +170,7 @@ __all__ = [
     "record_archived",
     "record_audit_of_all",
     "record_audited",
+    "record_deleted",
     "record_kept",
     "record_lost_days",
     "record_pending",
@@ -184,6 +187,7 @@ __all__ = [
     "stored_timezone",
     "take_out",
     "take_turn_archiving",
+    "totals_with_keys",
     "unarchived_rows",
     "unbalanced",
     "unknown_rollups",
