@@ -21,6 +21,7 @@ from calc_analytics.database.locks import describe_holders
 # Shorter than deadlock_timeout (one second): no other transaction is ever ended.
 BRIEF_MS, PAUSE_SECONDS, ATTEMPTS = 300, 0.7, 20
 BUSY = ("55P03", "40P01")
+ROWS_CAME = "rows have come to it"
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,22 @@ class Partition:
     parent_path: str
     schema: str
     relname: str
+    is_plain: bool
+    """Whether it is a table, without partitions of its own."""
     is_default: bool
     is_ranged: bool
     """Whether its range is one of the event time: its rows, and no others, lie in it."""
     lower: datetime | None
     upper: datetime | None
     obstacle: str | None
+
+    def holds(self, at: datetime) -> bool:
+        """Whether the instant lies in its range."""
+        return (self.lower is None or self.lower <= at) and (self.upper is None or at < self.upper)
+
+    def overlaps(self, begin: datetime, end: datetime) -> bool:
+        """Whether the two ranges have an instant in common."""
+        return (self.lower is None or self.lower < end) and (self.upper is None or begin < self.upper)
 
 
 @dataclass(frozen=True)
@@ -57,12 +68,17 @@ class Layout:
         """The default partition, if there is one."""
         return next((each for each in self.partitions if each.is_default), None)
 
-    def covers(self, at: datetime) -> bool:
-        """Whether a row of that instant has a partition, other than the default one."""
-        return any(
-            each.is_ranged and (each.lower is None or each.lower <= at) and (each.upper is None or at < each.upper)
-            for each in self.partitions
-        )
+    def partition_at(self, at: datetime) -> Partition | None:
+        """The partition of a row of that instant, other than the default one."""
+        return next((each for each in self.partitions if each.is_ranged and each.holds(at)), None)
+
+    def covered_until(self, at: datetime) -> datetime | None:
+        """Up to when rows of that instant and of later ones have a partition, without a gap; None is for ever."""
+        while found := self.partition_at(at):
+            if found.upper is None:
+                return None
+            at = found.upper
+        return at
 
 
 def read_layout(connection: Connection, log: str, event_time: str) -> Layout | None:
@@ -149,7 +165,7 @@ def _drop(connection: Connection, partition: Partition, note: Callable[[Connecti
     if not is_unchanged(connection, partition):
         return "it is not the partition that it was"
     if not is_empty(connection, partition):
-        return "rows have come to it"
+        return ROWS_CAME
     note(connection)
     connection.execute(text(f"drop table {escaped(partition.path)}"))
     return None
@@ -184,12 +200,13 @@ _OBSTACLE = """
     end
 """
 _PARTITIONS = f"""
-    select oid, parent_oid, name, path, parent_path, schema, relname, is_default,
+    select oid, parent_oid, name, path, parent_path, schema, relname, is_plain, is_default,
            is_by_time and not is_default as is_ranged, lower, upper, obstacle
     from (
         select c.oid, i.inhparent as parent_oid, cast(cast(c.oid as regclass) as text) as name,
                format('%I.%I', n.nspname, c.relname) as path, format('%I.%I', m.nspname, p.relname) as parent_path,
-               n.nspname as schema, c.relname, {_BOUND} = 'DEFAULT' as is_default, b.is_by_time,
+               n.nspname as schema, c.relname, c.relkind = 'r' as is_plain,
+               {_BOUND} = 'DEFAULT' as is_default, b.is_by_time,
                case when b.is_by_time then {_LOWER} end as lower, case when b.is_by_time then {_UPPER} end as upper,
                {_OBSTACLE} as obstacle
         from pg_inherits i join pg_class c on c.oid = i.inhrelid join pg_namespace n on n.oid = c.relnamespace

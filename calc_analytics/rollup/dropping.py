@@ -21,6 +21,7 @@ from sqlalchemy.engine import Connection
 from calc_analytics import days
 from calc_analytics.database.engine import WHOLE_DAYS, transaction
 from calc_analytics.database.log_partitions import (
+    ROWS_CAME,
     Partition,
     attempt,
     drop_empty,
@@ -120,7 +121,7 @@ def drop_partition(db: Database, partition: Partition, of_days: Sequence[date]) 
             journal.note(connection, db.log, "prune", detail=detail)
 
         emptied.reason = retry_transient(partial(drop_empty, db.engine, partition, note))
-        emptied.is_busy = emptied.reason is not None
+        emptied.is_busy = emptied.reason not in (None, ROWS_CAME)
     return emptied
 
 

@@ -455,7 +455,7 @@ def test_a_kill_at_any_moment_leaves_all_or_nothing(db: Database, url: URL):
 @pytest.mark.long
 def test_dropping_while_everything_else_runs_never_differs(db: Database, connect, monkeypatch: pytest.MonkeyPatch):
     """Partitions are added and dropped, in turn, while rows are written to them, counted, rebuilt and proven."""
-    monkeypatch.setattr(log_partitions, "ATTEMPTS", 20)
+    monkeypatch.setattr(log_partitions, "ATTEMPTS", 8)
     writer, errors, written = connect(), [0], [0]
 
     def writing() -> None:
@@ -466,15 +466,24 @@ def test_dropping_while_everything_else_runs_never_differs(db: Database, connect
         except psycopg.errors.CheckViolation:  # no partition for the row
             writer.rollback()
             errors[0] += 1
+        time.sleep(0.05)
 
     def proving() -> None:
         report = verify(db, DAYS)
         assert not report.different, report.different
+        time.sleep(0.1)
 
-    others = [lambda: refresh(db), lambda: rebuild(db, DAYS[:4])]
+    def counting() -> None:
+        refresh(db)
+        time.sleep(0.02)
+
+    def building() -> None:
+        rebuild(db, DAYS[:4])
+        time.sleep(0.2)
+
     rows, dropped = 0, 0
-    with Crowd(writing, proving, *others):
-        for _ in range(12):
+    with Crowd(writing, proving, counting, building):
+        for _ in range(8):
             report = prune(db, LIMIT)
             rows, dropped = rows + report.rows, dropped + len(set(report.dropped) - set(report.kept))
             for number in (1, 2):
