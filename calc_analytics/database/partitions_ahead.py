@@ -14,6 +14,7 @@ from sqlalchemy.engine import Connection, Engine
 from calc_analytics import days
 from calc_analytics.database.engine import WHOLE_DAYS, transaction
 from calc_analytics.database.log_partitions import Layout, Partition, attempt, escaped, read_layout
+from calc_analytics.database.migrate import require_ownership
 from calc_analytics.database.sql import quote_identifier
 from calc_analytics.errors import CalcAnalyticsError
 
@@ -84,6 +85,7 @@ def create_ahead(engine: Engine, log: str, event_time: str, zone: str, ahead: in
     """
     with transaction(engine) as connection:
         connection.execute(WHOLE_DAYS)
+        require_ownership(connection, [log])
         connection.execute(_TURN, {"lock": AHEAD_LOCK, "log": log})
         layout = _require_layout(connection, log, event_time)
         found = recognize_step(layout, ("UTC", zone))

@@ -32,6 +32,7 @@ from calc_analytics.rollup.ledger.archived import (
 )
 from calc_analytics.rollup.ledger.changes import (
     create_if_missing,
+    follow_into_partition,
     forget_empty_days,
     keep_rollups,
     mark_stale,
@@ -140,6 +141,7 @@ __all__ = [
     "deleted_cte",
     "entries",
     "exists",
+    "follow_into_partition",
     "forget_archived_snapshots",
     "forget_empty_days",
     "forget_leftovers",
