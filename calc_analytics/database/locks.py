@@ -25,6 +25,7 @@ where waiter.pid = any(:pids) and waiter.wait_event_type = 'Lock'
 order by waiter.query_start
 limit 1
 """)
+IN_USE = "it is in use by"
 # A prepared transaction has no process.
 _HOLDERS = text("""
 select distinct l.pid, a.application_name, a.state
@@ -64,7 +65,7 @@ def describe_holders(connection: Connection, relations: Collection[int], writers
     """'it is in use by process 4711 (psql, idle in transaction)': who has these tables locked. Never empty."""
     parameters = {"relations": list(relations), "writers_only": writers_only}
     found = [_describe_holder(row) for row in connection.execute(_HOLDERS, parameters)]
-    return f"it is in use by {', '.join(found) or 'sessions that have ended meanwhile'}"
+    return f"{IN_USE} {', '.join(found) or 'sessions that have ended meanwhile'}"
 
 
 def _describe_holder(row: Any) -> str:

@@ -21,7 +21,6 @@ from calc_analytics.database.locks import describe_holders
 # Shorter than deadlock_timeout (one second): no other transaction is ever ended.
 BRIEF_MS, PAUSE_SECONDS, ATTEMPTS = 300, 0.7, 20
 BUSY = ("55P03", "40P01")
-ROWS_CAME = "rows have come to it"
 
 
 @dataclass(frozen=True)
@@ -165,7 +164,7 @@ def _drop(connection: Connection, partition: Partition, note: Callable[[Connecti
     if not is_unchanged(connection, partition):
         return "it is not the partition that it was"
     if not is_empty(connection, partition):
-        return ROWS_CAME
+        return "rows have come to it"
     note(connection)
     connection.execute(text(f"drop table {escaped(partition.path)}"))
     return None
@@ -196,7 +195,10 @@ _OBSTACLE = """
          when exists (select from pg_trigger t where t.tgrelid in (c.oid, i.inhparent) and t.tgtype & 8 <> 0
                       and t.tgenabled <> 'D' and not exists (select from pg_constraint k where k.oid = t.tgconstraint))
              then 'a trigger is called for each deleted row'
+         when exists (select from pg_depend d where d.refobjid = c.oid and d.deptype = 'n'
+                      and d.refclassid = cast('pg_class' as regclass)) then 'a view or another object depends on it'
          when not pg_has_role(c.relowner, 'USAGE') then format('the role ''%s'' does not own it', current_user)
+         when not pg_has_role(p.relowner, 'USAGE') then format('the role ''%s'' does not own %s', current_user, p.relname)
     end
 """
 _PARTITIONS = f"""

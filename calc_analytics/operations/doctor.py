@@ -299,9 +299,7 @@ def _size(db: Database) -> Findings:
     if size.is_partitioned:
         yield ok(f"{db.log.name} is partitioned: see 'calc-analytics partitions'")
     elif size.rows > LARGE_ROWS or size.bytes > LARGE_BYTES:
-        why = (
-            "deleting old rows one by one takes hours and leaves work for VACUUM; a partition is dropped in an instant"
-        )
+        why = "deleted rows leave space that VACUUM has to clean up; of a dropped partition it is free at once"
         yield note(f"{fact}, and is not partitioned", why, "calc-analytics doctor --partitioning")
     else:
         yield ok(fact)

@@ -20,8 +20,8 @@ from sqlalchemy.engine import Connection
 
 from calc_analytics import days
 from calc_analytics.database.engine import WHOLE_DAYS, transaction
+from calc_analytics.database.locks import IN_USE
 from calc_analytics.database.log_partitions import (
-    ROWS_CAME,
     Partition,
     attempt,
     drop_empty,
@@ -121,7 +121,7 @@ def drop_partition(db: Database, partition: Partition, of_days: Sequence[date]) 
             journal.note(connection, db.log, "prune", detail=detail)
 
         emptied.reason = retry_transient(partial(drop_empty, db.engine, partition, note))
-        emptied.is_busy = emptied.reason not in (None, ROWS_CAME)
+        emptied.is_busy = (emptied.reason or "").startswith(IN_USE)
     return emptied
 
 
@@ -143,7 +143,7 @@ def _empty(db: Database, partition: Partition, of_days: Sequence[date]) -> Empti
         seconds = time.perf_counter() - started
         waiting = attempt(connection, [partition.oid], lambda: _take_out(connection, db, partition, holdings, seconds))
         if waiting is not None:
-            return Emptied(reason=waiting, is_busy=waiting != NOT_PROVEN)
+            return Emptied(reason=waiting, is_busy=waiting.startswith(IN_USE))
     return Emptied(holdings.rows_by_day)
 
 

@@ -20,7 +20,7 @@ from calc_analytics.database.log_partitions import Partition
 from calc_analytics.database.retries import retry_transient
 from calc_analytics.rollup import journal, ledger
 from calc_analytics.rollup.database import Database
-from calc_analytics.rollup.dropping import NOT_COUNTED, Emptied, Standing, drop_partition, droppable
+from calc_analytics.rollup.dropping import NOT_COUNTED, NOT_PROVEN, Emptied, Standing, drop_partition, droppable
 from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.reports import PruneReport
 from calc_analytics.rollup.snapshot import visible
@@ -140,9 +140,12 @@ class _Pruning:
             if wrong := [day for day in of_days if not self.is_proven(day)]:
                 return Emptied(reason=f"{wrong[0]} is not proven")
             done = drop_partition(self.db, partition, of_days)
-            if done.reason != NOT_COUNTED:
+            if done.reason == NOT_PROVEN:
+                self.proven.difference_update(of_days)
+            elif done.reason == NOT_COUNTED:
+                refresh(self.db)
+            else:
                 break
-            refresh(self.db)
         return done
 
     def _note_dropped(self, partition: Partition, done: Emptied) -> None:

@@ -266,6 +266,10 @@ KEPT: dict[str, tuple[list[str], str]] = {
         ["create table notes (id bigint, at timestamptz, foreign key (id, at) references calculation_logs)"],
         "a foreign key refers to it",
     ),
+    "a view reads it": (
+        [f"create view old_logs as select * from {JANUARY}"],
+        "a view or another object depends on it",
+    ),
     "a row trigger of the log": (
         [
             "create function keep() returns trigger language plpgsql as 'begin return old; end'",
@@ -417,6 +421,49 @@ def test_the_command_names_the_partitions(db: Database, url: URL, monkeypatch: p
     assert result.exit_code == 0, result.output
     assert f"  dropped partition {JANUARY} (30 rows)\n" in result.output
     assert "60 rows of 6 days deleted, 60 of them with 2 partitions in " in result.output
+
+
+class Killed(Exception):
+    """In the place of kill -9."""
+
+
+def kill(*_: object) -> None:
+    raise Killed
+
+
+@pytest.mark.parametrize("at", ["note_rows", "drop_empty"])
+def test_what_ends_before_its_commit_has_not_happened(db: Database, monkeypatch: pytest.MonkeyPatch, at: str):
+    """The rows are noted and gone, or neither; then the empty partition is dropped, or is left to the next prune."""
+    with monkeypatch.context() as patch:
+        patch.setattr(journal if at == "note_rows" else dropping, at, kill)
+        with pytest.raises(Killed):
+            prune(db, LIMIT)
+    assert len(partitions(db)) == 3
+    assert scalar(db, "select count(*) from calculation_logs") == (90 if at == "note_rows" else 60)
+    assert_books_balance(db)
+    assert list(prune(db, LIMIT).dropped) == [JANUARY, FEBRUARY]
+    assert partitions(db) == [MARCH]
+    assert_books_balance(db)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("times", [1, 100])
+def test_a_day_that_is_found_to_differ_meanwhile_is_proven_again(
+    db: Database, monkeypatch: pytest.MonkeyPatch, times: int
+):
+    lock, left = dropping.keep_writers_out, [times]
+
+    def spoil(connection, partition):
+        if partition.name == JANUARY and left[0]:
+            left[0] -= 1
+            run(db, "update rollup_days set difference = 5 where date = '2026-01-02'")
+        return lock(connection, partition)
+
+    monkeypatch.setattr(dropping, "keep_writers_out", spoil)
+    report = prune(db, LIMIT, only_partitions=True)
+    assert (JANUARY in report.dropped) == (times == 1)
+    assert report.kept.get(JANUARY) == (None if times == 1 else dropping.NOT_PROVEN)
+    assert_books_balance(db)
 
 
 # -- Kills, and everything at once -------------------------------------------------------------------------------------
