@@ -198,7 +198,8 @@ _OBSTACLE = """
          when exists (select from pg_depend d where d.refobjid = c.oid and d.deptype = 'n'
                       and d.refclassid = cast('pg_class' as regclass)) then 'a view or another object depends on it'
          when not pg_has_role(c.relowner, 'USAGE') then format('the role ''%s'' does not own it', current_user)
-         when not pg_has_role(p.relowner, 'USAGE') then format('the role ''%s'' does not own %s', current_user, p.relname)
+         when not pg_has_role(p.relowner, 'USAGE')
+             then format('the role ''%s'' does not own %s', current_user, p.relname)
     end
 """
 _PARTITIONS = f"""
