@@ -196,7 +196,7 @@ _OBSTACLE = """
                       and t.tgenabled <> 'D' and not exists (select from pg_constraint k where k.oid = t.tgconstraint))
              then 'a trigger is called for each deleted row'
          when exists (select from pg_depend d where d.refobjid = c.oid and d.deptype = 'n'
-                      and d.refclassid = cast('pg_class' as regclass)) then 'a view or another object depends on it'
+                      and d.classid = cast('pg_rewrite' as regclass)) then 'a view reads it'
          when not pg_has_role(c.relowner, 'USAGE') then format('the role ''%s'' does not own it', current_user)
          when not pg_has_role(p.relowner, 'USAGE')
              then format('the role ''%s'' does not own %s', current_user, p.relname)

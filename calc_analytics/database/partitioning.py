@@ -57,9 +57,10 @@ def propose(connection: Connection, log: str, event_time: str, views: list[str],
             f"the unique index {', '.join(found['unique'])} of {log} does not have {event_time}, which each unique "
             "index of a partitioned table needs: drop it, or leave the table as it is"
         )
-    parameters = {"source": log, "event_time": event_time, "views": views}
+    script = _Script(dict(found), event_time, _first_month(now))
+    parameters = {"source": log, "views": views, "own": [script.range_check, script.key]}
     parts = {name: list(connection.execute(text(sql), parameters).scalars()) for name, sql in _PARTS.items()}
-    return "\n".join(_Script(dict(found), event_time, parts, _first_month(now)).lines()) + "\n"
+    return "\n".join(script.lines(parts)) + "\n"
 
 
 def _first_month(now: datetime) -> datetime:
@@ -74,10 +75,10 @@ def _next_month(at: datetime) -> datetime:
 
 
 class _Script:
-    """The statements about one table."""
+    """The statements about one table. Steps that were done by an interrupted run are left out."""
 
-    def __init__(self, table: dict[str, Any], event_time: str, parts: dict[str, list[str]], first: datetime) -> None:
-        self.table, self.event_time, self.parts, self.first = table, event_time, parts, first
+    def __init__(self, table: dict[str, Any], event_time: str, first: datetime) -> None:
+        self.table, self.event_time, self.first = table, event_time, first
         self.schema, self.name = quote_identifier(table["schema"]), table["relname"]
         self.new = self._path(self.name)
         self.before = f"{self.name}_before_{first:%Y_%m}"
@@ -87,7 +88,7 @@ class _Script:
     def _path(self, name: str) -> str:
         return f"{self.schema}.{quote_identifier(name)}"
 
-    def lines(self) -> Iterator[str]:
+    def lines(self, parts: dict[str, list[str]]) -> Iterator[str]:
         """The whole script."""
         yield f"-- {self.name} becomes a table that is partitioned by month. All its rows stay where they are: the"
         yield f"-- table becomes the partition {self.before}. Run this with psql, as the owner of the table,"
@@ -97,18 +98,19 @@ class _Script:
         yield ""
         yield from self._prove_range()
         yield from self._widen_key()
-        yield from self._exchange()
-        yield from self._afterwards()
+        yield from self._exchange(parts)
+        yield from self._afterwards(parts["by_hand"])
 
     def _prove_range(self) -> Iterator[str]:
         limit, check = quote_literal(f"{self.first:%Y-%m-%d} 00:00:00+00"), quote_identifier(self.range_check)
         yield "-- 1. The old table gets a range. Proving it reads the table once, and stops no writer."
-        yield f"alter table {self.new} add constraint {check} check ({self.event_time} < {limit}) not valid;"
+        if self.range_check not in self.table["done"]:
+            yield f"alter table {self.new} add constraint {check} check ({self.event_time} < {limit}) not valid;"
         yield f"alter table {self.new} validate constraint {check};"
         yield ""
 
     def _widen_key(self) -> Iterator[str]:
-        if self.table["key"] and not self.table["key_has_time"]:
+        if self.needs_key and self.key not in self.table["done"]:
             key = quote_identifier(self.key)
             yield f"-- 2. The primary key of a partitioned table needs {self.event_time}. The index waits for open"
             yield "-- transactions, and stops no writer. If it is interrupted, drop it first."
@@ -117,17 +119,22 @@ class _Script:
             yield "set lock_timeout = '800ms';"
             yield ""
 
+    @property
+    def needs_key(self) -> bool:
+        """Whether there is a primary key, which lacks the event time."""
+        return bool(self.table["key"]) and not self.table["key_has_time"]
+
     def _key_columns(self) -> str:
         columns = [*self.table["key"], *([] if self.table["key_has_time"] else [self.event_time])]
         return ", ".join(map(quote_identifier, columns))
 
-    def _exchange(self) -> Iterator[str]:
+    def _exchange(self, parts: dict[str, list[str]]) -> Iterator[str]:
         """One transaction, which writers wait for."""
         limit = quote_literal(f"{self.first:%Y-%m-%d} 00:00:00+00")
         yield "-- 3. The exchange: all of it or nothing, within milliseconds."
         yield "begin;"
         yield f"lock table {self.new} in access exclusive mode;"
-        if self.table["key"] and not self.table["key_has_time"]:
+        if self.needs_key:
             key = quote_identifier(self.key)
             yield f"alter table {self.new} drop constraint {quote_identifier(self.table['key_name'])};"
             yield f"alter table {self.new} add constraint {key} primary key using index {key};"
@@ -135,11 +142,11 @@ class _Script:
         yield f"create table {self.new} (like {self.old} {LIKE} including identity)"
         yield f"    partition by range ({self.event_time});"
         yield f"alter table {self.new} owner to {self.table['owner']};"
-        yield from (line.replace("{new}", self.new).replace("{old}", self.old) for line in self.parts["columns"])
+        yield from (line.replace("{new}", self.new).replace("{old}", self.old) for line in parts["columns"])
         if self.table["key"]:
             yield f"alter table {self.new} add primary key ({self._key_columns()});"
         for name in ("constraints", "indexes", "grants"):
-            yield from (line.replace("{new}", self.new) for line in self.parts[name])
+            yield from (line.replace("{new}", self.new) for line in parts[name])
         yield f"alter table {self.new} attach partition {self.old} for values from (minvalue) to ({limit});"
         yield from self._months()
         yield "commit;"
@@ -153,10 +160,10 @@ class _Script:
             yield f"create table {path} partition of {self.new} for values {bounds};"
             begin = end
 
-    def _afterwards(self) -> Iterator[str]:
-        if self.parts["by_hand"]:
+    def _afterwards(self, by_hand: list[str]) -> Iterator[str]:
+        if by_hand:
             yield "-- These are still of the old table alone: create them on the new one where you need them."
-            yield from (f"--     {each}" for each in self.parts["by_hand"])
+            yield from (f"--     {each}" for each in by_hand)
             yield ""
         yield "-- 4. Immediately, because live views raise an error until then; counting goes on where it was:"
         yield "--     calc-analytics migrate && calc-analytics verify"
@@ -180,6 +187,9 @@ _TABLE = text(
            array(select cast(a.attname as text) from unnest(k.conkey) with ordinality as u (attnum, place)
                  join pg_attribute a on a.attrelid = c.oid and a.attnum = u.attnum order by place) as key,
            coalesce(t.attnum = any(k.conkey), false) as key_has_time,
+           array(select cast(d.conname as text) from pg_constraint d where d.conrelid = c.oid
+                 union all select cast(x.relname as text) from pg_index i join pg_class x on x.oid = i.indexrelid
+                 where i.indrelid = c.oid and i.indisvalid) as done,
            array(select cast(cast(f.conrelid as regclass) as text) from pg_constraint f
                  where f.contype = 'f' and f.confrelid = c.oid order by 1) as referring,
            array(select cast(cast(i.indexrelid as regclass) as text) from pg_index i
@@ -209,13 +219,16 @@ _PARTS = {
     "constraints": """
         select format('alter table {new} add constraint %I %s;', conname, pg_get_constraintdef(oid))
         from pg_constraint where conrelid = to_regclass(:source) and contype in ('c', 'f') and convalidated
+          and conname <> all(cast(:own as text[]))
         order by contype, conname
     """,
     "indexes": """
         select format('create %sindex on {new} %s;', case when indisunique then 'unique ' else '' end,
                       substring(def from strpos(def, ' USING ') + 1))
         from (select indisunique, indexrelid, pg_get_indexdef(indexrelid) as def from pg_index
-              where indrelid = to_regclass(:source) and indisvalid and not indisprimary) each_index
+              join pg_class c on c.oid = indexrelid
+              where indrelid = to_regclass(:source) and indisvalid and not indisprimary
+                and c.relname <> all(cast(:own as text[]))) each_index
         order by indexrelid
     """,
     "grants": """
@@ -248,6 +261,7 @@ _PARTS = {
         union all
         select format('constraint that is not validated: %s', conname) from pg_constraint
         where conrelid = to_regclass(:source) and contype in ('c', 'f') and not convalidated
+          and conname <> all(cast(:own as text[]))
         order by 1
     """,
 }

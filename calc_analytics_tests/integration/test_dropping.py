@@ -268,7 +268,7 @@ KEPT: dict[str, tuple[list[str], str]] = {
     ),
     "a view reads it": (
         [f"create view old_logs as select * from {JANUARY}"],
-        "a view or another object depends on it",
+        "a view reads it",
     ),
     "a row trigger of the log": (
         [

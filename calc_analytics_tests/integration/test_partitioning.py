@@ -81,12 +81,17 @@ def script(db: Database) -> str:
         return propose(connection, LOG.name, LOG.event_time, views, NOW)
 
 
+class ScriptFailed(Exception):
+    """psql's first error."""
+
+
 def psql(db: Database, statements: str) -> None:
     url = db.engine.url
     address = url.set(drivername="postgresql").render_as_string(hide_password=False)
     command = [str(Path(BINARIES) / "psql"), "-X", "-q", "-d", address]
     done = subprocess.run(command, input=statements, text=True, capture_output=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    if done.returncode or done.stderr:
+        raise ScriptFailed(done.stderr)
 
 
 def facts(db: Database) -> dict[str, Any]:
@@ -164,6 +169,29 @@ def test_the_statements_partition_a_counted_table_and_the_counting_goes_on(db: D
     write_days(db, [date(2026, 4, 3)], 5)
     refresh(db)
     assert verify(db, built_days(db)).difference == 0
+
+
+@pytest.mark.long
+def test_an_interrupted_script_is_printed_again_without_what_was_done(db: Database):
+    whole = script(db)
+    psql(db, whole.partition("-- 2.")[0])
+    assert "add constraint" not in script(db).partition("begin;")[0]
+    run(db, f"create unique index {OLD}_key on calculation_logs (id, created_at)")
+    again = script(db)
+    assert "create unique index" not in again
+    assert again.partition("begin;")[2] == whole.partition("begin;")[2]
+    psql(db, again)
+    install(db)
+    assert_goes_on(db)
+
+
+@pytest.mark.long
+def test_rows_of_a_later_time_stop_it_before_anything_is_exchanged(db: Database):
+    write_days(db, [date(2026, 4, 1)])
+    with pytest.raises(ScriptFailed, match="is violated by some row"):
+        psql(db, script(db))
+    assert partitions(db) == []
+    assert refresh(db).rows == 10
 
 
 @pytest.mark.long
