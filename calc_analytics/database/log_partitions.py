@@ -20,7 +20,7 @@ from calc_analytics.database.locks import describe_holders
 # A request for a lock that waits makes all later ones wait, so it waits this long, and is repeated after a pause.
 # Shorter than deadlock_timeout (one second): no other transaction is ever ended.
 BRIEF_MS, PAUSE_SECONDS, ATTEMPTS = 300, 0.7, 20
-BUSY = ("55P03", "40P01")
+BUSY, GONE = ("55P03", "40P01"), ("42P01", "XX000")
 
 
 @dataclass(frozen=True)
@@ -136,9 +136,17 @@ def attempt(
                 connection.execute(_AS_USUAL)
             return found
         except DBAPIError as error:
+            if sqlstate(error) in GONE and _is_gone(connection, relations):
+                return "another process has dropped it"
             if sqlstate(error) not in BUSY:
                 raise
     return describe_holders(connection, relations, writers_only)
+
+
+def _is_gone(connection: Connection, relations: list[int]) -> bool:
+    """Whether one of these tables does not exist any more."""
+    statement = text("select count(*) from pg_class where oid = any(cast(:relations as oid[]))")
+    return bool(connection.execute(statement, {"relations": relations}).scalar_one() < len(relations))
 
 
 def drop_empty(engine: Engine, partition: Partition, note: Callable[[Connection], object]) -> str | None:
