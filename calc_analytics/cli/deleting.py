@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, timedelta
 from functools import partial
 
@@ -19,10 +19,12 @@ from calc_analytics.cli.opening import open_database, with_settings
 from calc_analytics.cli.options import Integer, IntegerRange, as_json
 from calc_analytics.cli.terminal import confirm, print_report
 from calc_analytics.config import Settings
+from calc_analytics.database.log_partitions import Partition
 from calc_analytics.plurals import number
 from calc_analytics.rollup import retention
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Rollup
+from calc_analytics.rollup.dropping import droppable
 from calc_analytics.rollup.erasure import (
     EraseReport,
     Holdings,
@@ -46,10 +48,13 @@ from calc_analytics.rollups import LOG
     type=IntegerRange(0, 100_000),
     help="Keep the log rows of today and of this many days before.",
 )
+@click.option(
+    "--only-partitions", is_flag=True, help="Drop whole partitions of the log table, and delete nothing else."
+)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @as_json
 @with_settings
-def prune(settings: Settings, keep_days: int, yes: bool, as_json: bool) -> None:
+def prune(settings: Settings, keep_days: int, only_partitions: bool, yes: bool, as_json: bool) -> None:
     """Delete old log rows that are counted; statistics stay.
 
     Only log rows of days that are counted in every rollup are deleted; with ARCHIVE_URL only those of days that are
@@ -58,25 +63,38 @@ def prune(settings: Settings, keep_days: int, yes: bool, as_json: bool) -> None:
     their log rows. Late rows of a pruned day are still added to its statistics, and `verify` still compares its
     totals and a checksum. The role needs the right to delete from calculation_logs.
 
+    A partition of the log table all of whose rows may be deleted is dropped instead, by a role that owns it. It asks
+    for the locks for moments only, and names the sessions that are in the way.
+
     \b
     Changes:     counts new rows, then deletes log rows for good; what was
                  deleted is in the ledger and the journal
     Example:     calc-analytics prune --older-than 90
-    Exit codes:  0 done; 1 not confirmed or refused, or the archive of a day
-                 is not what it should be
+    Exit codes:  0 done; 1 not confirmed or refused, a partition is in use,
+                 or the archive of a day is not what it should be
     """
     db, before = open_database(settings), days.today(settings.timezone) - timedelta(days=keep_days)
     refresh_with_progress(db)
-    unarchived = retention.not_archived(db, before)
-    there = {day: rows for day, rows in retention.prunable(db, before).items() if day not in unarchived}
-    rows, of_days = number(sum(there.values()), "counted log row"), number(len(there), "day")
-    if there and not yes:
-        confirm(f"Delete {rows} of {of_days} before {before} for good?", "Nothing was deleted.")
+    now = retention.standing(db, before)
+    partitions, _ = droppable(db, now)
+    there = now.prunable
+    if only_partitions:
+        whole = {day for each in partitions for day in now.days_of(each, db.timezone)}
+        there = {day: rows for day, rows in there.items() if day in whole}
+    if (there or partitions) and not yes:
+        confirm(_describe_prune(there, partitions, before), "Nothing was deleted.")
     with terminal.bar("deleting log rows", sum(there.values())) as advance:
         prove = partial(checking.prove_day, Archive(db)) if db.archive_url is not None else None
-        report = retention.prune(db, before, progress=advance, prove_archived=prove)
+        report = retention.prune(db, before, progress=advance, prove_archived=prove, only_partitions=only_partitions)
     print_report(report, as_json, terminal.show_prune)
-    sys.exit(1 if report.refused else 0)
+    sys.exit(1 if report.refused or report.busy else 0)
+
+
+def _describe_prune(there: Mapping[date, int], partitions: Sequence[Partition], before: date) -> str:
+    rows, of_days = number(sum(there.values()), "counted log row"), number(len(there), "day")
+    names = ", ".join(each.name for each in partitions)
+    whole = f", and drop {names} with theirs" if partitions else ""
+    return f"Delete {rows} of {of_days} before {before}{whole} for good?"
 
 
 @click.command()

@@ -17,6 +17,7 @@ from calc_analytics.cli.counting import refresh, rollup, verify
 from calc_analytics.cli.deleting import erase, prune
 from calc_analytics.cli.doctor import doctor
 from calc_analytics.cli.history import history
+from calc_analytics.cli.partitions import partitions
 from calc_analytics.cli.report import report
 from calc_analytics.cli.running import demo, serve, simulate, up
 from calc_analytics.cli.schema import migrate, rebase, widen
@@ -36,6 +37,7 @@ COMMANDS = (
     rollup,
     verify,
     archive,
+    partitions,
     prune,
     erase,
     report,

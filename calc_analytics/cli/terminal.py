@@ -155,8 +155,16 @@ def show_prune(report: PruneReport) -> None:
         click.echo(f"  {day}  not archived, so its log rows stay: run 'calc-analytics archive --day {day}'")
     for day, reason in report.refused.items():
         click.echo(f"  {day}  its log rows stay: {reason}")
-    days = number(len(report.rows_by_day), "day")
-    click.echo(f"{number(report.rows, 'row')} of {days} deleted in {report.seconds:.2f} s")
+    for name, rows in report.dropped.items():
+        word = "emptied" if name in report.kept else "dropped"
+        click.echo(f"  {word} partition {name} ({number(rows, 'row')})")
+    for name, reason in report.kept.items():
+        click.echo(f"  partition {name} was not dropped: {reason}")
+    if report.busy:
+        click.echo("  run the command again when these sessions have ended")
+    days, dropped = number(len(report.rows_by_day), "day"), sum(report.dropped.values())
+    whole = f", {dropped:,} of them with {number(len(report.dropped), 'partition')}" if report.dropped else ""
+    click.echo(f"{number(report.rows, 'row')} of {days} deleted{whole} in {report.seconds:.2f} s")
 
 
 def show_verify(report: VerifyReport, asked: Sequence[date]) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import text
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Connection, Engine
 
 from calc_analytics.database.engine import transaction
 
@@ -24,6 +24,17 @@ join pg_stat_activity holder on holder.pid = first.pid
 where waiter.pid = any(:pids) and waiter.wait_event_type = 'Lock'
 order by waiter.query_start
 limit 1
+""")
+IN_USE = "it is in use by"
+# A prepared transaction has no process.
+_HOLDERS = text("""
+select distinct l.pid, a.application_name, a.state
+from pg_locks l left join pg_stat_activity a on a.pid = l.pid
+where l.locktype = 'relation' and l.relation = any(cast(:relations as oid[])) and l.granted
+  and l.database = (select oid from pg_database where datname = current_database())
+  and l.pid is distinct from pg_backend_pid()
+  and (not :writers_only or l.mode not in ('AccessShareLock', 'RowShareLock'))
+order by l.pid
 """)
 
 
@@ -48,3 +59,17 @@ def lock_wait(engine: Engine, pids: Collection[int]) -> LockWait | None:
     with transaction(engine) as connection:
         row: Any = connection.execute(_WAIT, {"pids": list(pids)}).one_or_none()
     return LockWait(row.relation, row.holder, row.application, row.state) if row else None
+
+
+def describe_holders(connection: Connection, relations: Collection[int], writers_only: bool = False) -> str:
+    """'it is in use by process 4711 (psql, idle in transaction)': who has these tables locked. Never empty."""
+    parameters = {"relations": list(relations), "writers_only": writers_only}
+    found = [_describe_holder(row) for row in connection.execute(_HOLDERS, parameters)]
+    return f"{IN_USE} {', '.join(found) or 'sessions that have ended meanwhile'}"
+
+
+def _describe_holder(row: Any) -> str:
+    if row.pid is None:
+        return "a prepared transaction"
+    known = ", ".join(each for each in (row.application_name, row.state) if each)
+    return f"process {row.pid}" + (f" ({known})" if known else "")

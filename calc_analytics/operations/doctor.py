@@ -22,6 +22,7 @@ from calc_analytics.database import schemas
 from calc_analytics.database.embedded import data_folder, writable
 from calc_analytics.database.engine import transaction
 from calc_analytics.database.log_columns import UnfitTable
+from calc_analytics.database.partitioning import read_size
 from calc_analytics.database.server import Role, clock, connections, read_role, utc_offsets
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.operations import facts, health
@@ -42,8 +43,21 @@ OLDEST, NEWEST = 15, 18
 SKEW_SECONDS = 5.0
 TICKS_KEPT_DAYS = 90
 FREE_CONNECTIONS = 20
+# From here on old rows had better be dropped with their partition.
+LARGE_ROWS, LARGE_BYTES = 50_000_000, 20 * 2**30
 # The parts that look at the tables.
-OF_TABLES = ("tables", "columns", "state", "permissions", "triggers", "indexes", "xact_id", "log rows", "health")
+OF_TABLES = (
+    "tables",
+    "columns",
+    "state",
+    "permissions",
+    "triggers",
+    "indexes",
+    "partitioning",
+    "xact_id",
+    "log rows",
+    "health",
+)
 SEE_TICK = "open its last tick in the Dagster UI"
 # The probes of the health report that have a part of their own, and those that fail while no daemon runs.
 EXAMINED = ("database", "tables", "state", "daemon")
@@ -279,6 +293,20 @@ def _indexes(db: Database) -> Findings:
         yield ok(f"the {wanted} is there, on {number(len(found), 'table')}")
 
 
+def _size(db: Database) -> Findings:
+    """A large log table without partitions."""
+    with transaction(db.engine) as connection:
+        size = read_size(connection, db.log.name)
+    fact = f"{db.log.name} has about {size.rows:,} rows, {size.bytes / 2**30:.1f} GB with its indexes"
+    if size.is_partitioned:
+        yield ok(f"{db.log.name} is partitioned: see 'calc-analytics partitions'")
+    elif size.rows > LARGE_ROWS or size.bytes > LARGE_BYTES:
+        why = "deleted rows leave space that VACUUM has to clean up; of a dropped partition it is free at once"
+        yield note(f"{fact}, and is not partitioned", why, "calc-analytics doctor --partitioning")
+    else:
+        yield ok(fact)
+
+
 def _xact_id(db: Database) -> Findings:
     found = [each for table in diagnosis.log_tables(db) for each in _of_table(table)]
     yield from found
@@ -476,6 +504,7 @@ EXAMINATIONS: dict[str, Part] = {
     "columns": Part(examine=_columns),
     "tables": Part(_installed, _tables),
     "indexes": Part(examine=_indexes),
+    "partitioning": Part(examine=_size),
     "xact_id": Part(examine=_xact_id),
     "log rows": Part(examine=_rows),
     "archive": Part(examine=_archive),

@@ -21,6 +21,7 @@ from calc_analytics.operations.probes import Answer, Prober, Question
 from calc_analytics.operations.sources import Sources
 from calc_analytics.rollup import diagnosis, install, journal, status
 from calc_analytics.rollup.database import Database
+from calc_analytics.rollup.partitions import Outlook, outlook
 from calc_analytics.rollup.unseen import SearchReport
 from calc_analytics.rollups import chosen_log
 
@@ -92,6 +93,7 @@ class Facts:
     server = Group[Server]()
     is_installed = Group[bool]()
     hidden = Group[list[row_security.Hidden]]()
+    partitions = Group[Outlook | None]()
     ledger = Group[status.LedgerReport]()
     log = Group[status.LogReport]()
     unseen = Group[SearchReport]()
@@ -141,7 +143,12 @@ def questions(sources: Sources) -> dict[str, Question]:
         ),
         "catalogs": Question(
             partial(sources.reading, connects=True),
-            {"server": _server, "hidden": diagnosis.hidden, "writers": lambda db: writers(db.engine, db.log.name)},
+            {
+                "server": _server,
+                "hidden": diagnosis.hidden,
+                "partitions": lambda db: outlook(db, datetime.now(timezone.utc)),
+                "writers": lambda db: writers(db.engine, db.log.name),
+            },
         ),
         "tables": Question(sources.reading, {"ledger": status.ledger_report, "totals": _totals}),
         # The search is the last: where it is stopped, the transaction is over.

@@ -54,6 +54,8 @@ RECENT_AUDIT_SECONDS = 600.0
 # hundred times as long as comparing them. Eight days are a round of two hours of comparing, and the weekend in which
 # nothing ran; a log that needs more has twice its round.
 PROOF_SECONDS = 8 * 86_400.0
+# For so long before the first row that has no partition.
+PARTITION_SECONDS, PARTITION_NOTE_SECONDS = 86_400.0, 7 * 86_400.0
 ROUNDS, PATROL_SHARE = 2, 0.01
 
 
@@ -192,6 +194,25 @@ def rows_hidden(found: row_security.Hidden) -> Finding:
     fact = f"row-level security hides rows of {found.table} from the role '{found.role}'"
     hidden = wrong(fact, command=f"{found.sql};", public="row-level security hides rows")
     return replace(hidden, public_command=DOCTOR)
+
+
+def _partitions(facts: Facts) -> Finding:
+    """Whether the API's rows of the next days have a partition."""
+    found = facts.partitions
+    if found is None:
+        return ok("the log table is not partitioned by time")
+    if found.until is None or found.has_default:
+        return ok("every log row of the future has a partition")
+    fact = f"log rows from {instant(found.until)} on have no partition"
+    left = (found.until - facts.at).total_seconds()
+    command = "calc-analytics partitions --create" if found.step else "create the next partition of the log table"
+    if found.created_by:
+        command = "see why pg_partman creates no partitions: its maintenance, and its background worker's log"
+    if left < PARTITION_SECONDS:
+        return wrong(f"{fact}, so the API's INSERT will fail", command=command)
+    if left < PARTITION_NOTE_SECONDS and not found.created_by:
+        return note(fact, command=command)
+    return ok(fact)
 
 
 def _freshness(facts: Facts) -> Finding:
@@ -445,6 +466,7 @@ PROBES: dict[str, Probe] = {
     "database": Probe(_database, ("server",)),
     "tables": Probe(_tables, ("is_installed",), ("database",)),
     "state": Probe(_state, ("ledger", "hidden", "log"), ("database",)),
+    "partitions": Probe(_partitions, ("partitions",), ("database",)),
     "freshness": Probe(_freshness, ("interval", "ledger"), ("database",)),
     "proofs": Probe(_proofs, ("ledger", "unseen"), ("database",)),
     "audit": Probe(_audit, ("ledger",), ("database",)),

@@ -63,6 +63,10 @@ def install(db: Database, start_date: date | None = None) -> list[Place]:
         require_fit_tables(connection, db.log)
         widen.widen_keys(connection, db.log)
         is_repaired = _repair_log_table(connection, db)
+        if not is_repaired and (name := ledger.follow_into_partition(connection, db)):
+            journal.note(
+                connection, db.log, "partition", detail=f"{db.log.name} has partitions; what was counted is {name}"
+            )
         _keep_state(connection, db, start_date, there)
         found[:] = _places(before, schemas.places(connection, tables))
 

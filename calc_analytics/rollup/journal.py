@@ -139,6 +139,21 @@ def note_summed(connection: Connection, log: Log, operation: str, day: date, row
     connection.execute(_NOTE_SUMMED, parameters)
 
 
+def note_rows(
+    connection: Connection, log: Log, operation: str, rows_by_day: Mapping[date, int], seconds: float, detail: str
+) -> None:
+    """Notes one operation on log rows of several days, in an entry of its own."""
+    parameters = {
+        "log": log.name,
+        "operation": operation,
+        "rows": sum(rows_by_day.values()),
+        "seconds": seconds,
+        "days": json.dumps({str(day): rows for day, rows in rows_by_day.items()}),
+        "detail": detail,
+    }
+    connection.execute(_NOTE, parameters)
+
+
 def note_erased(
     connection: Connection,
     log: Log,

@@ -3,7 +3,8 @@
 A batch is one transaction that holds the state's lock: what it deletes is visible in the stored snapshot, so it is
 counted, and what it deleted is noted with the day of every rollup at the same commit. A day is proven before its first
 row is deleted, and its statistics get a checksum: afterwards the log can no longer prove each key. Where days are
-archived, only archived rows are deleted, after the archive was compared with the log.
+archived, only archived rows are deleted, after the archive was compared with the log. A partition of the log all of
+whose rows may be deleted is dropped instead (`dropping.py`).
 """
 
 import time
@@ -15,10 +16,12 @@ from functools import partial
 from sqlalchemy import text
 
 from calc_analytics.database.engine import WHOLE_DAYS, transaction
+from calc_analytics.database.log_partitions import Partition
 from calc_analytics.database.retries import retry_transient
 from calc_analytics.rollup import journal, ledger
 from calc_analytics.rollup.database import Database
-from calc_analytics.rollup.declaration import KEYS_HASH
+from calc_analytics.rollup.dropping import NOT_COUNTED, NOT_PROVEN, Emptied, Standing, drop_partition, droppable
+from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.reports import PruneReport
 from calc_analytics.rollup.snapshot import visible
 from calc_analytics.rollup.verify import verify
@@ -26,6 +29,8 @@ from calc_analytics.rollup.windows import Window, of_day, windows
 
 # The lock is held for some tens of milliseconds per batch.
 BATCH_ROWS = 5_000
+# Rows that are committed while a partition is proven are counted, and the partition is tried again.
+DROP_ATTEMPTS = 3
 # Rows that arrive during a proof leave the day without a checksum: it is proven again.
 CHECKSUM_ATTEMPTS = 5
 
@@ -52,6 +57,15 @@ def not_archived(db: Database, before: date) -> list[date]:
         return [day for day in ledger.days_to_archive(connection, db.log, before) if day in there]
 
 
+def standing(db: Database, before: date) -> Standing:
+    """What is known of the days before that one that decides which partitions may be dropped. Reads the ledger."""
+    with transaction(db.engine) as connection:
+        (limit,) = windows(connection, [before], db.timezone)
+    unarchived = not_archived(db, before)
+    there = {day: rows for day, rows in prunable(db, before).items() if day not in unarchived}
+    return Standing(before, limit.begin, there, not_built(db, before), unarchived)
+
+
 def prune(
     db: Database,
     before: date,
@@ -59,30 +73,38 @@ def prune(
     batch_rows: int = BATCH_ROWS,
     progress: Callable[[int], object] = lambda rows: None,
     prove_archived: Callable[[date], str | None] | None = None,
+    only_partitions: bool = False,
 ) -> PruneReport:
     """Deletes the counted log rows of built days before that one, in batches; may be stopped and repeated.
 
     `progress` gets the rows of each batch. Rows that are not counted yet, days that are not built in every rollup, and
     days that differ from the log keep theirs. With an `archive_url`, `prove_archived` is required: it returns why the
-    day's files do not have its log rows, or None if they do. Transient errors are retried; a batch whose commit was
-    lost with its connection is not in the report.
+    day's files do not have its log rows, or None if they do. Partitions all of whose rows may be deleted are dropped;
+    with `only_partitions` nothing else is deleted. Transient errors are retried; a batch whose commit was lost with its
+    connection is not in the report.
     """
     if db.archive_url is not None and prove_archived is None:
         raise ValueError("days are archived: prove_archived is required")
     started, work = time.perf_counter(), _Pruning(db, batch_rows, progress, prove_archived)
-    unarchived = retry_transient(partial(not_archived, db, before))
-    days = [day for day in retry_transient(partial(prunable, db, before)) if day not in unarchived]
+    work.drop_partitions(before)
+    days = [] if only_partitions else retry_transient(partial(work.days_to_delete, before))
     for span in retry_transient(partial(_windows, db, days)):
         retry_transient(partial(work.prune_day, span))
     left = retry_transient(partial(not_built, db, before))
-    rows_by_day = {day: rows for day, rows in work.deleted.items() if rows}
-    seconds = time.perf_counter() - started
-    return PruneReport(rows_by_day, left, seconds, sorted(work.different), unarchived, work.refused)
+    unarchived = retry_transient(partial(not_archived, db, before))
+    rows_by_day, seconds = (
+        {day: rows for day, rows in sorted(work.deleted.items()) if rows},
+        time.perf_counter() - started,
+    )
+    return PruneReport(
+        rows_by_day, left, seconds, sorted(work.different), unarchived, work.refused,
+        work.dropped, work.kept, [each.name for each in work.busy],
+    )  # fmt: skip
 
 
 @dataclass
 class _Pruning:
-    """One prune: what it has deleted so far, and the days that it left."""
+    """One prune: what it has deleted so far, and the days and partitions that it left."""
 
     db: Database
     batch_rows: int
@@ -91,19 +113,83 @@ class _Pruning:
     deleted: dict[date, int] = field(default_factory=dict)
     different: set[date] = field(default_factory=set)
     refused: dict[date, str] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)
+    kept: dict[str, str] = field(default_factory=dict)
+    busy: list[Partition] = field(default_factory=list)
+    proven: set[date] = field(default_factory=set)
+
+    def drop_partitions(self, before: date) -> None:
+        """Drops the partitions all of whose rows may be deleted."""
+        found, left = retry_transient(partial(droppable, self.db, self.standing(before)))
+        self.kept.update(left)
+        for partition in found:
+            self._note_dropped(partition, self.drop(partition, before))
+
+    def standing(self, before: date) -> Standing:
+        """What is known of the days now."""
+        return retry_transient(partial(standing, self.db, before))
+
+    def drop(self, partition: Partition, before: date) -> Emptied:
+        """Drops the partition, once its days are proven. Rows that have come meanwhile are counted first."""
+        done = Emptied()
+        for _ in range(DROP_ATTEMPTS):
+            now = self.standing(before)
+            if reason := now.obstacle(partition, self.db.timezone):
+                return Emptied(reason=reason)
+            of_days = now.days_of(partition, self.db.timezone)
+            if wrong := [day for day in of_days if not self.is_proven(day)]:
+                return Emptied(reason=f"{wrong[0]} is not proven")
+            done = drop_partition(self.db, partition, of_days)
+            if done.reason == NOT_PROVEN:
+                self.proven.difference_update(of_days)
+            elif done.reason == NOT_COUNTED:
+                refresh(self.db)
+            else:
+                break
+        return done
+
+    def _note_dropped(self, partition: Partition, done: Emptied) -> None:
+        for day, rows in done.rows_by_day.items():
+            self._note(day, rows)
+        if done.reason is None or done.rows:
+            self.dropped[partition.name] = done.rows
+        if done.reason is not None:
+            self.kept[partition.name] = done.reason
+        if done.is_busy:
+            self.busy.append(partition)
+
+    def days_to_delete(self, before: date) -> list[date]:
+        """The days whose log rows are to be deleted one by one, after partitions were dropped."""
+        now = standing(self.db, before)
+        left = {
+            *self.different,
+            *self.refused,
+            *(day for each in self.busy for day in now.days_of(each, self.db.timezone)),
+        }
+        return [day for day in now.prunable if day not in left]
+
+    def is_proven(self, day: date) -> bool:
+        """Whether the archive of the day, and its statistics, are what they should be; gives it checksums."""
+        if day in self.proven:
+            return True
+        if self.prove_archived is not None and (reason := self.prove_archived(day)):
+            self.refused[day] = reason
+            return False
+        if not _is_provable(self.db, day):
+            self.different.add(day)
+            return False
+        self.proven.add(day)
+        return True
 
     def prune_day(self, span: Window) -> None:
         """Proves the day, and deletes its counted log rows."""
-        if self.prove_archived is not None and (reason := self.prove_archived(span.day)):
-            self.refused[span.day] = reason
-            return
-        if not _is_provable(self.db, span.day):
-            self.different.add(span.day)
-            return
-        for ids in _batches(self.db, span, self.batch_rows):
-            rows = _delete_counted(self.db, span, ids)
-            self.deleted[span.day] = self.deleted.get(span.day, 0) + rows
-            self.progress(rows)
+        if self.is_proven(span.day):
+            for ids in _batches(self.db, span, self.batch_rows):
+                self._note(span.day, _delete_counted(self.db, span, ids))
+
+    def _note(self, day: date, rows: int) -> None:
+        self.deleted[day] = self.deleted.get(day, 0) + rows
+        self.progress(rows)
 
 
 def _is_provable(db: Database, day: date) -> bool:
@@ -166,8 +252,7 @@ def _delete_sql(db: Database, is_of_day: str) -> str:
         f""",
     part_{n} as (select {rollup.key_selects}, {rollup.measure_selects} from gone group by {rollup.group_by}),
     total_{n} as (
-        select sum({rollup.count}) as rows, {rollup.totals_json()}
-               || jsonb_build_object('{KEYS_HASH}', sum({rollup.keys_hash("{name}")})) as totals
+        select sum({rollup.count}) as rows, {ledger.totals_with_keys(rollup)} as totals
         from part_{n}
     ),
     {ledger.deleted_cte(rollup, f"noted_{n}", f"total_{n}.totals", f"total_{n}")}"""

@@ -37,6 +37,7 @@ TEACHES = {
     "verify": "the difference is zero, or something has to be resolved",
     "rebase": "Statistics stay until each day is rebuilt",
     "archive": "hold exactly the log rows",
+    "partitions": "Without a partition for a row, and without a default partition, the API's INSERT fails",
     "prune": "statistics stay",
     "erase": "The opposite of `prune`",
     "history": "Newest first",

@@ -26,6 +26,7 @@ from calc_analytics.orchestration.history import (
     Tick,
 )
 from calc_analytics.rollup.ledger import ClusterChanged, LogReplaced, NotInstalled, RollupsChanged, TimezoneChanged
+from calc_analytics.rollup.partitions import Outlook
 from calc_analytics.rollup.status import Days, Lag, LastRefresh, LedgerReport, LogReport, ProofAges
 from calc_analytics.rollup.unseen import SearchReport
 
@@ -50,6 +51,7 @@ GOOD: dict[str, Any] = {
     "server": Server("18.4", 180_004, False),
     "is_installed": True,
     "hidden": [],
+    "partitions": None,
     "ledger": LEDGER,
     "log": LogReport(Lag(0, 0.0), None),
     "unseen": SearchReport([]),
@@ -164,6 +166,29 @@ def test_each_state_that_stops_every_operation_names_what_resolves_it_in_health_
     (found,) = doctor.EXAMINATIONS["state"].judge(facts(**changed))
     assert (found.level, found.fact, found.command) == ("wrong", "no operation may use it", command)
     assert finding("state", **changed).command == command
+
+
+@pytest.mark.parametrize(
+    ("left", "changes", "level", "command"),
+    [
+        (None, {}, "ok", ""),
+        (timedelta(days=8), {}, "ok", ""),
+        (timedelta(days=6), {}, "note", "calc-analytics partitions --create"),
+        (timedelta(hours=23), {}, "wrong", "calc-analytics partitions --create"),
+        (timedelta(0), {"step": None}, "wrong", "create the next partition of the log table"),
+        (timedelta(0), {"has_default": True}, "ok", ""),
+        (timedelta(days=3), {"created_by": "partman"}, "ok", ""),
+        (timedelta(hours=23), {"created_by": "partman"}, "wrong", "see why pg_partman creates no partitions"),
+    ],
+)
+def test_a_missing_partition_is_a_note_a_week_before_and_wrong_a_day_before(
+    left: timedelta | None, changes: dict[str, Any], level: str, command: str
+):
+    outlook = replace(Outlook(NOW + left if left is not None else None, False, "month", None), **changes)
+    found = finding("partitions", partitions=outlook)
+    assert found.level == level
+    assert found.command.startswith(command)
+    assert bool(found.command) == bool(command)
 
 
 def test_freshness_is_twice_the_interval():

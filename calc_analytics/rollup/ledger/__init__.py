@@ -32,6 +32,7 @@ from calc_analytics.rollup.ledger.archived import (
 )
 from calc_analytics.rollup.ledger.changes import (
     create_if_missing,
+    follow_into_partition,
     forget_empty_days,
     keep_rollups,
     mark_stale,
@@ -55,7 +56,9 @@ from calc_analytics.rollup.ledger.deletions import (
     keep_out_prune,
     keep_out_rebuilds,
     prunable_days,
+    record_deleted,
     take_out,
+    totals_with_keys,
 )
 from calc_analytics.rollup.ledger.entries import (
     COUNTED,
@@ -138,6 +141,7 @@ __all__ = [
     "deleted_cte",
     "entries",
     "exists",
+    "follow_into_partition",
     "forget_archived_snapshots",
     "forget_empty_days",
     "forget_leftovers",
@@ -168,6 +172,7 @@ __all__ = [
     "record_archived",
     "record_audit_of_all",
     "record_audited",
+    "record_deleted",
     "record_kept",
     "record_lost_days",
     "record_pending",
@@ -184,6 +189,7 @@ __all__ = [
     "stored_timezone",
     "take_out",
     "take_turn_archiving",
+    "totals_with_keys",
     "unarchived_rows",
     "unbalanced",
     "unknown_rollups",

@@ -9,12 +9,14 @@ from datetime import date
 from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
+from calc_analytics.database.log_partitions import Partition, read_layout
 from calc_analytics.days import FIRST, LAST
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Log, Rollup
 from calc_analytics.rollup.ledger.archived import forget_archived_snapshots
 from calc_analytics.rollup.ledger.state import here, kept_rollups, lock_unchecked, still_here
-from calc_analytics.rollup.snapshot import log_oid
+from calc_analytics.rollup.snapshot import SAME_CLUSTER, log_oid
+from calc_analytics.rollup.windows import windows
 
 
 def create_if_missing(connection: Connection, db: Database) -> bool:
@@ -57,6 +59,31 @@ def start_afresh(connection: Connection, db: Database) -> None:
     forget_archived_snapshots(connection, log)
 
 
+def follow_into_partition(connection: Connection, db: Database) -> str | None:
+    """The table that was counted became a partition of the one that has its name now: the counting goes on.
+
+    Only if all days on record lie in the partition's range: rows of another partition then were never counted, and
+    none that was counted is in another one. Returns the partition's name, or None if there was nothing to follow.
+    """
+    lock_unchecked(connection, db.log)
+    counted = connection.execute(text(_COUNTED_TABLE.format(log=log_oid(db.log))), {"log": db.log.name}).scalar()
+    layout = read_layout(connection, db.log.name, db.log.event_time)
+    found = [each for each in (layout.partitions if layout else []) if each.is_ranged and each.oid == counted]
+    if not found or not _holds_all_days(connection, db, found[0]):
+        return None
+    connection.execute(text(f"update rollup_state s set {here(db.log)} where log = :log"), {"log": db.log.name})
+    return found[0].name
+
+
+def _holds_all_days(connection: Connection, db: Database, partition: Partition) -> bool:
+    first, last = connection.execute(_DAYS_ON_RECORD, {"rollups": db.log.names}).one()
+    if first is None:
+        return True
+    spans = windows(connection, sorted({first, last}), db.timezone)
+    begins_before = partition.lower is None or partition.lower <= spans[0].begin
+    return begins_before and (partition.upper is None or spans[-1].end <= partition.upper)
+
+
 def record_pending(connection: Connection, log: Log, days: Sequence[date]) -> None:
     """Those of these days that are not on record wait for a rebuild, in every rollup."""
     statement = """
@@ -84,6 +111,13 @@ def forget_empty_days(connection: Connection, db: Database, first: date) -> None
         connection.execute(text(_FORGET_EMPTY.format(target=rollup.name, count=rollup.count)), parameters)
 
 
+_COUNTED_TABLE = f"""
+    select s.log_relation from rollup_state s
+    where s.log = :log and {SAME_CLUSTER} and s.log_relation <> cast({{log}} as bigint)
+"""
+_DAYS_ON_RECORD = text(
+    "select min(date), max(date) from rollup_days where rollup = any(cast(:rollups as text[])) and counted is not null"
+)
 _CREATE = """
     insert into rollup_state (log, timezone, system_identifier, snapshot, relation, written_by, log_relation, rollups)
     select :log, :timezone, system_identifier, pg_current_snapshot(),

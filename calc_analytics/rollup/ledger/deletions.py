@@ -60,6 +60,19 @@ def deleted_cte(rollup: Rollup, name: str, totals: str, rows: str) -> str:
     )"""
 
 
+def totals_with_keys(rollup: Rollup) -> str:
+    """SQL: the sums of each measure and the hash of the keys, over rows of the rollup's shape: what `deleted` holds."""
+    return f"""{rollup.totals_json()}
+               || jsonb_build_object('{KEYS_HASH}', sum({rollup.keys_hash("{name}")}))"""
+
+
+def record_deleted(connection: Connection, rollup: Rollup, day: date, totals: str) -> None:
+    """Adds these totals (of `totals_with_keys`) of at least one row to what is recorded as deleted of the day."""
+    given = "given as (select cast(:totals as jsonb) as totals, 1 as rows)"
+    statement = f"with {given}, {deleted_cte(rollup, 'noted', 'given.totals', 'given')} select from given"
+    connection.execute(text(statement), {"totals": totals, "day": day})
+
+
 def take_out(
     connection: Connection, rollup: Rollup, day: date, counted: Totals, deleted: Totals, hash_change: Any
 ) -> None:

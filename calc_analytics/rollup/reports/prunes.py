@@ -18,6 +18,13 @@ class PruneReport:
     """Days with counted log rows that are not archived, where days are archived: nothing of them is deleted."""
     refused: dict[date, str] = field(default_factory=dict)
     """Days whose archive is not what it should be, and why: nothing of them is deleted."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Partitions whose rows were deleted as a whole, and how many; dropped unless they are in `kept` as well."""
+    kept: dict[str, str] = field(default_factory=dict)
+    """Partitions before the limit that were not dropped, and why."""
+
+    busy: list[str] = field(default_factory=list)
+    """Those of them that other sessions use: their rows, or the empty table, are left to the next prune."""
 
     @property
     def rows(self) -> int:
@@ -33,5 +40,8 @@ class PruneReport:
             "different_days": [str(day) for day in self.different],
             "not_archived_days": [str(day) for day in self.not_archived],
             "refused_days": {str(day): reason for day, reason in self.refused.items()},
+            "dropped_partitions": self.dropped,
+            "kept_partitions": self.kept,
+            "busy_partitions": self.busy,
             "seconds": round(self.seconds, 4),
         }
