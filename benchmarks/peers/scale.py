@@ -1,0 +1,40 @@
+"""How much is measured: the whole comparison, and the short form that the tests run."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Rows, rounds and seconds of each workload. Systems whose run is a process repeat less (`slow_rounds`)."""
+
+    rows_today: tuple[int, ...] = (200_000, 1_000_000, 5_000_000)
+    batches: tuple[int, ...] = (5_000, 100)
+    rounds: int = 11
+    slow_rounds: int = 3
+    few_rows: int = 20_000
+    copies: int = 100
+    writing_rounds: int = 9
+    commit_seconds: int = 4
+    commit_rounds: int = 5
+    open_seconds: float = 20.0
+    backlog_rows: int = 1_000_000
+    backlog_days: int = 40
+    backlog_rounds: int = 3
+
+
+FULL = Scale()
+SHORT = Scale(
+    rows_today=(2_000, 10_000),
+    batches=(100,),
+    rounds=3,
+    slow_rounds=1,
+    few_rows=2_000,
+    copies=10,
+    writing_rounds=3,
+    commit_seconds=1,
+    commit_rounds=1,
+    open_seconds=2.0,
+    backlog_rows=5_000,
+    backlog_days=5,
+    backlog_rounds=1,
+)
