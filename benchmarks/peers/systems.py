@@ -44,7 +44,7 @@ def leave_out_broken(server: Server, found: Found) -> Found:
         except Exception as error:
             if not system.package:
                 raise
-            kept.missing[system] = f"{version}, which fails: {str(error).splitlines()[0]}"
+            kept.missing[system] = f"{version}, which failed: {str(error).splitlines()[-1]}"
     return kept
 
 

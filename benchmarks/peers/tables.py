@@ -9,7 +9,7 @@ from benchmarks.peers.handwritten import Bare, Floor
 from benchmarks.peers.rows import TODAY, Difference
 from benchmarks.peers.scale import Scale
 from benchmarks.peers.stage import Quartiles
-from benchmarks.peers.systems import Found
+from benchmarks.peers.systems import SYSTEMS, Found
 from benchmarks.peers.workloads.backlog import Backlog
 from benchmarks.peers.workloads.open_writer import OpenWriter
 from benchmarks.peers.workloads.refreshing import Refreshing
@@ -58,8 +58,12 @@ def _row(cells: Sequence[str]) -> str:
 
 def _systems(results: Results) -> str:
     found = results.found
-    rows = [(system.name, version or "SQL in this repository") for system, version in found.systems.items()]
-    rows += [(system.name, f"not installed: {package}") for system, package in found.missing.items()]
+    rows = [
+        (system.name, found.systems[system] or "in this repository")
+        if system in found.systems
+        else (system.name, f"not installed: {found.missing[system]}")
+        for system in SYSTEMS
+    ]
     head = (
         f"Measured on {TODAY} in {results.seconds / 60:.0f} minutes with {results.server}, "
         f"{os.cpu_count()} virtual cores, default settings."

@@ -42,7 +42,7 @@ class Transforming(Peer):
         python, requirements = cls.environment() / "bin" / "python", REQUIREMENTS[cls.key]
         if not python.exists():
             venv.create(cls.environment(), with_pip=True)
-        install = [str(python), "-m", "pip", "install", "-q", "--only-binary", ":all:", *requirements]
+        install = [str(python), "-m", "pip", "install", "-q", *requirements]
         if subprocess.run(install, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False).returncode:
             return None
         return requirements[0].partition("==")[2]
@@ -77,7 +77,7 @@ class Dbt(Transforming):
         first = found[0] if found and found[0] else YESTERDAY
         self.write(
             {
-                "dbt_project.yml": "name: peer\nversion: '1'\nprofile: peer\n"
+                "dbt_project.yml": "name: peer\nversion: '1.0'\nprofile: peer\n"
                 "flags: {send_anonymous_usage_stats: false}\n",
                 "profiles.yml": "peer: {target: peer, outputs: {peer: {type: postgres, "
                 f"host: {self.server.folder}, user: {ROLE}, password: '', port: 5432, dbname: {self.key}, "
