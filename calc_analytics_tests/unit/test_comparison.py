@@ -13,7 +13,14 @@ from calc_analytics_tests.unit.test_docs import PAGES, ROOT
 
 PAGE = PAGES["docs/comparison.md"]
 MEASURED = PAGE.split(BEGIN)[1].split(END)[0]
-SECTIONS = ("What was measured", "Wrong rows", "A transaction left open for 20 s", "A refresh", "Writers", "A backlog of 1,000,000 rows of 40 days, at random")  # fmt: skip
+SECTIONS = (
+    "What was measured",
+    "Wrong rows",
+    "A transaction left open for 20 s",
+    "A refresh",
+    "Writers",
+    "A backlog of 1,000,000 rows of 40 days, at random",
+)
 ALTERNATIVES = r"PgQ|pg_incremental|pg_ivm|TimescaleDB|\bdbt\b|SQLMesh"
 PAGES_WITH_CLAIMS = [name for name in PAGES if re.search(ALTERNATIVES, PAGES[name]) and name != "docs/comparison.md"]
 
@@ -33,7 +40,10 @@ def test_every_event_is_a_column_and_is_explained(event: str):
     assert f"\n| {event} | " in PAGE.split("## How it is measured")[1]
 
 
-@pytest.mark.parametrize("name", ["mark of ids", "trigger", "PgQ", "pg_incremental", "pg_ivm", "TimescaleDB", "Whole-day SQL", "dbt and SQLMesh"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    ["mark of ids", "trigger", "PgQ", "pg_incremental", "pg_ivm", "TimescaleDB", "Whole-day SQL", "dbt and SQLMesh"],
+)
 def test_every_alternative_has_a_reason_to_choose_it(name: str):
     paragraphs = PAGE.split("## When to choose another")[1].split("\n\n")
     assert [text for text in paragraphs if re.match(rf"\*\*[^*]*{name}", text) and "Choose " in text]
