@@ -14,7 +14,7 @@ class Scale:
     few_rows: int = 20_000
     copies: int = 100
     writing_rounds: int = 9
-    commit_seconds: int = 4
+    commit_seconds: int = 3
     commit_rounds: int = 5
     open_seconds: float = 20.0
     backlog_rows: int = 1_000_000
@@ -33,7 +33,7 @@ SHORT = Scale(
     writing_rounds=3,
     commit_seconds=1,
     commit_rounds=1,
-    open_seconds=2.0,
+    open_seconds=1.5,
     backlog_rows=5_000,
     backlog_days=5,
     backlog_rounds=1,

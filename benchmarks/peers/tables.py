@@ -97,10 +97,9 @@ def _wrong_cell(each: WrongRows) -> str:
 def _difference(difference: Difference) -> str:
     if not difference.days:
         return "0"
-    rows = [f"−{difference.missing:,}"] * (difference.missing > 0) + [f"+{difference.surplus:,}"] * (
-        difference.surplus > 0
-    )
-    return f"**{difference.days:,}**" + (f" ({', '.join(rows)} rows)" if rows else "")
+    rows = [f"−{difference.missing:,}"] if difference.missing else []
+    rows += [f"+{difference.surplus:,}"] if difference.surplus else []
+    return f"**{difference.days:,}**" + (f" ({', '.join(rows)})" if rows else "")
 
 
 def _open_writers(results: Results) -> str:

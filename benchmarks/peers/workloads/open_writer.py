@@ -69,7 +69,6 @@ def _measure(peer: Peer, seconds: float) -> OpenWriter:
             time.sleep(seconds)
             ended = time.monotonic()
             open_writer.execute("commit")
-            _await(lambda: len(events.refreshes) > 0 or bool(events.errors), 30)
         peer.prepare()
         peer.refresh()
         assert not events.errors, events.errors
@@ -122,12 +121,6 @@ def _refresh(peer: Peer, events: Events, stopping: threading.Event) -> None:
         peer.refresh()
         events.refreshes.append(time.monotonic())
         stopping.wait(max(started + DEBOUNCE_SECONDS - time.monotonic(), 0))
-
-
-def _await(condition: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
 
 
 def _summarize(
