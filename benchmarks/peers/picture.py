@@ -36,7 +36,7 @@ def _colours(results: Results) -> dict[type[Peer], str]:
 
 
 def _draw_cost(axes: Axes, results: Results) -> None:
-    batch, colours = max(results.scale.batches), _colours(results)
+    batch, colours = results.scale.largest_batch(), _colours(results)
     for system, colour in colours.items():
         points = [each for each in results.refreshings if each.system is system and each.batch == batch]
         if points:

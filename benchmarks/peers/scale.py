@@ -7,9 +7,13 @@ from dataclasses import dataclass
 class Scale:
     """Rows, rounds and seconds of each workload. Systems whose run is a process repeat less (`slow_rounds`)."""
 
-    rows_today: tuple[int, ...] = (200_000, 1_000_000, 5_000_000)
-    batches: tuple[int, ...] = (5_000, 100)
-    rounds: int = 11
+    # Rows of today, and the sizes of the new batches.
+    refreshes: tuple[tuple[int, tuple[int, ...]], ...] = (
+        (200_000, (5_000,)),
+        (1_000_000, (5_000, 100)),
+        (5_000_000, (5_000, 100)),
+    )
+    rounds: int = 9
     slow_rounds: int = 3
     few_rows: int = 20_000
     copies: int = 100
@@ -21,11 +25,14 @@ class Scale:
     backlog_days: int = 40
     backlog_rounds: int = 3
 
+    def largest_batch(self) -> int:
+        """That of the picture."""
+        return max(batch for _, batches in self.refreshes for batch in batches)
+
 
 FULL = Scale()
 SHORT = Scale(
-    rows_today=(2_000, 10_000),
-    batches=(100,),
+    refreshes=((2_000, (100,)), (10_000, (100,))),
     rounds=3,
     slow_rounds=1,
     few_rows=2_000,

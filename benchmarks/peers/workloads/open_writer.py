@@ -5,10 +5,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 
 from benchmarks.peers.peer import Peer
-from benchmarks.peers.rows import Difference, compare, insert
+from benchmarks.peers.rows import NOW, Difference, compare, insert
 from benchmarks.peers.scale import Scale
 from benchmarks.peers.server import Server
 from benchmarks.peers.stage import FEW, Quartiles, installed, quartiles
@@ -64,7 +63,7 @@ def _measure(peer: Peer, seconds: float) -> OpenWriter:
         with _working(peer, events):
             time.sleep(STEADY_SECONDS)
             open_writer.execute("begin")
-            insert(open_writer, [1], datetime.now(timezone.utc))
+            insert(open_writer, [1], NOW)
             began = time.monotonic()
             time.sleep(seconds)
             ended = time.monotonic()
@@ -102,7 +101,7 @@ def _write(peer: Peer, events: Events, stopping: threading.Event) -> None:
     with peer.server.connect(peer.key) as writer:
         while not stopping.wait(WRITER_SECONDS):
             began = time.monotonic()
-            insert(writer, range(1, ROWS + 1), datetime.now(timezone.utc))
+            insert(writer, range(1, ROWS + 1), NOW)
             events.commits.append((began, time.monotonic()))
 
 

@@ -25,12 +25,13 @@ class Refreshing:
 
 
 def measure(server: Server, found: Found, scale: Scale) -> Iterator[Refreshing]:
-    """Rounds in turn, after one that is not measured. Systems without a refresher are left out."""
+    """Rounds in turn, after one that is not measured (a process per run needs none). Systems without a refresher are
+    left out."""
     systems = [system for system in found.with_statistics() if system.has_refresher]
-    for rows_today in scale.rows_today:
+    for rows_today, batches in scale.refreshes:
         make_template(server, TEMPLATE, rows_today, MIDNIGHT)
         with installed(server, systems, TEMPLATE) as peers:
-            for batch in scale.batches:
+            for batch in batches:
                 for system, seconds in _rounds(peers, batch, scale).items():
                     yield Refreshing(system, rows_today, batch, quartiles(seconds))
         server.drop(TEMPLATE)
@@ -41,10 +42,10 @@ def _rounds(peers: list[Peer], batch: int, scale: Scale) -> dict[type[Peer], lis
     for round_ in range(scale.rounds + 1):
         text = lines(batch, seed=round_)
         for peer in peers:
-            if peer.is_slow and round_ > scale.slow_rounds:
+            if peer.is_slow and round_ >= scale.slow_rounds:
                 continue
             took = _refresh(peer, text)
-            if round_:
+            if round_ or peer.is_slow:
                 found[type(peer)].append(took)
     return found
 
