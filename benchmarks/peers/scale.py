@@ -20,6 +20,8 @@ class Scale:
     writing_rounds: int = 9
     commit_seconds: int = 3
     commit_rounds: int = 5
+    # How long all works before a transaction is opened, and how long it is open.
+    steady_seconds: float = 1.0
     open_seconds: float = 20.0
     backlog_rows: int = 1_000_000
     backlog_days: int = 40
@@ -40,6 +42,7 @@ SHORT = Scale(
     writing_rounds=3,
     commit_seconds=1,
     commit_rounds=1,
+    steady_seconds=0.3,
     open_seconds=1.5,
     backlog_rows=5_000,
     backlog_days=5,

@@ -16,8 +16,6 @@ from benchmarks.peers.systems import Found
 WRITERS, WRITER_SECONDS, ROWS = 2, 0.1, 5
 # Least time between the beginnings of two refreshes: this project's default. Look at the statistics this often.
 DEBOUNCE_SECONDS, WATCH_SECONDS = 0.2, 0.02
-# How long all works before the transaction is opened.
-STEADY_SECONDS = 1.0
 
 
 @dataclass
@@ -52,20 +50,20 @@ def measure(server: Server, found: Found, scale: Scale) -> Iterator[OpenWriter]:
     """Each system in turn."""
     for system in found.with_statistics():
         with installed(server, [system], FEW) as (peer,):
-            yield _measure(peer, scale.open_seconds)
+            yield _measure(peer, scale)
 
 
-def _measure(peer: Peer, seconds: float) -> OpenWriter:
+def _measure(peer: Peer, scale: Scale) -> OpenWriter:
     events = Events()
     with peer.server.connect(peer.key) as open_writer, peer.server.connect(peer.key) as reader:
         counted = f"select coalesce(sum(total_calculations), 0)::bigint from {peer.target}"
         base = int(reader.execute(counted.encode()).fetchone()[0])  # type: ignore[index]
         with _working(peer, events):
-            time.sleep(STEADY_SECONDS)
+            time.sleep(scale.steady_seconds)
             open_writer.execute("begin")
             insert(open_writer, [1], NOW)
             began = time.monotonic()
-            time.sleep(seconds)
+            time.sleep(scale.open_seconds)
             ended = time.monotonic()
             open_writer.execute("commit")
         peer.prepare()
