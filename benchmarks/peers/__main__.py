@@ -50,7 +50,10 @@ def parse() -> argparse.Namespace:
     for system in SYSTEMS:
         if system.option:
             parser.add_argument(system.option, action="store_true", help=f"install and measure {system.name}")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.short and arguments.write:
+        parser.error("--write is for a whole run: leave out --short")
+    return arguments
 
 
 def measure(server: Server, scale: Scale, options: Iterable[str]) -> Results:

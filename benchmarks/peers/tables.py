@@ -109,8 +109,8 @@ def _open_writers(results: Results) -> str:
             str(each.refreshes) if each.system.has_refresher else "needs none",
             _staleness(each),
             str(each.commits),
-            f"{each.latency.median * 1e3:.1f} ms",
-            f"{each.latency_p95 * 1e3:.1f} ms",
+            f"{_number(each.latency.median * 1e3)} ms",
+            f"{_number(each.latency_p95 * 1e3)} ms",
         )
         for each in results.open_writers
     ]
@@ -141,7 +141,12 @@ def _refreshings(results: Results) -> str:
 
 
 def _cost(seconds: Quartiles, floor: float) -> str:
-    return f"{_spread(seconds, 1e3, ' ms')}: {seconds.median / floor:,.2f}"
+    return f"{_spread(seconds, 1e3, ' ms')} · {_ratio(seconds.median / floor)}"
+
+
+def _ratio(ratio: float) -> str:
+    """'1.55 ×', '503 ×'."""
+    return f"{ratio:,.0f} ×" if ratio >= 10 else f"{ratio:.2f} ×"
 
 
 def _spread(quartiles: Quartiles, factor: float, unit: str) -> str:
@@ -163,11 +168,11 @@ def _writings(results: Results) -> str:
         (
             each.system.name,
             _spread(each.cpu, 1e6, " µs"),
-            f"{each.cpu.median / bare.cpu.median:.2f}",
+            _ratio(each.cpu.median / bare.cpu.median),
             f"{each.wal.median:,.0f} B",
-            f"{each.wal.median / bare.wal.median:.2f}",
+            _ratio(each.wal.median / bare.wal.median),
             _spread(each.commits, 1, ""),
-            f"{each.commits.median / bare.commits.median:.2f}",
+            _ratio(each.commits.median / bare.commits.median),
         )
         for each in results.writings
     ]
@@ -190,7 +195,7 @@ def _backlogs(results: Results) -> str:
             each.system.name,
             f"{_number(each.writing.median)} s",
             _spread(each.counting, 1, " s") if each.system.has_refresher else "needs none",
-            f"{each.counting.median / floor:.2f}" if each.system.has_refresher else "",
+            _ratio(each.counting.median / floor) if each.system.has_refresher else "",
             _difference(each.difference),
         )
         for each in results.backlogs

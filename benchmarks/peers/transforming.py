@@ -17,6 +17,9 @@ REQUIREMENTS = {
     "sqlmesh": ("sqlmesh[postgres]==0.236.4",),
 }
 
+# A restatement may not begin before the model does.
+HISTORY_DAYS = 60
+
 
 class Failed(RuntimeError):
     """A program of another environment ended with an error; its last lines are the message."""
@@ -115,8 +118,7 @@ class SqlMesh(Transforming):
 
     def install(self) -> None:
         """Configuration, model; the first plan counts all days up to the last five minutes, the run the rest."""
-        found = self.connection.execute("select min(created_at)::date from calculation_logs").fetchone()
-        first = found[0] if found and found[0] else YESTERDAY
+        first = TODAY - timedelta(days=HISTORY_DAYS)
         self.write(
             {
                 "config.yaml": f"gateways: {{peer: {{connection: {{type: postgres, host: {self.server.folder}, "

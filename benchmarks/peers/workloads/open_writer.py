@@ -23,7 +23,7 @@ class Events:
     """What happened, by the monotonic clock."""
 
     commits: list[tuple[float, float]] = field(default_factory=list)  # when it began, when it was committed
-    refreshes: list[float] = field(default_factory=list)  # when each ended
+    refreshes: list[tuple[float, float]] = field(default_factory=list)  # when it began, when it ended
     seen: list[tuple[float, int]] = field(default_factory=list)  # rows in the statistics
     errors: list[str] = field(default_factory=list)
 
@@ -116,7 +116,7 @@ def _refresh(peer: Peer, events: Events, stopping: threading.Event) -> None:
         started = time.monotonic()
         peer.prepare()
         peer.refresh()
-        events.refreshes.append(time.monotonic())
+        events.refreshes.append((started, time.monotonic()))
         stopping.wait(max(started + DEBOUNCE_SECONDS - time.monotonic(), 0))
 
 
@@ -136,7 +136,7 @@ def _summarize(
     latencies = [committed - start for start, committed in commits if began - WRITER_SECONDS <= start <= ended]
     return OpenWriter(
         type(peer),
-        refreshes=sum(began <= end <= ended for end in events.refreshes),
+        refreshes=sum(began <= start and end <= ended for start, end in events.refreshes),
         commits=len(ages),
         staleness=percentile_95(ages) if ages else None,
         is_cut=cut > len(ages) * 0.05,
