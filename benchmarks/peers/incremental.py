@@ -105,7 +105,8 @@ class Timescale(Peer):
     def catch_up(self, first: date) -> None:
         """The same with a wider window."""
         self.connection.execute(
-            f"call refresh_continuous_aggregate('peer_buckets', '{first} 00:00Z', timestamptz '{TODAY} 24:00Z')"
+            "call refresh_continuous_aggregate('peer_buckets', "
+            f"timestamptz '{first} 00:00Z', timestamptz '{TODAY} 24:00Z')"
         )
 
     def stored_table(self) -> str:

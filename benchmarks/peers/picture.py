@@ -18,10 +18,11 @@ SETTINGS: Any = {"svg.hashsalt": "comparison", "svg.fonttype": "none", "font.siz
 def draw(results: Results, path: Path) -> None:
     """Writes the SVG."""
     with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=(11, 4.2), layout="constrained")
+        figure = Figure(figsize=(11, 4.6), layout="constrained")
         cost, staleness = figure.subplots(1, 2)
         _draw_cost(cost, results)
         _draw_staleness(staleness, results)
+        figure.legend(*cost.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
         figure.savefig(path, format="svg", metadata={"Date": None})
 
 
@@ -44,8 +45,11 @@ def _draw_cost(axes: Axes, results: Results) -> None:
             sizes, medians = zip(*((each.rows_today, each.seconds.median * 1e3) for each in points), strict=True)
             axes.plot(sizes, medians, style, marker="o", markersize=3, color=colour, label=_plain(system))
     axes.set(xscale="log", yscale="log", xlabel="rows of today", ylabel="ms", title=f"A refresh of {batch:,} new rows")
+    shown = [rows_today for rows_today, batches in results.scale.refreshes if batch in batches]
+    axes.set_xticks(shown, [f"{size:,}" for size in shown])
+    axes.minorticks_off()
+    axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
 
 
 def _draw_staleness(axes: Axes, results: Results) -> None:
@@ -57,5 +61,5 @@ def _draw_staleness(axes: Axes, results: Results) -> None:
         bound = "≥ " if each.is_cut else ""
         labels.append("no other writer commits" if each.staleness is None else f"{bound}{value:.2f} s")
     axes.bar_label(bars, labels, padding=3, fontsize=8)
-    axes.set_xlim(0, max(values) * 1.35)
+    axes.set_xlim(0, max(values) * 1.5)
     axes.set(xlabel="seconds", title=f"Age of counted rows (p95), a writer open for {results.scale.open_seconds:.0f} s")
