@@ -165,26 +165,33 @@ def _create(
         raise NoPartitions(
             f"{newest.name} has partitions of its own: create the next one as it was created; nothing was created"
         )
-    path, bounds = f"{quote_identifier(newest.schema)}.{quote_identifier(name)}", {"begin": begin, "end": end}
+    path = f"{quote_identifier(newest.schema)}.{quote_identifier(name)}"
     if connection.execute(text("select to_regclass(:path)"), {"path": path}).scalar() is not None:
         raise NoPartitions(f"there is a table {name} that is no partition: rename it; nothing was created")
-    default = layout.default
-    if default is not None:
-        of_range = f"select from only {escaped(default.path)} where {event_time} >= :begin and {event_time} < :end"
-        if connection.execute(text(f"select exists ({of_range})"), bounds).scalar():
-            raise NoPartitions(
-                f"the default partition {default.name} has rows of {begin:%Y-%m-%d} to {end:%Y-%m-%d}: move them to a "
-                f"table of their own and attach that; nothing was created"
-            )
+    _require_free_range(connection, layout.default, begin, end, event_time)
 
     def work() -> None:
         for statement in _statements(connection, newest, path, begin, end):
             connection.execute(text(escaped(statement)))
 
-    relations = [newest.parent_oid, *([default.oid] if default else [])]
+    relations = [newest.parent_oid, *([layout.default.oid] if layout.default else [])]
     if waiting := attempt(connection, relations, work):
         raise NoPartitions(f"{name} cannot be attached to the log table: {waiting}; nothing was created")
     return name
+
+
+def _require_free_range(
+    connection: Connection, default: Partition | None, begin: datetime, end: datetime, event_time: str
+) -> None:
+    """Raises `NoPartitions` if the default partition has rows of the range."""
+    if default is None:
+        return
+    of_range = f"select from only {escaped(default.path)} where {event_time} >= :begin and {event_time} < :end"
+    if connection.execute(text(f"select exists ({of_range})"), {"begin": begin, "end": end}).scalar():
+        raise NoPartitions(
+            f"the default partition {default.name} has rows of {begin:%Y-%m-%d} to {end:%Y-%m-%d}: move them to a "
+            f"table of their own and attach that; nothing was created"
+        )
 
 
 def _statements(connection: Connection, newest: Partition, path: str, begin: datetime, end: datetime) -> list[str]:

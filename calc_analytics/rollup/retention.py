@@ -90,16 +90,7 @@ def prune(
     days = [] if only_partitions else retry_transient(partial(work.days_to_delete, before))
     for span in retry_transient(partial(_windows, db, days)):
         retry_transient(partial(work.prune_day, span))
-    left = retry_transient(partial(not_built, db, before))
-    unarchived = retry_transient(partial(not_archived, db, before))
-    rows_by_day, seconds = (
-        {day: rows for day, rows in sorted(work.deleted.items()) if rows},
-        time.perf_counter() - started,
-    )
-    return PruneReport(
-        rows_by_day, left, seconds, sorted(work.different), unarchived, work.refused,
-        work.dropped, work.kept, [each.name for each in work.busy],
-    )  # fmt: skip
+    return work.report(before, time.perf_counter() - started)
 
 
 @dataclass
@@ -137,7 +128,7 @@ class _Pruning:
             if reason := now.obstacle(partition, self.db.timezone):
                 return Emptied(reason=reason)
             of_days = now.days_of(partition, self.db.timezone)
-            if wrong := [day for day in of_days if not self.is_proven(day)]:
+            if wrong := [day for day in of_days if not retry_transient(partial(self.is_proven, day))]:
                 return Emptied(reason=f"{wrong[0]} is not proven")
             done = drop_partition(self.db, partition, of_days)
             if done.reason == NOT_PROVEN:
@@ -147,6 +138,20 @@ class _Pruning:
             else:
                 break
         return done
+
+    def report(self, before: date, seconds: float) -> PruneReport:
+        """What was deleted, and what was left."""
+        return PruneReport(
+            {day: rows for day, rows in sorted(self.deleted.items()) if rows},
+            retry_transient(partial(not_built, self.db, before)),
+            seconds,
+            sorted(self.different),
+            retry_transient(partial(not_archived, self.db, before)),
+            self.refused,
+            self.dropped,
+            self.kept,
+            [each.name for each in self.busy],
+        )
 
     def _note_dropped(self, partition: Partition, done: Emptied) -> None:
         for day, rows in done.rows_by_day.items():
