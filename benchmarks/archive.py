@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import psutil
@@ -20,13 +21,18 @@ from calc_analytics.archive.checking import check, prove_day
 from calc_analytics.archive.place import Archive
 from calc_analytics.archive.writing import archive
 from calc_analytics.config import Settings
+from calc_analytics.database.engine import transaction
 from calc_analytics.days import ONE_DAY
 from calc_analytics.engines.archived import ArchivedDays
+from calc_analytics.rollup import ledger
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.rebuild import rebuild
-from calc_analytics.rollup.reports import RebuildReport
+from calc_analytics.rollup.recount import count_days
+from calc_analytics.rollup.reports import DayCount, RebuildReport
 from calc_analytics.rollup.retention import prune
+from calc_analytics.rollup.snapshot import Snapshot
 from calc_analytics.rollup.verify import verify
+from calc_analytics.rollup.windows import windows
 
 ROWS = 5_000_000
 BATCH_ROWS = 100
@@ -64,17 +70,45 @@ def measure(place: Archive) -> list[tuple[str, ...]]:
 
 
 def measure_rebuild(place: Archive) -> list[tuple[str, ...]]:
-    """A row for the rebuild from log rows, and one for that from the archive; of all four rollups, the best of three.
+    """Rows for the counting alone, and for the whole rebuild, by PostgreSQL from log rows and by DuckDB from files.
+
+    Of all four rollups, the best of three.
 
     DuckDB counts in this process, so its CPU time and memory are this process's.
     """
     day, archived = DAY - ONE_DAY, ArchivedDays(place, Settings(archive_url=place.db.archive_url))
-    rows = [("rebuild from log rows", *best(lambda: rebuild(place.db, [day])))]
+    records, total = days_in(place, day), days_in(place, day)[day].rows
+    rows = [
+        ("counting by PostgreSQL", *best(lambda: counted(total, lambda: count_log_rows(place.db, day)))),
+        ("counting by DuckDB", *best(lambda: counted(total, lambda: archived.reduce(place.db.log.rollups, records)))),
+        ("rebuild from log rows", *best(lambda: rebuild(place.db, [day]))),
+    ]
     prune(place.db, DAY, batch_rows=100_000, prove_archived=lambda each: prove_day(place, each))
     execute(place.db.engine, "vacuum analyze calculation_logs")
     rows.append(("rebuild from the archive", *best(lambda: rebuild(place.db, [day], archived=archived))))
     assert verify(place.db, [day]).difference == 0
     return rows
+
+
+def days_in(place: Archive, day: date) -> dict[date, ledger.ArchivedDay]:
+    """What the database holds of the archived day."""
+    with transaction(place.db.engine) as connection:
+        return ledger.archived_days(connection, place.db.log, [day])
+
+
+def count_log_rows(db: Database, day: date) -> None:
+    """What a rebuild aggregates of the log rows, without what becomes of it."""
+    with transaction(db.engine) as connection:
+        spans = windows(connection, [day], db.timezone)
+        count_days(connection, db, db.log.rollups, spans, Snapshot.now(connection))
+
+
+def counted(rows: int, work: Callable[[], object]) -> RebuildReport:
+    """The time of counting, as a rebuild reports it."""
+    started = time.perf_counter()
+    work()
+    seconds = time.perf_counter() - started
+    return RebuildReport([DayCount("", DAY, rows, {}, 0, "built")], seconds=seconds)
 
 
 def best(work: Callable[[], RebuildReport]) -> tuple[str, ...]:

@@ -168,6 +168,8 @@ class _Chunk:
         self.decision, self.engine = decision, "" if reduction is None else reduction.engine
         self.archived = None if reduction is None else Part(connection, db, rollups, spans, reduction)
         self.sources: dict[date, str] = {}
+        # Whether a key's rows may be in several parts, to be added up.
+        self.has_parts = False
 
     @property
     def days(self) -> list[date]:
@@ -181,9 +183,7 @@ class _Chunk:
         ledger.note_cluster(self.connection, self.db.log)
         known, report = LedgerDays.read(self.connection, self.db, self.days), RebuildReport()
         for rollup in self.rollups:
-            add_since(self.connection, self.db, rollup, self.days, counted_at, now)
-            if self.archived is not None:
-                self.archived.add_since(rollup, counted_at, now)
+            self._add_since(rollup, counted_at, now)
         if self.archived is not None:
             self.sources, refused = self.archived.put_in_place(known)
             report = RebuildReport(refused=refused)
@@ -193,12 +193,20 @@ class _Chunk:
             report = report + self._settle(rollup, spans, known)
         return report
 
+    def _add_since(self, rollup: Rollup, then: Snapshot, now: Snapshot) -> None:
+        """Adds what became visible between the two snapshots."""
+        added = add_since(self.connection, self.db, rollup, self.days, then, now)
+        if self.archived is not None:
+            added += self.archived.add_since(rollup, then, now)
+        self.has_parts = self.has_parts or added > 0
+
     def _count_unlocked(self) -> Snapshot:
         """Aggregates the days into temporary tables; returns the snapshot they are counted at."""
         at, empty = Snapshot.now(self.connection), set[date]()
         if self.archived is not None:
             there = from_archive.days_with_rows(self.connection, self.db, self.spans, at)
             self.archived.load(at, there)
+            self.has_parts = bool(there)
             empty = set(self.days) - there
         count_days(self.connection, self.db, self.rollups, self.spans, at, empty)
         return at
@@ -206,25 +214,32 @@ class _Chunk:
     def _settle(self, rollup: Rollup, spans: Sequence[Window], known: LedgerDays) -> RebuildReport:
         """Replaces the recounted days of a rollup that may be replaced; the others are left or kept."""
         connection, db = self.connection, self.db
-        overflowed = _overflowed(connection, rollup, [span.day for span in spans])
+        overflowed = _overflowed(connection, rollup, self._recounted(rollup), [span.day for span in spans])
         ledger.set_aside(connection, rollup, [each.day for each in overflowed])
         set_aside = {each.day for each in overflowed}
         rest = [span for span in spans if span.day not in set_aside]
         judged = judge(connection, db, rollup, rest, self.decision, known, self.sources)
         rebuilt = self._replace(rollup, judged)
         if judged.add:
-            _insert(connection, rollup, list(judged.add), rollup.or_add)
+            _insert(connection, rollup, self._recounted(rollup), list(judged.add), rollup.or_add)
         added = self._rebuilt(rollup, judged.add)
         for day in added:
             ledger.record_added(connection, rollup, day.day, day.measures)
         return RebuildReport([*rebuilt, *added], [*judged.refused, *overflowed], judged.kept)
 
     def _replace(self, rollup: Rollup, judged: Judgement) -> list[DayCount]:
-        _replace(self.connection, rollup, list(judged.replace))
+        _replace(self.connection, rollup, self._recounted(rollup), list(judged.replace))
         rebuilt = self._rebuilt(rollup, judged.replace)
         totals = {day.day: day.measures for day in rebuilt}
         ledger.record_rebuilt(self.connection, self.db, rollup, totals, self._deleted(rollup, totals))
         return rebuilt
+
+    def _recounted(self, rollup: Rollup) -> str:
+        """SQL: the recounted rows of the days in :days, one for each key and day."""
+        keys, sums = f"{rollup.key_columns}, date", rollup.each_measure("sum({name}) as {name}")
+        if not self.has_parts:
+            return f"select {rollup.columns} from {recount_table(rollup)} where date = any(:days)"
+        return f"select {keys}, {sums} from {recount_table(rollup)} where date = any(:days) group by {keys}"
 
     def _deleted(self, rollup: Rollup, totals: Mapping[date, dict[str, int]]) -> dict[date, dict[str, int]]:
         """Of days from the archive, what the log does not have of them, and the hash of its keys."""
@@ -232,7 +247,8 @@ class _Chunk:
         if not days:
             return {}
         nothing, log = no_totals(rollup), totals_by_day(self.connection, rollup, days, log_table(rollup))
-        stored, there = (keys_hashes(self.connection, rollup, days, table) for table in (None, log_table(rollup)))
+        tables = recount_table(rollup), log_table(rollup)
+        stored, there = (keys_hashes(self.connection, rollup, days, table) for table in tables)
         found = {}
         for day in days:
             held = log.get(day, nothing).measures
@@ -254,35 +270,29 @@ class _Chunk:
         return found
 
 
-def _overflowed(connection: Connection, rollup: Rollup, days: list[date]) -> list[SkippedDay]:
+def _overflowed(connection: Connection, rollup: Rollup, recounted: str, days: list[date]) -> list[SkippedDay]:
     """Those of the recounted days with a value that its column cannot hold, and the first such value."""
-    sums = rollup.each_measure("sum({name}) as {name}")
-    keys = f"{rollup.key_columns}, date"
-    recounted = f"select {keys}, {sums} from {recount_table(rollup)} where date = any(:days) group by {keys}"
     return [
         SkippedDay(rollup.name, each.day, "overflow", 0, 0, 0, f"{each}. {each.advice}", each.as_dict())
         for each in overflow.misfits(connection, rollup, recounted, {"days": days})
     ]
 
 
-def _replace(connection: Connection, rollup: Rollup, days: list[date]) -> None:
+def _replace(connection: Connection, rollup: Rollup, recounted: str, days: list[date]) -> None:
     """Puts the recounted days in the place of the stored ones; keys that vanished disappear."""
     if days:
         connection.execute(text(f"delete from {rollup.name} where date = any(:days)"), {"days": days})
-        _insert(connection, rollup, days)
+        _insert(connection, rollup, recounted, days)
 
 
-def _insert(connection: Connection, rollup: Rollup, days: list[date], otherwise: str = "") -> None:
+def _insert(connection: Connection, rollup: Rollup, recounted: str, days: list[date], otherwise: str = "") -> None:
     """Writes the recounted rows of these days; `otherwise` is what happens to keys that are there.
 
     In the order of the keys: readers find a publisher's rows of a day in one or two pages, not in one page each.
     """
-    sums = rollup.each_measure("sum({name}) as {name}")
     statement = f"""
     insert into {rollup.name} ({rollup.columns})
-    select {rollup.key_columns}, date, {sums}
-    from {recount_table(rollup)} where date = any(:days) group by {rollup.key_columns}, date
-    order by date, {rollup.key_columns}
+    select {rollup.columns} from ({recounted}) recounted order by date, {rollup.key_columns}
     {otherwise}
     """
     connection.execute(text(statement), {"days": days})

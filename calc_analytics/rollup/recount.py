@@ -63,10 +63,13 @@ def add_since(
     then: Snapshot,
     now: Snapshot,
     table: str | None = None,
-) -> None:
-    """Adds the days' rows that became visible between the two snapshots to `recount_table`, or to the other `table`."""
+) -> int:
+    """Adds the days' rows that became visible between the two snapshots to `recount_table`, or to the other `table`.
+
+    Returns how many rows of the rollup were added.
+    """
     statement = f"""
     insert into {table or recount_table(rollup)} ({rollup.columns})
     select {rollup.columns} from ({counts_between(db, rollup)}) since where date = any(:days)
     """
-    connection.execute(text(statement), {"days": list(days), **between(then, now)})
+    return connection.execute(text(statement), {"days": list(days), **between(then, now)}).rowcount
