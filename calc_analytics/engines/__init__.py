@@ -60,6 +60,6 @@ def engine_for(settings: "Settings") -> Engine:
     except ImportError as error:
         extra = "archive" if settings.spark_remote is None else "spark"
         raise NoEngine(
-            f"archived days are counted with the package {error.name}, which is not installed: run "
-            f"'pip install calc-analytics[{extra}]'"
+            f"archived days are counted with the package {error.name}, which is not installed: run pip install "
+            f"-c constraints.txt '.[{extra}]'"
         ) from error

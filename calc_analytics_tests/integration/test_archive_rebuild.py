@@ -284,7 +284,7 @@ def test_a_missing_package_is_one_line_and_hot_days_are_rebuilt(place: Archive, 
     monkeypatch.delitem(sys.modules, "calc_analytics.engines.duckdb", raising=False)
     report = rebuilt(place, [DAY, LAST])
     assert report.days == [LAST]
-    assert all("pip install calc-analytics[archive]" in str(each) for each in report.refused)
+    assert all("pip install -c constraints.txt '.[archive]'" in str(each) for each in report.refused)
     assert {each.day for each in report.refused} == {DAY}
 
 
