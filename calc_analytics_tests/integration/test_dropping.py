@@ -22,8 +22,10 @@ from sqlalchemy.engine import URL
 from calc_analytics.archive import checking
 from calc_analytics.archive.writing import archive
 from calc_analytics.cli.main import main
+from calc_analytics.config import Settings
 from calc_analytics.database import log_partitions
 from calc_analytics.database.engine import engine_for
+from calc_analytics.engines.archived import ArchivedDays
 from calc_analytics.rollup import dropping, journal
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.install import install, rebase
@@ -560,4 +562,19 @@ def test_two_prunes_at_once_take_turns(db: Database):
         thread.join()
     assert sum(report.rows for report in reports) == 60
     assert partitions(db) == [MARCH]
+    assert_books_balance(db)
+
+
+def test_days_of_a_dropped_partition_are_rebuilt_from_the_archive(db: Database, tmp_path: Path):
+    place = archive_in(db, tmp_path / "archive")
+    archive(place)
+    prune(place.db, LIMIT, prove_archived=partial(checking.prove_day, place))
+    assert "calculation_logs_2026_01" not in str(partitions(db))
+    before = {name: stored(db, name) for name in FORMS}
+    for name in FORMS:
+        run(db.engine, f"delete from {name} where date < '{LIMIT}'")
+    report = rebuild(place.db, DAYS, archived=ArchivedDays(place, Settings(archive_url=place.db.archive_url)))
+    assert report.refused == []
+    assert {each.day for each in report.rebuilt if each.source == "archive"} == {day for day in DAYS if day < LIMIT}
+    assert {name: stored(db, name) for name in FORMS} == before
     assert_books_balance(db)
