@@ -90,6 +90,7 @@ def test_a_partition_is_rebuilt_in_every_rollup_with_its_figures_and_green_check
     assert Path(found.pop("runbook")).is_file()
     assert "svg" in found.pop("last_30_days")
     assert found == {
+        "source": "log rows",
         "publishers": 2,
         "total_calculations": 10,
         "cache_hits": 4,
