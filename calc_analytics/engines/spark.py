@@ -36,7 +36,7 @@ with warnings.catch_warnings():
     from pyspark.sql.connect.session import SparkSession
 
 # How long a connection that failed is tried again. With an attempt, and the two waits below, less than a minute.
-PATIENCE_SECONDS = 15
+PATIENCE_SECONDS = 10
 # How long a server that could not be reached is not asked again.
 MEMORY_SECONDS = 60
 _ATTEMPT_MS, _PING_MS, _PING_TIMEOUT_MS = 5_000, 15_000, 15_000
