@@ -1,6 +1,6 @@
 """Compares this project with its alternatives on one server: speed, cost for writers, freshness, and wrong rows.
 
-python -m benchmarks.peers                                # about fifteen minutes
+python -m benchmarks.peers                                # at most twenty minutes
 python -m benchmarks.peers --with-dbt --with-sqlmesh      # installs these two from PyPI first
 python -m benchmarks.peers --short                        # a minute: whether it works, not how fast
 python -m benchmarks.peers --write                        # also writes the tables and the picture of docs/comparison.md
