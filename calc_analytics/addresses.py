@@ -53,7 +53,9 @@ def read_archive_url(text: str, root: Path) -> ArchiveUrl:
         raise ValueError(ARCHIVE_FORM) from None
     if url.scheme == "file" and url.netloc in ("", "localhost") and url.path.startswith("/") and not url.query:
         return ArchiveUrl("file", str(Path(unquote(url.path)).resolve()))
-    if url.scheme not in ("s3", "gs") or not bucket or url.fragment or text.count("@") > 1:
+    # A colon, or an @ elsewhere: a secret that is not percent-encoded, which would be shown as a part of the address.
+    place = url.netloc.split("@")[-1] + url.path
+    if url.scheme not in ("s3", "gs") or not bucket or url.fragment or text.count("@") > 1 or {":", "@"} & set(place):
         raise ValueError(ARCHIVE_FORM)
     if (user is None) != (password is None) or (user is not None and url.scheme != "s3"):
         raise ValueError(

@@ -43,6 +43,8 @@ def partitions(settings: Settings, is_creating: bool, ahead: int | None, as_json
                  calc-analytics partitions --create
     Exit codes:  0 done; 1 an error
     """
+    if ahead is not None and not is_creating:
+        raise click.UsageError("--ahead is for --create")
     db, now = open_database(settings), datetime.now(timezone.utc)
     created = create_ahead(db.engine, db.log.name, db.log.event_time, db.timezone, ahead, now) if is_creating else []
     report = read_partitions(db, now)

@@ -186,12 +186,15 @@ _IS_BY_TIME = """
     from pg_partitioned_table p where p.partrelid = to_regclass(:source)
 """
 _BOUND = "pg_get_expr(c.relpartbound, c.oid)"
+_EARLIEST, _LATEST = "timestamptz '0001-01-03Z'", "timestamptz '9999-11-01Z'"
 
 
 def _limit(keyword: str, end: str) -> str:
-    """SQL: the instant after FROM or TO; null for MINVALUE, MAXVALUE and infinity."""
+    """SQL: the instant after FROM or TO; null for MINVALUE, MAXVALUE and infinity. One that Python does not have, or
+    that has no next month, is the nearest that it has."""
     instant = rf"cast(substring({_BOUND} from '{keyword} \(''([^'']+)''\){end}') as timestamptz)"
-    return f"nullif(nullif({instant}, timestamptz 'infinity'), timestamptz '-infinity')"
+    limited = f"nullif(nullif({instant}, timestamptz 'infinity'), timestamptz '-infinity')"
+    return f"case when {limited} is not null then greatest(least({limited}, {_LATEST}), {_EARLIEST}) end"
 
 
 _LOWER, _UPPER = _limit("FROM", ""), _limit("TO", "$")
@@ -205,6 +208,7 @@ _OBSTACLE = """
              then 'a trigger is called for each deleted row'
          when exists (select from pg_depend d where d.refobjid = c.oid and d.deptype = 'n'
                       and d.classid = cast('pg_rewrite' as regclass)) then 'a view reads it'
+         when c.relrowsecurity and row_security_active(c.oid) then 'row-level security hides rows of it'
          when not pg_has_role(c.relowner, 'USAGE') then format('the role ''%s'' does not own it', current_user)
          when not pg_has_role(p.relowner, 'USAGE')
              then format('the role ''%s'' does not own %s', current_user, p.relname)

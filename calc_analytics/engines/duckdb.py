@@ -4,6 +4,7 @@ It reads a folder itself, and a bucket through the archive's own client, so that
 A connection lives for one reduction. No extension is installed or loaded from elsewhere.
 """
 
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import date
@@ -63,5 +64,6 @@ class DuckDB:
         return connection
 
     def _path(self, name: str) -> str:
+        """The file's address, in which nothing is a pattern: DuckDB would read other files than those proven."""
         protocol = "" if self.address.protocol == "file" else f"{self.address.protocol}://"
-        return f"{protocol}{self.address.path}/{name}"
+        return protocol + re.sub(r"[*?\[]", r"[\g<0>]", f"{self.address.path}/{name}")

@@ -1,12 +1,15 @@
 """Days whose log rows were pruned are rebuilt from the archive, exactly, or not at all."""
 
 import random
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from sqlalchemy import text
 
@@ -391,3 +394,27 @@ def test_days_in_berlin_are_rebuilt_exactly_when_clocks_change(db: Database, con
         name: {k: v for k, v in rows.items() if k[-1] in days} for name, rows in all_stored(berlin).items()
     } == expected
     require_proven(berlin, days)
+
+
+@pytest.mark.parametrize(("folder", "beside"), [("a[1]", "a1"), ("b*", "bc"), ("c?", "cd")])
+def test_only_the_proven_files_are_read_though_the_folder_is_called_like_a_pattern(
+    db: Database, connect, tmp_path: Path, folder: str, beside: str
+):
+    write(connect(), random_rows(random.Random(5), 200, utc(2026, 3, 1), utc(2026, 3, 2)))
+    write(connect(), random_rows(random.Random(6), 10, utc(2026, 3, 3), utc(2026, 3, 4)))
+    execute(db, f"grant delete on calculation_logs to {ROLE}")
+    rebuild(db, [DAY, LAST])
+    place = archive_in(db, tmp_path / folder)
+    archive(place)
+    shutil.copytree(tmp_path / folder, tmp_path / beside)
+    for file in (tmp_path / beside).rglob("*.parquet"):
+        table = pyarrow.parquet.read_table(file)
+        changed = table.set_column(
+            table.column_names.index("cache_hit"), "cache_hit", pyarrow.array([True] * table.num_rows)
+        )
+        pyarrow.parquet.write_table(changed, file)
+    prune_before(place, LAST)
+    before = all_stored(place.db)
+    damage_statistics(place.db)
+    assert rebuilt(place).refused == []
+    assert all_stored(place.db) == before

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from calc_analytics.rollup.install import install
 from calc_analytics.rollup.ledger import waiting_days
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
+from calc_analytics.rollup.retention import prune
 from calc_analytics.rollup.verify import verify
 from calc_analytics.rollups import LOG
 from calc_analytics_tests.conftest import ROLE
@@ -254,3 +256,20 @@ def test_why_a_partition_is_not_droppable_is_listed(db: Database):
         ("other", False, "it holds no range of time"),
     ]
     assert report.outlook == partitions.Outlook(datetime(2026, 3, 1, tzinfo=timezone.utc), True, "month", "partman")
+
+
+@pytest.mark.parametrize("zone", ["America/New_York", "Asia/Jerusalem"])
+def test_ranges_that_begin_or_end_outside_of_the_calendar_are_no_error(db: Database, zone: str):
+    db = replace(db, timezone=zone)
+    run(db, part("ancient", "4000-01-01 BC", "0001-01-01Z"), part("past", "0001-01-01Z", "2026-01-01Z"), month(1))
+    run(db, month(2), part("future", "2026-03-01Z", "9999-12-31 23:59:59Z"), part("last", "12000-01-01", "13000-01-01"))
+    install(db)
+    write_days(db, [date(2026, 1, 3), date(2026, 2, 3)])
+    refresh(db)
+    report = partitions.read_partitions(db, NOW)
+    assert report is not None
+    assert [each.name for each in report.partitions if each.is_counted] != []
+    rebuild(db, [date(2026, 1, 3), date(2026, 2, 3)])
+    prune(db, date(2026, 2, 3))
+    assert scalar(db, "select count(*) from calculation_logs where created_at < '2026-01-15'") == 0
+    assert verify(db, [date(2026, 1, 3), date(2026, 2, 3)]).difference == 0

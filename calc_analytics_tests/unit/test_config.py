@@ -148,6 +148,7 @@ def test_cron_wins_over_the_interval():
         ("SPARK_REMOTE", f"sc://host/;{SECRET}", "NAME=value"),
         ("ARCHIVE_URL", f"s3:/bucket/{SECRET}", "s3://bucket/prefix"),
         ("ARCHIVE_URL", f"https://me:{SECRET}@host/logs", "s3://bucket/prefix"),
+        ("ARCHIVE_URL", f"s3://KEY:a/{SECRET}@bucket/logs", "s3://bucket/prefix"),
         ("ARCHIVE_URL", f"s3://bucket/logs?secret={SECRET}", "endpoint_url and region"),
         ("ALERT_WEBHOOK_URL", f"hooks.example/{SECRET}", "https://host/path"),
         ("ALERT_WEBHOOK_URL", f"ftp://hooks.example/{SECRET}", "https://host/path"),
