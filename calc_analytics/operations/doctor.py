@@ -7,7 +7,7 @@ the same, doctor gives the finding of the report, and adds why it matters. Nothi
 import json
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from calc_analytics import days
+from calc_analytics.archive.manifest import known_manifest
 from calc_analytics.archive.place import Archive
 from calc_analytics.archive.store import CannotUseArchive
 from calc_analytics.config import Settings
@@ -471,11 +472,24 @@ def _archive(db: Database) -> Findings:
         yield wrong(str(error), "counted days cannot be archived, so their log rows cannot be pruned", "see the reason")
     with transaction(db.engine) as connection:
         left = ledger.days_to_archive(connection, db.log, days.today(db.timezone))
+        archived = [each for each in ledger.archived_days(connection, db.log).values() if each.manifest is not None]
+    yield from _newest_manifest(place, archived)
     if left:
         fact = f"{number(len(left), 'counted day')} {'is' if len(left) == 1 else 'are'} not archived whole"
         yield note(fact, "their log rows are not pruned", "calc-analytics archive")
     else:
         yield ok("every counted day that is over is archived")
+
+
+def _newest_manifest(place: Archive, archived: Sequence[ledger.ArchivedDay]) -> Findings:
+    """Whether the archive there is the one that was written, by the newest of the archived days."""
+    if not archived:
+        return
+    try:
+        known_manifest(place.store, place.db, archived[-1])
+    except CalcAnalyticsError as error:
+        why = "archived days cannot be counted again: ARCHIVE_URL may name another place"
+        yield wrong(str(error), why, "calc-analytics archive --check")
 
 
 def _health(read: Facts) -> Findings:

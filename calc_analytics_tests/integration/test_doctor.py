@@ -456,5 +456,9 @@ def test_the_archive_is_written_to_and_days_that_are_not_archived_are_counted(
     assert facts[1:] == ["every counted day that is over is archived"]
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ARCHIVE_URL", str(tmp_path / "file"))
-    (wrong,) = level(examined(), "wrong", "archive")
+    (wrong, _) = level(examined(), "wrong", "archive")
     assert wrong.fact.startswith(f"cannot write {tmp_path}/file/_writable-")
+    monkeypatch.setenv("ARCHIVE_URL", str(tmp_path / "elsewhere"))
+    (missing,) = level(examined(), "wrong", "archive")
+    assert "date=2026-03-02/" in missing.fact
+    assert missing.fact.endswith("is missing: restore it from a backup of the archive, or correct ARCHIVE_URL")
