@@ -78,8 +78,8 @@ class DayNotArchived:
             case "only_copy":
                 return (
                     f"{self.day} was not archived again: {self.rows:,} archived rows of it are not in the log, so its "
-                    "files may be the only copy and stay. If these rows were wrong, drop them with 'calc-analytics "
-                    f"archive --replace --allow-shrink --day {self.day}'"
+                    "files may be the only copy and stay. Compare them with 'calc-analytics archive --check --day "
+                    f"{self.day}' and 'calc-analytics verify --day {self.day}'"
                 )
             case _:
                 return f"{self.day} was not archived: {self.detail}"

@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from enum import Enum
 from functools import partial
@@ -131,6 +131,9 @@ class _Work:
         is_whole = replacing is not Replacing.NO or self.known is None or self.record.snapshot is None
         if not self._has_work(counted, is_whole):
             return None
+        if replacing is Replacing.NO and self.known is not None and self._is_archive_only(counted):
+            self._record_snapshot(counted.snapshot)
+            return None
         if is_whole and self.known is not None and replacing is not Replacing.ALLOW_SHRINK:
             self._require_copy(counted.snapshot)
         base = () if is_whole or self.known is None else self.known.files
@@ -162,6 +165,18 @@ class _Work:
             reason = "not_built" if counted.unbuilt else "differs"
             raise _NotArchived(DayNotArchived(self.span.day, reason))
         return counted
+
+    def _is_archive_only(self, counted: CountedDay) -> bool:
+        """Whether a rebase forgot which rows are archived, and they are all that was counted: the log has none."""
+        if self.record.snapshot is not None or set(counted.counted.values()) != {self.record.accounted}:
+            return False
+        return ledger.count_visible_rows(self.connection, self.place.db, self.span, counted.snapshot) == 0
+
+    def _record_snapshot(self, snapshot: Snapshot) -> None:
+        """The files stay as they are; rows that become visible after this snapshot are not in them."""
+        ledger.record_archived(
+            self.connection, self.place.db.log, replace(self.record, snapshot=snapshot, leftovers=())
+        )
 
     def _require_copy(self, snapshot: Snapshot) -> None:
         """Raises unless the log has every row of the day's files, which are about to be replaced."""

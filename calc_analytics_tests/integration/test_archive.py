@@ -378,6 +378,29 @@ def test_after_a_rebase_the_files_are_written_again_from_the_log(archived: Archi
     assert prune_all(archived).rows > 100
 
 
+def test_after_a_rebase_a_pruned_day_keeps_its_files_and_takes_late_rows(archived: Archive, owner, connect):
+    before, everything = snapshot_of(archived), archived_rows(folder(archived), DAY)
+    prune_all(archived, NEXT)
+    rebase(replace(archived.db, engine=owner))
+    rebuild(archived.db, [DAY], decision=Decision.KEEP)
+    report = archive(archived)
+    assert (report.archived, report.left, report.unchanged) == ([], [], [DAY])
+    assert snapshot_of(archived) == before
+    assert archive(archived).unchanged == []
+    write(connect(), [row(NOON, publisher=77)] * 3)
+    refresh(archived.db)
+    assert [done.rows for done in archive(archived).archived] == [3]
+    assert archived_rows(folder(archived), DAY) == sorted(everything + as_microseconds(log_rows(archived.db, DAY)))
+    assert verify(archived.db, [DAY]).archive == []
+    assert check(archived).problems == []
+
+
+def test_the_report_of_an_only_copy_names_no_command_that_deletes_it(archived: Archive):
+    prune_all(archived, NEXT)
+    (left,) = archive(archived, [DAY], replacing=Replacing.WHOLE).left
+    assert "--allow-shrink" not in str(left)
+
+
 # Prune.
 
 
