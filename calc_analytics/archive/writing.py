@@ -87,6 +87,25 @@ def archive(
     return ArchiveReport(report.place, report.archived, report.unchanged, report.left, elapsed(started))
 
 
+def rows_to_drop(place: Archive, days: Sequence[date]) -> dict[date, int]:
+    """How many archived rows `Replacing.ALLOW_SHRINK` would drop of each day, because the log does not have them.
+
+    Days that cannot be archived drop none. Of a day with a file that cannot be read it is all rows.
+    """
+    found = {day: retry_transient(partial(_rows_to_drop, place, day)) for day in sorted(set(days))}
+    return {day: rows for day, rows in found.items() if rows}
+
+
+def _rows_to_drop(place: Archive, day: date) -> int:
+    with place.turn() as connection:
+        record = place.record(connection, day)
+        try:
+            known = known_manifest(place.store, place.db, record)
+            return _Work(place, connection, place.window(connection, day), record, known).rows_to_drop()
+        except (_NotArchived, DamagedArchive):
+            return 0
+
+
 def _days_to_archive(place: Archive) -> list[date]:
     with transaction(place.db.engine) as connection:
         ledger.read(connection, place.db)
@@ -147,6 +166,16 @@ class _Work:
         done = DayArchived(self.span.day, file.rows, file.bytes, len(files), manifest.rows, missing, elapsed(started))
         self._note(done)
         return done
+
+    def rows_to_drop(self) -> int:
+        """How many rows of the day's files the log does not have; all, if they cannot be read."""
+        if self.known is None:
+            return 0
+        snapshot = self._require_counted().snapshot
+        try:
+            return rows_missing_in_log(self.place, self.connection, self.span, self.known, snapshot)
+        except DamagedArchive:
+            return self.known.rows
 
     def _has_work(self, counted: CountedDay, is_whole: bool) -> bool:
         """Whether rows are counted of the day that are not archived, or it is to be written anew."""

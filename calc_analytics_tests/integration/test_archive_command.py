@@ -99,6 +99,28 @@ def test_wrong_usage_is_exit_code_2(calc, place: Archive, words: tuple[str, ...]
     assert calc("archive", *words).exit_code == 2
 
 
+def test_the_only_copy_of_rows_is_dropped_only_if_that_is_confirmed(calc, place: Archive):
+    calc("archive")
+    calc("prune", "--older-than", "5", "--yes")
+    before = archived_rows(_folder(place), DAY)
+    words = ("archive", "--replace", "--allow-shrink", "--day", str(DAY), "--day", str(NEXT))
+    result = calc(*words)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: there is no terminal to answer")
+    assert f"'Drop 56 archived rows of {DAY}, {NEXT} for good?': add --yes" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert archived_rows(_folder(place), DAY) == before
+    assert calc(*words, "--yes").exit_code == 0
+    assert files_of(place, DAY) == []
+
+
+def test_nothing_is_asked_if_the_log_has_all_archived_rows(calc, place: Archive):
+    calc("archive")
+    result = calc("archive", "--replace", "--allow-shrink", "--day", str(DAY))
+    assert result.exit_code == 0, result.output
+    assert len(archived_rows(_folder(place), DAY)) == 44
+
+
 def test_check_names_the_file_that_is_damaged(calc, place: Archive):
     calc("archive")
     assert calc("archive", "--check").exit_code == 0
