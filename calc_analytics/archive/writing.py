@@ -235,18 +235,25 @@ class _Work:
 
     def _require_as_counted(self, counted: CountedDay, is_whole: bool, rows: int) -> int:
         """How many counted rows are in no file; raises unless the new file has as many rows as it must have."""
-        first = self._first
-        if is_whole:
-            for name, of_rollup in counted.counted.items():
+        for name, of_rollup in counted.counted.items():
+            if is_whole:
                 expected = of_rollup - counted.deleted[name]
-                if rows != expected:
-                    raise _NotArchived(DayNotArchived(self.span.day, "counts", rows, expected))
-            return counted.deleted[first]
-        missing = counted.counted[first] - self.record.rows - rows
-        if not self.record.missing <= missing <= counted.deleted[first]:
-            expected = counted.counted[first] - self.record.accounted
-            raise _NotArchived(DayNotArchived(self.span.day, "counts", rows, expected))
-        return missing
+                is_right = rows == expected
+            else:
+                expected = of_rollup - self.record.accounted
+                is_right = 0 <= expected - rows <= self._may_be_missing(counted.deleted[name], expected - rows)
+            if not is_right:
+                raise _NotArchived(DayNotArchived(self.span.day, "counts", rows, expected))
+        return counted.deleted[self._first] if is_whole else counted.counted[self._first] - self.record.rows - rows
+
+    def _may_be_missing(self, deleted: int, vanished: int) -> int:
+        """How many more rows may have been deleted before they were archived. Those that were deleted after it are no
+        reason for a row to be in no file."""
+        if not vanished:
+            return 0
+        assert self.record.snapshot is not None
+        still_there = ledger.count_visible_rows(self.connection, self.place.db, self.span, self.record.snapshot)
+        return deleted - (self.record.rows - still_there) - self.record.missing
 
     def _old_files(self, manifest: Manifest) -> list[str]:
         """The files that the new manifest no longer names."""

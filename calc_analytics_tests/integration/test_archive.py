@@ -247,6 +247,29 @@ def test_a_day_that_was_pruned_before_is_archived_as_far_as_it_is_there(place: A
     assert check(place).problems == []
 
 
+def test_a_late_row_of_a_pruned_day_that_vanished_is_not_noted_as_deleted_before(archived: Archive, connect):
+    prune_all(archived, NEXT)
+    write(connect(), [row(NOON, publisher=77)] * 3)
+    refresh(archived.db)
+    before = snapshot_of(archived)
+    execute(archived.db, "delete from calculation_logs where id = (select max(id) from calculation_logs)")
+    (left,) = archive(archived).left
+    assert (left.day, left.reason, left.rows, left.expected, left.is_wrong) == (DAY, "counts", 2, 3, True)
+    assert snapshot_of(archived) == before
+    assert record(archived, DAY).missing == 0
+
+
+def test_late_rows_that_were_pruned_without_the_archive_are_missing(archived: Archive, connect):
+    write(connect(), [row(NOON, publisher=77)] * 3)
+    refresh(archived.db)
+    prune(replace(archived.db, archive_url=None), NEXT)
+    write(connect(), [row(NOON, publisher=77)] * 2)
+    refresh(archived.db)
+    (done,) = archive(archived).archived
+    assert (done.rows, done.missing) == (2, 3)
+    assert verify(archived.db, [DAY]).archive == []
+
+
 def archived_rows_of(place: Archive, day: date) -> list:
     return archived_rows(folder(place), day) if (folder(place) / f"date={day}").exists() else []
 
