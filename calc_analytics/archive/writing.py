@@ -179,7 +179,7 @@ class _Work:
 
     def _has_work(self, counted: CountedDay, is_whole: bool) -> bool:
         """Whether rows are counted of the day that are not archived, or it is to be written anew."""
-        if self.known is None:
+        if self.known is None or not counted.counted:
             return any(counted.counted.values())
         return is_whole or counted.counted[self._first] != self.record.accounted
 
@@ -190,8 +190,9 @@ class _Work:
     def _require_counted(self) -> CountedDay:
         """What is counted of the day; raises unless it is built in every rollup, and differs in none."""
         counted = ledger.counted_day(self.connection, self.place.db, self.span.day)
-        if counted.unbuilt or counted.differing:
-            reason = "not_built" if counted.unbuilt else "differs"
+        is_unbuilt = counted.unbuilt or (self.record.accounted and not counted.counted)
+        if is_unbuilt or counted.differing:
+            reason = "not_built" if is_unbuilt else "differs"
             raise _NotArchived(DayNotArchived(self.span.day, reason))
         return counted
 

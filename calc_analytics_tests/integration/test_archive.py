@@ -270,6 +270,14 @@ def test_late_rows_that_were_pruned_without_the_archive_are_missing(archived: Ar
     assert verify(archived.db, [DAY]).archive == []
 
 
+def test_an_archived_day_that_the_ledger_does_not_have_is_left_and_named(archived: Archive):
+    before = snapshot_of(archived)
+    execute(archived.db, f"delete from rollup_days where date = '{DAY}'")
+    for replacing in Replacing:
+        assert [left.reason for left in archive(archived, [DAY], replacing=replacing).left] == ["not_built"]
+    assert snapshot_of(archived) == before
+
+
 def archived_rows_of(place: Archive, day: date) -> list:
     return archived_rows(folder(place), day) if (folder(place) / f"date={day}").exists() else []
 
