@@ -194,7 +194,8 @@ def _archived(row: Any) -> ArchivedDay:
 
 
 _NO_LIMITS = text(
-    "select set_config('lock_timeout', '0', true), set_config('idle_in_transaction_session_timeout', '0', true)"
+    "select set_config('lock_timeout', '0', true), set_config('statement_timeout', '0', true), "
+    "set_config('idle_in_transaction_session_timeout', '0', true)"
 )
 _ARCHIVED = text(
     """
