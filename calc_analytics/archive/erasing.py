@@ -75,7 +75,8 @@ def erase_archived(
         if rows:
             done.rows[day] = rows
             progress(rows)
-        delete_old_files(place, day)
+        if failure := delete_old_files(place, day):
+            done.problems.append(f"{day} of the archive: its old files are still there, so erase again: {failure}")
     return done
 
 

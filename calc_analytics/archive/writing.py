@@ -35,6 +35,7 @@ from calc_analytics.archive.rows import RowReader, description, parquet_writer
 from calc_analytics.database.engine import WHOLE_DAYS, transaction
 from calc_analytics.database.retries import retry_transient
 from calc_analytics.days import today
+from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.rollup import journal, ledger
 from calc_analytics.rollup.ledger import ArchivedDay, CountedDay
 from calc_analytics.rollup.snapshot import Snapshot, visible
@@ -84,6 +85,8 @@ def archive(
             report.left.append(DayNotArchived(day, "damaged", detail=str(refused)))
         else:
             report.archived.append(done) if done is not None else report.unchanged.append(day)
+            if done is not None and (failure := delete_old_files(place, day)):
+                report.left.append(DayNotArchived(day, "old_files", detail=failure))
     return ArchiveReport(report.place, report.archived, report.unchanged, report.left, elapsed(started))
 
 
@@ -122,14 +125,22 @@ def _archive_day(
         record = place.record(connection, day)
         known = known_manifest(place.store, place.db, record)
         place.delete_leftovers(record)
-        done = _Work(place, connection, place.window(connection, day), record, known).archive(replacing, progress)
-    if done is not None:
-        delete_old_files(place, day)
-    return done
+        return _Work(place, connection, place.window(connection, day), record, known).archive(replacing, progress)
 
 
-def delete_old_files(place: Archive, day: date) -> None:
-    """Deletes the files that the manifest, published just now, no longer names."""
+def delete_old_files(place: Archive, day: date) -> str | None:
+    """Deletes the files that the manifest, published just now, no longer names; why that failed, else None.
+
+    What was published is valid without it, and the next archiving or erasure of the day deletes them.
+    """
+    try:
+        retry_transient(partial(_delete_old_files, place, day))
+    except CalcAnalyticsError as error:
+        return str(error)
+    return None
+
+
+def _delete_old_files(place: Archive, day: date) -> None:
     with place.turn() as connection:
         place.delete_leftovers(place.record(connection, day))
 

@@ -7,9 +7,11 @@ import shutil
 from dataclasses import replace
 from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
+from threading import Thread
 
 import pandas
 import pytest
+from sqlalchemy import text
 
 from benchmarks.running import eventually
 from calc_analytics.archive import rows, store, writing
@@ -26,6 +28,7 @@ from calc_analytics.rollup.erasure import erase
 from calc_analytics.rollup.install import install, rebase
 from calc_analytics.rollup.journal import history
 from calc_analytics.rollup.judge import Decision
+from calc_analytics.rollup.ledger import TimezoneChanged
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.retention import prune
@@ -508,6 +511,37 @@ def test_two_that_archive_at_once_write_each_day_once(place: Archive):
     assert check(place).problems == []
 
 
+def test_a_new_time_zone_is_noticed_after_the_wait_for_the_turn(place: Archive):
+    refused: list[BaseException] = []
+
+    def wait_for_the_turn() -> None:
+        try:
+            archive(place, [DAY])
+        except TimezoneChanged as error:
+            refused.append(error)
+
+    with place.turn():
+        waiting = Thread(target=wait_for_the_turn)
+        waiting.start()
+        eventually(lambda: is_waiting(place.db), "the other waits for the turn")
+        execute(place.db, "update rollup_state set timezone = 'Asia/Jerusalem'")
+    waiting.join()
+    assert len(refused) == 1
+    assert place.store.sizes() == {}
+
+
+def is_waiting(db: Database) -> bool:
+    with db.engine.begin() as connection:
+        found = connection.execute(text("select count(*) from pg_locks where locktype = 'advisory' and not granted"))
+        return bool(found.scalar_one())
+
+
+def test_a_turn_has_no_limits_of_time(place: Archive):
+    with place.turn() as connection:
+        for name in ("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout"):
+            assert connection.execute(text(f"show {name}")).scalar_one() == "0"
+
+
 # Interruptions.
 
 
@@ -604,6 +638,28 @@ def test_a_folder_that_cannot_be_written_is_one_line_and_nothing_is_published(ar
     assert [done.rows for done in archive(archived).archived] == [3]
 
 
+def refuse_to_delete(patch: pytest.MonkeyPatch) -> None:
+    """From now on files of the archive cannot be deleted."""
+
+    def refuse(self: store.Folder, name: str) -> None:
+        raise CannotUseArchive(f"cannot delete {self.path(name)}: Permission denied")
+
+    patch.setattr(store.Folder, "delete", refuse)
+
+
+def test_old_files_that_cannot_be_deleted_are_named_beside_what_was_archived(archived: Archive, monkeypatch):
+    with monkeypatch.context() as patch:
+        refuse_to_delete(patch)
+        report = archive(archived, [DAY, NEXT], replacing=Replacing.WHOLE)
+    assert [done.day for done in report.archived] == [DAY, NEXT]
+    assert [(left.day, left.reason) for left in report.left] == [(DAY, "old_files"), (NEXT, "old_files")]
+    assert "Permission denied" in str(report.left[0])
+    assert [len(files_of(archived, day)) for day in (DAY, NEXT)] == [2, 2]
+    assert archive(archived).left == []
+    assert [len(files_of(archived, day)) for day in (DAY, NEXT)] == [1, 1]
+    assert check(archived).problems == []
+
+
 # Erasing.
 
 
@@ -677,6 +733,17 @@ def test_an_interrupted_erasure_can_be_repeated(archived: Archive, monkeypatch, 
         assert 3 not in {each[1] for each in archived_rows(folder(archived), day)}
         assert len(files_of(archived, day)) == 1
     assert verify(archived.db, [DAY, NEXT, LAST]).archive == []
+    assert check(archived).problems == []
+
+
+def test_old_files_with_erased_rows_are_a_problem_until_they_are_deleted(archived: Archive, monkeypatch):
+    with monkeypatch.context() as patch:
+        refuse_to_delete(patch)
+        done = erase_everywhere(archived, 3)
+    assert set(done.rows) == {DAY, NEXT, LAST}
+    assert [problem[:10] for problem in done.problems] == [str(DAY), str(NEXT), str(LAST)]
+    assert erase_archived(archived, {"publisher_id": 3}).problems == []
+    assert [len(files_of(archived, day)) for day in (DAY, NEXT, LAST)] == [1, 1, 1]
     assert check(archived).problems == []
 
 
