@@ -348,6 +348,22 @@ def test_an_archive_of_another_log_zone_or_database_is_refused(archived: Archive
     assert snapshot_of(archived) == before
 
 
+def test_after_a_restore_the_manifest_that_the_database_holds_is_put_back(archived: Archive, connect):
+    held = record(archived, DAY)
+    write(connect(), [row(NOON, publisher=77)] * 3)
+    refresh(archived.db)
+    archive(archived, [DAY])
+    with archived.db.engine.begin() as connection:
+        ledger.record_archived(connection, archived.db.log, held)
+    (left,) = archive(archived, [DAY]).left
+    assert "Put the manifest back that rollup_archive holds" in str(left)
+    assert "or move that folder away" not in str(left)
+    archived.store.publish(f"date={DAY}/_manifest.json", (held.manifest or "").encode())
+    assert [done.rows for done in archive(archived, [DAY]).archived] == [3]
+    (unknown,) = check(archived).problems
+    assert "is unknown" in unknown
+
+
 def test_an_archive_that_was_moved_is_the_same_at_its_new_place(archived: Archive, connect, tmp_path: Path):
     shutil.copytree(folder(archived), tmp_path / "elsewhere")
     empty, moved = archive_in(archived.db, tmp_path / "empty"), archive_in(archived.db, tmp_path / "elsewhere")
