@@ -304,12 +304,14 @@ def write_file(
     # Closed on an error too: PostgreSQL is asked to stop sending rows, before its transaction ends.
     with closing(tables):
         first = next(tables, None)
+        path = f"{folder_of(day)}/{name}"
         if first is None:
             require(0)
-            return ArchivedFile(name, 0, 0, "")
-        path = f"{folder_of(day)}/{name}"
+        # Without a file too: the manifest that follows is then known as this operation's, if it is killed.
         with transaction(place.db.engine) as connection:
             ledger.note_leftovers(connection, log, day, [path])
+        if first is None:
+            return ArchivedFile(name, 0, 0, "")
         with place.store.new_file(path) as file:
             with parquet_writer(file, log) as writer:
                 writer.add_key_value_metadata(description(log, day, place.db.timezone))

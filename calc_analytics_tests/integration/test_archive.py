@@ -585,6 +585,21 @@ def test_a_kill_at_any_moment_leaves_the_last_state_valid(archived: Archive, con
     assert archived_rows(folder(archived), DAY) == as_microseconds(log_rows(archived.db, DAY))
 
 
+def test_a_kill_while_a_manifest_without_a_new_file_is_published_is_made_good_by_the_next(
+    archived: Archive, connect, monkeypatch
+):
+    write(connect(), [row(NOON, publisher=77)] * 3)
+    refresh(archived.db)
+    prune(replace(archived.db, archive_url=None), NEXT)
+    with monkeypatch.context() as patch:
+        interrupt(patch, "manifest")
+        with pytest.raises(Killed):
+            archive(archived)
+    (done,) = archive(archived).archived
+    assert (done.rows, done.missing, done.files) == (0, 3, 1)
+    assert check(archived).problems == []
+
+
 def interrupt(patch: pytest.MonkeyPatch, moment: str) -> None:
     """From now on the archiving ends at that moment, without cleaning up."""
 
