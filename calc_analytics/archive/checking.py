@@ -146,9 +146,27 @@ def prove_file(place: Archive, manifest: Manifest, file: ArchivedFile, name: str
 
 @contextmanager
 def opened(place: Archive, name: str) -> Iterator[parquet.ParquetFile]:
-    """A file of the archive as Parquet."""
-    with place.store.open(name) as content, parquet.ParquetFile(content, page_checksum_verification=True) as file:
-        yield file
+    """A file of the archive as Parquet. Raises `DamagedArchive`, also while it is read in the block."""
+    path = place.store.path(name)
+    try:
+        with place.store.open(name) as content, _refuse_damage(path):
+            with parquet.ParquetFile(content, page_checksum_verification=True) as file:
+                yield file
+    except FileNotFoundError:
+        raise DamagedArchive(f"{path} is missing: restore it from a backup of the archive") from None
+
+
+@contextmanager
+def _refuse_damage(path: str) -> Iterator[None]:
+    """Turns what Arrow raises for content that is no Parquet, or has a wrong checksum, into `DamagedArchive`."""
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError) as error:
+        # Arrow's own OSError has no number; those of the file system and of the object storage are not the file's.
+        if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
+            raise
+        reason = " ".join(str(error).split())
+        raise DamagedArchive(f"{path} is damaged: {reason}. Restore it from a backup of the archive") from error
 
 
 def _unknown_files(place: Archive, days: Sequence[date] | None) -> list[str]:

@@ -27,19 +27,23 @@ from calc_analytics.rollup import journal, ledger
 from calc_analytics.rollup.erasure import Keys, describe_keys
 
 
-def archived_rows(place: Archive, keys: Keys) -> dict[date, int]:
-    """How many rows of the keys are in the files of each day; 0 for a day whose old files are still to be deleted.
+def archived_rows(place: Archive, keys: Keys) -> ArchiveErasure:
+    """How many rows of the keys are in the files of each day, and the days whose files cannot be read.
 
-    Raises `DamagedArchive`.
+    0 for a day whose old files are still to be deleted.
     """
     with transaction(place.db.engine) as connection:
         ledger.read(connection, place.db)
         records = ledger.archived_days(connection, place.db.log)
-    found = dict[date, int]()
+    found = ArchiveErasure()
     for day, record in records.items():
-        rows = _rows_of_day(place, keys, day)
+        try:
+            rows = _rows_of_day(place, keys, day)
+        except DamagedArchive as refused:
+            found.problems.append(_problem(day, str(refused)))
+            continue
         if rows or record.leftovers:
-            found[day] = rows
+            found.rows[day] = rows
     return found
 
 
@@ -51,7 +55,8 @@ def erase_archived(
 ) -> ArchiveErasure:
     """Erases the keys' rows from every file; days in `left`, of which log or statistics were left, keep theirs.
 
-    A receipt is in the journal. Safe to repeat.
+    A day with a file that is missing or damaged is a problem; the other days go on. A receipt is in the journal.
+    Safe to repeat.
     """
     with transaction(place.db.engine) as connection:
         days = list(ledger.archived_days(connection, place.db.log))
@@ -70,7 +75,8 @@ def erase_archived(
         if rows:
             done.rows[day] = rows
             progress(rows)
-        delete_old_files(place, day)
+        if failure := delete_old_files(place, day):
+            done.problems.append(f"{day} of the archive: its old files are still there, so erase again: {failure}")
     return done
 
 
@@ -81,7 +87,7 @@ def _problem(day: date, reason: str) -> str:
 def _rows_of_day(place: Archive, keys: Keys, day: date) -> int:
     with place.turn() as connection:
         manifest = known_manifest(place.store, place.db, place.record(connection, day))
-    return sum(_rows_of(place, name, keys) for name in manifest.names) if manifest is not None else 0
+        return sum(_rows_of(place, name, keys) for name in manifest.names) if manifest is not None else 0
 
 
 def _erase_day(place: Archive, keys: Keys, day: date, receipt: int | None) -> tuple[int, int | None]:
@@ -130,6 +136,9 @@ def _rows_of(place: Archive, name: str, keys: Keys) -> int:
     """How many rows of the keys the file holds. Reads their columns alone."""
     found = 0
     with opened(place, name) as file:
+        if not keys.keys() <= set(file.schema_arrow.names):
+            path = place.store.path(name)
+            raise DamagedArchive(f"{path} has other columns or rows than its manifest: this version cannot read it")
         for n in range(file.num_row_groups):
             found += int(pyarrow.compute.sum(_matches(file.read_row_group(n, list(keys)), keys)).as_py() or 0)
     return found

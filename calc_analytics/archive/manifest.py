@@ -148,6 +148,12 @@ def _require_own_leftover(store: Store, record: ArchivedDay, published: Manifest
     if record.leftovers and set(published.names) <= known:
         return
     path = store.path(name_of_manifest(record.day))
+    if record.manifest is not None:
+        raise DamagedArchive(
+            f"{path} is not the manifest that this database holds: the database was restored since, or another one "
+            "writes to this place. Put the manifest back that rollup_archive holds; do not move the folder away, its "
+            "files may be the only copy"
+        )
     raise DamagedArchive(
         f"{path} is not known to this database: another database's archive, or one from before a restore, is there. "
         "Set ARCHIVE_URL to another place, or move that folder away"

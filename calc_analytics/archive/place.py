@@ -37,11 +37,14 @@ class Archive:
 
     @contextmanager
     def turn(self) -> Iterator[Connection]:
-        """A transaction in which no other process archives or deletes log rows; those that wish to wait for its end."""
+        """A transaction in which no other process archives or deletes log rows; those that wish to wait for its end.
+
+        The state is read after the waits: a rebase meanwhile, a new zone or another cluster is noticed.
+        """
         with transaction(self.db.engine) as connection:
-            ledger.read(connection, self.db)
             ledger.take_turn_archiving(connection, self.db.log)
             ledger.keep_out_prune(connection, self.db.log)
+            ledger.read(connection, self.db)
             yield connection
 
     def record(self, connection: Connection, day: date) -> ledger.ArchivedDay:

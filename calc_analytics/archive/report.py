@@ -34,7 +34,7 @@ class DayArchived:
 
 @dataclass(frozen=True)
 class DayNotArchived:
-    """A day that was left as it is, and why.
+    """A day that was left as it is, or of which old files are left, and why.
 
     - not_over: it has not ended
     - not_built: it is not built in every rollup
@@ -42,6 +42,7 @@ class DayNotArchived:
     - counts: the log's rows are not as many as were counted
     - only_copy: its files hold rows that the log does not have, so they are not written again
     - damaged: `detail` is the refusal
+    - old_files: it was archived, but files that are no part of it any more could not be deleted; `detail` is the error
     """
 
     day: date
@@ -78,8 +79,13 @@ class DayNotArchived:
             case "only_copy":
                 return (
                     f"{self.day} was not archived again: {self.rows:,} archived rows of it are not in the log, so its "
-                    "files may be the only copy and stay. If these rows were wrong, drop them with 'calc-analytics "
-                    f"archive --replace --allow-shrink --day {self.day}'"
+                    "files may be the only copy and stay. Compare them with 'calc-analytics archive --check --day "
+                    f"{self.day}' and 'calc-analytics verify --day {self.day}'"
+                )
+            case "old_files":
+                return (
+                    f"{self.day} was archived, but its old files are still there, and the next archive deletes them: "
+                    f"{self.detail}"
                 )
             case _:
                 return f"{self.day} was not archived: {self.detail}"

@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from enum import Enum
 from functools import partial
@@ -35,6 +35,7 @@ from calc_analytics.archive.rows import RowReader, description, parquet_writer
 from calc_analytics.database.engine import WHOLE_DAYS, transaction
 from calc_analytics.database.retries import retry_transient
 from calc_analytics.days import today
+from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.rollup import journal, ledger
 from calc_analytics.rollup.ledger import ArchivedDay, CountedDay
 from calc_analytics.rollup.snapshot import Snapshot, visible
@@ -84,7 +85,28 @@ def archive(
             report.left.append(DayNotArchived(day, "damaged", detail=str(refused)))
         else:
             report.archived.append(done) if done is not None else report.unchanged.append(day)
+            if done is not None and (failure := delete_old_files(place, day)):
+                report.left.append(DayNotArchived(day, "old_files", detail=failure))
     return ArchiveReport(report.place, report.archived, report.unchanged, report.left, elapsed(started))
+
+
+def rows_to_drop(place: Archive, days: Sequence[date]) -> dict[date, int]:
+    """How many archived rows `Replacing.ALLOW_SHRINK` would drop of each day, because the log does not have them.
+
+    Days that cannot be archived drop none. Of a day with a file that cannot be read it is all rows.
+    """
+    found = {day: retry_transient(partial(_rows_to_drop, place, day)) for day in sorted(set(days))}
+    return {day: rows for day, rows in found.items() if rows}
+
+
+def _rows_to_drop(place: Archive, day: date) -> int:
+    with place.turn() as connection:
+        record = place.record(connection, day)
+        try:
+            known = known_manifest(place.store, place.db, record)
+            return _Work(place, connection, place.window(connection, day), record, known).rows_to_drop()
+        except (_NotArchived, DamagedArchive):
+            return 0
 
 
 def _days_to_archive(place: Archive) -> list[date]:
@@ -103,14 +125,22 @@ def _archive_day(
         record = place.record(connection, day)
         known = known_manifest(place.store, place.db, record)
         place.delete_leftovers(record)
-        done = _Work(place, connection, place.window(connection, day), record, known).archive(replacing, progress)
-    if done is not None:
-        delete_old_files(place, day)
-    return done
+        return _Work(place, connection, place.window(connection, day), record, known).archive(replacing, progress)
 
 
-def delete_old_files(place: Archive, day: date) -> None:
-    """Deletes the files that the manifest, published just now, no longer names."""
+def delete_old_files(place: Archive, day: date) -> str | None:
+    """Deletes the files that the manifest, published just now, no longer names; why that failed, else None.
+
+    What was published is valid without it, and the next archiving or erasure of the day deletes them.
+    """
+    try:
+        retry_transient(partial(_delete_old_files, place, day))
+    except CalcAnalyticsError as error:
+        return str(error)
+    return None
+
+
+def _delete_old_files(place: Archive, day: date) -> None:
     with place.turn() as connection:
         place.delete_leftovers(place.record(connection, day))
 
@@ -131,6 +161,9 @@ class _Work:
         is_whole = replacing is not Replacing.NO or self.known is None or self.record.snapshot is None
         if not self._has_work(counted, is_whole):
             return None
+        if replacing is Replacing.NO and self.known is not None and self._is_archive_only(counted):
+            self._record_snapshot(counted.snapshot)
+            return None
         if is_whole and self.known is not None and replacing is not Replacing.ALLOW_SHRINK:
             self._require_copy(counted.snapshot)
         base = () if is_whole or self.known is None else self.known.files
@@ -145,9 +178,19 @@ class _Work:
         self._note(done)
         return done
 
+    def rows_to_drop(self) -> int:
+        """How many rows of the day's files the log does not have; all, if they cannot be read."""
+        if self.known is None:
+            return 0
+        snapshot = self._require_counted().snapshot
+        try:
+            return rows_missing_in_log(self.place, self.connection, self.span, self.known, snapshot)
+        except DamagedArchive:
+            return self.known.rows
+
     def _has_work(self, counted: CountedDay, is_whole: bool) -> bool:
         """Whether rows are counted of the day that are not archived, or it is to be written anew."""
-        if self.known is None:
+        if self.known is None or not counted.counted:
             return any(counted.counted.values())
         return is_whole or counted.counted[self._first] != self.record.accounted
 
@@ -158,10 +201,23 @@ class _Work:
     def _require_counted(self) -> CountedDay:
         """What is counted of the day; raises unless it is built in every rollup, and differs in none."""
         counted = ledger.counted_day(self.connection, self.place.db, self.span.day)
-        if counted.unbuilt or counted.differing:
-            reason = "not_built" if counted.unbuilt else "differs"
+        is_unbuilt = counted.unbuilt or (self.record.accounted and not counted.counted)
+        if is_unbuilt or counted.differing:
+            reason = "not_built" if is_unbuilt else "differs"
             raise _NotArchived(DayNotArchived(self.span.day, reason))
         return counted
+
+    def _is_archive_only(self, counted: CountedDay) -> bool:
+        """Whether a rebase forgot which rows are archived, and they are all that was counted: the log has none."""
+        if self.record.snapshot is not None or set(counted.counted.values()) != {self.record.accounted}:
+            return False
+        return ledger.count_visible_rows(self.connection, self.place.db, self.span, counted.snapshot) == 0
+
+    def _record_snapshot(self, snapshot: Snapshot) -> None:
+        """The files stay as they are; rows that become visible after this snapshot are not in them."""
+        ledger.record_archived(
+            self.connection, self.place.db.log, replace(self.record, snapshot=snapshot, leftovers=())
+        )
 
     def _require_copy(self, snapshot: Snapshot) -> None:
         """Raises unless the log has every row of the day's files, which are about to be replaced."""
@@ -191,18 +247,25 @@ class _Work:
 
     def _require_as_counted(self, counted: CountedDay, is_whole: bool, rows: int) -> int:
         """How many counted rows are in no file; raises unless the new file has as many rows as it must have."""
-        first = self._first
-        if is_whole:
-            for name, of_rollup in counted.counted.items():
+        for name, of_rollup in counted.counted.items():
+            if is_whole:
                 expected = of_rollup - counted.deleted[name]
-                if rows != expected:
-                    raise _NotArchived(DayNotArchived(self.span.day, "counts", rows, expected))
-            return counted.deleted[first]
-        missing = counted.counted[first] - self.record.rows - rows
-        if not self.record.missing <= missing <= counted.deleted[first]:
-            expected = counted.counted[first] - self.record.accounted
-            raise _NotArchived(DayNotArchived(self.span.day, "counts", rows, expected))
-        return missing
+                is_right = rows == expected
+            else:
+                expected = of_rollup - self.record.accounted
+                is_right = 0 <= expected - rows <= self._may_be_missing(counted.deleted[name], expected - rows)
+            if not is_right:
+                raise _NotArchived(DayNotArchived(self.span.day, "counts", rows, expected))
+        return counted.deleted[self._first] if is_whole else counted.counted[self._first] - self.record.rows - rows
+
+    def _may_be_missing(self, deleted: int, vanished: int) -> int:
+        """How many more rows may have been deleted before they were archived. Those that were deleted after it are no
+        reason for a row to be in no file."""
+        if not vanished:
+            return 0
+        assert self.record.snapshot is not None
+        still_there = ledger.count_visible_rows(self.connection, self.place.db, self.span, self.record.snapshot)
+        return deleted - (self.record.rows - still_there) - self.record.missing
 
     def _old_files(self, manifest: Manifest) -> list[str]:
         """The files that the new manifest no longer names."""
@@ -241,12 +304,14 @@ def write_file(
     # Closed on an error too: PostgreSQL is asked to stop sending rows, before its transaction ends.
     with closing(tables):
         first = next(tables, None)
+        path = f"{folder_of(day)}/{name}"
         if first is None:
             require(0)
-            return ArchivedFile(name, 0, 0, "")
-        path = f"{folder_of(day)}/{name}"
+        # Without a file too: the manifest that follows is then known as this operation's, if it is killed.
         with transaction(place.db.engine) as connection:
             ledger.note_leftovers(connection, log, day, [path])
+        if first is None:
+            return ArchivedFile(name, 0, 0, "")
         with place.store.new_file(path) as file:
             with parquet_writer(file, log) as writer:
                 writer.add_key_value_metadata(description(log, day, place.db.timezone))

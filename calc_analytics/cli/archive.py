@@ -1,7 +1,7 @@
 """The command `archive`: writes counted days to Parquet, and proves what was written."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 
 import click
@@ -10,13 +10,13 @@ from calc_analytics import days
 from calc_analytics.archive.checking import check as check_archive
 from calc_analytics.archive.place import Archive
 from calc_analytics.archive.report import ArchiveReport, CheckReport
-from calc_analytics.archive.writing import Replacing
+from calc_analytics.archive.writing import Replacing, rows_to_drop
 from calc_analytics.archive.writing import archive as archive_days
 from calc_analytics.cli import terminal
 from calc_analytics.cli.counting import refresh_with_progress
 from calc_analytics.cli.opening import open_database, with_settings
 from calc_analytics.cli.options import as_json, from_day, single_days, to_day
-from calc_analytics.cli.terminal import print_report
+from calc_analytics.cli.terminal import confirm, print_report
 from calc_analytics.config import Settings
 from calc_analytics.plurals import number
 
@@ -30,6 +30,7 @@ from calc_analytics.plurals import number
     "--replace", "is_replacing", is_flag=True, help="Write the files of these days anew: their log rows were corrected."
 )
 @click.option("--allow-shrink", is_flag=True, help="With --replace: drop archived rows that the log no longer has.")
+@click.option("--yes", is_flag=True, help="Do not ask before archived rows are dropped.")
 @as_json
 @with_settings
 def archive(
@@ -40,6 +41,7 @@ def archive(
     is_check: bool,
     is_replacing: bool,
     allow_shrink: bool,
+    yes: bool,
     as_json: bool,
 ) -> None:
     """Write counted days to Parquet files at ARCHIVE_URL.
@@ -51,11 +53,15 @@ def archive(
     --check compares every file with its checksum, counts rows, finds files that do not belong there, and compares
     with the log rows that are still there.
 
+    --replace --allow-shrink drops archived rows that the log no longer has, for good: it counts them, and asks.
+
     \b
-    Changes:     adds files to the archive
+    Changes:     adds files to the archive; with --replace, writes a day's
+                 files anew
     Examples:    calc-analytics archive
                  calc-analytics archive --check
-    Exit codes:  0 done; 1 a day was left, or a file is not what it should be
+    Exit codes:  0 done; 1 a day was left, not confirmed, or a file is not what
+                 it should be
     """
     named = _chosen(single, first, last, settings)
     if is_check and is_replacing:
@@ -65,7 +71,7 @@ def archive(
     if is_check:
         _check(place, named, as_json)
     else:
-        _archive(place, named, replacing, as_json)
+        _archive(place, named, replacing, yes, as_json)
 
 
 def _replacing(is_replacing: bool, allow_shrink: bool, is_named: bool) -> Replacing:
@@ -91,15 +97,24 @@ def _chosen(single: Sequence[str], first: str | None, last: str | None, settings
     return [days.parse_day(each) for each in single] or None
 
 
-def _archive(place: Archive, named: list[date] | None, replacing: Replacing, as_json: bool) -> None:
+def _archive(place: Archive, named: list[date] | None, replacing: Replacing, yes: bool, as_json: bool) -> None:
     store = place.store  # the setting is there, before rows are counted
     refresh_with_progress(place.db)
+    if replacing is Replacing.ALLOW_SHRINK and not yes:
+        _confirm(rows_to_drop(place, named or []))
     with terminal.bar(f"archiving to {store.address.shown}", None) as advance:
         report = archive_days(place, named, replacing=replacing, progress=advance)
     print_report(report, as_json, show_archived)
     for left in report.left:
         click.echo(f"error: {left}", err=True)
     sys.exit(1 if report.left else 0)
+
+
+def _confirm(dropped: Mapping[date, int]) -> None:
+    """Asks before archived rows, which may be the only copy, are dropped; raises `NotConfirmed`."""
+    if dropped:
+        rows = number(sum(dropped.values()), "archived row")
+        confirm(f"Drop {rows} of {', '.join(map(str, dropped))} for good?", "Nothing was archived.")
 
 
 def _check(place: Archive, named: list[date] | None, as_json: bool) -> None:

@@ -131,13 +131,14 @@ def erase(settings: Settings, publisher: int, dry_run: bool, even_if_writing: bo
         _show_plan(db, keys, also, as_json)
         return
     archive = archive_to_erase_in(db)
-    held, archived = holdings(db, keys, also), archived_rows(archive, keys) if archive is not None else {}
+    held = holdings(db, keys, also)
+    archived = archived_rows(archive, keys) if archive is not None else ArchiveErasure()
     if not yes:
-        _confirm(held, archived)
+        _confirm(held, archived.rows)
     with terminal.bar("erasing log rows", None) as advance:
         # What an interrupted erasure left may be in the archive alone.
         report = EraseReport(keys, {})
-        if held.tables or not archived:
+        if held.tables or not (archived.rows or archived.problems):
             report = erase_keys(db, keys, also=also, even_if_writing=even_if_writing, progress=advance)
         left = [each.day for each in report.left]
         files = erase_archived(archive, keys, left, advance) if archive is not None else ArchiveErasure()
@@ -170,18 +171,17 @@ def _show_plan(db: Database, keys: Keys, also: list[Rollup], as_json: bool) -> N
     """Prints what would be erased, and the days that would be left; raises `NothingToErase`."""
     held = holdings(db, keys, also)
     archive = archive_to_erase_in(db)
-    archived = archived_rows(archive, keys) if archive is not None else {}
-    if not held.tables and not archived:
+    archived = archived_rows(archive, keys) if archive is not None else ArchiveErasure()
+    if not (held.tables or archived.rows or archived.problems):
         raise NothingToErase(f"{describe_keys(keys)} has no log rows and no statistics: nothing was erased")
-    left = would_be_left(db, keys, held.days)
+    problems = [*map(str, would_be_left(db, keys, held.days)), *archived.problems]
     if as_json:
-        problems = [str(each) for each in left]
-        plan = {**held.as_dict(), "archive": {str(day): rows for day, rows in archived.items()}}
+        plan = {**held.as_dict(), "archive": {str(day): rows for day, rows in archived.rows.items()}}
         click.echo(json.dumps({**plan, "problems": problems}))
         return
-    if archived:
-        click.echo(f"  {'the archive':<34}{number(sum(archived.values()), 'row'):>17}")
-    for line in [*_plan(held), *map(str, left)]:
+    if archived.rows:
+        click.echo(f"  {'the archive':<34}{number(sum(archived.rows.values()), 'row'):>17}")
+    for line in [*_plan(held), *problems]:
         click.echo(line)
 
 

@@ -7,9 +7,11 @@ import shutil
 from dataclasses import replace
 from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
+from threading import Thread
 
 import pandas
 import pytest
+from sqlalchemy import text
 
 from benchmarks.running import eventually
 from calc_analytics.archive import rows, store, writing
@@ -26,6 +28,7 @@ from calc_analytics.rollup.erasure import erase
 from calc_analytics.rollup.install import install, rebase
 from calc_analytics.rollup.journal import history
 from calc_analytics.rollup.judge import Decision
+from calc_analytics.rollup.ledger import TimezoneChanged
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.retention import prune
@@ -247,6 +250,37 @@ def test_a_day_that_was_pruned_before_is_archived_as_far_as_it_is_there(place: A
     assert check(place).problems == []
 
 
+def test_a_late_row_of_a_pruned_day_that_vanished_is_not_noted_as_deleted_before(archived: Archive, connect):
+    prune_all(archived, NEXT)
+    write(connect(), [row(NOON, publisher=77)] * 3)
+    refresh(archived.db)
+    before = snapshot_of(archived)
+    execute(archived.db, "delete from calculation_logs where id = (select max(id) from calculation_logs)")
+    (left,) = archive(archived).left
+    assert (left.day, left.reason, left.rows, left.expected, left.is_wrong) == (DAY, "counts", 2, 3, True)
+    assert snapshot_of(archived) == before
+    assert record(archived, DAY).missing == 0
+
+
+def test_late_rows_that_were_pruned_without_the_archive_are_missing(archived: Archive, connect):
+    write(connect(), [row(NOON, publisher=77)] * 3)
+    refresh(archived.db)
+    prune(replace(archived.db, archive_url=None), NEXT)
+    write(connect(), [row(NOON, publisher=77)] * 2)
+    refresh(archived.db)
+    (done,) = archive(archived).archived
+    assert (done.rows, done.missing) == (2, 3)
+    assert verify(archived.db, [DAY]).archive == []
+
+
+def test_an_archived_day_that_the_ledger_does_not_have_is_left_and_named(archived: Archive):
+    before = snapshot_of(archived)
+    execute(archived.db, f"delete from rollup_days where date = '{DAY}'")
+    for replacing in Replacing:
+        assert [left.reason for left in archive(archived, [DAY], replacing=replacing).left] == ["not_built"]
+    assert snapshot_of(archived) == before
+
+
 def archived_rows_of(place: Archive, day: date) -> list:
     return archived_rows(folder(place), day) if (folder(place) / f"date={day}").exists() else []
 
@@ -314,6 +348,22 @@ def test_an_archive_of_another_log_zone_or_database_is_refused(archived: Archive
     assert snapshot_of(archived) == before
 
 
+def test_after_a_restore_the_manifest_that_the_database_holds_is_put_back(archived: Archive, connect):
+    held = record(archived, DAY)
+    write(connect(), [row(NOON, publisher=77)] * 3)
+    refresh(archived.db)
+    archive(archived, [DAY])
+    with archived.db.engine.begin() as connection:
+        ledger.record_archived(connection, archived.db.log, held)
+    (left,) = archive(archived, [DAY]).left
+    assert "Put the manifest back that rollup_archive holds" in str(left)
+    assert "or move that folder away" not in str(left)
+    archived.store.publish(f"date={DAY}/_manifest.json", (held.manifest or "").encode())
+    assert [done.rows for done in archive(archived, [DAY]).archived] == [3]
+    (unknown,) = check(archived).problems
+    assert "is unknown" in unknown
+
+
 def test_an_archive_that_was_moved_is_the_same_at_its_new_place(archived: Archive, connect, tmp_path: Path):
     shutil.copytree(folder(archived), tmp_path / "elsewhere")
     empty, moved = archive_in(archived.db, tmp_path / "empty"), archive_in(archived.db, tmp_path / "elsewhere")
@@ -376,6 +426,29 @@ def test_after_a_rebase_the_files_are_written_again_from_the_log(archived: Archi
     assert archived_rows(folder(archived), DAY) == as_microseconds(log_rows(archived.db, DAY))
     assert check(archived).problems == []
     assert prune_all(archived).rows > 100
+
+
+def test_after_a_rebase_a_pruned_day_keeps_its_files_and_takes_late_rows(archived: Archive, owner, connect):
+    before, everything = snapshot_of(archived), archived_rows(folder(archived), DAY)
+    prune_all(archived, NEXT)
+    rebase(replace(archived.db, engine=owner))
+    rebuild(archived.db, [DAY], decision=Decision.KEEP)
+    report = archive(archived)
+    assert (report.archived, report.left, report.unchanged) == ([], [], [DAY])
+    assert snapshot_of(archived) == before
+    assert archive(archived).unchanged == []
+    write(connect(), [row(NOON, publisher=77)] * 3)
+    refresh(archived.db)
+    assert [done.rows for done in archive(archived).archived] == [3]
+    assert archived_rows(folder(archived), DAY) == sorted(everything + as_microseconds(log_rows(archived.db, DAY)))
+    assert verify(archived.db, [DAY]).archive == []
+    assert check(archived).problems == []
+
+
+def test_the_report_of_an_only_copy_names_no_command_that_deletes_it(archived: Archive):
+    prune_all(archived, NEXT)
+    (left,) = archive(archived, [DAY], replacing=Replacing.WHOLE).left
+    assert "--allow-shrink" not in str(left)
 
 
 # Prune.
@@ -454,6 +527,37 @@ def test_two_that_archive_at_once_write_each_day_once(place: Archive):
     assert check(place).problems == []
 
 
+def test_a_new_time_zone_is_noticed_after_the_wait_for_the_turn(place: Archive):
+    refused: list[BaseException] = []
+
+    def wait_for_the_turn() -> None:
+        try:
+            archive(place, [DAY])
+        except TimezoneChanged as error:
+            refused.append(error)
+
+    with place.turn():
+        waiting = Thread(target=wait_for_the_turn)
+        waiting.start()
+        eventually(lambda: is_waiting(place.db), "the other waits for the turn")
+        execute(place.db, "update rollup_state set timezone = 'Asia/Jerusalem'")
+    waiting.join()
+    assert len(refused) == 1
+    assert place.store.sizes() == {}
+
+
+def is_waiting(db: Database) -> bool:
+    with db.engine.begin() as connection:
+        found = connection.execute(text("select count(*) from pg_locks where locktype = 'advisory' and not granted"))
+        return bool(found.scalar_one())
+
+
+def test_a_turn_has_no_limits_of_time(place: Archive):
+    with place.turn() as connection:
+        for name in ("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout"):
+            assert connection.execute(text(f"show {name}")).scalar_one() == "0"
+
+
 # Interruptions.
 
 
@@ -479,6 +583,21 @@ def test_a_kill_at_any_moment_leaves_the_last_state_valid(archived: Archive, con
     assert not list(folder(archived).rglob(".*"))
     assert check(archived).problems == []
     assert archived_rows(folder(archived), DAY) == as_microseconds(log_rows(archived.db, DAY))
+
+
+def test_a_kill_while_a_manifest_without_a_new_file_is_published_is_made_good_by_the_next(
+    archived: Archive, connect, monkeypatch
+):
+    write(connect(), [row(NOON, publisher=77)] * 3)
+    refresh(archived.db)
+    prune(replace(archived.db, archive_url=None), NEXT)
+    with monkeypatch.context() as patch:
+        interrupt(patch, "manifest")
+        with pytest.raises(Killed):
+            archive(archived)
+    (done,) = archive(archived).archived
+    assert (done.rows, done.missing, done.files) == (0, 3, 1)
+    assert check(archived).problems == []
 
 
 def interrupt(patch: pytest.MonkeyPatch, moment: str) -> None:
@@ -548,6 +667,28 @@ def test_a_folder_that_cannot_be_written_is_one_line_and_nothing_is_published(ar
     monkeypatch.undo()
     assert snapshot_of(archived) == before
     assert [done.rows for done in archive(archived).archived] == [3]
+
+
+def refuse_to_delete(patch: pytest.MonkeyPatch) -> None:
+    """From now on files of the archive cannot be deleted."""
+
+    def refuse(self: store.Folder, name: str) -> None:
+        raise CannotUseArchive(f"cannot delete {self.path(name)}: Permission denied")
+
+    patch.setattr(store.Folder, "delete", refuse)
+
+
+def test_old_files_that_cannot_be_deleted_are_named_beside_what_was_archived(archived: Archive, monkeypatch):
+    with monkeypatch.context() as patch:
+        refuse_to_delete(patch)
+        report = archive(archived, [DAY, NEXT], replacing=Replacing.WHOLE)
+    assert [done.day for done in report.archived] == [DAY, NEXT]
+    assert [(left.day, left.reason) for left in report.left] == [(DAY, "old_files"), (NEXT, "old_files")]
+    assert "Permission denied" in str(report.left[0])
+    assert [len(files_of(archived, day)) for day in (DAY, NEXT)] == [2, 2]
+    assert archive(archived).left == []
+    assert [len(files_of(archived, day)) for day in (DAY, NEXT)] == [1, 1]
+    assert check(archived).problems == []
 
 
 # Erasing.
@@ -623,6 +764,17 @@ def test_an_interrupted_erasure_can_be_repeated(archived: Archive, monkeypatch, 
         assert 3 not in {each[1] for each in archived_rows(folder(archived), day)}
         assert len(files_of(archived, day)) == 1
     assert verify(archived.db, [DAY, NEXT, LAST]).archive == []
+    assert check(archived).problems == []
+
+
+def test_old_files_with_erased_rows_are_a_problem_until_they_are_deleted(archived: Archive, monkeypatch):
+    with monkeypatch.context() as patch:
+        refuse_to_delete(patch)
+        done = erase_everywhere(archived, 3)
+    assert set(done.rows) == {DAY, NEXT, LAST}
+    assert [problem[:10] for problem in done.problems] == [str(DAY), str(NEXT), str(LAST)]
+    assert erase_archived(archived, {"publisher_id": 3}).problems == []
+    assert [len(files_of(archived, day)) for day in (DAY, NEXT, LAST)] == [1, 1, 1]
     assert check(archived).problems == []
 
 

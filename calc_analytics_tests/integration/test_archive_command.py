@@ -16,6 +16,7 @@ from dagster import (
     ExecuteInProcessResult,
     materialize,
 )
+from pyarrow import parquet
 from sqlalchemy.engine import URL
 
 from calc_analytics.archive.place import Archive
@@ -99,6 +100,28 @@ def test_wrong_usage_is_exit_code_2(calc, place: Archive, words: tuple[str, ...]
     assert calc("archive", *words).exit_code == 2
 
 
+def test_the_only_copy_of_rows_is_dropped_only_if_that_is_confirmed(calc, place: Archive):
+    calc("archive")
+    calc("prune", "--older-than", "5", "--yes")
+    before = archived_rows(_folder(place), DAY)
+    words = ("archive", "--replace", "--allow-shrink", "--day", str(DAY), "--day", str(NEXT))
+    result = calc(*words)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: there is no terminal to answer")
+    assert f"'Drop 56 archived rows of {DAY}, {NEXT} for good?': add --yes" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert archived_rows(_folder(place), DAY) == before
+    assert calc(*words, "--yes").exit_code == 0
+    assert files_of(place, DAY) == []
+
+
+def test_nothing_is_asked_if_the_log_has_all_archived_rows(calc, place: Archive):
+    calc("archive")
+    result = calc("archive", "--replace", "--allow-shrink", "--day", str(DAY))
+    assert result.exit_code == 0, result.output
+    assert len(archived_rows(_folder(place), DAY)) == 44
+
+
 def test_check_names_the_file_that_is_damaged(calc, place: Archive):
     calc("archive")
     assert calc("archive", "--check").exit_code == 0
@@ -161,6 +184,41 @@ def test_erase_takes_the_publisher_out_of_the_archive_and_may_be_repeated(calc, 
     assert calc("verify").exit_code == 0
     assert "nothing was erased" in calc("erase", "--publisher", "2", "--yes").stderr
     assert "of archive" in calc("history").stdout
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "flip"])
+def test_a_file_that_is_not_what_was_written_blocks_the_erasure_of_its_day_alone(calc, place: Archive, damage: str):
+    calc("archive")
+    calc("prune", "--older-than", "5", "--yes")
+    (name,) = files_of(place, DAY)
+    file = Path(place.store.path(name))
+    content = file.read_bytes()
+    if damage == "missing":
+        file.unlink()
+    else:
+        # The last byte; or one of a page of publisher_id, whose checksum is then another.
+        file.write_bytes(content[:-1] if damage == "cut" else _flipped(file, content))
+    assert calc("erase", "--publisher", "2", "--dry-run").exit_code == 0
+    result = calc("erase", "--publisher", "2", "--yes")
+    assert result.exit_code == 1, result.output
+    (problem,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert problem.startswith(f"error: {DAY} of the archive was not erased: {file} is ")
+    assert 2 not in {publisher for publisher, _ in stored(place.db)}
+    assert 2 not in {each[1] for each in archived_rows(_folder(place), NEXT)}
+    assert calc("erase", "--publisher", "2", "--yes").exit_code == 1
+    file.write_bytes(content)
+    assert calc("erase", "--publisher", "2", "--yes").exit_code == 0
+    assert 2 not in {each[1] for each in archived_rows(_folder(place), DAY)}
+    assert calc("archive", "--check").exit_code == 0
+
+
+def _flipped(file: Path, content: bytes) -> bytes:
+    """The content with one bit changed at the end of publisher_id's pages."""
+    group = parquet.ParquetFile(file).metadata.row_group(0)
+    column = next(each for n in range(group.num_columns) if (each := group.column(n)).path_in_schema == "publisher_id")
+    start = column.dictionary_page_offset or column.data_page_offset
+    at = start + column.total_compressed_size - 1
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
 
 
 def test_erase_needs_the_address_once_days_are_archived(calc, place: Archive, monkeypatch):

@@ -120,6 +120,15 @@ def days_to_archive(connection: Connection, log: Log, before: date) -> list[date
     return list(connection.execute(statement, {**parameters, "first": log.names[0]}).scalars())
 
 
+def count_visible_rows(connection: Connection, db: Database, span: Window, snapshot: Snapshot) -> int:
+    """Log rows of the day that are visible in the snapshot. Cost: the day's log rows."""
+    statement = f"""
+        select count(*) from {db.log.name} where {of_day(db.log.event_time, span)} and {visible("s1")}
+    """
+    parameters = {**span.parameters(), "tz": db.timezone, **snapshot.bind("s1")}
+    return int(connection.execute(text(statement), parameters).scalar_one())
+
+
 def unarchived_rows(connection: Connection, db: Database, span: Window, counted: Snapshot, archived: Snapshot) -> int:
     """Log rows of the day that are counted and not archived. Cost: the day's log rows."""
     statement = f"""
@@ -185,7 +194,8 @@ def _archived(row: Any) -> ArchivedDay:
 
 
 _NO_LIMITS = text(
-    "select set_config('lock_timeout', '0', true), set_config('idle_in_transaction_session_timeout', '0', true)"
+    "select set_config('lock_timeout', '0', true), set_config('statement_timeout', '0', true), "
+    "set_config('idle_in_transaction_session_timeout', '0', true)"
 )
 _ARCHIVED = text(
     """
