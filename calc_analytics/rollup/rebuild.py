@@ -185,7 +185,7 @@ class _Chunk:
         for rollup in self.rollups:
             self._add_since(rollup, counted_at, now)
         if self.archived is not None:
-            self.sources, refused = self.archived.put_in_place(known)
+            self.sources, refused = self.archived.put_in_place(known, self.decision is Decision.ALLOW_SHRINK)
             report = RebuildReport(refused=refused)
         left = {each.day for each in report.refused}
         spans = [span for span in self.spans if span.day not in left]

@@ -23,7 +23,7 @@ from calc_analytics.rollup.from_archive import Reduction
 from calc_analytics.rollup.install import install, rebase
 from calc_analytics.rollup.journal import history
 from calc_analytics.rollup.judge import Decision
-from calc_analytics.rollup.ledger import days_by_status, waiting_days
+from calc_analytics.rollup.ledger import days_by_status, mark_stale, waiting_days
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.retention import prune
@@ -244,7 +244,90 @@ def test_after_a_rebase_a_pruned_day_is_rebuilt_from_the_archive(place: Archive,
     assert all_stored(place.db) == before
 
 
+def test_a_measure_that_is_added_later_is_filled_from_the_archive(place: Archive, owner):
+    """What its migration does: a column of zeros that `counted` does not have, and days that wait for a rebuild."""
+    before = all_stored(place.db)
+    execute(place.db, "update calculation_stats_daily set source_web = 0")
+    execute(place.db, "update rollup_days set counted = counted - 'source_web', deleted = deleted - 'source_web'")
+    with place.db.engine.begin() as connection:
+        mark_stale(connection, place.db.log)
+    report = rebuilt(place, waiting_days(place.db), decision=Decision.AUTOMATIC)
+    assert report.refused == []
+    assert all_stored(place.db) == before
+    require_proven(place.db)
+
+
+@pytest.mark.parametrize("status", ["stale", "frozen"])
+def test_late_rows_of_an_archived_day_that_waits_are_counted(place: Archive, connect, status: str):
+    """No refresh adds to such a day, so that it has more rows than were counted."""
+    execute(place.db, f"update rollup_days set status = '{status}' where date = '{DAY}'")
+    write(connect(), [row(NOON, publisher=77)] * 3)
+    refresh(place.db)
+    report = rebuilt(place, decision=Decision.AUTOMATIC)
+    assert report.refused == []
+    assert sources(report) == {"archive and log rows"}
+    assert stored(place.db)[77, DAY][0] == 3
+    require_proven(place.db)
+
+
 # What is refused.
+
+
+def test_late_rows_do_not_hide_an_interrupted_erasure(place: Archive, connect):
+    write(connect(), [row(NOON, publisher=77)] * 500)
+    refresh(place.db)
+    erase(place.db, {"publisher_id": 2}, even_if_writing=True)
+    execute(place.db, f"update rollup_days set status = 'stale' where date = '{DAY}'")
+    write(connect(), [row(NOON, publisher=77)] * 3)
+    refresh(place.db)
+    before = all_stored(place.db)
+    assert {each.reason for each in rebuilt(place).failed} == {"archive"}
+    assert all_stored(place.db) == before
+
+
+@dataclass
+class Faulty:
+    """An engine that loses a row of the archive in one rollup."""
+
+    archived: ArchivedDays
+    rollup: str
+
+    def reduce(self, rollups, records: Mapping) -> Reduction:
+        found = self.archived.reduce(rollups, records)
+        return replace(found, tables={**found.tables, self.rollup: found.tables[self.rollup].slice(1)})
+
+
+@pytest.mark.parametrize("rollup", FORMS)
+@pytest.mark.parametrize("decision", [Decision.AUTOMATIC, Decision.ALLOW_SHRINK])
+def test_a_day_with_fewer_archived_rows_in_any_rollup_is_refused(place: Archive, rollup: str, decision: Decision):
+    before = all_stored(place.db)
+    report = rebuild(place.db, [DAY], archived=Faulty(counted_in(place), rollup), decision=decision)
+    assert {each.reason for each in report.failed} == {"archive"}
+    assert report.rebuilt == []
+    assert all_stored(place.db) == before
+
+
+def test_allow_shrink_recounts_an_unbalanced_day_from_its_log_rows(place: Archive, connect):
+    write(connect(), [row(NOON, publisher=77)] * 3)
+    refresh(place.db)
+    erase(place.db, {"publisher_id": 2}, even_if_writing=True)
+    assert {each.reason for each in rebuilt(place).failed} == {"archive"}
+    report = rebuilt(place, decision=Decision.ALLOW_SHRINK)
+    assert report.refused == []
+    assert sources(report) == {"log rows"}
+    assert {key: row[0] for key, row in stored(place.db).items() if key[-1] == DAY} == {(77, DAY): 3}
+
+
+def test_allow_shrink_counts_what_is_left_in_the_archive_and_in_the_log(place: Archive, connect):
+    archived = {key: row[0] for key, row in stored(place.db).items() if key[-1] == DAY}
+    write(connect(), [row(NOON, publisher=77)] * 3)
+    refresh(place.db)
+    execute(place.db, "delete from calculation_logs where id = (select max(id) from calculation_logs)")
+    assert {each.reason for each in rebuilt(place).failed} == {"archive"}
+    report = rebuilt(place, decision=Decision.ALLOW_SHRINK)
+    assert sources(report) == {"archive and log rows"}
+    assert {key: row[0] for key, row in stored(place.db).items() if key[-1] == DAY} == {**archived, (77, DAY): 2}
+    require_proven(place.db)
 
 
 @pytest.mark.parametrize("how", ["damaged", "missing", "cut"])
