@@ -9,7 +9,7 @@ statistics and notes the difference as deleted, `allow_shrink` recounts it from 
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
@@ -113,18 +113,23 @@ class _Rebuild:
         return reduction
 
     def _replace(self, archived: ArchivedRows, days: Sequence[date], reduction: Reduction) -> RebuildReport:
-        """Replaces the days; those whose archive was changed since they were reduced are reduced again."""
+        """Replaces the days; those whose archive was changed since they were reduced are reduced again.
+
+        Those that cannot be counted from it any more, and all that are left after the last attempt, are refused.
+        """
+        left = days
         for _ in range(ATTEMPTS):
             try:
-                return self._replace_reduced(days, reduction)
+                return self._refuse_changed(set(days) - set(left)) + self._replace_reduced(left, reduction)
             except ArchiveChanged:
-                records = from_archive.days_in_archive(self.db, days)
+                records = from_archive.days_in_archive(self.db, left)
                 reduction = self._reduce(archived, records)
-                days = sorted(records)
-        message = "its archive was changed while it was read: repeat the command"
-        return RebuildReport(
-            refused=[from_archive.refusal(each, day, message) for each in self.rollups for day in days]
-        )
+                left = sorted(records)
+        return self._refuse_changed(days)
+
+    def _refuse_changed(self, days: Collection[date]) -> RebuildReport:
+        changed = [from_archive.changed(each, day) for each in self.rollups for day in sorted(days)]
+        return RebuildReport(refused=changed)
 
     def _replace_reduced(self, days: Sequence[date], reduction: Reduction) -> RebuildReport:
         refused = [each for each in reduction.refused if each.day in days]

@@ -1,7 +1,9 @@
 """Days whose log rows were pruned are rebuilt from the archive, exactly, or not at all."""
 
 import random
+import socketserver
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
@@ -449,6 +451,68 @@ def test_rows_that_are_archived_after_the_reduction_are_counted_once(place: Arch
     assert between.times > 1
     assert all_stored(place.db) == before
     require_proven(place.db)
+
+
+def test_days_that_cannot_be_counted_from_a_changed_archive_are_reported(place: Archive):
+    """The record of one day is gone while the result is loaded; the other day is rebuilt all the same."""
+
+    class Loading(Reduction):
+        def of_days(self, rollup, days: Sequence[date]):
+            execute(place.db, f"delete from rollup_archive where date = '{DAY}'")
+            return super().of_days(rollup, days)
+
+    class Loaded(ArchivedDays):
+        def reduce(self, rollups, records: Mapping) -> Reduction:
+            return Loading(**vars(super().reduce(rollups, records)))
+
+    archived = counted_in(place)
+    report = rebuild(place.db, [DAY, NEXT], archived=Loaded(archived.place, archived.settings))
+    assert {(each.day, each.rollup) for each in report.failed} == {(DAY, relation) for relation in FORMS}
+    assert all("its archive was changed while it was read, repeat the command" in str(each) for each in report.failed)
+    assert report.days == [NEXT]
+
+
+def test_a_day_whose_archive_changes_all_the_time_is_reported(place: Archive, connect):
+    @dataclass
+    class Always(Between):
+        def reduce(self, rollups, records: Mapping) -> Reduction:
+            found = self.archived.reduce(rollups, records)
+            self.happens()
+            return found
+
+    def archive_another() -> None:
+        write(connect(), [row(NOON, publisher=77)])
+        refresh(place.db)
+        archive(place)
+
+    before = stored(place.db)
+    report = rebuild(place.db, [DAY], archived=Always(counted_in(place), archive_another))
+    assert {each.day for each in report.failed} == {DAY}
+    assert all("its archive was changed while it was read, repeat the command" in str(each) for each in report.failed)
+    assert {key: row for key, row in stored(place.db).items() if key[0] != 77} == before
+
+
+class _Closing(socketserver.StreamRequestHandler):
+    """Notes what is asked for, and closes the connection."""
+
+    def handle(self) -> None:
+        self.server.asked.append(self.rfile.readline().decode())
+
+
+def test_a_bucket_that_cannot_be_used_is_asked_for_one_day_of_many(place: Archive):
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Closing) as server:
+        server.asked = []
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        lost = archive_in(
+            place.db, f"s3://NAME:PASSWORD@bucket/a?endpoint_url=http://127.0.0.1:{server.server_address[1]}"
+        )
+        report = rebuilt(lost, [DAY, NEXT, LAST])
+        server.shutdown()
+    assert {each.day for each in report.failed} == {DAY, NEXT}
+    assert len({str(each).split(": ", 1)[1] for each in report.failed}) == 1
+    assert report.days == [LAST]
+    assert server.asked
+    assert all(str(DAY) in asked for asked in server.asked)
 
 
 def test_days_in_berlin_are_rebuilt_exactly_when_clocks_change(db: Database, connect, owner, tmp_path: Path):
