@@ -311,11 +311,7 @@ def _note(connection: Connection, db: Database, report: RebuildReport, seconds: 
         done.setdefault(day.day, {})[day.rollup] = {"before": day.rows_before, "after": day.rows, **where}
     if done:
         journal.note(connection, db.log, "rebuild", days=done, rows=report.rows, seconds=seconds)
-    refused: dict[date, dict[str, Any]] = {}
-    for each in report.failed:
-        why = {"detail": each.detail} if each.reason == "archive" else each.misfit
-        refused.setdefault(each.day, {})[each.rollup] = {"refused": each.reason, **why}
-    if refused:
+    if refused := _new_refusals(connection, db, report.failed):
         journal.note(connection, db.log, "refuse", days=refused)
     for operation, reason in (("deletion", "announced"), ("keep", "keep")):
         kept: dict[date, dict[str, Any]] = {}
@@ -325,3 +321,18 @@ def _note(connection: Connection, db: Database, report: RebuildReport, seconds: 
                 kept.setdefault(each.day, {})[each.rollup] = numbers
         if kept:
             journal.note(connection, db.log, operation, days=kept)
+
+
+def _new_refusals(
+    connection: Connection, db: Database, failed: Sequence[SkippedDay]
+) -> dict[date, dict[str, dict[str, Any]]]:
+    """Why each day and rollup was refused; without those that the archive refused for the same reason the last time."""
+    archived = [each.day for each in failed if each.reason == "archive"]
+    last = journal.last_outcomes(connection, db.log, archived) if archived else {}
+    found: dict[date, dict[str, dict[str, Any]]] = {}
+    for each in failed:
+        why = {"detail": each.detail} if each.reason == "archive" else each.misfit
+        done = {"refused": each.reason, **why}
+        if each.reason != "archive" or last.get((str(each.day), each.rollup)) != done:
+            found.setdefault(each.day, {})[each.rollup] = done
+    return found

@@ -364,6 +364,28 @@ def test_a_day_whose_books_do_not_balance_is_refused(place: Archive, connect):
     assert all_stored(place.db) == before
 
 
+def test_the_same_refusal_is_in_the_journal_once(place: Archive):
+    (name,) = files_of(place, DAY)
+    file = Path(place.store.path(name))
+    content = file.read_bytes()
+    file.unlink()
+
+    def refusals() -> int:
+        return sum(entry.operation == "refuse" for entry in history(place.db))
+
+    for _ in range(2):
+        assert rebuilt(place).failed
+        assert refusals() == 1
+    file.write_bytes(content[:-1])
+    assert rebuilt(place).failed
+    assert refusals() == 2, "another reason"
+    file.write_bytes(content)
+    assert rebuilt(place).failed == []
+    file.write_bytes(content[:-1])
+    assert rebuilt(place).failed
+    assert refusals() == 3, "it was rebuilt meanwhile"
+
+
 def test_a_missing_package_is_one_line_and_hot_days_are_rebuilt(place: Archive, monkeypatch):
     monkeypatch.setitem(sys.modules, "duckdb", None)
     monkeypatch.delitem(sys.modules, "calc_analytics.engines.duckdb", raising=False)
