@@ -1,4 +1,4 @@
-"""DuckDB: counts archived rows in this process, with bounded memory; what does not fit goes to a temporary folder.
+"""DuckDB: counts archived rows in this process, with 1 GB and a temporary folder. The result is in memory besides.
 
 It reads a folder itself, and a bucket through the archive's own client, so that both are addressed and paid for alike.
 A connection lives for one reduction. No extension is installed or loaded from elsewhere.
