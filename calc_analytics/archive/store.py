@@ -109,15 +109,12 @@ class Store(ABC):
         try:
             yield
         except Exception as error:
-            is_ours = isinstance(error, OSError) or type(error).__module__.split(".")[0] in _CLIENTS
-            if not is_ours or (action == "read" and isinstance(error, FileNotFoundError)):
+            if not is_of_client(error) or (action == "read" and isinstance(error, FileNotFoundError)):
                 raise
-            raise self._error(action, name, _reason(error)) from error
+            raise self._error(action, name, reason_of(error, self.address)) from error
 
     def _error(self, action: str, name: str, reason: str) -> CannotUseArchive:
         place = self.path(name) if name else self.address.shown
-        for option, value in self.address.options:
-            reason = reason.replace(value, "***") if option in ("key", "secret") and value else reason
         return CannotUseArchive(f"cannot {action} {place}: {reason}. Correct ARCHIVE_URL, or what it needs, and repeat")
 
 
@@ -278,8 +275,15 @@ def _raise_unless_missing(error: OSError) -> None:
         raise error
 
 
-def _reason(error: BaseException) -> str:
-    """The error in one line."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+def is_of_client(error: Exception) -> bool:
+    """Whether it is an error of the file system or of its client, and no mistake of this program."""
+    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in _CLIENTS
+
+
+def reason_of(error: Exception, address: ArchiveUrl) -> str:
+    """The error in one line, without the address's secrets; of a Python stack trace inside it the last line."""
+    reason = str(error.strerror if isinstance(error, OSError) and error.strerror else error).strip()
+    reason = reason.splitlines()[-1] if "Traceback (most recent call last)" in reason else " ".join(reason.split())
+    for option, value in address.options:
+        reason = reason.replace(value, "***") if option in ("key", "secret") and value else reason
+    return reason.strip() or type(error).__name__

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from calc_analytics.archive.checking import proven_manifest
 from calc_analytics.archive.place import Archive
+from calc_analytics.archive.store import CannotUseArchive
 from calc_analytics.config import Settings
 from calc_analytics.engines import Engine, engine_for
 from calc_analytics.errors import CalcAnalyticsError
@@ -67,13 +68,19 @@ class _Reducing:
             return None
 
     def proven_files(self, records: Mapping[date, ArchivedDay]) -> dict[date, list[str]]:
-        """The files of each day whose files are what was written."""
-        found = dict[date, list[str]]()
-        for day, record in records.items():
+        """The files of each day whose files are what was written.
+
+        A bucket that cannot be used is not asked again: each request waits until it is given up.
+        """
+        found, days = dict[date, list[str]](), list(records)
+        for n, day in enumerate(days):
             try:
-                found[day] = proven_manifest(self.place, record).names
+                found[day] = proven_manifest(self.place, records[day]).names
             except CalcAnalyticsError as error:
-                self._refuse(self.rollups, [day], error)
+                is_lost = isinstance(error, CannotUseArchive) and self.place.store.address.protocol != "file"
+                self._refuse(self.rollups, days[n:] if is_lost else [day], error)
+                if is_lost:
+                    break
         return found
 
     def reduced(self, engine: Engine, files: Mapping[date, Sequence[str]]) -> "dict[str, pyarrow.Table]":

@@ -1,4 +1,4 @@
-"""DuckDB: counts archived rows in this process, with bounded memory; what does not fit goes to a temporary folder.
+"""DuckDB: counts archived rows in this process, with 1 GB and a temporary folder. The result is in memory besides.
 
 It reads a folder itself, and a bucket through the archive's own client, so that both are addressed and paid for alike.
 A connection lives for one reduction. No extension is installed or loaded from elsewhere.
@@ -14,7 +14,7 @@ import pyarrow
 import sqlglot as sqlglot  # its absence is noticed before the work
 
 from calc_analytics.addresses import ArchiveUrl
-from calc_analytics.archive.store import filesystem
+from calc_analytics.archive.store import filesystem, is_of_client, reason_of
 from calc_analytics.engines import EngineFailed
 from calc_analytics.engines.query import DUCKDB, reduction, result_schema
 from calc_analytics.rollup.declaration import Log, Rollup
@@ -43,10 +43,12 @@ class DuckDB:
             with tempfile.TemporaryDirectory() as folder, self._connection(folder) as connection:
                 found = connection.sql(query, params={"files": [self._path(name) for name in names]})
                 return found.to_arrow_table().cast(schema)
-        except duckdb.Error as error:
-            reason = " ".join(str(error).split())
+        except Exception as error:
+            if not (isinstance(error, duckdb.Error | pyarrow.ArrowException) or is_of_client(error)):
+                raise
             raise EngineFailed(
-                f"{self.name} could not count the archived rows of {rollup.name}: {reason}. Nothing was changed"
+                f"{self.name} could not count the archived rows of {rollup.name}: {reason_of(error, self.address)}. "
+                "Nothing was changed"
             ) from error
 
     def _connection(self, folder: str) -> duckdb.DuckDBPyConnection:

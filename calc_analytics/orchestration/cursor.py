@@ -47,7 +47,10 @@ class Cursor:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     rebuild_requested_at: dict[str, Instant] = field(default_factory=dict)
-    """When a rebuild of a day was last requested."""
+    """When a rebuild of a day that waits was last requested."""
+
+    rebuild_requests: dict[str, int] = field(default_factory=dict)
+    """How often it was requested."""
 
     checks_requested: dict[str, CheckRequest] = field(default_factory=dict)
     """The requests for checks of days whose verdict changed, until that is reported."""

@@ -24,14 +24,15 @@ if TYPE_CHECKING:
     from calc_analytics.rollup.database import Database
 
 # A requested run that has not done its work by then is requested again.
-REQUEST_AGAIN_SECONDS = 300
+# Each further request of a rebuild waits twice as long, up to an hour: a day may be refused until a person acts.
+REQUEST_AGAIN_SECONDS, LONGEST_WAIT_SECONDS = 300, 3600
 RUNS_PER_TICK = 10
 
 
 def request_rebuilds(
     db: "Database", before: Cursor | None, partitions: PartitionsDefinition
 ) -> tuple[list[RunRequest], Cursor]:
-    """Runs for the days that wait for a rebuild, not requested in the last five minutes; newest days first.
+    """Runs for the days that wait for a rebuild, and were not requested for a while (`_wait`); newest days first.
 
     At a first start also for today and yesterday.
     """
@@ -42,7 +43,9 @@ def request_rebuilds(
         wanted.update(dict.fromkeys(today_and_yesterday(db.timezone), db.log.names))
     cursor, now = before or Cursor(), time.time()
     keys = keys_of(wanted, partitions)
-    recent = {key: at for key, at in cursor.rebuild_requested_at.items() if key in keys and _is_recent(at, now)}
+    times = cursor.rebuild_requests
+    known = {key: at for key, at in cursor.rebuild_requested_at.items() if key in keys}
+    recent = {key for key, at in known.items() if now - at < _wait(times.get(key, 1))}
     rollups = {day: tuple(wanted[day]) for day in as_days(keys) if str(day) not in recent}
     spans = _spans(rollups)[-RUNS_PER_TICK:]
     requested = {key: now for span, _ in spans for key in span}
@@ -50,7 +53,14 @@ def request_rebuilds(
     # The summary is of all days: the run of the newest computes it.
     summary = [SUMMARY] if STATS.name in db.log.names else []
     requests += [automatic_range(span, [*names, *summary]) for span, names in spans[-1:]]
-    return requests, replace(cursor, rebuild_requested_at={**recent, **requested})
+    requested_at = {**known, **requested}
+    counts = {key: times.get(key, 0) + (key in requested) for key in requested_at}
+    return requests, replace(cursor, rebuild_requested_at=requested_at, rebuild_requests=counts)
+
+
+def _wait(requests: int) -> float:
+    """Seconds from the last of so many requests of a day's rebuild to the next."""
+    return min(REQUEST_AGAIN_SECONDS * 2.0 ** min(requests - 1, 10), LONGEST_WAIT_SECONDS)
 
 
 def _spans(rollups: dict[date, tuple[str, ...]]) -> list[tuple[list[str], tuple[str, ...]]]:

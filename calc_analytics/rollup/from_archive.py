@@ -161,28 +161,40 @@ class Part:
         """Adds the days' rows that became visible between the two snapshots; returns how many rows of the rollup."""
         return add_since(self.connection, self.db, rollup, self.days, then, now, _table(rollup))
 
-    def put_in_place(self, known: LedgerDays) -> tuple[dict[date, str], list[SkippedDay]]:
+    def put_in_place(self, known: LedgerDays, may_shrink: bool) -> tuple[dict[date, str], list[SkippedDay]]:
         """Makes these rows the recounted ones: from now on `recount_table` has them, and `log_table` the log rows.
 
         Returns the source of each day that is whole, and the days that are not. Days of which it is not known which
-        log rows are archived keep their log rows only. Raises `ArchiveChanged`.
+        log rows are archived keep their log rows only; if a person accepts fewer rows (`may_shrink`), so do those that
+        are not whole. Raises `ArchiveChanged`.
         """
         self._require_unchanged()
-        first = self.rollups[0]
-        log, all_rows = (self._rows(first, table) for table in (recount_table(first), _table(first)))
-        unknown = [day for day in self.days if self.reduction.records[day].snapshot is None and log.get(day)]
         sources, refused = dict[date, str](), list[SkippedDay]()
-        for day in (day for day in self.days if day not in unknown):
-            record, rows = self.reduction.records[day], all_rows.get(day, 0)
-            counted = known.counted_whole(day)
-            if rows == counted:
-                sources[day] = BOTH if rows > record.rows else ARCHIVE
-            else:
-                message = _describe_refusal(record.rows, rows - record.rows, counted or 0)
-                refused += [refusal(rollup, day, message) for rollup in self.rollups]
+        for books in self._books(known):
+            if books.is_balanced or (may_shrink and books.is_what_is_left):
+                sources[books.day] = BOTH if books.rows > books.archived else ARCHIVE
+            elif not may_shrink or not books.is_consistent:
+                refused += [books.refuse(rollup) for rollup in self.rollups]
         for rollup in self.rollups:
             self._swap(rollup, [day for day in self.days if day not in sources])
         return sources, refused
+
+    def _books(self, known: LedgerDays) -> Iterator["_Books"]:
+        """Those of the days of which it is known which log rows are archived."""
+        log = self._rows(self.rollups[0], recount_table(self.rollups[0]))
+        all_rows = [self._rows(rollup, _table(rollup)) for rollup in self.rollups]
+        for day in self.days:
+            record = self.reduction.records[day]
+            if record.snapshot is not None or not log[day]:
+                yield _Books(
+                    day,
+                    record.rows,
+                    log[day],
+                    [rows[day] for rows in all_rows],
+                    known.counted_whole(day) or 0,
+                    known.deleted_by_log(day),
+                    known.is_built(day),
+                )
 
     def _require_unchanged(self) -> None:
         now = ledger.archived_days(self.connection, self.db.log, self.days)
@@ -205,6 +217,59 @@ class Part:
             self.connection.execute(text(statement), {"others": list(others)} if ":others" in statement else {})
 
 
+@dataclass(frozen=True)
+class _Books:
+    """A day's log rows: archived, in the log, all of them (by each rollup), counted, and known to be deleted."""
+
+    day: date
+    archived: int
+    log: int
+    by_rollup: Sequence[int]
+    counted: int
+    deleted: int
+    is_added_to: bool
+    """Whether some rollup has the day built, so that late rows are counted as they come."""
+
+    @property
+    def rows(self) -> int:
+        """All rows."""
+        return self.by_rollup[0]
+
+    @property
+    def is_consistent(self) -> bool:
+        """Whether the rollups agree: each counts every log row."""
+        return len(set(self.by_rollup)) == 1
+
+    @property
+    def is_balanced(self) -> bool:
+        """Whether all rows are those that were counted, or those and late ones that no rollup could add."""
+        if not self.is_consistent:
+            return False
+        is_late = not self.is_added_to and self.archived <= self.counted < self.rows
+        return self.rows == self.counted or (is_late and self.is_what_is_left)
+
+    @property
+    def is_what_is_left(self) -> bool:
+        """Whether the log lacks as many of all rows as were deleted: so none that was erased is in the archive."""
+        return self.is_consistent and self.rows - self.log == self.deleted
+
+    def _describe_refusal(self) -> str:
+        if not self.is_consistent:
+            return (
+                f"one rollup has {min(self.by_rollup):,} of its rows and another {max(self.by_rollup):,}, but each "
+                "counts all: the engine or the declaration of a rollup is wrong. Nothing was changed"
+            )
+        return (
+            f"{self.archived:,} rows in the archive and {self.rows - self.archived:,} log rows that are not in it, but "
+            f"{self.counted:,} counted. If an erasure was interrupted, repeat it; else run 'calc-analytics verify' and "
+            "'calc-analytics archive --check'"
+        )
+
+    def refuse(self, rollup: Rollup) -> SkippedDay:
+        """The day stays as it is."""
+        return refusal(rollup, self.day, self._describe_refusal())
+
+
 def is_same(one: ArchivedDay | None, other: ArchivedDay) -> bool:
     """Whether the same rows are archived."""
     return one is not None and (one.manifest, one.snapshot) == (other.manifest, other.snapshot)
@@ -217,17 +282,11 @@ def refusal(rollup: Rollup, day: date, message: str) -> SkippedDay:
 
 def changed(rollup: Rollup, day: date) -> SkippedDay:
     """The day stays as it is, because others archived or erased it all the time."""
-    return refusal(rollup, day, _describe_refusal(None))
+    return refusal(rollup, day, _describe_refusal())
 
 
-def _describe_refusal(archived: int | None, unarchived: int = 0, counted: int = 0) -> str:
-    """The rows of the archive, and those beside it, are not as many as were counted; or it was changed (None)."""
-    if archived is None:
-        return "its archive was changed while it was read, repeat the command"
-    return (
-        f"{archived:,} rows in the archive and {unarchived:,} log rows that are not in it, but {counted:,} counted. If "
-        "an erasure was interrupted, repeat it; else run 'calc-analytics verify' and 'calc-analytics archive --check'"
-    )
+def _describe_refusal() -> str:
+    return "its archive was changed while it was read, repeat the command"
 
 
 def _table(rollup: Rollup) -> str:

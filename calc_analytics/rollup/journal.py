@@ -118,6 +118,12 @@ def note(
     connection.execute(_NOTE, parameters)
 
 
+def last_outcomes(connection: Connection, log: Log, days: Sequence[date]) -> dict[tuple[str, str], Any]:
+    """What the last rebuild or refusal of these days noted of each day and rollup. Cost: one scan of the journal."""
+    rows = connection.execute(_LAST_OUTCOMES, {"log": log.name, "days": [str(day) for day in days]})
+    return {(row.day, row.rollup): row.done for row in rows}
+
+
 def note_proof(
     connection: Connection,
     log: Log,
@@ -327,6 +333,15 @@ _HISTORY = text(
           where jsonb_typeof(done) = 'object' and done ? cast(:rollup as text)
             and (cast(:day as text) is null or d.day = :day)))
     order by at desc, id desc limit :limit
+    """
+)
+_LAST_OUTCOMES = text(
+    """
+    select distinct on (d.day, r.rollup) d.day, r.rollup, r.done
+    from rollup_journal j cross join jsonb_each(days) as d (day, of_day)
+    cross join jsonb_each(of_day) as r (rollup, done)
+    where log = :log and operation in ('rebuild', 'refuse') and d.day = any(cast(:days as text[]))
+    order by d.day, r.rollup, at desc, id desc
     """
 )
 _FRESHNESS = text(

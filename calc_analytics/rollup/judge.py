@@ -103,6 +103,11 @@ class LedgerDays:
         is_of_this_zone = all(each.timezone in (None, self.timezone) for each in known)
         return is_of_this_zone and any(each.has_deletions or each.status == "frozen" for each in known)
 
+    def is_built(self, day: date) -> bool:
+        """Whether the day is built in some rollup, so that late rows are added to it."""
+        known = (self.entry(rollup, day) for rollup in self.log.rollups)
+        return any(entry is not None and entry.status == "built" for entry in known)
+
     def counted_whole(self, day: date) -> int | None:
         """Rows that were counted of the day, by a rollup that counted it whole; None: none did."""
         kept = self._counted(None, self.log.rollups, day)
@@ -209,8 +214,11 @@ class _Judge:
             self._replace(day)
 
     def _has_other_values(self, log: Totals, counted: Totals) -> bool:
-        """Whether as many rows were counted as there are, but other values; a person may recount them."""
-        is_different = any(log[name] != counted.get(name, 0) for name in log)
+        """Whether as many rows were counted as there are, but other values; a person may recount them.
+
+        A measure that was added since was not counted.
+        """
+        is_different = any(log[name] != counted[name] for name in log if name in counted)
         is_as_many = self._rows(log) == self._rows(counted)
         return is_different and is_as_many and self.decision is Decision.AUTOMATIC
 

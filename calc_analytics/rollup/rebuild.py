@@ -9,7 +9,7 @@ statistics and notes the difference as deleted, `allow_shrink` recounts it from 
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
@@ -113,18 +113,23 @@ class _Rebuild:
         return reduction
 
     def _replace(self, archived: ArchivedRows, days: Sequence[date], reduction: Reduction) -> RebuildReport:
-        """Replaces the days; those whose archive was changed since they were reduced are reduced again."""
+        """Replaces the days; those whose archive was changed since they were reduced are reduced again.
+
+        Those that cannot be counted from it any more, and all that are left after the last attempt, are refused.
+        """
+        left = days
         for _ in range(ATTEMPTS):
             try:
-                return self._replace_reduced(days, reduction)
+                return self._refuse_changed(set(days) - set(left)) + self._replace_reduced(left, reduction)
             except ArchiveChanged:
-                records = from_archive.days_in_archive(self.db, days)
+                records = from_archive.days_in_archive(self.db, left)
                 reduction = self._reduce(archived, records)
-                days = sorted(records)
-        message = "its archive was changed while it was read: repeat the command"
-        return RebuildReport(
-            refused=[from_archive.refusal(each, day, message) for each in self.rollups for day in days]
-        )
+                left = sorted(records)
+        return self._refuse_changed(days)
+
+    def _refuse_changed(self, days: Collection[date]) -> RebuildReport:
+        changed = [from_archive.changed(each, day) for each in self.rollups for day in sorted(days)]
+        return RebuildReport(refused=changed)
 
     def _replace_reduced(self, days: Sequence[date], reduction: Reduction) -> RebuildReport:
         refused = [each for each in reduction.refused if each.day in days]
@@ -185,7 +190,7 @@ class _Chunk:
         for rollup in self.rollups:
             self._add_since(rollup, counted_at, now)
         if self.archived is not None:
-            self.sources, refused = self.archived.put_in_place(known)
+            self.sources, refused = self.archived.put_in_place(known, self.decision is Decision.ALLOW_SHRINK)
             report = RebuildReport(refused=refused)
         left = {each.day for each in report.refused}
         spans = [span for span in self.spans if span.day not in left]
@@ -306,11 +311,7 @@ def _note(connection: Connection, db: Database, report: RebuildReport, seconds: 
         done.setdefault(day.day, {})[day.rollup] = {"before": day.rows_before, "after": day.rows, **where}
     if done:
         journal.note(connection, db.log, "rebuild", days=done, rows=report.rows, seconds=seconds)
-    refused: dict[date, dict[str, Any]] = {}
-    for each in report.failed:
-        why = {"detail": each.detail} if each.reason == "archive" else each.misfit
-        refused.setdefault(each.day, {})[each.rollup] = {"refused": each.reason, **why}
-    if refused:
+    if refused := _new_refusals(connection, db, report.failed):
         journal.note(connection, db.log, "refuse", days=refused)
     for operation, reason in (("deletion", "announced"), ("keep", "keep")):
         kept: dict[date, dict[str, Any]] = {}
@@ -320,3 +321,18 @@ def _note(connection: Connection, db: Database, report: RebuildReport, seconds: 
                 kept.setdefault(each.day, {})[each.rollup] = numbers
         if kept:
             journal.note(connection, db.log, operation, days=kept)
+
+
+def _new_refusals(
+    connection: Connection, db: Database, failed: Sequence[SkippedDay]
+) -> dict[date, dict[str, dict[str, Any]]]:
+    """Why each day and rollup was refused; without those that the archive refused for the same reason the last time."""
+    archived = [each.day for each in failed if each.reason == "archive"]
+    last = journal.last_outcomes(connection, db.log, archived) if archived else {}
+    found: dict[date, dict[str, dict[str, Any]]] = {}
+    for each in failed:
+        why = {"detail": each.detail} if each.reason == "archive" else each.misfit
+        done = {"refused": each.reason, **why}
+        if each.reason != "archive" or last.get((str(each.day), each.rollup)) != done:
+            found.setdefault(each.day, {})[each.rollup] = done
+    return found

@@ -2,7 +2,9 @@
 
 import random
 import shutil
+import socketserver
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
@@ -26,7 +28,7 @@ from calc_analytics.rollup.from_archive import Reduction
 from calc_analytics.rollup.install import install, rebase
 from calc_analytics.rollup.journal import history
 from calc_analytics.rollup.judge import Decision
-from calc_analytics.rollup.ledger import days_by_status, waiting_days
+from calc_analytics.rollup.ledger import days_by_status, mark_stale, waiting_days
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.retention import prune
@@ -247,7 +249,90 @@ def test_after_a_rebase_a_pruned_day_is_rebuilt_from_the_archive(place: Archive,
     assert all_stored(place.db) == before
 
 
+def test_a_measure_that_is_added_later_is_filled_from_the_archive(place: Archive, owner):
+    """What its migration does: a column of zeros that `counted` does not have, and days that wait for a rebuild."""
+    before = all_stored(place.db)
+    execute(place.db, "update calculation_stats_daily set source_web = 0")
+    execute(place.db, "update rollup_days set counted = counted - 'source_web', deleted = deleted - 'source_web'")
+    with place.db.engine.begin() as connection:
+        mark_stale(connection, place.db.log)
+    report = rebuilt(place, waiting_days(place.db), decision=Decision.AUTOMATIC)
+    assert report.refused == []
+    assert all_stored(place.db) == before
+    require_proven(place.db)
+
+
+@pytest.mark.parametrize("status", ["stale", "frozen"])
+def test_late_rows_of_an_archived_day_that_waits_are_counted(place: Archive, connect, status: str):
+    """No refresh adds to such a day, so that it has more rows than were counted."""
+    execute(place.db, f"update rollup_days set status = '{status}' where date = '{DAY}'")
+    write(connect(), [row(NOON, publisher=77)] * 3)
+    refresh(place.db)
+    report = rebuilt(place, decision=Decision.AUTOMATIC)
+    assert report.refused == []
+    assert sources(report) == {"archive and log rows"}
+    assert stored(place.db)[77, DAY][0] == 3
+    require_proven(place.db)
+
+
 # What is refused.
+
+
+def test_late_rows_do_not_hide_an_interrupted_erasure(place: Archive, connect):
+    write(connect(), [row(NOON, publisher=77)] * 500)
+    refresh(place.db)
+    erase(place.db, {"publisher_id": 2}, even_if_writing=True)
+    execute(place.db, f"update rollup_days set status = 'stale' where date = '{DAY}'")
+    write(connect(), [row(NOON, publisher=77)] * 3)
+    refresh(place.db)
+    before = all_stored(place.db)
+    assert {each.reason for each in rebuilt(place).failed} == {"archive"}
+    assert all_stored(place.db) == before
+
+
+@dataclass
+class Faulty:
+    """An engine that loses a row of the archive in one rollup."""
+
+    archived: ArchivedDays
+    rollup: str
+
+    def reduce(self, rollups, records: Mapping) -> Reduction:
+        found = self.archived.reduce(rollups, records)
+        return replace(found, tables={**found.tables, self.rollup: found.tables[self.rollup].slice(1)})
+
+
+@pytest.mark.parametrize("rollup", FORMS)
+@pytest.mark.parametrize("decision", [Decision.AUTOMATIC, Decision.ALLOW_SHRINK])
+def test_a_day_with_fewer_archived_rows_in_any_rollup_is_refused(place: Archive, rollup: str, decision: Decision):
+    before = all_stored(place.db)
+    report = rebuild(place.db, [DAY], archived=Faulty(counted_in(place), rollup), decision=decision)
+    assert {each.reason for each in report.failed} == {"archive"}
+    assert report.rebuilt == []
+    assert all_stored(place.db) == before
+
+
+def test_allow_shrink_recounts_an_unbalanced_day_from_its_log_rows(place: Archive, connect):
+    write(connect(), [row(NOON, publisher=77)] * 3)
+    refresh(place.db)
+    erase(place.db, {"publisher_id": 2}, even_if_writing=True)
+    assert {each.reason for each in rebuilt(place).failed} == {"archive"}
+    report = rebuilt(place, decision=Decision.ALLOW_SHRINK)
+    assert report.refused == []
+    assert sources(report) == {"log rows"}
+    assert {key: row[0] for key, row in stored(place.db).items() if key[-1] == DAY} == {(77, DAY): 3}
+
+
+def test_allow_shrink_counts_what_is_left_in_the_archive_and_in_the_log(place: Archive, connect):
+    archived = {key: row[0] for key, row in stored(place.db).items() if key[-1] == DAY}
+    write(connect(), [row(NOON, publisher=77)] * 3)
+    refresh(place.db)
+    execute(place.db, "delete from calculation_logs where id = (select max(id) from calculation_logs)")
+    assert {each.reason for each in rebuilt(place).failed} == {"archive"}
+    report = rebuilt(place, decision=Decision.ALLOW_SHRINK)
+    assert sources(report) == {"archive and log rows"}
+    assert {key: row[0] for key, row in stored(place.db).items() if key[-1] == DAY} == {**archived, (77, DAY): 2}
+    require_proven(place.db)
 
 
 @pytest.mark.parametrize("how", ["damaged", "missing", "cut"])
@@ -280,6 +365,28 @@ def test_a_day_whose_books_do_not_balance_is_refused(place: Archive, connect):
     assert {each.reason for each in report.failed} == {"archive"}
     assert "0 log rows that are not in it" in str(report.failed[0])
     assert all_stored(place.db) == before
+
+
+def test_the_same_refusal_is_in_the_journal_once(place: Archive):
+    (name,) = files_of(place, DAY)
+    file = Path(place.store.path(name))
+    content = file.read_bytes()
+    file.unlink()
+
+    def refusals() -> int:
+        return sum(entry.operation == "refuse" for entry in history(place.db))
+
+    for _ in range(2):
+        assert rebuilt(place).failed
+        assert refusals() == 1
+    file.write_bytes(content[:-1])
+    assert rebuilt(place).failed
+    assert refusals() == 2, "another reason"
+    file.write_bytes(content)
+    assert rebuilt(place).failed == []
+    file.write_bytes(content[:-1])
+    assert rebuilt(place).failed
+    assert refusals() == 3, "it was rebuilt meanwhile"
 
 
 def test_a_missing_package_is_one_line_and_hot_days_are_rebuilt(place: Archive, monkeypatch):
@@ -369,6 +476,68 @@ def test_rows_that_are_archived_after_the_reduction_are_counted_once(place: Arch
     assert between.times > 1
     assert all_stored(place.db) == before
     require_proven(place.db)
+
+
+def test_days_that_cannot_be_counted_from_a_changed_archive_are_reported(place: Archive):
+    """The record of one day is gone while the result is loaded; the other day is rebuilt all the same."""
+
+    class Loading(Reduction):
+        def of_days(self, rollup, days: Sequence[date]):
+            execute(place.db, f"delete from rollup_archive where date = '{DAY}'")
+            return super().of_days(rollup, days)
+
+    class Loaded(ArchivedDays):
+        def reduce(self, rollups, records: Mapping) -> Reduction:
+            return Loading(**vars(super().reduce(rollups, records)))
+
+    archived = counted_in(place)
+    report = rebuild(place.db, [DAY, NEXT], archived=Loaded(archived.place, archived.settings))
+    assert {(each.day, each.rollup) for each in report.failed} == {(DAY, relation) for relation in FORMS}
+    assert all("its archive was changed while it was read, repeat the command" in str(each) for each in report.failed)
+    assert report.days == [NEXT]
+
+
+def test_a_day_whose_archive_changes_all_the_time_is_reported(place: Archive, connect):
+    @dataclass
+    class Always(Between):
+        def reduce(self, rollups, records: Mapping) -> Reduction:
+            found = self.archived.reduce(rollups, records)
+            self.happens()
+            return found
+
+    def archive_another() -> None:
+        write(connect(), [row(NOON, publisher=77)])
+        refresh(place.db)
+        archive(place)
+
+    before = stored(place.db)
+    report = rebuild(place.db, [DAY], archived=Always(counted_in(place), archive_another))
+    assert {each.day for each in report.failed} == {DAY}
+    assert all("its archive was changed while it was read, repeat the command" in str(each) for each in report.failed)
+    assert {key: row for key, row in stored(place.db).items() if key[0] != 77} == before
+
+
+class _Closing(socketserver.StreamRequestHandler):
+    """Notes what is asked for, and closes the connection."""
+
+    def handle(self) -> None:
+        self.server.asked.append(self.rfile.readline().decode())
+
+
+def test_a_bucket_that_cannot_be_used_is_asked_for_one_day_of_many(place: Archive):
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Closing) as server:
+        server.asked = []
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        lost = archive_in(
+            place.db, f"s3://NAME:PASSWORD@bucket/a?endpoint_url=http://127.0.0.1:{server.server_address[1]}"
+        )
+        report = rebuilt(lost, [DAY, NEXT, LAST])
+        server.shutdown()
+    assert {each.day for each in report.failed} == {DAY, NEXT}
+    assert len({str(each).split(": ", 1)[1] for each in report.failed}) == 1
+    assert report.days == [LAST]
+    assert server.asked
+    assert all(str(DAY) in asked for asked in server.asked)
 
 
 def test_days_in_berlin_are_rebuilt_exactly_when_clocks_change(db: Database, connect, owner, tmp_path: Path):

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from sqlalchemy import BigInteger, Column, Date, DateTime, Integer, MetaData, Table, case, cast, func, or_, text
 
-from calc_analytics.addresses import ArchiveUrl
+from calc_analytics.addresses import ArchiveUrl, read_archive_url
 from calc_analytics.archive.rows import RowReader, parquet_writer
+from calc_analytics.engines import EngineFailed
 from calc_analytics.engines.duckdb import DuckDB
 from calc_analytics.engines.query import result_schema
 from calc_analytics.rollup.declaration import Rollup
@@ -113,3 +114,14 @@ def test_duckdb_counts_exactly_what_postgresql_counts(db, owner, connect, tmp_pa
         assert found.schema == result_schema(rollup, LOG)
         counted = sorted(tuple(each.values()) for each in found.to_pylist())
         assert counted == counted_by_postgres(db, rollup, sorted(DAYS)), rollup.aggregates
+
+
+def test_an_error_of_the_buckets_client_is_one_line_without_secrets():
+    lost = read_archive_url("s3://ACCESSKEY:HIDDEN@bucket/archive?endpoint_url=http://127.0.0.1:9", Path("/"))
+    with pytest.raises(EngineFailed) as refused:
+        DuckDB(LOG, lost).reduce(LOG.rollups[0], {date(2026, 3, 1): ["date=2026-03-01/1.parquet"]})
+    message = str(refused.value)
+    assert "could not count the archived rows of calculation_stats_daily: " in message
+    assert "127.0.0.1:9" in message
+    for word in ("Traceback", "\n", "ACCESSKEY", "HIDDEN", ".py"):
+        assert word not in message, message

@@ -114,6 +114,7 @@ def test_a_cursor_is_read_as_it_was_written():
     day, name = str(OLD), "calculation_stats_hourly"
     cursor = Cursor(
         rebuild_requested_at={day: 1e9},
+        rebuild_requests={day: 2},
         checks_requested={day: CheckRequest(1e9, 5, [name], [])},
         different={day: [name]},
         unreported={day: UnreportedRows(3, 0.5)},
@@ -250,6 +251,20 @@ def test_a_day_that_was_never_built_is_requested_once_in_five_minutes(location, 
     assert [days_of(request) for request in tick(location, instance, overdue).run_requests] == [[OLD]]
     rebuild(db, [OLD])
     assert tick(location, instance, overdue).run_requests == []
+
+
+def test_each_further_request_of_a_rebuild_waits_twice_as_long_up_to_an_hour(location, instance, db, connect):
+    writer = connect()
+    write(writer, [row(utc(2026, 3, 1, 5))])
+    writer.execute("update calculation_logs set xact_id = null")
+    writer.commit()
+    cursor = tick(location, instance).cursor
+    for minutes in (5, 10, 20, 40, 60, 60):
+        early = tick(location, instance, later(cursor, 60 * minutes - 30))
+        assert early.run_requests == []
+        due = tick(location, instance, later(early.cursor, 30))
+        assert [days_of(request) for request in due.run_requests] == [[OLD]]
+        cursor = due.cursor
 
 
 def test_consecutive_days_that_wait_are_one_run_of_the_rollups_that_wait(location, instance, db, connect):
