@@ -1,0 +1,1 @@
+"""The workloads: what is measured of each system, and what is compared."""
