@@ -6,6 +6,7 @@ a long writer delays the migration and never the other writers. All settings are
 """
 
 import logging
+import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -36,6 +37,8 @@ HEAD = "0007_readers"
 ADVISORY_LOCK = 7_244_100_501
 # Shorter than deadlock_timeout (one second): a deadlock never aborts another transaction.
 LOCK_TIMEOUT = "800ms"
+# Alembic keeps what it works on in its modules: one thread of a process at a time. Dagster uses it for its tables, too.
+ALEMBIC = threading.Lock()
 ATTEMPTS = 60
 # How long another migration is waited for.
 TURN_SECONDS = 60.0
@@ -168,7 +171,8 @@ def _run_revisions(connection: Connection, finish: Callable[[Connection], None])
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"], config.attributes["finish"] = connection, finish
     try:
-        command.upgrade(config, "head")
+        with ALEMBIC:
+            command.upgrade(config, "head")
     except CommandError as error:
         raise UnknownRevision(f"{error}: the database was made by a newer version; install that one here") from error
 

@@ -25,6 +25,7 @@ from calc_analytics.config import process_settings, with_driver
 from calc_analytics.database import dagster_tables
 from calc_analytics.database.create import ensure_database
 from calc_analytics.database.engine import dagster_url
+from calc_analytics.database.migrate import ALEMBIC
 from calc_analytics.database.schemas import ensure_schema
 from calc_analytics.orchestration.dagster_internals import is_daemon, keep_pools
 
@@ -95,7 +96,8 @@ class CalcAnalyticsStorage(DagsterPostgresStorage):
         require_room(url)
         given = {**CONNECTION, **_named_after_process(), **url.query}
         url = with_driver(url, "psycopg2").update_query_dict({**given, "plugin": PLUGIN})
-        storage = cls(url.render_as_string(hide_password=False), inst_data=inst_data)
+        with ALEMBIC:
+            storage = cls(url.render_as_string(hide_password=False), inst_data=inst_data)
         keep_pools(storage)
         return storage
 
