@@ -34,7 +34,7 @@ from calc_analytics.rollups import LOG
 DOCS = Path(__file__).parent
 STATS = LOG.names[0]
 HISTORY_DAYS = 30
-WIDTH, HEIGHT, TALL, LONG = 1280, 800, 900, 1220
+WIDTH, HEIGHT, LONG = 1280, 800, 1220
 REPORT_WIDTH, REPORT_HEIGHT = 900, 1045
 PATIENCE_SECONDS = 300
 STOP_SECONDS = 30
@@ -145,7 +145,7 @@ def browser() -> Iterator[Page]:
 
 def lineage(page: Page, ui: str) -> None:
     """Every asset, with its checks and how many partitions are filled."""
-    page.set_viewport_size({"width": WIDTH, "height": TALL})
+    page.set_viewport_size({"width": WIDTH * 3 // 2, "height": LONG})
     page.goto(f"{ui}/asset-groups")
     page.get_by_text("Passed").first.wait_for()
 
