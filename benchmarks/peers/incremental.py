@@ -23,12 +23,12 @@ class PgIncremental(Peer):
 
     key, name = "pg_incremental", "pg_incremental"
     package = "source: CrunchyData/pg_incremental, and pg_cron"
+    extension = "pg_incremental"
 
     @classmethod
     def version(cls, server: Server) -> str | None:
-        """The extension's."""
-        extensions = server.extensions()
-        return extensions.get("pg_incremental") if "pg_cron" in extensions else None
+        """The extension's, which needs pg_cron."""
+        return super().version(server) if "pg_cron" in server.extensions() else None
 
     def install(self) -> None:
         """The index that its documentation recommends is the primary key; the pipeline counts what is there."""
@@ -49,13 +49,8 @@ class PgIvm(Peer):
     """An incrementally maintained view: triggers change it in each writer's transaction; nothing refreshes."""
 
     key, name, package = "pg_ivm", "pg_ivm", "source: sraoss/pg_ivm"
-    adds_to_log = True
+    extension, adds_to_log = "pg_ivm", True
     has_refresher = False
-
-    @classmethod
-    def version(cls, server: Server) -> str | None:
-        """The extension's."""
-        return server.extensions().get("pg_ivm")
 
     def install(self) -> None:
         """Its library must be loaded in each session that writes."""
@@ -73,12 +68,7 @@ class Timescale(Peer):
     """A continuous aggregate: recounts the buckets (here: days) that were written to since its last refresh."""
 
     key, name, package = "timescaledb", "TimescaleDB", "timescaledb-2-postgresql-15 of its vendor"
-    adds_to_log = True
-
-    @classmethod
-    def version(cls, server: Server) -> str | None:
-        """The extension's."""
-        return server.extensions().get("timescaledb")
+    extension, adds_to_log = "timescaledb", True
 
     def install(self) -> None:
         """The log becomes a hypertable, whose primary key must contain the time."""

@@ -19,6 +19,8 @@ class Peer:
     name: ClassVar[str]
     # What brings it, for the line "not installed".
     package: ClassVar[str] = ""
+    # The PostgreSQL extension that it is, if it is one.
+    extension: ClassVar[str] = ""
     # Whether anything has to run besides the writers.
     has_refresher: ClassVar[bool] = True
     # Whether it adds anything to the log table; others cost its writers nothing.
@@ -36,7 +38,7 @@ class Peer:
     @classmethod
     def version(cls, server: Server) -> str | None:
         """Its version, or None if it is not installed."""
-        return ""
+        return server.extensions().get(cls.extension) if cls.extension else ""
 
     @property
     def connection(self) -> psycopg.Connection:
@@ -79,7 +81,7 @@ class Peer:
 
 
 class CountedAtInstall(Peer):
-    """A system that is told of new rows only: what is there when it is installed is counted by hand."""
+    """A system that captures new rows only: rows that are there when it is installed are counted by hand."""
 
     def add_capture(self) -> None:
         """Creates what captures new rows."""

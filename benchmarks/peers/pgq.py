@@ -2,7 +2,6 @@
 
 from benchmarks.peers.peer import CountedAtInstall
 from benchmarks.peers.rows import upsert
-from benchmarks.peers.server import Server
 
 QUEUE, CONSUMER = "log", "statistics"
 # Batches end at ticks. The daemon `pgqd` ticks once a second; here each refresh asks for a tick first.
@@ -30,12 +29,7 @@ class PgQ(CountedAtInstall):
     """A refresh: a tick, then all batches up to it, each with its end in one transaction."""
 
     key, name, package = "pgq", "PgQ", "Debian: postgresql-15-pgq3"
-    adds_to_log = True
-
-    @classmethod
-    def version(cls, server: Server) -> str | None:
-        """The extension's."""
-        return server.extensions().get("pgq")
+    extension, adds_to_log = "pgq", True
 
     def add_capture(self) -> None:
         """The queue, its consumer, its trigger."""

@@ -72,8 +72,8 @@ def code_port(workspace: Path) -> int:
     found = re.search(r"^ +port: (\d+)$", workspace.read_text(), re.MULTILINE) if workspace.exists() else None
     last = [int(found[1])] if found else []
     for port in [*last, *random.sample(CODE_PORTS, 100)]:
-        with suppress(PortTaken, CannotListen):
-            require_free(port, "--code-port")
+        with suppress(OSError):
+            _listen_briefly(port, HOST)
             return port
     return free_port()
 
@@ -82,14 +82,19 @@ def _workspace_file() -> Path:
     return writable(data_folder()) / "workspace.yaml"
 
 
+def _listen_briefly(port: int, host: str) -> None:
+    """Raises `OSError` unless this process could listen there."""
+    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen()
+
+
 def require_free(port: int, option: str, host: str = HOST) -> None:
     """Raises `PortTaken` or `CannotListen` unless this process could listen there; names the option to change."""
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(address)
-            sock.listen()
+        _listen_briefly(port, host)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise PortTaken(

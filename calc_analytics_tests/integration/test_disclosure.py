@@ -1,4 +1,4 @@
-"""Over HTTP nobody learns anything of the inside, whatever fails: a code and general words, each cause once."""
+"""Over HTTP nothing internal is shown, whatever fails: a code and general words, each cause once."""
 
 import json
 import shutil
@@ -60,7 +60,7 @@ def address(port: int, password: str = SECRET, database: str = DATABASE) -> Sett
 
 
 def inside(url: URL) -> set[str]:
-    """What nobody may read: where the database is, who asks, and what is asked."""
+    """What must not be shown: where the database is, who asks, and what is asked."""
     parts = {str(url.database), str(url.username), str(url.host), str(url.port), str(url.query.get("host")), SECRET}
     words = {"postgresql:", "psycopg", "sqlstate", "select ", "relation ", "connection failed", "Traceback", ".sock"}
     return {*parts, *words, str(Path.home()), tempfile.gettempdir() + "/"} - {"None", ""}
