@@ -29,7 +29,7 @@ from calc_analytics.archive.manifest import (
 )
 from calc_analytics.archive.place import Archive
 from calc_analytics.archive.report import CheckReport
-from calc_analytics.archive.rows import KEY, TRANSACTION, RowReader, arrow_schema
+from calc_analytics.archive.rows import KEY, TRANSACTION, RowReader, as_declared, is_readable
 from calc_analytics.database.engine import WHOLE_DAYS, transaction
 from calc_analytics.rollup import ledger
 from calc_analytics.rollup.snapshot import Snapshot, visible
@@ -120,7 +120,7 @@ def proven_manifest(place: Archive, record: ledger.ArchivedDay) -> Manifest:
 
 
 def prove_file(place: Archive, manifest: Manifest, file: ArchivedFile, name: str) -> None:
-    """Raises `DamagedArchive` unless the file is the one that was written: by size, checksum, rows and columns."""
+    """Raises `DamagedArchive` unless the file is the one that was written, by size, checksum and rows."""
     path, read, found = place.store.path(name), 0, hashlib.sha256()
     try:
         with place.store.open(name) as content:
@@ -135,8 +135,7 @@ def prove_file(place: Archive, manifest: Manifest, file: ArchivedFile, name: str
             "it from a backup of the archive"
         )
     with opened(place, name) as content:
-        expected = arrow_schema(place.db.log)
-        if content.metadata.num_rows != file.rows or not content.schema_arrow.equals(expected, check_metadata=False):
+        if content.metadata.num_rows != file.rows or not is_readable(content.schema_arrow, place.db.log):
             raise DamagedArchive(f"{path} has other columns or rows than its manifest: this version cannot read it")
         described = json.loads((content.metadata.metadata or {}).get(KEY, b"{}"))
         if (described.get("log"), described.get("date")) != (manifest.log, str(manifest.day)):
@@ -223,7 +222,7 @@ def compare_with_log(
     for name in manifest.names:
         with opened(place, name) as file:
             for n in range(file.num_row_groups):
-                archived = file.read_row_group(n)
+                archived = as_declared(file.read_row_group(n), log)
                 ids = archived.column(log.id_column)
                 bounds = {"least": ids[0].as_py(), "greatest": ids[-1].as_py()}
                 between = f"{condition} and {log.id_column} between :least and :greatest"

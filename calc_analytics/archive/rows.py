@@ -58,6 +58,24 @@ def arrow_schema(log: Log) -> pyarrow.Schema:
     return pyarrow.schema([*fields, pyarrow.field(TRANSACTION, pyarrow.int64())])
 
 
+def is_readable(schema: pyarrow.Schema, log: Log) -> bool:
+    """Whether a file with these columns holds rows of the log as it is declared now.
+
+    Columns may have been declared, or removed, since it was written.
+    """
+    shared = [each for each in arrow_schema(log) if each.name in schema.names]
+    has_type = all(schema.field(each.name).type == each.type for each in shared)
+    return has_type and {log.id_column, log.event_time, TRANSACTION} <= {each.name for each in shared}
+
+
+def as_declared(table: pyarrow.Table, log: Log) -> pyarrow.Table:
+    """The table with the columns that are declared now; one that was declared since is null, as in PostgreSQL."""
+    columns = {name: table.column(name) for name in table.column_names}
+    schema = arrow_schema(log)
+    arrays = [columns.get(each.name, pyarrow.nulls(table.num_rows, each.type)) for each in schema]
+    return pyarrow.Table.from_arrays(arrays, schema=schema)
+
+
 def description(log: Log, day: date, timezone: str) -> dict[bytes, bytes]:
     """What a file holds, in its own metadata."""
     described = {"format": FORMAT, "log": log.name, "date": str(day), "timezone": timezone}
@@ -196,9 +214,12 @@ def _array(values: numpy.ndarray, nulls: numpy.ndarray | None, type_: pyarrow.Da
     return pyarrow.array(values, type_, mask=nulls)
 
 
-def parquet_writer(file: Any, log: Log) -> parquet.ParquetWriter:
-    """Writes row groups to the file: zstd, a checksum for each page, less than 20 bytes a row where rows are many."""
-    schema = arrow_schema(log)
+def parquet_writer(file: Any, log: Log, schema: pyarrow.Schema | None = None) -> parquet.ParquetWriter:
+    """Writes row groups to the file: zstd, a checksum for each page, less than 20 bytes a row where rows are many.
+
+    `schema`: the columns of a file that is written anew; by default those that are declared.
+    """
+    schema = arrow_schema(log) if schema is None else schema
     delta = [log.id_column, log.event_time, TRANSACTION]
     return parquet.ParquetWriter(
         file,

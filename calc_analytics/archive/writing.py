@@ -313,7 +313,7 @@ def write_file(
         if first is None:
             return ArchivedFile(name, 0, 0, "")
         with place.store.new_file(path) as file:
-            with parquet_writer(file, log) as writer:
+            with parquet_writer(file, log, first.schema) as writer:
                 writer.add_key_value_metadata(description(log, day, place.db.timezone))
                 for table in chain([first], tables):
                     writer.write_table(table, row_group_size=table.num_rows)

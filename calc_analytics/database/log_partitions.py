@@ -21,6 +21,7 @@ from calc_analytics.database.locks import describe_holders
 # Shorter than deadlock_timeout (one second): no other transaction is ever ended.
 BRIEF_MS, PAUSE_SECONDS, ATTEMPTS = 300, 0.7, 20
 BUSY, GONE = ("55P03", "40P01"), ("42P01", "XX000")
+CHANGED = "it is not the partition that it was"
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,36 @@ def is_empty(connection: Connection, partition: Partition) -> bool:
     return bool(connection.execute(text(statement)).scalar())
 
 
+def oldest_running(connection: Connection) -> str:
+    """The id of the oldest transaction that runs: versions of rows by older ones are committed, or gone for good."""
+    return str(connection.execute(text("select cast(pg_snapshot_xmin(pg_current_snapshot()) as text)")).scalar_one())
+
+
+def count_versions(connection: Connection, partition: Partition, oldest: str) -> tuple[int, int]:
+    """How many rows the partition has, and how many of them were inserted or updated by transactions from that one on.
+
+    Cost: one scan. A version's transaction id has 32 bits; it is compared by its distance from now.
+    """
+    statement = f"""
+        select count(*), count(*) filter (where age(xmin) <= age(cast(cast(:oldest as xid8) as xid)))
+        from only {escaped(partition.path)}
+    """
+    rows, written = connection.execute(text(statement), {"oldest": oldest}).one()
+    return int(rows), int(written)
+
+
+def keep_drops_out(connection: Connection, partition: Partition) -> str | None:
+    """Locks the partition as a reader does, until the transaction ends: it is not dropped or altered meanwhile.
+
+    Returns the sessions in the way, as `keep_writers_out`.
+    """
+
+    def lock() -> None:
+        connection.execute(text(f"lock table only {escaped(partition.path)} in access share mode"))
+
+    return attempt(connection, [partition.oid], lock)
+
+
 def keep_writers_out(connection: Connection, partition: Partition) -> str | None:
     """Locks the partition against writers until the transaction ends; readers, and writers of other partitions, go on.
 
@@ -170,7 +201,7 @@ def _drop(connection: Connection, partition: Partition, note: Callable[[Connecti
     for path in (partition.parent_path, partition.path):
         connection.execute(text(f"lock table only {escaped(path)} in access exclusive mode"))
     if not is_unchanged(connection, partition):
-        return "it is not the partition that it was"
+        return CHANGED
     if not is_empty(connection, partition):
         return "rows have come to it"
     note(connection)

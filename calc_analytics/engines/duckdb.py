@@ -14,6 +14,7 @@ import pyarrow
 import sqlglot as sqlglot  # its absence is noticed before the work
 
 from calc_analytics.addresses import ArchiveUrl
+from calc_analytics.archive.rows import arrow_schema
 from calc_analytics.archive.store import filesystem, is_of_client, reason_of
 from calc_analytics.engines import EngineFailed
 from calc_analytics.engines.query import DUCKDB, reduction, result_schema
@@ -21,10 +22,21 @@ from calc_analytics.rollup.declaration import Log, Rollup
 
 MEMORY = "1GB"
 # The day is that of the folder. A folder above the archive may be called like a column, so that it must not be one.
+# A column that a file does not have was declared later: it is null.
 _ROWS = r"""(
-    select *, cast(regexp_extract(filename, 'date=([0-9-]{10})/[^/]*$', 1) as date) as date
-    from read_parquet($files, filename = true, hive_partitioning = false)
+    select *, cast(regexp_extract(filename, 'date=([0-9-]{{10}})/[^/]*$', 1) as date) as date
+    from (
+        select {nulls} where false
+        union all by name
+        select * from read_parquet($files, filename = true, hive_partitioning = false, union_by_name = true)
+    )
 )"""
+_TYPES = {
+    pyarrow.int64(): "bigint",
+    pyarrow.bool_(): "boolean",
+    pyarrow.date32(): "date",
+    pyarrow.timestamp("us", "UTC"): "timestamptz",
+}
 
 
 class DuckDB:
@@ -38,7 +50,7 @@ class DuckDB:
         schema, names = result_schema(rollup, self.log), [name for each in files.values() for name in each]
         if not names:
             return schema.empty_table()
-        query = reduction(rollup, self.log, DUCKDB, _ROWS)
+        query = reduction(rollup, self.log, DUCKDB, _ROWS.format(nulls=self._nulls()))
         try:
             with tempfile.TemporaryDirectory() as folder, self._connection(folder) as connection:
                 found = connection.sql(query, params={"files": [self._path(name) for name in names]})
@@ -50,6 +62,10 @@ class DuckDB:
                 f"{self.name} could not count the archived rows of {rollup.name}: {reason_of(error, self.address)}. "
                 "Nothing was changed"
             ) from error
+
+    def _nulls(self) -> str:
+        """SQL: a null for each column that is declared."""
+        return ", ".join(f'cast(null as {_TYPES[each.type]}) as "{each.name}"' for each in arrow_schema(self.log))
 
     def _connection(self, folder: str) -> duckdb.DuckDBPyConnection:
         connection = duckdb.connect(

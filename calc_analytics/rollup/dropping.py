@@ -1,10 +1,10 @@
 """Dropping a whole partition instead of deleting its rows: what may be dropped, and the accounts of it.
 
-Two transactions. In the first the partition is locked against writers, and what it holds is added up. If every row is
-counted (and archived), and lies in days that may be pruned, the sums are noted as deleted, and the partition is
-emptied by TRUNCATE, which needs no lock on the log table. The second drops the empty partition, which does need it,
-for milliseconds. So nobody waits for the adding up but writers of rows of that old time, and at every commit, and
-after a kill at any moment, the books balance: an empty partition may be left, which the next prune drops.
+Two transactions. In the first, what the partition holds is added up while its writers go on. If every row is counted
+(and archived), and lies in days that may be pruned, writers are locked out. If no row was written or deleted since, the
+sums are noted as deleted, and the partition is emptied by TRUNCATE, which needs no lock on the log table. The second
+drops the empty partition, which does need it, for milliseconds. At every commit, and after a kill at any moment, the
+books balance: an empty partition may be left, which the next prune drops.
 
 Neither form of DETACH would do: CONCURRENTLY runs in no transaction, so the rows would be gone before they are noted.
 """
@@ -22,13 +22,16 @@ from calc_analytics import days
 from calc_analytics.database.engine import WHOLE_DAYS, transaction
 from calc_analytics.database.locks import IN_USE
 from calc_analytics.database.log_partitions import (
+    CHANGED,
     Partition,
     attempt,
+    count_versions,
     drop_empty,
     escaped,
-    is_empty,
     is_unchanged,
+    keep_drops_out,
     keep_writers_out,
+    oldest_running,
     read_layout,
 )
 from calc_analytics.database.retries import retry_transient
@@ -41,6 +44,7 @@ from calc_analytics.rollup.windows import Window, of_day, windows
 
 NOT_COUNTED = "it has rows that are not counted, or not of these days"
 NOT_PROVEN = "one of its days is not proven any more"
+WRITTEN_TO = "its rows were written to while they were added up"
 
 
 @dataclass
@@ -131,26 +135,46 @@ def _empty(db: Database, partition: Partition, of_days: Sequence[date]) -> Empti
     with transaction(db.engine) as connection:
         # Before the partition's lock, as everything that deletes does: none of them waits for the other in a circle.
         ledger.keep_out_rebuilds(connection, db.log)
-        if waiting := keep_writers_out(connection, partition):
+        if waiting := keep_drops_out(connection, partition):
             return Emptied(reason=waiting, is_busy=True)
         if not is_unchanged(connection, partition):
-            return Emptied(reason="it is not the partition that it was")
-        if is_empty(connection, partition):
-            return Emptied()
+            return Emptied(reason=CHANGED)
         holdings = _Holdings.read(connection, db, partition, of_days)
         if holdings is None:
             return Emptied(reason=NOT_COUNTED)
+        if not holdings.rows_by_day:
+            return Emptied()
         seconds = time.perf_counter() - started
-        waiting = attempt(connection, [partition.oid], lambda: _take_out(connection, db, partition, holdings, seconds))
-        if waiting is not None:
-            return Emptied(reason=waiting, is_busy=waiting.startswith(IN_USE))
+        reason = _lock_as_read(connection, partition, holdings) or attempt(
+            connection, [partition.oid], lambda: _take_out(connection, db, partition, holdings, seconds)
+        )
+        if reason is not None:
+            return Emptied(reason=reason, is_busy=reason == WRITTEN_TO or reason.startswith(IN_USE))
     return Emptied(holdings.rows_by_day)
+
+
+def _lock_as_read(connection: Connection, partition: Partition, holdings: "_Holdings") -> str | None:
+    """Keeps writers out from now on; returns why the partition, or a row of it, may not be what was read.
+
+    Cost: one scan of the partition that computes nothing.
+    """
+    if waiting := keep_writers_out(connection, partition):
+        return waiting
+    if not is_unchanged(connection, partition):
+        return CHANGED
+    # A row that was deleted is missing in the number; one that was inserted or updated has a newer version.
+    rows, written = count_versions(connection, partition, holdings.oldest)
+    return WRITTEN_TO if written or rows != sum(holdings.rows_by_day.values()) else None
 
 
 @dataclass(frozen=True)
 class _Holdings:
-    """What a partition holds: rows by day, and the measures of each rollup and day, as JSON."""
+    """What a partition holds: rows by day, and the measures of each rollup and day, as JSON.
 
+    Row versions of transactions before `oldest` were there when the reading began.
+    """
+
+    oldest: str
     rows_by_day: dict[date, int]
     totals: dict[tuple[str, date], str]
 
@@ -158,19 +182,22 @@ class _Holdings:
     def read(
         cls, connection: Connection, db: Database, partition: Partition, of_days: Sequence[date]
     ) -> "_Holdings | None":
-        """Adds up the partition, which is locked; None if it has rows that may not be deleted. Cost: its rows, once per
-        rollup."""
+        """Adds up the partition; None if it has rows that may not be deleted. Cost: its rows, once per rollup."""
         connection.execute(WHOLE_DAYS)
+        oldest = oldest_running(connection)
         deletable = _deletable(connection, db, of_days)
-        rows_by_day, totals = dict[date, int](), dict[tuple[str, date], str]()
+        rows, totals = dict[tuple[str, date], int](), dict[tuple[str, date], str]()
         for span in windows(connection, list(deletable), db.timezone):
             for rollup in db.log.rollups:
                 parameters = {**span.parameters(), "tz": db.timezone, **deletable[span.day].bind("s1")}
                 row = connection.execute(text(_totals_sql(db, rollup, partition, span)), parameters).one()
                 if row.rows:
-                    rows_by_day[span.day], totals[rollup.name, span.day] = int(row.rows), row.totals
+                    rows[rollup.name, span.day], totals[rollup.name, span.day] = int(row.rows), row.totals
         whole = connection.execute(text(f"select count(*) from only {escaped(partition.path)}")).scalar_one()
-        return cls(rows_by_day, totals) if sum(rows_by_day.values()) == whole else None
+        by_day = {day: found for (rollup, day), found in rows.items() if rollup == db.log.names[0]}
+        # The rollups were read one after the other: rows may have been deleted in between.
+        is_same = rows == {(rollup, day): found for rollup in db.log.names for day, found in by_day.items()}
+        return cls(oldest, by_day, totals) if is_same and sum(by_day.values()) == whole else None
 
 
 def _deletable(connection: Connection, db: Database, of_days: Sequence[date]) -> dict[date, Snapshot]:

@@ -20,7 +20,15 @@ from calc_analytics.database.log_partitions import Partition
 from calc_analytics.database.retries import retry_transient
 from calc_analytics.rollup import journal, ledger
 from calc_analytics.rollup.database import Database
-from calc_analytics.rollup.dropping import NOT_COUNTED, NOT_PROVEN, Emptied, Standing, drop_partition, droppable
+from calc_analytics.rollup.dropping import (
+    NOT_COUNTED,
+    NOT_PROVEN,
+    WRITTEN_TO,
+    Emptied,
+    Standing,
+    drop_partition,
+    droppable,
+)
 from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.reports import PruneReport
 from calc_analytics.rollup.snapshot import visible
@@ -131,12 +139,11 @@ class _Pruning:
             if wrong := [day for day in of_days if not retry_transient(partial(self.is_proven, day))]:
                 return Emptied(reason=f"{wrong[0]} is not proven")
             done = drop_partition(self.db, partition, of_days)
-            if done.reason == NOT_PROVEN:
-                self.proven.difference_update(of_days)
-            elif done.reason == NOT_COUNTED:
-                refresh(self.db)
-            else:
+            if done.reason not in (NOT_COUNTED, NOT_PROVEN, WRITTEN_TO):
                 break
+            self.proven.difference_update(of_days)
+            if done.reason != NOT_PROVEN:
+                refresh(self.db)
         return done
 
     def report(self, before: date, seconds: float) -> PruneReport:

@@ -13,12 +13,12 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Column, MetaData, Table, text
 
-from calc_analytics.archive.checking import prove_day
+from calc_analytics.archive.checking import check, prove_day
 from calc_analytics.archive.erasing import erase_archived
 from calc_analytics.archive.place import Archive
-from calc_analytics.archive.writing import archive
+from calc_analytics.archive.writing import Replacing, archive
 from calc_analytics.config import Settings
 from calc_analytics.engines.archived import ArchivedDays
 from calc_analytics.rollup.audit import audit
@@ -206,8 +206,8 @@ def prune_in_part(place: Archive, day: date) -> None:
         )
 
 
-@pytest.mark.parametrize("decision", [Decision.AUTOMATIC, Decision.NONE])
-def test_a_rollup_that_is_declared_later_is_filled_from_the_archive(place: Archive, owner, decision: Decision):
+def with_a_fifth_rollup(place: Archive, owner) -> Archive:
+    """The archive of the database in which one more rollup is declared."""
     execute(
         place.db,
         "create table calculation_zmanim_daily (publisher_id int, date date, zman_count int, "
@@ -216,6 +216,12 @@ def test_a_rollup_that_is_declared_later_is_filled_from_the_archive(place: Archi
     five = Archive(replace(place.db, log=FIVE))
     install(replace(five.db, engine=owner))
     execute(place.db, f"grant select, insert, update, delete on calculation_zmanim_daily to {ROLE}")
+    return five
+
+
+@pytest.mark.parametrize("decision", [Decision.AUTOMATIC, Decision.NONE])
+def test_a_rollup_that_is_declared_later_is_filled_from_the_archive(place: Archive, owner, decision: Decision):
+    five = with_a_fifth_rollup(place, owner)
     assert waiting_days(five.db) == [DAY, NEXT, LAST]
     report = rebuilt(five, waiting_days(five.db), rollups=[ZMANIM.name], decision=decision)
     assert report.refused == []
@@ -226,6 +232,54 @@ def test_a_rollup_that_is_declared_later_is_filled_from_the_archive(place: Archi
     for day in (DAY, NEXT, LAST):
         assert totals[day] == sum(measures[0] for (_, of_day), measures in stored(place.db).items() if of_day == day)
     require_proven(five.db)
+
+
+def without_column(db: Database, name: str) -> Database:
+    """As if that column of the log were not declared."""
+    kept = [each for each in db.log.table.columns if each.name != name]
+    columns = [Column(each.name, each.type, primary_key=each.primary_key) for each in kept]
+    return replace(db, log=replace(db.log, table=Table(db.log.name, MetaData(), *columns)))
+
+
+def test_days_that_were_archived_before_a_column_was_declared_are_counted_checked_and_erased(
+    db: Database, owner, connect, tmp_path: Path
+):
+    """In these days it is null, as in PostgreSQL; where the log has values, the archive differs from it."""
+    execute(db, f"grant delete on calculation_logs to {ROLE}")
+    write(connect(), random_rows(random.Random(5), 600, utc(2026, 3, 1), utc(2026, 3, 4)))
+    execute(owner, "update calculation_logs set zman_count = 7 where created_at >= '2026-03-02Z'")
+    rebuild(db, [DAY, NEXT, LAST])
+    place = archive_in(db, tmp_path)
+    old = Archive(without_column(place.db, "zman_count"))
+    archive(old, [DAY, NEXT])
+    archive(place, [LAST])
+    found = check(place)
+    assert (found.days, len(found.problems)) == ([DAY, LAST], 1)
+    problem = found.problems[0]
+    assert f"date={NEXT} differs from the log" in problem
+    assert archive(place, [NEXT], replacing=Replacing.WHOLE).archived
+    assert check(place).problems == []
+    assert check(old).problems == []
+    prune_before(place, LAST + timedelta(days=1))
+    before = all_stored(place.db)
+    assert rebuilt(place, [DAY, NEXT, LAST]).refused == []
+    assert all_stored(place.db) == before
+
+    five = with_a_fifth_rollup(place, owner)
+    assert rebuilt(five, [DAY, NEXT, LAST], rollups=[ZMANIM.name]).refused == []
+    assert {(count, day) for _, count, day in zmanim(owner)} == {(-1, DAY), (7, NEXT), (7, LAST)}
+
+    erase(five.db, {"publisher_id": 2})
+    assert set(erase_archived(five, {"publisher_id": 2}).rows) == {DAY, NEXT, LAST}
+    assert check(five).problems == []
+    schemas = [parquet_columns(place, day) for day in (DAY, NEXT)]
+    assert [("zman_count" in each) for each in schemas] == [False, True]
+    require_proven(five.db)
+
+
+def parquet_columns(place: Archive, day: date) -> list[str]:
+    (name,) = files_of(place, day)
+    return list(pyarrow.parquet.read_schema(Path(place.store.address.path) / name).names)
 
 
 def test_a_frozen_day_is_built_from_the_archive(place: Archive):

@@ -174,20 +174,63 @@ def test_a_day_that_differs_keeps_its_partition_and_its_rows(db: Database):
     assert (report.different, scalar(db, f"select count(*) from {JANUARY}")) == ([date(2026, 1, 2)], 10)
 
 
+WRITES = {
+    "insert": "insert into {0} (publisher_id, locality_id, date_calculated, source, created_at) "
+    "values (1, 1, '2030-01-01', 1, '2026-01-01 05:00Z')",
+    "update of nothing": "update {0} set publisher_id = publisher_id where created_at < '2026-01-01 12:00Z'",
+    "correction": "update {0} set publisher_id = 9 where created_at < '2026-01-01 12:00Z'",
+    "deletion": "delete from {0} where id = (select min(id) from {0})",
+    "exchange": "with gone as (delete from {0} where id = (select min(id) from {0}) returning *) "
+    "insert into {0} overriding system value select * from gone",
+}
+
+
 @pytest.mark.long
-def test_corrected_rows_are_not_taken_for_those_that_were_counted(db: Database, monkeypatch: pytest.MonkeyPatch):
-    """Changed after the proof, before the lock: the sums of what was deleted are those of the rows."""
+@pytest.mark.parametrize("moment", ["oldest_running", "_totals_sql", "keep_writers_out"])
+@pytest.mark.parametrize("change", WRITES)
+def test_rows_that_are_written_while_a_partition_is_added_up(
+    db: Database, monkeypatch: pytest.MonkeyPatch, moment: str, change: str
+):
+    """The writer waits for nothing. Its rows are counted, and the partition is dropped. Days that differ stay red."""
+    original, calls = getattr(dropping, moment), [0]
+    wanted = 6 if moment == "_totals_sql" else 1  # between two rollups of a day in the middle
+
+    def act(*given):
+        found = original(*given) if moment == "oldest_running" else None
+        calls[0] += 1
+        if calls[0] == wanted:
+            run(db, WRITES[change].format(JANUARY))
+        return found or original(*given)
+
+    monkeypatch.setattr(dropping, moment, act)
+    report = prune(db, date(2026, 2, 1), only_partitions=True)
+    if change in ("correction", "deletion"):
+        # Deleted before it was read, after the proof: then the others are gone too, and the day is red.
+        is_gone = change == "deletion" and moment == "oldest_running"
+        assert (JANUARY in report.dropped, report.kept == {JANUARY: "2026-01-01 is not proven"}) == (
+            is_gone,
+            not is_gone,
+        )
+        assert {proof.day for proof in verify(db, DAYS).different} == {DAYS[0]}
+    else:
+        assert (report.dropped, report.kept) == ({JANUARY: 31 if change == "insert" else 30}, {})
+        assert_books_balance(db)
+
+
+@pytest.mark.long
+def test_a_partition_that_is_written_to_again_and_again_is_left(db: Database, monkeypatch: pytest.MonkeyPatch):
     lock = dropping.keep_writers_out
 
-    def correct(connection, partition):
-        if partition.name == JANUARY:
-            run(db, f"update {JANUARY} set publisher_id = 9 where created_at < '2026-01-01 12:00Z'")
+    def write_first(connection, partition):
+        run(db, WRITES["insert"].format(JANUARY))
         return lock(connection, partition)
 
-    monkeypatch.setattr(dropping, "keep_writers_out", correct)
-    prune(db, LIMIT)
-    different = {(proof.day, proof.rollup) for proof in verify(db, DAYS).different}
-    assert {day for day, _ in different} == ({DAYS[0]} if JANUARY not in partitions(db) else set())
+    monkeypatch.setattr(dropping, "keep_writers_out", write_first)
+    report = prune(db, date(2026, 2, 1))
+    assert (report.dropped, report.busy) == ({}, [JANUARY])
+    assert report.kept == {JANUARY: "its rows were written to while they were added up"}
+    assert scalar(db, f"select count(*) from {JANUARY}") == 33
+    assert_books_balance(db)
 
 
 @pytest.mark.long
