@@ -44,7 +44,8 @@ if TYPE_CHECKING:
 CHECKS = "checks"
 MATCH_DESCRIPTION = (
     "Statistics equal what was counted, and what was counted equals the log and the rows deleted since: any difference "
-    "fails, with the keys that differ and the command that resolves it."
+    "fails, with the keys that differ and the command that resolves it. So does a day in the archive with other rows "
+    "than were counted."
 )
 
 USUAL_DESCRIPTION = (
@@ -189,13 +190,28 @@ def _compare(db: "Database", compared: "Sequence[Rollup]", days: Sequence[date])
         report = verify(db, days, [declared.name for declared in compared])
     logs.log_verify(report)
     proofs = {(proof.rollup, proof.day): proof for proof in report.days}
-    dayless_rows = rows_without_a_day(db)
+    dayless_rows, unbalanced = rows_without_a_day(db), {each.day: str(each) for each in report.archive}
     return {
         match_key(declared): {
-            day: _with_dayless_rows(_proof(proofs.get((declared.name, day))), dayless_rows) for day in days
+            day: _with_archive(
+                _with_dayless_rows(_proof(proofs.get((declared.name, day))), dayless_rows), unbalanced.get(day)
+            )
+            for day in days
         }
         for declared in compared
     }
+
+
+def _with_archive(verdict: Verdict, unbalanced: str | None) -> Verdict:
+    """A day whose archived rows do not add up to what was counted fails: it could not be counted from there again."""
+    if unbalanced is None:
+        return verdict
+    return replace(
+        verdict,
+        passed=False,
+        description=f"{verdict.description}; {unbalanced}",
+        severity=AssetCheckSeverity.ERROR,
+    )
 
 
 def _with_dayless_rows(verdict: Verdict, rows: int) -> Verdict:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from dagster import (
+    AssetCheckSeverity,
     AssetKey,
     AssetRecordsFilter,
     DagsterEventType,
@@ -22,9 +23,11 @@ from sqlalchemy.engine import URL
 from calc_analytics.archive.place import Archive
 from calc_analytics.cli.main import main
 from calc_analytics.definitions import defs
+from calc_analytics.orchestration.checks import evaluate, match_key
 from calc_analytics.orchestration.names import ARCHIVE
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.rebuild import rebuild
+from calc_analytics.rollups import LOG
 from calc_analytics_tests.archives import archive_in, archived_rows, files_of, record
 from calc_analytics_tests.conftest import ROLE
 from calc_analytics_tests.logs import execute, row, stored, utc, write
@@ -163,6 +166,16 @@ def test_verify_fails_for_an_archive_that_does_not_add_up(calc, place: Archive):
     assert result.exit_code == 1
     assert f"{DAY} of the archive: 43 rows archived" in result.stdout
     assert json.loads(calc("verify", "--json").stdout)["archive"][str(DAY)]["counted_rows"] == 44
+
+
+def test_the_check_of_a_day_whose_archive_does_not_add_up_fails(calc, place: Archive):
+    calc("archive")
+    key = match_key(LOG.rollups[0])
+    execute(place.db, f"update rollup_archive set rows = 43 where date = '{DAY}'")
+    found = evaluate(place.db, [key], [DAY, NEXT])[key]
+    assert (found[DAY].passed, found[DAY].severity) == (False, AssetCheckSeverity.ERROR)
+    assert f"{DAY} of the archive: 43 rows archived" in found[DAY].description
+    assert found[NEXT].passed
 
 
 def test_erase_takes_the_publisher_out_of_the_archive_and_may_be_repeated(calc, place: Archive, monkeypatch):
