@@ -1,23 +1,30 @@
-"""Fills rollups over many archived days whose log rows are gone: a fifth one, declared now, and that with most keys.
+"""Fills a fifth rollup, declared now, over many archived days whose log rows are gone: by DuckDB, and by Spark.
 
 python -m benchmarks.archived_days --days 1000
 
-The days' files are written by this benchmark as the archive writes them, a day at a time, without PostgreSQL.
+Beside them: the rollup with the most keys over a tenth of the days, and PostgreSQL's own rebuild from log rows of as
+many. This benchmark writes the days' files as the archive does, a day at a time, without PostgreSQL. Spark
+is a cluster of two executors on this machine, if the extra `spark` is installed; SPARK_REMOTE names another.
 """
 
+import io
 import json
+import os
 import shutil
 import tempfile
-import time
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import date
+from importlib.util import find_spec
 
 import numpy
 import pyarrow
+from pyarrow import csv
 from sqlalchemy import BigInteger, Column, Date, Integer, MetaData, Table, func
 
 from benchmarks.archive import Peak
-from benchmarks.common import DAY, execute, parse_size, project_database, show
+from benchmarks.cluster import cluster
+from benchmarks.common import DAY, execute, parse_size, plain, project_database, show
 from calc_analytics.addresses import ArchiveUrl
 from calc_analytics.archive.manifest import ArchivedFile, Manifest, folder_of, name_of_manifest
 from calc_analytics.archive.place import Archive
@@ -27,9 +34,11 @@ from calc_analytics.database.engine import transaction
 from calc_analytics.days import ONE_DAY
 from calc_analytics.engines.archived import ArchivedDays
 from calc_analytics.rollup import ledger
+from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import Rollup
 from calc_analytics.rollup.install import install
 from calc_analytics.rollup.rebuild import rebuild
+from calc_analytics.rollup.reports import RebuildReport
 from calc_analytics.rollup.snapshot import Snapshot
 from calc_analytics.rollups import LATENCY, LOG, STATS
 
@@ -53,34 +62,73 @@ FIFTH = Rollup(
 def main() -> None:
     """Prints a table."""
     number, folder = parse_size(__doc__, "--days", 1_000, f"archived days of {ROWS:,} rows"), tempfile.mkdtemp()
-    with project_database() as four:
+    with project_database() as four, ExitStack() as running:
+        running.callback(shutil.rmtree, folder)
         counted = replace(four, log=replace(LOG, rollups=(*LOG.rollups, FIFTH)))
         FIFTH.target.create(counted.engine)
         install(counted)
         place = Archive(replace(counted, archive_url=ArchiveUrl("file", folder)))
         days = [DAY - ONE_DAY * n for n in range(1, number + 1)]
-        try:
-            for day in days:
-                archive_rows(place, day)
-            execute(counted.engine, "vacuum analyze")
-            show(
-                f"{number:,} archived days of {ROWS:,} rows",
-                ("filled", "rows of the rollup", "seconds", "log rows/s", "memory"),
-                [fill(place, days, FIFTH), fill(place, days, LATENCY)],
-            )
-        finally:
-            shutil.rmtree(folder)
+        for day in days:
+            archive_rows(place, day)
+        execute(counted.engine, "vacuum analyze")
+        some, measured, found = days[: max(1, number // 10)], list[tuple[str, ...]](), set[str]()
+        for remote in (None, *spark_servers(running)):
+            measured.append(fill(place, days, FIFTH, remote))
+            found.add(checksum(place.db))
+        assert len(found) == 1, "the engines differ"
+        measured.append(fill(place, some, LATENCY))
+        measured.append(rebuild_from_log_rows(place, [day - ONE_DAY * number for day in some]))
+        show(
+            f"{number:,} archived days of {ROWS:,} rows",
+            ("counted by", "filled", "log rows", "rows of the rollup", "seconds", "log rows/s", "memory"),
+            measured,
+        )
 
 
-def fill(place: Archive, days: list[date], rollup: Rollup) -> tuple[str, ...]:
-    """A row of the table."""
-    archived, started = ArchivedDays(place, Settings(archive_url=place.db.archive_url)), time.perf_counter()
+def spark_servers(running: ExitStack) -> list[str]:
+    """The address of the cluster, if there is one."""
+    if given := os.environ.get("SPARK_REMOTE"):
+        return [given]
+    return [running.enter_context(cluster()).remote] if find_spec("pyspark") else []
+
+
+def fill(place: Archive, days: list[date], rollup: Rollup, remote: str | None = None) -> tuple[str, ...]:
+    """A row of the table: from the archive."""
+    archived = ArchivedDays(place, Settings(archive_url=place.db.archive_url, spark_remote=remote))
     with Peak() as memory:
         report = rebuild(place.db, days, [rollup.name], archived=archived)
-    seconds = time.perf_counter() - started
-    assert (report.refused, report.rows) == ([], len(days) * ROWS)
-    keys = sum(day.keys for day in report.rebuilt)
-    return rollup.name, f"{keys:,}", f"{seconds:.0f}", f"{report.rows / seconds:,.0f}", memory.text
+    return row(archived.engine.name, rollup, report, len(days), memory)
+
+
+def rebuild_from_log_rows(place: Archive, days: list[date]) -> tuple[str, ...]:
+    """A row of the table: the same rows as log rows of earlier days, counted by PostgreSQL."""
+    for day in days:
+        buffer = io.BytesIO()
+        table = random_table(place, day).drop_columns(["id", "xact_id"])
+        csv.write_csv(table, buffer, csv.WriteOptions(include_header=False))
+        with plain(place.db.engine) as connection, connection.cursor() as cursor:
+            statement = f"copy calculation_logs ({', '.join(table.column_names)}) from stdin (format csv)"
+            with cursor.copy(statement.encode()) as copy:
+                copy.write(buffer.getvalue())
+    execute(place.db.engine, "vacuum analyze calculation_logs")
+    with Peak() as memory:
+        report = rebuild(place.db, days, [FIFTH.name])
+    return row("PostgreSQL, from log rows", FIFTH, report, len(days), memory)
+
+
+def row(engine: str, rollup: Rollup, report: RebuildReport, days: int, memory: Peak) -> tuple[str, ...]:
+    """A row of the table."""
+    assert (report.refused, report.rows) == ([], days * ROWS)
+    keys, rate = sum(day.keys for day in report.rebuilt), report.rows / report.seconds
+    return engine, rollup.name, f"{report.rows:,}", f"{keys:,}", f"{report.seconds:.0f}", f"{rate:,.0f}", memory.text
+
+
+def checksum(db: Database) -> str:
+    """The same for the same rows of the fifth rollup."""
+    statement = f"select cast(sum(hashtextextended(cast(t as text), 0)) as text) from {FIFTH.name} t"
+    with plain(db.engine) as connection:
+        return str(connection.execute(statement.encode()).fetchall()[0][0])
 
 
 def archive_rows(place: Archive, day: date) -> None:
