@@ -212,8 +212,14 @@ _PARTMAN = text(
     """
     select cast(n.nspname as text) from pg_class c join pg_namespace n on n.oid = c.relnamespace
     where c.relname = 'part_config' and c.relkind = 'r' and has_table_privilege(c.oid, 'SELECT')
+      and has_schema_privilege(n.oid, 'USAGE')
       and exists (select from pg_attribute where attrelid = c.oid and attname = 'parent_table')
     order by 1
     """
 )
-_IS_LOG = "to_regclass(cast(parent_table as text)) = to_regclass(:log)"
+# By name: looking up the tables of others may need rights in their schemas.
+_IS_LOG = """
+    cast(parent_table as text) in (
+        select unnest(array[n.nspname || '.' || c.relname, format('%I.%I', n.nspname, c.relname)])
+        from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = to_regclass(:log))
+"""

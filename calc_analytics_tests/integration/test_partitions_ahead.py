@@ -10,6 +10,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from click.testing import CliRunner, Result
+from sqlalchemy import text
 from sqlalchemy.engine import URL
 
 from calc_analytics.cli.main import main
@@ -17,7 +18,7 @@ from calc_analytics.config import Settings
 from calc_analytics.database import log_partitions
 from calc_analytics.database.engine import engine_for
 from calc_analytics.database.migrate import NotOwner
-from calc_analytics.database.partitions_ahead import NoPartitions, create_ahead
+from calc_analytics.database.partitions_ahead import NoPartitions, create_ahead, partman_schema
 from calc_analytics.operations import health
 from calc_analytics.operations.probes import Prober
 from calc_analytics.operations.sources import Sources
@@ -256,6 +257,22 @@ def test_why_a_partition_is_not_droppable_is_listed(db: Database):
         ("other", False, "it holds no range of time"),
     ]
     assert report.outlook == partitions.Outlook(datetime(2026, 3, 1, tzinfo=timezone.utc), True, "month", "partman")
+
+
+@pytest.mark.parametrize("may_use", [True, False])
+def test_of_pg_partmans_tables_only_the_log_is_looked_up(db: Database, may_use: bool):
+    """A role that may not use its schema does without; tables of others may be in schemas that it may not use."""
+    role = f"reader_{scalar(db, 'select current_database()')}"
+    run(
+        db, month(2), *PARTMAN, "create schema theirs", "create table theirs.events (at timestamptz)",
+        "insert into partman.part_config values ('theirs.events'), ('gone.away'), ('a.b.c.d')",
+        f"create role {role}", f"grant select on partman.part_config to {role}",
+        *([f"grant usage on schema partman to {role}"] if may_use else []),
+    )  # fmt: skip
+    with db.engine.begin() as connection:
+        connection.execute(text(f"set local role {role}"))
+        assert partman_schema(connection, "calculation_logs") == ("partman" if may_use else None)
+    run(db, f"drop owned by {role}", f"drop role {role}")
 
 
 @pytest.mark.parametrize("zone", ["America/New_York", "Asia/Jerusalem"])
