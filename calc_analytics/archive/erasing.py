@@ -27,7 +27,7 @@ from calc_analytics.rollup import journal, ledger
 from calc_analytics.rollup.erasure import Keys, describe_keys
 
 
-def archived_rows(place: Archive, keys: Keys) -> ArchiveErasure:
+def count_archived(place: Archive, keys: Keys) -> ArchiveErasure:
     """How many rows of the keys are in the files of each day, and the days whose files cannot be read.
 
     0 for a day whose old files are still to be deleted.

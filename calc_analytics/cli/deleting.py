@@ -10,7 +10,7 @@ import click
 
 from calc_analytics import days
 from calc_analytics.archive import checking
-from calc_analytics.archive.erasing import archived_rows, erase_archived
+from calc_analytics.archive.erasing import count_archived, erase_archived
 from calc_analytics.archive.place import Archive, archive_to_erase_in
 from calc_analytics.archive.report import ArchiveErasure
 from calc_analytics.cli import terminal
@@ -75,7 +75,7 @@ def prune(settings: Settings, keep_days: int, only_partitions: bool, yes: bool, 
     """
     db, before = open_database(settings), days.today(settings.timezone) - timedelta(days=keep_days)
     refresh_with_progress(db)
-    now = retention.standing(db, before)
+    now = retention.days_before(db, before)
     partitions, _ = droppable(db, now)
     there = now.prunable
     if only_partitions:
@@ -132,7 +132,7 @@ def erase(settings: Settings, publisher: int, dry_run: bool, even_if_writing: bo
         return
     archive = archive_to_erase_in(db)
     held = holdings(db, keys, also)
-    archived = archived_rows(archive, keys) if archive is not None else ArchiveErasure()
+    archived = count_archived(archive, keys) if archive is not None else ArchiveErasure()
     if not yes:
         _confirm(held, archived.rows)
     with terminal.bar("erasing log rows", None) as advance:
@@ -171,7 +171,7 @@ def _show_plan(db: Database, keys: Keys, also: list[Rollup], as_json: bool) -> N
     """Prints what would be erased, and the days that would be left; raises `NothingToErase`."""
     held = holdings(db, keys, also)
     archive = archive_to_erase_in(db)
-    archived = archived_rows(archive, keys) if archive is not None else ArchiveErasure()
+    archived = count_archived(archive, keys) if archive is not None else ArchiveErasure()
     if not (held.tables or archived.rows or archived.problems):
         raise NothingToErase(f"{describe_keys(keys)} has no log rows and no statistics: nothing was erased")
     problems = [*map(str, would_be_left(db, keys, held.days)), *archived.problems]

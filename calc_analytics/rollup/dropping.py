@@ -48,7 +48,7 @@ WRITTEN_TO = "its rows were written to while they were added up"
 
 
 @dataclass
-class Emptied:
+class DropResult:
     """What became of a partition: rows by day that are gone, and why it is still there, in part or empty."""
 
     rows_by_day: dict[date, int] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class Emptied:
 
 
 @dataclass(frozen=True)
-class Standing:
+class DaysBefore:
     """The days before the limit that concern partitions: with counted log rows, and those whose rows have to stay."""
 
     before: date
@@ -99,58 +99,58 @@ def touches(partition: Partition, day: date, timezone: str) -> bool:
     return not (is_after or is_before)
 
 
-def droppable(db: Database, standing: Standing) -> tuple[list[Partition], dict[str, str]]:
+def droppable(db: Database, before: DaysBefore) -> tuple[list[Partition], dict[str, str]]:
     """The partitions that may be dropped as far as is known without reading rows, oldest first; and for those whose
     range ends before the limit and that may not, why."""
     with transaction(db.engine) as connection:
         layout = read_layout(connection, db.log.name, db.log.event_time)
     found, left = list[Partition](), dict[str, str]()
     for each in layout.partitions if layout else []:
-        reason = standing.obstacle(each, db.timezone)
+        reason = before.obstacle(each, db.timezone)
         if reason is None:
             found.append(each)
-        elif each.is_ranged and each.upper is not None and each.upper <= standing.begin:
+        elif each.is_ranged and each.upper is not None and each.upper <= before.begin:
             left[each.name] = reason
     return found, left
 
 
-def drop_partition(db: Database, partition: Partition, of_days: Sequence[date]) -> Emptied:
+def drop_partition(db: Database, partition: Partition, of_days: Sequence[date]) -> DropResult:
     """Drops the partition if all its rows are counted rows of these days, which were proven; safe to repeat."""
-    emptied = retry_transient(partial(_empty, db, partition, of_days))
-    if emptied.reason is None:
-        rows = emptied.rows
+    result = retry_transient(partial(_empty, db, partition, of_days))
+    if result.reason is None:
+        rows = result.rows
 
         def note(connection: Connection) -> None:
             detail = f"dropped partition {partition.name} ({number(rows, 'row')})"
             journal.note(connection, db.log, "prune", detail=detail)
 
-        emptied.reason = retry_transient(partial(drop_empty, db.engine, partition, note))
-        emptied.is_busy = (emptied.reason or "").startswith(IN_USE)
-    return emptied
+        result.reason = retry_transient(partial(drop_empty, db.engine, partition, note))
+        result.is_busy = (result.reason or "").startswith(IN_USE)
+    return result
 
 
-def _empty(db: Database, partition: Partition, of_days: Sequence[date]) -> Emptied:
+def _empty(db: Database, partition: Partition, of_days: Sequence[date]) -> DropResult:
     """One transaction: the rows of the partition are noted as deleted, and are gone; or nothing has happened."""
     started = time.perf_counter()
     with transaction(db.engine) as connection:
         # Before the partition's lock, as everything that deletes does: none of them waits for the other in a circle.
         ledger.keep_out_rebuilds(connection, db.log)
         if waiting := keep_drops_out(connection, partition):
-            return Emptied(reason=waiting, is_busy=True)
+            return DropResult(reason=waiting, is_busy=True)
         if not is_unchanged(connection, partition):
-            return Emptied(reason=CHANGED)
+            return DropResult(reason=CHANGED)
         holdings = _Holdings.read(connection, db, partition, of_days)
         if holdings is None:
-            return Emptied(reason=NOT_COUNTED)
+            return DropResult(reason=NOT_COUNTED)
         if not holdings.rows_by_day:
-            return Emptied()
+            return DropResult()
         seconds = time.perf_counter() - started
         reason = _lock_as_read(connection, partition, holdings) or attempt(
             connection, [partition.oid], lambda: _take_out(connection, db, partition, holdings, seconds)
         )
         if reason is not None:
-            return Emptied(reason=reason, is_busy=reason == WRITTEN_TO or reason.startswith(IN_USE))
-    return Emptied(holdings.rows_by_day)
+            return DropResult(reason=reason, is_busy=reason == WRITTEN_TO or reason.startswith(IN_USE))
+    return DropResult(holdings.rows_by_day)
 
 
 def _lock_as_read(connection: Connection, partition: Partition, holdings: "_Holdings") -> str | None:

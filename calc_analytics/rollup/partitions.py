@@ -12,8 +12,8 @@ from calc_analytics.database.engine import transaction
 from calc_analytics.database.log_partitions import Layout, Partition, read_layout
 from calc_analytics.database.partitions_ahead import partman_schema, recognize_step
 from calc_analytics.rollup.database import Database
-from calc_analytics.rollup.dropping import Standing, touches
-from calc_analytics.rollup.retention import standing
+from calc_analytics.rollup.dropping import DaysBefore, touches
+from calc_analytics.rollup.retention import days_before
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class PartitionsReport:
 
 def read_partitions(db: Database, now: datetime) -> PartitionsReport | None:
     """The partitions and what is known of them; None if the log table is not partitioned. Cost: catalogs and ledger."""
-    known = standing(db, days.today(db.timezone))
+    known = days_before(db, days.today(db.timezone))
     with transaction(db.engine) as connection:
         layout = read_layout(connection, db.log.name, db.log.event_time)
         if layout is None:
@@ -100,7 +100,7 @@ def _outlook(db: Database, layout: Layout, now: datetime) -> Outlook:
     return Outlook(until, layout.default is not None, found[0].unit if found else None, manager)
 
 
-def _state(db: Database, known: Standing, partition: Partition, sizes: Mapping[int, Any]) -> PartitionState:
+def _state(db: Database, known: DaysBefore, partition: Partition, sizes: Mapping[int, Any]) -> PartitionState:
     is_counted = not any(touches(partition, day, db.timezone) for day in known.not_built)
     is_archived = not any(touches(partition, day, db.timezone) for day in known.not_archived)
     size = sizes[partition.oid]

@@ -24,8 +24,8 @@ from calc_analytics.rollup.dropping import (
     NOT_COUNTED,
     NOT_PROVEN,
     WRITTEN_TO,
-    Emptied,
-    Standing,
+    DaysBefore,
+    DropResult,
     drop_partition,
     droppable,
 )
@@ -65,13 +65,13 @@ def not_archived(db: Database, before: date) -> list[date]:
         return [day for day in ledger.days_to_archive(connection, db.log, before) if day in there]
 
 
-def standing(db: Database, before: date) -> Standing:
+def days_before(db: Database, before: date) -> DaysBefore:
     """What is known of the days before that one that decides which partitions may be dropped. Reads the ledger."""
     with transaction(db.engine) as connection:
         (limit,) = windows(connection, [before], db.timezone)
     unarchived = not_archived(db, before)
     there = {day: rows for day, rows in prunable(db, before).items() if day not in unarchived}
-    return Standing(before, limit.begin, there, not_built(db, before), unarchived)
+    return DaysBefore(before, limit.begin, there, not_built(db, before), unarchived)
 
 
 def prune(
@@ -119,25 +119,25 @@ class _Pruning:
 
     def drop_partitions(self, before: date) -> None:
         """Drops the partitions all of whose rows may be deleted."""
-        found, left = retry_transient(partial(droppable, self.db, self.standing(before)))
+        found, left = retry_transient(partial(droppable, self.db, self.days_before(before)))
         self.kept.update(left)
         for partition in found:
             self._note_dropped(partition, self.drop(partition, before))
 
-    def standing(self, before: date) -> Standing:
+    def days_before(self, before: date) -> DaysBefore:
         """What is known of the days now."""
-        return retry_transient(partial(standing, self.db, before))
+        return retry_transient(partial(days_before, self.db, before))
 
-    def drop(self, partition: Partition, before: date) -> Emptied:
+    def drop(self, partition: Partition, before: date) -> DropResult:
         """Drops the partition, once its days are proven. Rows that have come meanwhile are counted first."""
-        done = Emptied()
+        done = DropResult()
         for _ in range(DROP_ATTEMPTS):
-            now = self.standing(before)
+            now = self.days_before(before)
             if reason := now.obstacle(partition, self.db.timezone):
-                return Emptied(reason=reason)
+                return DropResult(reason=reason)
             of_days = now.days_of(partition, self.db.timezone)
             if wrong := [day for day in of_days if not retry_transient(partial(self.is_proven, day))]:
-                return Emptied(reason=f"{wrong[0]} is not proven")
+                return DropResult(reason=f"{wrong[0]} is not proven")
             done = drop_partition(self.db, partition, of_days)
             if done.reason not in (NOT_COUNTED, NOT_PROVEN, WRITTEN_TO):
                 break
@@ -160,7 +160,7 @@ class _Pruning:
             [each.name for each in self.busy],
         )
 
-    def _note_dropped(self, partition: Partition, done: Emptied) -> None:
+    def _note_dropped(self, partition: Partition, done: DropResult) -> None:
         for day, rows in done.rows_by_day.items():
             self._note(day, rows)
         if done.reason is None or done.rows:
@@ -172,7 +172,7 @@ class _Pruning:
 
     def days_to_delete(self, before: date) -> list[date]:
         """The days whose log rows are to be deleted one by one, after partitions were dropped."""
-        now = standing(self.db, before)
+        now = days_before(self.db, before)
         left = {
             *self.different,
             *self.refused,
