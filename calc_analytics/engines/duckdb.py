@@ -4,6 +4,7 @@ It reads a folder itself, and a bucket through the archive's own client, so that
 A connection lives for one reduction. No extension is installed or loaded from elsewhere.
 """
 
+import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from calc_analytics.engines import EngineFailed
 from calc_analytics.engines.query import DUCKDB, reduction, result_schema
 from calc_analytics.rollup.declaration import Log, Rollup
 
-MEMORY = "1GB"
+MEMORY, _LINK = "1GB", "archive"
 # The day is that of the folder. A folder above the archive may be called like a column, so that it must not be one.
 # A column that a file does not have was declared later: it is null.
 _ROWS = r"""(
@@ -51,17 +52,19 @@ class DuckDB:
         if not names:
             return schema.empty_table()
         query = reduction(rollup, self.log, DUCKDB, _ROWS.format(nulls=self._nulls()))
-        try:
-            with tempfile.TemporaryDirectory() as folder, self._connection(folder) as connection:
-                found = connection.sql(query, params={"files": [self._path(name) for name in names]})
-                return found.to_arrow_table().cast(schema)
-        except Exception as error:
-            if not (isinstance(error, duckdb.Error | pyarrow.ArrowException) or is_of_client(error)):
-                raise
-            raise EngineFailed(
-                f"{self.name} could not count the archived rows of {rollup.name}: {reason_of(error, self.address)}. "
-                "Nothing was changed"
-            ) from error
+        with tempfile.TemporaryDirectory() as folder:
+            root = self._root(folder)
+            try:
+                with self._connection(folder) as connection:
+                    found = connection.sql(query, params={"files": [f"{root}/{name}" for name in names]})
+                    return found.to_arrow_table().cast(schema)
+            except Exception as error:
+                if not (isinstance(error, duckdb.Error | pyarrow.ArrowException) or is_of_client(error)):
+                    raise
+                reason = reason_of(error, self.address).replace(root, self.address.path)
+                raise EngineFailed(
+                    f"{self.name} could not count the archived rows of {rollup.name}: {reason}. Nothing was changed"
+                ) from error
 
     def _nulls(self) -> str:
         """SQL: a null for each column that is declared."""
@@ -81,7 +84,13 @@ class DuckDB:
             connection.register_filesystem(filesystem(self.address))
         return connection
 
-    def _path(self, name: str) -> str:
-        """The file's address, in which nothing is a pattern: DuckDB would read other files than those proven."""
-        protocol = "" if self.address.protocol == "file" else f"{self.address.protocol}://"
-        return protocol + re.sub(r"[*?\[]", r"[\g<0>]", f"{self.address.path}/{name}")
+    def _root(self, folder: str) -> str:
+        """The archive's address, in which nothing is a pattern: DuckDB would read other files than those proven.
+
+        That of a folder is a link to it, since not every name can be written as a pattern.
+        """
+        if self.address.protocol == "file":
+            link = os.path.join(folder, _LINK)
+            os.symlink(self.address.path, link)
+            return link
+        return f"{self.address.protocol}://" + re.sub(r"[*?\[]", r"[\g<0>]", self.address.path)

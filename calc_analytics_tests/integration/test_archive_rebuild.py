@@ -619,7 +619,9 @@ def test_days_in_berlin_are_rebuilt_exactly_when_clocks_change(db: Database, con
     require_proven(berlin, days)
 
 
-@pytest.mark.parametrize(("folder", "beside"), [("a[1]", "a1"), ("b*", "bc"), ("c?", "cd")])
+@pytest.mark.parametrize(
+    ("folder", "beside"), [("a[1]", "a1"), ("b*", "bc"), ("c?", "cd"), (r"d [e]{f}*\g", r"d e{f}x\g")]
+)
 def test_only_the_proven_files_are_read_though_the_folder_is_called_like_a_pattern(
     db: Database, connect, tmp_path: Path, folder: str, beside: str
 ):

@@ -111,8 +111,22 @@ class InThread(threading.Thread):
         return self
 
 
+def running_tasks(cluster: Cluster) -> set[str]:
+    """Tasks that run now or in a second: a query that its client gave up goes on, and an executor has one task."""
+    found = set()
+    for _ in range(2):
+        started, ended = (
+            re.compile(r"Starting task .*\(TID (\d+)\)"),
+            re.compile(r"(?:Finished|Lost) task .*\(TID (\d+)\)"),
+        )
+        found |= set(started.findall(cluster.log)) - set(ended.findall(cluster.log))
+        time.sleep(1)
+    return found
+
+
 def in_mid_query(cluster: Cluster, stopped: list[psutil.Process], work: Callable[[], Any]) -> InThread:
     """Stops these executors, begins the work, and returns when each of them has a task of it, which cannot end."""
+    eventually(lambda: not running_tasks(cluster), "the end of every earlier task")
     begin, ids = len(cluster.log), {executor_id(each) for each in stopped}
     for each in stopped:
         each.suspend()
