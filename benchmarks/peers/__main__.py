@@ -31,9 +31,8 @@ T = TypeVar("T")
 def main() -> None:
     """Prints the tables; with `--write`, puts them and the picture into docs/."""
     arguments = parse()
-    options = {name for name in (system.option for system in SYSTEMS) if name and name in sys.argv}
     with running_server(arguments.bin) as server:
-        results = measure(server, SHORT if arguments.short else FULL, options)
+        results = measure(server, SHORT if arguments.short else FULL, arguments.options)
     text = tables.render(results)
     print(text)
     if arguments.write:
@@ -49,8 +48,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--bin", type=Path, help="folder of PostgreSQL's programs (default: Debian's 15, or embedded)")
     for system in SYSTEMS:
         if system.option:
-            parser.add_argument(system.option, action="store_true", help=f"install and measure {system.name}")
+            meaning = f"install and measure {system.name}"
+            parser.add_argument(system.option, action="append_const", dest="options", const=system.option, help=meaning)
+    parser.set_defaults(options=[])
     arguments = parser.parse_args()
+    if arguments.bin is not None and not (arguments.bin / "initdb").is_file():
+        parser.error(f"--bin {arguments.bin} has no initdb: name the folder of PostgreSQL's server programs")
     if arguments.short and arguments.write:
         parser.error("--write is for a whole run: leave out --short")
     return arguments

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import pytest
 
 from benchmarks.peers import picture, tables
-from benchmarks.peers.__main__ import measure
+from benchmarks.peers.__main__ import measure, parse
 from benchmarks.peers.handwritten import Floor, WholeDay
 from benchmarks.peers.ours import Ours, OursAll
 from benchmarks.peers.peer import Peer
@@ -90,3 +90,16 @@ def test_the_tables_and_the_picture_are_written(results: Results, tmp_path):
         assert f"| {system.name} | " in text
     picture.draw(results, tmp_path / "comparison.svg")
     assert ElementTree.parse(tmp_path / "comparison.svg").getroot().tag.endswith("svg")
+
+
+def test_a_folder_without_postgresql_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr("sys.argv", ["peers", "--bin", "/nowhere"])
+    with pytest.raises(SystemExit) as refused:
+        parse()
+    assert refused.value.code == 2
+    assert "error: --bin /nowhere has no initdb: name the folder of" in capsys.readouterr().err
+
+
+def test_a_shortened_option_is_not_left_out(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.argv", ["peers", "--with-d", "--with-sqlmesh"])
+    assert parse().options == ["--with-dbt", "--with-sqlmesh"]
