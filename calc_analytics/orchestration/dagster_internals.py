@@ -38,8 +38,8 @@ from dagster._core.storage.event_log.schema import (
 )
 from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
 
-# Tags of a run: the address of its code server, and whether the daemon repeats the run.
-from dagster._core.storage.tags import GRPC_INFO_TAG, WILL_RETRY_TAG
+# Tags of a run: the address of its code server, why it failed, whether the daemon repeats it, and by which run.
+from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG, GRPC_INFO_TAG, RUN_FAILURE_REASON_TAG, WILL_RETRY_TAG
 
 # What dagster-postgres raises when it cannot connect.
 from dagster_postgres.utils import DagsterPostgresException
@@ -76,6 +76,7 @@ __all__ = [
     "keep_pools",
     "location_of_instigator",
     "location_of_run",
+    "lost_its_repetition",
     "works_on_run",
     "wrap_check_for_orphaned_runs",
 ]
@@ -104,6 +105,20 @@ def location_of_run(run: "DagsterRun") -> str | None:
 def location_of_instigator(state: "InstigatorState") -> str:
     """The code location of a sensor or schedule; nothing public shows whose the stored state is."""
     return state.origin.repository_origin.code_location_origin.location_name
+
+
+def lost_its_repetition(instance: "DagsterInstance", run: "DagsterRun") -> bool:
+    """Whether by Dagster's own rule the daemon repeats this failed run, and it tried to and could not.
+
+    It notes that only as an event of the run for people, and does not try again; nothing public has the rule.
+    """
+    from dagster._core.events import RunFailureReason
+    from dagster._core.execution.retries import auto_reexecution_should_retry_run
+
+    reason = run.tags.get(RUN_FAILURE_REASON_TAG)
+    is_to_be_repeated = auto_reexecution_should_retry_run(instance, run, RunFailureReason(reason) if reason else None)
+    is_given_up = run.tags.get(WILL_RETRY_TAG) == "false" and AUTO_RETRY_RUN_ID_TAG not in run.tags
+    return is_given_up and is_to_be_repeated
 
 
 def wrap_check_for_orphaned_runs(wrap: Callable[[Callable[[Any], None]], Callable[[Any], None]]) -> None:

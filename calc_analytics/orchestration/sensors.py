@@ -23,6 +23,7 @@ from calc_analytics import logs
 from calc_analytics.orchestration.cursor import Cursor
 from calc_analytics.orchestration.events import report_days
 from calc_analytics.orchestration.names import ROLLUP_JOB, SENSOR
+from calc_analytics.orchestration.repetitions import request_repetitions
 from calc_analytics.orchestration.resources import RollupDatabase
 from calc_analytics.orchestration.run_requests import request_checks, request_rebuilds
 from calc_analytics.orchestration.wiped import report_wiped
@@ -43,9 +44,9 @@ DESCRIPTION = """Adds new log rows to the statistics within a second of each bat
 
 Ticks follow each other without a gap, every ten seconds. Rows are counted inside the tick, so a grey (skipped) tick is
 normal: it counted the new rows and needed no run; its message says how many rows. A green tick requested runs:
-rebuilds of days that are not built, or checks of days that differ or no longer do. A red tick failed; it is repeated
-within seconds, and nothing is lost or counted twice. While the sensor is off, statistics are as old as the last hourly
-run."""
+rebuilds of days that are not built, checks of days that differ or no longer do, a killed run once more. A red tick
+failed; it is repeated within seconds, and nothing is lost or counted twice. While the sensor is off, statistics are as
+old as the last hourly run."""
 
 stopping = threading.Event()
 
@@ -88,7 +89,9 @@ def new_log_batches_sensor(partitions: PartitionsDefinition) -> SensorDefinition
         checks, cursor = request_checks(context.instance, db, differing, cursor, partitions)
         cursor = report_wiped(context.instance, db, cursor, partitions)
         events, cursor = report_days(db, report, differing, cursor, partitions)
-        requests = [*rebuilds, *checks]
+        origin = context.code_location_origin
+        repeated = request_repetitions(context.instance, origin.location_name if origin else None)
+        requests = [*rebuilds, *checks, *repeated]
         return SensorResult(
             run_requests=requests,
             asset_events=list(events),

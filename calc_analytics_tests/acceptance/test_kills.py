@@ -208,6 +208,20 @@ def test_kills_at_random_moments_lose_no_row_and_everything_runs_again_by_itself
     assert processes_of(up.project) == []
 
 
+def wait_for_health(up: Up) -> None:
+    """Fails with what the HTTP service answered last."""
+    answers = [up.get("/health/rollup")]
+
+    def healthy() -> bool:
+        answers.append(up.get("/health/rollup"))
+        return answers[-1][0] == 200
+
+    try:
+        eventually(healthy, "a healthy answer of the HTTP service", WAIT_SECONDS)
+    except TimeoutError as error:
+        raise AssertionError(f"{error}: {answers[-1]}") from None
+
+
 def assert_all_is_well(up: Up, writers: Writers, proofs: Proofs, killer: Killer) -> None:
     """Nothing is repaired by hand; everything is waited for."""
     over, started = time.time(), time.monotonic()
@@ -220,7 +234,7 @@ def assert_all_is_well(up: Up, writers: Writers, proofs: Proofs, killer: Killer)
     killer.launch_a_run()
     eventually(lambda: answered(lambda: unfinished_runs(up) == []), "every run at its end", WAIT_SECONDS)
     after("every run had ended")
-    eventually(lambda: up.get("/health/rollup")[0] == 200, "a healthy answer of the HTTP service", WAIT_SECONDS)
+    wait_for_health(up)
     after("the HTTP service had called it healthy")
     writers.finish()
     committed = writers.committed()

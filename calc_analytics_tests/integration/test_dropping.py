@@ -579,19 +579,20 @@ def test_dropping_while_everything_else_runs_never_differs(db: Database, connect
         rebuild(db, DAYS[:4])
         time.sleep(0.2)
 
-    rows, dropped = 0, 0
+    rows, dropped, rounds = 0, 0, 0
     with Crowd(writing, proving, counting, building):
-        for _ in range(8):
+        while rounds < 8 or dropped < 2:  # under load a partition is busy more often than not
             report = prune(db, LIMIT)
             rows, dropped = rows + report.rows, dropped + len(set(report.dropped) - set(report.kept))
             for number in (1, 2):
                 if f"calculation_logs_2026_0{number}" not in partitions(db):
                     run(db, month(number))
+            rounds += 1
+            assert rounds < 80, f"{dropped} dropped"
     refresh(db)
     rebuild(db, waiting_days(db))
     assert_books_balance(db)
     assert total(db) == 90 + written[0]
-    assert dropped >= 2
     assert scalar(db, "select count(*) from calculation_logs") == 90 + written[0] - rows
 
 

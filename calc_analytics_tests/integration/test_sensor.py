@@ -42,7 +42,7 @@ OLD = date(2026, 3, 1)
 
 @pytest.fixture(autouse=True)
 def _short_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sensors, "FOLLOW_SECONDS", 2.0)
+    monkeypatch.setattr(sensors, "FOLLOW_SECONDS", 0.6)
 
 
 def tick(location: Definitions, instance: DagsterInstance, cursor: str | None = IDLE) -> SensorResult:
