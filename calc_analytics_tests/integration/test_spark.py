@@ -112,14 +112,14 @@ class InThread(threading.Thread):
 
 
 def running_tasks(cluster: Cluster) -> set[str]:
-    """Tasks that run now or in a second: a query that its client gave up goes on, and an executor has one task."""
+    """Tasks that run now or in a second: a query that its client gave up goes on, and an executor has one task.
+
+    The server's log has a line for the start of each, and another for its end, whatever that was.
+    """
     found = set()
     for _ in range(2):
-        started, ended = (
-            re.compile(r"Starting task .*\(TID (\d+)\)"),
-            re.compile(r"(?:Finished|Lost) task .*\(TID (\d+)\)"),
-        )
-        found |= set(started.findall(cluster.log)) - set(ended.findall(cluster.log))
+        lines = re.findall(r"TaskSetManager: (Starting )?.*\(TID (\d+)\)", cluster.log)
+        found |= {task for is_start, task in lines if is_start} - {task for is_start, task in lines if not is_start}
         time.sleep(1)
     return found
 
