@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -33,6 +34,7 @@ from calc_analytics.rollup.retention import prune
 from calc_analytics.rollup.snapshot import Snapshot
 from calc_analytics.rollup.verify import verify
 from calc_analytics.rollup.windows import windows
+from calc_analytics.rollups import LOG
 
 ROWS = 5_000_000
 BATCH_ROWS = 100
@@ -72,22 +74,27 @@ def measure(place: Archive) -> list[tuple[str, ...]]:
 def measure_rebuild(place: Archive) -> list[tuple[str, ...]]:
     """Rows for the counting alone, and for the whole rebuild, by PostgreSQL from log rows and by DuckDB from files.
 
-    Of all four rollups, the best of three.
-
-    DuckDB counts in this process, so its CPU time and memory are this process's.
+    Of all four rollups, and the rebuild also of each alone; the best of three. DuckDB counts in this process, so its
+    CPU time and memory are this process's.
     """
     day, archived = DAY - ONE_DAY, ArchivedDays(place, Settings(archive_url=place.db.archive_url))
     records, total = days_in(place, day), days_in(place, day)[day].rows
     rows = [
         ("counting by PostgreSQL", *best(lambda: counted(total, lambda: count_log_rows(place.db, day)))),
         ("counting by DuckDB", *best(lambda: counted(total, lambda: archived.reduce(place.db.log.rollups, records)))),
-        ("rebuild from log rows", *best(lambda: rebuild(place.db, [day]))),
     ]
+    rows += rebuilds("from log rows", lambda names: rebuild(place.db, [day], names))
     prune(place.db, DAY, batch_rows=100_000, prove_archived=lambda each: prove_day(place, each))
     execute(place.db.engine, "vacuum analyze calculation_logs")
-    rows.append(("rebuild from the archive", *best(lambda: rebuild(place.db, [day], archived=archived))))
+    rows += rebuilds("from the archive", lambda names: rebuild(place.db, [day], names, archived=archived))
     assert verify(place.db, [day]).difference == 0
     return rows
+
+
+def rebuilds(source: str, work: Callable[[list[str]], RebuildReport]) -> list[tuple[str, ...]]:
+    """A row for the rebuild of all rollups, and one for that of each."""
+    chosen = {f"rebuild {source}": LOG.names, **{f"{name} {source}": [name] for name in LOG.names}}
+    return [(what, *best(partial(work, names))) for what, names in chosen.items()]
 
 
 def days_in(place: Archive, day: date) -> dict[date, ledger.ArchivedDay]:

@@ -83,12 +83,14 @@ def assert_new_batches_are_counted(project: Project, settings: dict[str, str], u
     eventually(lambda: calculations_today(project, settings) >= before + 200, "the new rows in the statistics")
 
 
+@pytest.mark.parametrize("settings", ["embedded"], indirect=True)
 def test_dagster_dev_counts_new_batches(project: Project, settings: dict[str, str]):
     port = free_port()
     with running(project, settings, ("dagster", "dev", "--port", str(port))):
         assert_new_batches_are_counted(project, settings, port)
 
 
+@pytest.mark.parametrize("settings", ["both urls"], indirect=True)
 def test_webserver_and_daemon_count_new_batches(project: Project, settings: dict[str, str]):
     port = free_port()
     with running(project, settings, ("dagster_webserver", "--port", str(port)), ("dagster._daemon", "run")):
