@@ -45,14 +45,14 @@ class ArchiveUrl:
 def read_archive_url(text: str, root: Path) -> ArchiveUrl:
     """An ARCHIVE_URL; a relative folder is one of `root`. ValueError with the accepted form, and nothing secret."""
     if not re.match(r"\w+:", text):
-        return ArchiveUrl("file", str((root / Path(text).expanduser()).resolve()))
+        return ArchiveUrl("file", _folder(root, text))
     try:
         url = urlsplit(text)
         bucket, user, password = url.hostname or "", url.username, url.password
     except ValueError:
         raise ValueError(ARCHIVE_FORM) from None
     if url.scheme == "file" and url.netloc in ("", "localhost") and url.path.startswith("/") and not url.query:
-        return ArchiveUrl("file", str(Path(unquote(url.path)).resolve()))
+        return ArchiveUrl("file", _folder(root, unquote(url.path)))
     # A colon, or an @ elsewhere: a secret that is not percent-encoded, which would be shown as a part of the address.
     place = url.netloc.split("@")[-1] + url.path
     if url.scheme not in ("s3", "gs") or not bucket or url.fragment or text.count("@") > 1 or {":", "@"} & set(place):
@@ -64,10 +64,29 @@ def read_archive_url(text: str, root: Path) -> ArchiveUrl:
     options = dict(parse_qsl(url.query, keep_blank_values=True))
     if unknown := sorted(set(options) - set(BUCKET_OPTIONS)):
         raise ValueError(f"it has the option {unknown[0]}: the options are {' and '.join(BUCKET_OPTIONS)}")
+    if (endpoint := options.get("endpoint_url")) is not None and not _is_endpoint(endpoint):
+        raise ValueError("its endpoint_url is not of the form https://host:port, without a user name or password")
     if user is not None and password is not None:
         options.update(key=unquote(user), secret=unquote(password))
     path = "/".join([url.netloc.split("@")[-1], *filter(None, url.path.split("/"))])
     return ArchiveUrl(url.scheme, path, tuple(sorted(options.items())))
+
+
+def _folder(root: Path, text: str) -> str:
+    try:
+        return str((root / Path(text).expanduser()).resolve())
+    except (RuntimeError, OSError, ValueError):  # an unknown ~user, a loop of links, a zero byte
+        raise ValueError("it is not a folder that can exist; " + ARCHIVE_FORM) from None
+
+
+def _is_endpoint(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+        has_port = url.port != 0
+    except ValueError:
+        return False
+    is_plain = bool(re.fullmatch(r"[!-~]+", text)) and "@" not in url.netloc and not url.query and not url.fragment
+    return url.scheme in ("http", "https") and bool(url.hostname) and has_port and is_plain
 
 
 def with_driver(url: "str | URL", driver: str) -> "URL":

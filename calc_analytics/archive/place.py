@@ -75,18 +75,16 @@ class Archive:
             ledger.forget_leftovers(connection, self.db.log, record.day)
 
 
-def archive_to_erase_in(db: Database) -> Archive | None:
-    """The archive, of which a publisher has to be erased as well; None if no day was ever archived.
+def archive_of(db: Database, purpose: str) -> Archive | None:
+    """The archive, which a command has to know; None if no day was ever archived.
 
-    Raises `NoArchive` if days are archived, and the place is not known.
+    Raises `NoArchive` if days are archived, and the place is not known. `purpose` says what it is for.
     """
     if db.archive_url is not None:
         return Archive(db)
     with transaction(db.engine) as connection:
         ledger.read(connection, db)
         if days := ledger.archived_days(connection, db.log):
-            raise NoArchive(
-                f"{number(len(days), 'day')} of {db.log.name} are archived, but ARCHIVE_URL is not set: set it, so "
-                "that they are erased from the archive too. Nothing was erased"
-            )
+            archived = f"{number(len(days), 'day')} of {db.log.name} are archived"
+            raise NoArchive(f"{archived}, but ARCHIVE_URL is not set: set it, {purpose}")
     return None

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import date, timedelta
 from functools import partial
 
@@ -11,7 +12,7 @@ import click
 from calc_analytics import days
 from calc_analytics.archive import checking
 from calc_analytics.archive.erasing import count_archived, erase_archived
-from calc_analytics.archive.place import Archive, archive_to_erase_in
+from calc_analytics.archive.place import archive_of
 from calc_analytics.archive.report import ArchiveErasure
 from calc_analytics.cli import terminal
 from calc_analytics.cli.counting import refresh_with_progress
@@ -38,6 +39,8 @@ from calc_analytics.rollup.erasure import (
 from calc_analytics.rollup.erasure import erase as erase_keys
 from calc_analytics.rollups import LOG
 
+UNLESS_ARCHIVED = "so that only archived log rows are deleted, or add --even-if-not-archived. Nothing was deleted"
+
 
 @click.command()
 @click.option(
@@ -51,17 +54,20 @@ from calc_analytics.rollups import LOG
 @click.option(
     "--only-partitions", is_flag=True, help="Drop whole partitions of the log table, and delete nothing else."
 )
+@click.option("--even-if-not-archived", is_flag=True, help="Delete counted log rows whether they are archived or not.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @as_json
 @with_settings
-def prune(settings: Settings, keep_days: int, only_partitions: bool, yes: bool, as_json: bool) -> None:
+def prune(
+    settings: Settings, keep_days: int, only_partitions: bool, even_if_not_archived: bool, yes: bool, as_json: bool
+) -> None:
     """Delete old log rows that are counted; statistics stay.
 
     Only log rows of days that are counted in every rollup are deleted; with ARCHIVE_URL only those of days that are
-    archived, after their files were compared with them. Deletes in small batches, alongside
-    writers; it may be stopped and repeated. Days that were never built, or that differ from their log, keep
-    their log rows. Late rows of a pruned day are still added to its statistics, and `verify` still compares its
-    totals and a checksum. The role needs the right to delete from calculation_logs.
+    archived, after their files were compared with them. If days are archived, ARCHIVE_URL has to be set. Deletes in
+    small batches, alongside writers; it may be stopped and repeated. Days that were never built, or that differ from
+    their log, keep their log rows. Late rows of a pruned day are still added to its statistics, and `verify` still
+    compares its totals and a checksum. The role needs the right to delete from calculation_logs.
 
     A partition of the log table all of whose rows may be deleted is dropped instead, by a role that owns it. It asks
     for the locks for moments only, and names the sessions that are in the way.
@@ -74,6 +80,9 @@ def prune(settings: Settings, keep_days: int, only_partitions: bool, yes: bool, 
                  or the archive of a day is not what it should be
     """
     db, before = open_database(settings), days.today(settings.timezone) - timedelta(days=keep_days)
+    if even_if_not_archived:
+        db = replace(db, archive_url=None)
+    archive = None if even_if_not_archived else archive_of(db, UNLESS_ARCHIVED)
     refresh_with_progress(db)
     now = retention.days_before(db, before)
     partitions, _ = droppable(db, now)
@@ -84,7 +93,7 @@ def prune(settings: Settings, keep_days: int, only_partitions: bool, yes: bool, 
     if (there or partitions) and not yes:
         confirm(_describe_prune(there, partitions, before), "Nothing was deleted.")
     with terminal.bar("deleting log rows", sum(there.values())) as advance:
-        prove = partial(checking.prove_day, Archive(db)) if db.archive_url is not None else None
+        prove = partial(checking.prove_day, archive) if archive is not None else None
         report = retention.prune(db, before, progress=advance, prove_archived=prove, only_partitions=only_partitions)
     print_report(report, as_json, terminal.show_prune)
     sys.exit(1 if report.refused or report.busy else 0)
@@ -130,7 +139,7 @@ def erase(settings: Settings, publisher: int, dry_run: bool, even_if_writing: bo
     if dry_run:
         _show_plan(db, keys, also, as_json)
         return
-    archive = archive_to_erase_in(db)
+    archive = archive_of(db, "so that they are erased from the archive too. Nothing was erased")
     held = holdings(db, keys, also)
     archived = count_archived(archive, keys) if archive is not None else ArchiveErasure()
     if not yes:
@@ -170,7 +179,7 @@ def _show_erasure(report: EraseReport, files: ArchiveErasure, as_json: bool) -> 
 def _show_plan(db: Database, keys: Keys, also: list[Rollup], as_json: bool) -> None:
     """Prints what would be erased, and the days that would be left; raises `NothingToErase`."""
     held = holdings(db, keys, also)
-    archive = archive_to_erase_in(db)
+    archive = archive_of(db, "so that they are erased from the archive too. Nothing was erased")
     archived = count_archived(archive, keys) if archive is not None else ArchiveErasure()
     if not (held.tables or archived.rows or archived.problems):
         raise NothingToErase(f"{describe_keys(keys)} has no log rows and no statistics: nothing was erased")

@@ -116,14 +116,27 @@ def oldest_running(connection: Connection) -> str:
 def count_versions(connection: Connection, partition: Partition, oldest: str) -> tuple[int, int]:
     """How many rows the partition has, and how many of them were inserted or updated by transactions from that one on.
 
-    Cost: one scan. A version's transaction id has 32 bits; it is compared by its distance from now.
+    For a transaction that has locked writers out. Cost: one scan.
     """
     statement = f"""
-        select count(*), count(*) filter (where age(xmin) <= age(cast(cast(:oldest as xid8) as xid)))
-        from only {escaped(partition.path)}
+        with next as materialized (
+            select cast(cast(pg_snapshot_xmax(pg_current_snapshot()) as text) as bigint) as id
+        )
+        select count(*), count(*) filter (where {between_ids("part.xmin", ":oldest", "next.id")})
+        from only {escaped(partition.path)} part cross join next
     """
-    rows, written = connection.execute(text(statement), {"oldest": oldest}).one()
+    rows, written = connection.execute(text(statement), {"oldest": int(oldest)}).one()
     return int(rows), int(written)
+
+
+def between_ids(version: str, first: str, end: str) -> str:
+    """SQL: whether a version's transaction is one of `first` to before `end`, which have 64 bits, and it has 32.
+
+    It is compared by its distance from the first: `age()` is negative for what is half of all ids away, and counts from
+    the own transaction's id. Below 3 are no transactions. One that is all ids away may be taken for one of these.
+    """
+    own, first, ids = f"cast(cast({version} as text) as bigint)", f"cast({first} as bigint)", 2**32
+    return f"({own} > 2 and mod({own} - mod({first}, {ids}) + {ids}, {ids}) < {end} - {first})"
 
 
 def keep_drops_out(connection: Connection, partition: Partition) -> str | None:

@@ -30,10 +30,10 @@ def request_repetitions(instance: DagsterInstance, location: str | None) -> list
     locations = [location] if location else []
     lost = [
         run
-        for run in instance.get_runs(failed, limit=RUNS_PER_TICK)
-        if _is_of_the_job(run, locations) and lost_its_repetition(instance, run)
+        for run in instance.get_runs(failed)
+        if _is_of_the_job(run, locations) and lost_its_repetition(instance, run) and not _is_repeated(instance, run)
     ]
-    return [_repetition(run) for run in lost if not _is_repeated(instance, run)]
+    return [_repetition(run) for run in lost[:RUNS_PER_TICK]]
 
 
 def _is_of_the_job(run: DagsterRun, locations: Collection[str]) -> bool:

@@ -244,6 +244,19 @@ def test_erase_needs_the_address_once_days_are_archived(calc, place: Archive, mo
     assert stored(place.db) == before
 
 
+def test_prune_needs_the_address_once_days_are_archived(calc, place: Archive, monkeypatch):
+    assert calc("archive", "--day", str(DAY)).exit_code == 0
+    monkeypatch.delenv("ARCHIVE_URL")
+    result = calc("prune", "--older-than", "5", "--yes")
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (1, "", 1)
+    assert "1 day of calculation_logs are archived, but ARCHIVE_URL is not set" in result.stderr
+    assert result.stderr.endswith("or add --even-if-not-archived. Nothing was deleted\n")
+    assert calc("verify").exit_code == 0
+    result = calc("prune", "--older-than", "5", "--yes", "--even-if-not-archived")
+    assert result.exit_code == 0, result.output
+    assert f"{NEXT}  12 rows deleted, statistics kept" in result.stdout
+
+
 def _folder(place: Archive) -> Path:
     return Path(place.store.address.path)
 

@@ -25,6 +25,7 @@ from calc_analytics.cli.main import main
 from calc_analytics.config import Settings
 from calc_analytics.database import log_partitions
 from calc_analytics.database.engine import engine_for
+from calc_analytics.database.log_partitions import between_ids
 from calc_analytics.engines.archived import ArchivedDays
 from calc_analytics.rollup import dropping, journal
 from calc_analytics.rollup.database import Database
@@ -215,6 +216,26 @@ def test_rows_that_are_written_while_a_partition_is_added_up(
     else:
         assert (report.dropped, report.kept) == ({JANUARY: 31 if change == "insert" else 30}, {})
         assert_books_balance(db)
+
+
+HALF, ALL = 2**31, 2**32
+
+
+@pytest.mark.parametrize("first", [1000, HALF - 5, ALL - 5, 3 * ALL + 7])
+@pytest.mark.parametrize(
+    ("distance", "is_between"), [(-1, False), (0, True), (9, True), (10, False), (-HALF, False), (-HALF - 99, False)]
+)
+def test_ids_of_transactions_are_compared_across_their_limits(
+    db: Database, first: int, distance: int, is_between: bool
+):
+    """Of versions that are a half of all ids away, too, and where the first id is just before the last of 32 bits."""
+    version, end = (first + distance) % ALL, first + 10
+    assert scalar(db, f"select {between_ids(f'cast({version} as bigint)', str(first), str(end))}") is is_between
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 2])
+def test_what_is_no_transaction_is_not_one_of_them(db: Database, frozen: int):
+    assert scalar(db, f"select {between_ids(str(frozen), str(ALL - 5), str(ALL + 5))}") is False
 
 
 @pytest.mark.long
@@ -518,6 +539,7 @@ import sys
 from datetime import date
 from sqlalchemy.engine import make_url
 from calc_analytics.database.engine import engine_for
+from calc_analytics.database.log_partitions import between_ids
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.retention import prune
 from calc_analytics.rollups import LOG

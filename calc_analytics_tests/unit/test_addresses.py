@@ -142,6 +142,13 @@ def test_a_place_for_the_archive_is_read_and_shown_without_secrets(text: str, sh
         assert hidden not in repr(url)
 
 
+def test_a_loop_of_links_is_refused(tmp_path: Path):
+    (tmp_path / "one").symlink_to(tmp_path / "other")
+    (tmp_path / "other").symlink_to(tmp_path / "one")
+    with pytest.raises(ValueError, match="not a folder that can exist"):
+        read_archive_url("one/archive", tmp_path)
+
+
 def test_key_and_secret_are_decoded_and_options_kept():
     assert dict(read_archive_url(KEYS, Path("/")).options) == {"key": "AKID", "secret": "se/cr@et"}
     url = read_archive_url("s3://bucket/logs?endpoint_url=http://127.0.0.1:9000&region=eu-west-1", Path("/"))
@@ -163,9 +170,18 @@ def test_key_and_secret_are_decoded_and_options_kept():
         "s3://me:hunter2@bucket/logs#hunter2",
         "s3://bucket/logs?secret=hunter2",
         "s3://[bucket/hunter2",
+        "~nobody-has-this-name/hunter2",
+        "folder/\0hunter2",
+        "s3://bucket/logs?endpoint_url=https://me:hunter2@minio.example",
+        "s3://bucket/logs?endpoint_url=localhost:9000/hunter2",
+        "s3://bucket/logs?endpoint_url=https://",
+        "s3://bucket/logs?endpoint_url=https://minio.example:hunter2",
+        "s3://bucket/logs?endpoint_url=https://minio.example?token=hunter2",
+        "s3://bucket/logs?endpoint_url=https://minio example",
+        "s3://bucket/logs?endpoint_url=",
     ],
 )
 def test_another_place_is_refused_with_the_accepted_form_and_nothing_secret(text: str):
-    with pytest.raises(ValueError, match=r"accepted form|the options are") as refused:
+    with pytest.raises(ValueError, match=r"accepted form|the options are|endpoint_url is not of the form") as refused:
         read_archive_url(text, Path("/project"))
     assert "hunter2" not in str(refused.value)
