@@ -36,7 +36,7 @@ from calc_analytics_tests.logs import FORMS, copy_rows, execute, random_rows, st
 DAYS = (date(2026, 3, 1), date(2026, 3, 2), date(2026, 3, 3))
 BEGIN, END = utc(2026, 3, 1), utc(2026, 3, 4)
 MOMENTS = ("noted", "half", "file", "manifest", "deleting")
-STEPS, SEEDS = 60, 4
+STEPS, SEEDS = 60, 3
 Connect = Callable[[], psycopg.Connection]
 
 

@@ -231,6 +231,8 @@ CHANGES = {
     "a moved row": move_row,
 }
 rollups = pytest.mark.parametrize("rollup", LOG.rollups, ids=LOG.names)
+# Each change is made in every table once; what becomes of it later is shown in two of them.
+some_rollups = pytest.mark.parametrize("rollup", [STATS, LATENCY], ids=[STATS.name, LATENCY.name])
 changes = pytest.mark.parametrize("change", CHANGES.values(), ids=list(CHANGES))
 
 
@@ -279,7 +281,7 @@ def test_the_report_names_the_publisher_both_numbers_and_what_to_type(books: Boo
     assert f"accept them with 'calc-analytics rollup --day {PRUNED} --keep'" in describes[0]
 
 
-@rollups
+@some_rollups
 @pytest.mark.parametrize("change", [add(1), exchange, delete_row], ids=["+1", "exchange", "deleted row"])
 def test_late_rows_do_not_hide_a_change_of_a_pruned_day(books: Books, rollup: Rollup, change):
     books.change(change(rollup, PRUNED))
@@ -302,7 +304,7 @@ def test_a_pruned_days_change_that_is_undone_is_green_again(books: Books, rollup
     assert books.is_right(rollup.name, PRUNED)
 
 
-@rollups
+@some_rollups
 @pytest.mark.parametrize("change", [add(1), exchange, delete_row, insert_row])
 def test_prune_deletes_no_row_of_a_day_that_differs(books: Books, rollup: Rollup, change):
     books.change(change(rollup, OLD))
@@ -367,7 +369,7 @@ def test_imported_statistics_are_kept_when_a_person_decides_so(books: Books, rol
     assert found(books) == {(rollup.name, NEVER)}
 
 
-@rollups
+@some_rollups
 @pytest.mark.parametrize("is_audited", [True, False], ids=["audited", "not audited"])
 @pytest.mark.parametrize("count", [1, 1000])
 def test_a_row_for_a_day_that_begins_afterwards_is_replaced_once_the_log_has_as_many(
@@ -539,7 +541,7 @@ def test_a_duplicated_batch_that_is_deleted_again_leaves_no_trace(books: Books):
 # -- Both at once ------------------------------------------------------------------------------------------------------
 
 
-@rollups
+@some_rollups
 @pytest.mark.parametrize("change", [add(1), add(-5), exchange], ids=["+1", "-5", "exchange"])
 def test_a_changed_statistic_of_a_day_that_lost_logs_stays_red_when_the_loss_is_kept(
     books: Books, rollup: Rollup, change
@@ -614,7 +616,7 @@ def test_no_setting_accepts_added_or_changed_rows(announced: Books):
         assert (STATS.name, OLD) in assert_never_green_and_wrong(announced)
 
 
-@rollups
+@some_rollups
 @pytest.mark.parametrize("change", [add(1), add(-5), exchange, insert_row], ids=["+1", "-5", "exchange", "inserted"])
 def test_an_announced_deletion_excuses_no_changed_statistic(announced: Books, rollup: Rollup, change):
     announced.change(change(rollup, OLD))
@@ -767,10 +769,7 @@ class Switch:
         return LOG.only([name for name in LOG.names if name != self.rollup.name])
 
 
-switched = pytest.mark.parametrize("rollup", [STATS, LATENCY], ids=[STATS.name, LATENCY.name])
-
-
-@switched
+@some_rollups
 def test_a_rollup_that_was_off_fills_itself(books: Books, rollup: Rollup):
     switch = Switch(books, rollup)
     switch.off()
@@ -784,7 +783,7 @@ def test_a_rollup_that_was_off_fills_itself(books: Books, rollup: Rollup):
     assert all(books.is_right(name, day) for name in FORMS for day in DAYS)
 
 
-@switched
+@some_rollups
 @pytest.mark.parametrize("again", [40, 45], ids=["as many", "more"])
 def test_rows_pruned_while_a_rollup_was_off_are_not_forgotten(books: Books, rollup: Rollup, again: int):
     """The log has as many rows as the rollup once counted, or more; they are other rows."""
@@ -799,7 +798,7 @@ def test_rows_pruned_while_a_rollup_was_off_are_not_forgotten(books: Books, roll
         assert (rollup.name, OLD) not in built(books) or books.is_right(rollup.name, OLD)
 
 
-@switched
+@some_rollups
 def test_the_same_rows_pruned_and_written_again_while_a_rollup_was_off(books: Books, rollup: Rollup, connect):
     writer = connect()
     rows = writer.execute(f"select {COPIED} from calculation_logs where {OF_OLD}").fetchall()
@@ -819,7 +818,7 @@ def test_the_same_rows_pruned_and_written_again_while_a_rollup_was_off(books: Bo
         assert (rollup.name, OLD) not in built(books) or books.is_right(rollup.name, OLD)
 
 
-@switched
+@some_rollups
 def test_rows_deleted_while_a_rollup_was_off_are_missing_in_it_too(books: Books, rollup: Rollup):
     switch = Switch(books, rollup)
     switch.off()

@@ -44,7 +44,7 @@ from calc_analytics_tests.integration.test_migrations import PARTITIONED
 from calc_analytics_tests.logs import COLUMNS, FORMS, Row, Statistics, copy_rows, disagreements, round_down, row, stored
 
 # Hypothesis ends an example after 80 steps at the latest: 5 examples are about 350 steps, 12 are about 900.
-SHORT, EXAMPLES, STEPS = 5, int(os.environ.get("MODEL_EXAMPLES", "8")), 80
+SHORT, EXAMPLES, STEPS = 3, int(os.environ.get("MODEL_EXAMPLES", "6")), 80
 ZONE = "Asia/Jerusalem"
 # Clocks went forward on the first of these days (2026-03-27), and the next two are ordinary.
 DAYS = [date(2026, 3, 27), date(2026, 3, 28), date(2026, 3, 29)]
