@@ -1,6 +1,6 @@
 """Counts the same days, in all four rollups: PostgreSQL from log rows, DuckDB and a Spark cluster from the archive.
 
-python -m benchmarks.engines                    # 50 million rows over ten days: about an hour
+python -m benchmarks.engines                    # 50 million rows over ten days: twelve minutes
 python -m benchmarks.engines --rows 200000      # rows of a day
 
 Spark is a cluster of two executors on this machine (`pip install -c constraints.txt -e '.[spark]'`, a Java runtime);

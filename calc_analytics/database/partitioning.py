@@ -4,6 +4,7 @@ Nothing is run here: they are printed for the table's owner, who runs them while
 (the proof of its range, the unique index) stops no writer; the exchange itself takes milliseconds.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -18,6 +19,7 @@ from calc_analytics.errors import CalcAnalyticsError
 # The old table ends with a month, and at least so long from now: the statements before the exchange take time.
 LEAST_DAYS = 7
 MONTHS = 2
+AGAIN = "nothing was exchanged. See why, then print the statements again: calc-analytics doctor --partitioning"
 LIKE = "including defaults including comments including storage including compression including generated"
 
 
@@ -58,9 +60,35 @@ def propose(connection: Connection, log: str, event_time: str, views: list[str],
             "index of a partitioned table needs: drop it, or leave the table as it is"
         )
     script = _Script(dict(found), event_time, _first_month(now))
-    parameters = {"source": log, "views": views, "own": [script.range_check, script.key]}
+    parameters = {"source": log, "views": views, "own": [script.range_check, script.key, *script.left_checks]}
     parts = {name: list(connection.execute(text(sql), parameters).scalars()) for name, sql in _PARTS.items()}
     return "\n".join(script.lines(parts)) + "\n"
+
+
+@dataclass(frozen=True)
+class LeftCheck:
+    """The check of a script that was not finished: PostgreSQL refuses log rows from `until` on, validated or not."""
+
+    name: str
+    until: datetime
+    drop: str
+    """The statement that removes it."""
+
+
+def left_check(connection: Connection, log: str) -> LeftCheck | None:
+    """The first such check of a log table that is not partitioned."""
+    names = connection.execute(_LEFT_CHECKS, {"source": log}).scalars()
+    found = sorted((until, name) for name in names if (until := _limit_of(name, log)) is not None)
+    if not found:
+        return None
+    until, name = found[0]
+    return LeftCheck(name, until, f"alter table {quote_identifier(log)} drop constraint {quote_identifier(name)};")
+
+
+def _limit_of(check: str, table: str) -> datetime | None:
+    """Where the range ends that a check of this name gives the table; None for a check of another name."""
+    parts = re.fullmatch(re.escape(table) + r"_before_(\d{4})_(0[1-9]|1[0-2])_range", check)
+    return datetime(int(parts[1]), int(parts[2]), 1, tzinfo=timezone.utc) if parts else None
 
 
 def _first_month(now: datetime) -> datetime:
@@ -84,6 +112,8 @@ class _Script:
         self.before = f"{self.name}_before_{first:%Y_%m}"
         self.old = self._path(self.before)
         self.range_check, self.key = f"{self.before}_range", f"{self.before}_key"
+        # Of a script that was not finished, with another month.
+        self.left_checks = [each for each in table["done"] if _limit_of(each, self.name) not in (None, first)]
 
     def _path(self, name: str) -> str:
         return f"{self.schema}.{quote_identifier(name)}"
@@ -104,9 +134,22 @@ class _Script:
     def _prove_range(self) -> Iterator[str]:
         limit, check = quote_literal(f"{self.first:%Y-%m-%d} 00:00:00+00"), quote_identifier(self.range_check)
         yield "-- 1. The old table gets a range. Proving it reads the table once, and stops no writer."
+        for left in self.left_checks:
+            yield f"alter table {self.new} drop constraint {quote_identifier(left)};"
+        beyond = f"exists (select from {self.new} where {self.event_time} >= {limit})"
+        yield f"do $$ begin if now() >= {limit} and {beyond} then"
+        yield f"    raise 'these statements are of before {self.first:%Y-%m-%d}: {AGAIN}'; end if; end $$;"
         if self.range_check not in self.table["done"]:
             yield f"alter table {self.new} add constraint {check} check ({self.event_time} < {limit}) not valid;"
+        yield "-- A check refuses later rows though it is not proven: it is removed if it cannot be."
+        yield "\\set ON_ERROR_STOP off"
         yield f"alter table {self.new} validate constraint {check};"
+        yield "\\if :ERROR"
+        yield f"    alter table {self.new} drop constraint {check};"
+        yield "    \\set ON_ERROR_STOP on"
+        yield f"    do $$ begin raise 'the range was not proven: {AGAIN}'; end $$;"
+        yield "\\endif"
+        yield "\\set ON_ERROR_STOP on"
         yield ""
 
     def _widen_key(self) -> Iterator[str]:
@@ -177,6 +220,12 @@ _SIZE = text(
     """
     select greatest(reltuples, 0) as rows, pg_total_relation_size(oid) as bytes, relkind = 'p' as is_partitioned
     from pg_class where oid = to_regclass(:source)
+    """
+)
+_LEFT_CHECKS = text(
+    """
+    select cast(d.conname as text) from pg_constraint d join pg_class c on c.oid = d.conrelid
+    where c.oid = to_regclass(:source) and c.relkind = 'r' and not c.relispartition and d.contype = 'c'
     """
 )
 _TABLE = text(

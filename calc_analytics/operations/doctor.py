@@ -23,7 +23,7 @@ from calc_analytics.database import schemas
 from calc_analytics.database.embedded import data_folder, writable
 from calc_analytics.database.engine import transaction
 from calc_analytics.database.log_columns import UnfitTable
-from calc_analytics.database.partitioning import read_size
+from calc_analytics.database.partitioning import left_check, read_size
 from calc_analytics.database.server import Role, clock, connections, read_role, utc_offsets
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.operations import facts, health
@@ -297,7 +297,11 @@ def _indexes(db: Database) -> Findings:
 def _size(db: Database) -> Findings:
     """A large log table without partitions."""
     with transaction(db.engine) as connection:
-        size = read_size(connection, db.log.name)
+        size, left = read_size(connection, db.log.name), left_check(connection, db.log.name)
+    if left is not None:
+        fact = f"{db.log.name} has the check {left.name} of a partitioning that was not finished"
+        yield wrong(fact, f"PostgreSQL refuses its rows from {left.until:%Y-%m-%d} (UTC) on", left.drop)
+        return
     fact = f"{db.log.name} has about {size.rows:,} rows, {size.bytes / 2**30:.1f} GB with its indexes"
     if size.is_partitioned:
         yield ok(f"{db.log.name} is partitioned: see 'calc-analytics partitions'")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from calc_analytics import __version__
 from calc_analytics.database import row_security
+from calc_analytics.database.partitioning import LeftCheck
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.operations import facts as facts_
 from calc_analytics.operations.disclosure import DOCTOR, cause_of
@@ -203,6 +204,8 @@ def _partitions(facts: Facts) -> Finding:
         return ok("the log table is not partitioned by time")
     if found.until is None or found.has_default:
         return ok("every log row of the future has a partition")
+    if found.left_check is not None:
+        return _left_check(found.left_check, facts)
     fact = f"log rows from {instant(found.until)} on have no partition"
     left = (found.until - facts.at).total_seconds()
     command = "calc-analytics partitions --create" if found.step else "create the next partition of the log table"
@@ -213,6 +216,14 @@ def _partitions(facts: Facts) -> Finding:
     if left < PARTITION_NOTE_SECONDS and not found.created_by:
         return note(fact, command=command)
     return ok(fact)
+
+
+def _left_check(found: LeftCheck, facts: Facts) -> Finding:
+    """The check that a script of `doctor --partitioning` added, before the exchange."""
+    fact = f"the check {found.name} of an unfinished partitioning refuses log rows from {instant(found.until)} on"
+    is_soon = (found.until - facts.at).total_seconds() < PARTITION_NOTE_SECONDS
+    public = f"an unfinished partitioning refuses log rows from {instant(found.until)} on"
+    return replace((wrong if is_soon else note)(fact, command=found.drop, public=public), public_command=DOCTOR)
 
 
 def _freshness(facts: Facts) -> Finding:

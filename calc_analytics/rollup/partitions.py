@@ -10,6 +10,7 @@ from sqlalchemy import text
 from calc_analytics import days
 from calc_analytics.database.engine import transaction
 from calc_analytics.database.log_partitions import Layout, Partition, read_layout
+from calc_analytics.database.partitioning import LeftCheck, left_check
 from calc_analytics.database.partitions_ahead import partman_schema, recognize_step
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.dropping import DaysBefore, touches
@@ -51,6 +52,8 @@ class Outlook:
     has_default: bool
     step: str | None
     created_by: str | None
+    left_check: LeftCheck | None = None
+    """Of a table that is not partitioned, and whose partitioning was begun."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,9 @@ def outlook(db: Database, now: datetime) -> Outlook | None:
     """Whether rows of the next days have a partition; None if that is no question: no partitions, or not by time."""
     with transaction(db.engine) as connection:
         layout = read_layout(connection, db.log.name, db.log.event_time)
+        left = left_check(connection, db.log.name)
+    if left is not None:
+        return Outlook(left.until, False, None, None, left)
     return _outlook(db, layout, now) if layout and layout.is_by_time else None
 
 

@@ -23,6 +23,7 @@ from calc_analytics.rollup import diagnosis, journal
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.install import install, rebase
 from calc_analytics.rollup.ledger import LogReplaced, built_days, waiting_days
+from calc_analytics.rollup.partitions import outlook
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.retention import prune
@@ -75,10 +76,19 @@ def db(empty_url: URL, template: str, request: pytest.FixtureRequest) -> Iterato
     engine.dispose()
 
 
-def script(db: Database) -> str:
+def script(db: Database, now: datetime = NOW) -> str:
     with transaction(db.engine) as connection:
         views = [each.live_view for each in LOG.rollups]
-        return propose(connection, LOG.name, LOG.event_time, views, NOW)
+        return propose(connection, LOG.name, LOG.event_time, views, now)
+
+
+def checks(db: Database, table: str = "calculation_logs") -> list[str]:
+    """The names of its checks of a range."""
+    return scalar(
+        db,
+        "select coalesce(array_agg(cast(conname as text)), '{}') from pg_constraint "
+        f"where conrelid = '{table}'::regclass and contype = 'c' and conname like '%range'",
+    )
 
 
 class ScriptFailed(Exception):
@@ -186,12 +196,54 @@ def test_an_interrupted_script_is_printed_again_without_what_was_done(db: Databa
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("is_proven", [False, True])
+def test_a_script_that_is_continued_in_another_month_refuses_no_row_of_that_month(db: Database, is_proven: bool):
+    begun = script(db).partition("-- 2.")[0]
+    psql(db, begun if is_proven else begun.partition("-- A check")[0])
+    assert checks(db) == [f"{OLD}_range"]
+    later = script(db, utc(2026, 3, 28))
+    psql(db, later)
+    install(db)
+    before = "calculation_logs_before_2026_05"
+    assert partitions(db) == ["calculation_logs_2026_05", "calculation_logs_2026_06", before]
+    assert (checks(db), checks(db, before)) == ([], [f"{before}_range"])
+    assert_goes_on(db)
+
+
+@pytest.mark.long
 def test_rows_of_a_later_time_stop_it_before_anything_is_exchanged(db: Database):
+    """The statements are run after their month: they stop before writers are refused."""
     write_days(db, [date(2026, 4, 1)])
-    with pytest.raises(ScriptFailed, match="is violated by some row"):
+    with pytest.raises(ScriptFailed, match="these statements are of before 2026-04-01: nothing was exchanged"):
         psql(db, script(db))
-    assert partitions(db) == []
+    assert (partitions(db), checks(db)) == ([], [])
     assert refresh(db).rows == 10
+
+
+@pytest.mark.long
+def test_a_range_that_is_not_proven_is_not_left_as_a_check(db: Database):
+    """A row of a time far ahead: the check would refuse everybody's rows from the next month on."""
+    write_days(db, [date(2099, 4, 1)])
+    with pytest.raises(ScriptFailed, match="is violated by some row") as failed:
+        psql(db, script(db, datetime.now(timezone.utc)))
+    assert "the range was not proven: nothing was exchanged" in str(failed.value)
+    assert (partitions(db), checks(db)) == ([], [])
+
+
+@pytest.mark.long
+def test_a_check_that_was_left_is_reported_with_the_statement_that_removes_it(db: Database):
+    assert next(doctor._size(db)).level == "ok"
+    psql(db, script(db).partition("-- 2.")[0])
+    found = next(doctor._size(db))
+    statement = f'alter table "calculation_logs" drop constraint "{OLD}_range";'
+    assert (found.level, found.command) == ("wrong", statement)
+    assert f"{OLD}_range" in found.fact
+    left = outlook(db, NOW)
+    assert left
+    assert left.left_check
+    assert (left.until, left.left_check.drop) == (utc(2026, 4, 1), statement)
+    run(db, statement)
+    assert (outlook(db, NOW), next(doctor._size(db)).level) == (None, "ok")
 
 
 @pytest.mark.long

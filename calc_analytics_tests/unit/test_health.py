@@ -8,6 +8,7 @@ import pytest
 
 from calc_analytics.config import Settings
 from calc_analytics.database import row_security
+from calc_analytics.database.partitioning import LeftCheck
 from calc_analytics.database.server import Role, Server
 from calc_analytics.operations import doctor
 from calc_analytics.operations.disclosure import NO_ANSWER, Cause
@@ -189,6 +190,14 @@ def test_a_missing_partition_is_a_note_a_week_before_and_wrong_a_day_before(
     assert found.level == level
     assert found.command.startswith(command)
     assert bool(found.command) == bool(command)
+
+
+@pytest.mark.parametrize(("left", "level"), [(timedelta(days=8), "note"), (timedelta(days=6), "wrong")])
+def test_the_check_of_an_unfinished_partitioning_is_wrong_a_week_before_it_refuses_rows(left: timedelta, level: str):
+    check = LeftCheck("calculation_logs_before_2026_12_range", NOW + left, "alter table …;")
+    found = finding("partitions", partitions=Outlook(check.until, False, None, None, check))
+    assert (found.level, found.command) == (level, "alter table …;")
+    assert check.name in found.fact
 
 
 def test_freshness_is_twice_the_interval():
