@@ -37,11 +37,10 @@ TEMPLATE = f"calc_analytics_template_{os.getpid()}"
 ROLE = f"rollup_writer_{os.getpid()}"
 # A folder in memory, and what must be free there: three workers and their clusters take less than half of it.
 MEMORY, MEMORY_BYTES = Path("/dev/shm"), 3_000_000_000
-# The acceptance tests in four parts that take about as long; those that are not named are the fourth.
+# The acceptance tests in three parts that take about as long; those that are not named are the third.
 ACCEPTANCE_PARTS = (
-    ("test_stop", "test_kills"),
-    ("test_two_of_us", "test_operations"),
-    ("test_alerts", "test_service", "test_secrets"),
+    ("test_stop", "test_kills", "test_secrets", "test_pgbouncer", "test_read_only_folder"),
+    ("test_two_of_us", "test_dagster_commands", "test_alerts"),
 )
 _numbers = itertools.count(1)
 
@@ -83,7 +82,7 @@ def stay_clear_of_midnight(seconds: float) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With several workers (`pytest -n 5`) a file's tests stay together. The acceptance tests begin first, on four
+    """With several workers (`pytest -n 4`) a file's tests stay together. The acceptance tests begin first, on three
     workers: they wait most of the time, and more `up` at once would starve each other."""
     from xdist.scheduler import LoadScopeScheduling
 

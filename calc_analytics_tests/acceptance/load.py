@@ -32,6 +32,7 @@ mutation ($assets: [AssetKeyInput!], $days: [String!]) { launchPartitionBackfill
 }) { __typename ... on LaunchBackfillSuccess { backfillId } } }
 """
 RUNS = "query { runsOrError { ... on Runs { results { runId parentRunId status } } } }"
+KEYS = "query { runsOrError { ... on Runs { results { runId parentRunId status tags { key value } } } } }"
 TICKS = f"""
 query {{ instigationStateOrError(instigationSelector: {{{OURS}, name: "new_log_batches"}}) {{
   ... on InstigationState {{ ticks(limit: 1) {{ status timestamp }} }} }} }}
@@ -113,6 +114,16 @@ def launch_a_backfill(up: Up, wanted: list[date]) -> None:
 def runs(up: Up) -> list[Run]:
     """Every run, newest first."""
     return up.graphql(RUNS)["runsOrError"]["results"]
+
+
+def with_repetitions(up: Up, run_id: str) -> list[str]:
+    """Statuses of the run and its repetitions, newest first, whether Dagster's daemon or the sensor requested them."""
+    repeated, found = {run_id}, up.graphql(KEYS)["runsOrError"]["results"]
+    for run in reversed(found):
+        keys = [tag["value"] for tag in run["tags"] if tag["key"] == "dagster/run_key"]
+        if run["parentRunId"] in repeated or any(key == f"repeats {each}" for key in keys for each in repeated):
+            repeated.add(run["runId"])
+    return [run["status"] for run in found if run["runId"] in repeated]
 
 
 def unfinished_runs(up: Up) -> list[Run]:

@@ -42,6 +42,7 @@ from calc_analytics_tests.acceptance.load import (
     ticked_well_since,
     unfinished_runs,
     waits_for_the_lock,
+    with_repetitions,
 )
 from calc_analytics_tests.acceptance.writers import WRITERS, Writers, writing
 
@@ -167,11 +168,10 @@ def test_a_killed_code_servers_run_ends_with_it_and_is_repeated_though_the_datab
         server.kill()
     keep_dead(up, "orchestration.code_server", AWAY_SECONDS)
 
-    def statuses() -> list[str]:
-        return [run["status"] for run in runs(up) if run_id in (run["runId"], run["parentRunId"])]
-
     eventually(
-        lambda: answered(statuses) == ["SUCCESS", "FAILURE"], "the run failed, its repetition done", WAIT_SECONDS
+        lambda: answered(lambda: with_repetitions(up, run_id)) == ["SUCCESS", "FAILURE"],
+        "the run failed, its repetition done",
+        WAIT_SECONDS,
     )
 
 

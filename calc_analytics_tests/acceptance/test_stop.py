@@ -23,6 +23,7 @@ from calc_analytics_tests.acceptance.comparisons import differing
 from calc_analytics_tests.acceptance.conftest import PATIENCE_SECONDS, Project, Up, free_ports
 from calc_analytics_tests.acceptance.load import (
     ACTIVE,
+    answered,
     built_everywhere,
     counted,
     counting_blocked,
@@ -37,6 +38,7 @@ from calc_analytics_tests.acceptance.load import (
     scalar,
     unfinished_runs,
     waits_for_the_lock,
+    with_repetitions,
 )
 from calc_analytics_tests.acceptance.writers import writing
 
@@ -131,19 +133,12 @@ def test_an_up_that_is_killed_takes_everything_with_it_and_the_next_start_repeat
             eventually(lambda: processes_of(project) == [], "the end of every process")
     with project.up() as again:
 
-        def statuses() -> list[str]:
-            """Newest first: the run, its repetition, and that one's, if a busy machine ended it as well."""
-            repeated, found = {run_id}, runs(again)
-            for run in reversed(found):
-                if run["parentRunId"] in repeated:
-                    repeated.add(run["runId"])
-            return [run["status"] for run in found if run["runId"] in repeated]
-
         def is_made_good() -> bool:
-            found = statuses()
+            """A repetition too may be ended on a busy machine, and repeated."""
+            found = answered(lambda: with_repetitions(again, run_id))
             return (found[0], found[-1]) == ("SUCCESS", "FAILURE") if found else False
 
-        eventually(is_made_good, "it failed, a repetition succeeds")
+        eventually(is_made_good, "it failed, a repetition succeeds", 2 * PATIENCE_SECONDS)
 
 
 def test_a_stop_ends_a_start_that_waits_for_a_lock_in_the_database(project: Project, url: URL, connect: Connect):

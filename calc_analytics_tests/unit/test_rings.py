@@ -61,7 +61,7 @@ def test_every_file_of_tests_lies_in_a_ring():
 
 def test_the_gate_runs_the_core_the_long_tests_and_those_of_spark():
     assert "-m 'not long and not spark'" in (ROOT / "pyproject.toml").read_text()
-    assert re.findall(r"^pytest -q(.*?)(?: >.*)?$", GATE, re.MULTILINE) == [" -n 3", " -n 5 -m long", " -m spark"]
+    assert re.findall(r"^pytest -q(.*?)(?: >.*)?$", GATE, re.MULTILINE) == [" -n 3", " -n 4 -m long", " -m spark"]
 
 
 def test_every_test_is_in_one_of_the_three(marks: dict[str, set[str]], long: set[str], spark: set[str]):
