@@ -19,7 +19,7 @@ from calc_analytics.archive.checking import opened, prove_file
 from calc_analytics.archive.manifest import ArchivedFile, DamagedArchive, Manifest, known_manifest
 from calc_analytics.archive.place import Archive
 from calc_analytics.archive.report import ArchiveErasure
-from calc_analytics.archive.writing import NAME, delete_old_files, elapsed, note_new_file, publish, write_file
+from calc_analytics.archive.writing import NAME, delete_old_files, elapsed, publish, write_file
 from calc_analytics.database.engine import WHOLE_DAYS, transaction
 from calc_analytics.database.retries import retry_transient
 from calc_analytics.plurals import number
@@ -101,12 +101,8 @@ def _erase_day(place: Archive, keys: Keys, day: date, receipt: int | None) -> tu
             return 0, receipt
         files = tuple(file for old in known.files for file in _without(place, known, old, keys))
         rows = known.rows - sum(file.rows for file in files)
-        # Of rows that were pruned before they were archived, statistics alone tell whether they were the keys'.
-        missing = _missing(place, connection, record, known.rows - rows) if rows or record.missing else 0
-        if rows or missing != record.missing:
-            if not rows:
-                note_new_file(place, day, 0)
-            manifest = replace(known, files=files, missing=missing)
+        if rows:
+            manifest = replace(known, files=files, missing=_missing(place, connection, record, known.rows - rows))
             old = [name for name in known.names if name not in manifest.names]
             publish(place, connection, manifest, record.snapshot, old)
             receipt = journal.note_erased(

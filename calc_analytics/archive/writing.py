@@ -300,35 +300,27 @@ def write_file(
 ) -> ArchivedFile:
     """Writes the tables into a new file of the day, whose name is noted in the database first. Without rows there is
     no file, nor if `require`, which gets the number of rows, raises."""
-    rows = 0
+    log, name, rows = place.db.log, f"{place.db.log.name}-{uuid.uuid4().hex[:8]}-{number:03}.parquet", 0
     # Closed on an error too: PostgreSQL is asked to stop sending rows, before its transaction ends.
     with closing(tables):
         first = next(tables, None)
+        path = f"{folder_of(day)}/{name}"
         if first is None:
             require(0)
-        name = note_new_file(place, day, number)
+        # Without a file too: the manifest that follows is then known as this operation's, if it is killed.
+        with transaction(place.db.engine) as connection:
+            ledger.note_leftovers(connection, log, day, [path])
         if first is None:
             return ArchivedFile(name, 0, 0, "")
-        with place.store.new_file(f"{folder_of(day)}/{name}") as file:
-            with parquet_writer(file, place.db.log, first.schema) as writer:
-                writer.add_key_value_metadata(description(place.db.log, day, place.db.timezone))
+        with place.store.new_file(path) as file:
+            with parquet_writer(file, log, first.schema) as writer:
+                writer.add_key_value_metadata(description(log, day, place.db.timezone))
                 for table in chain([first], tables):
                     writer.write_table(table, row_group_size=table.num_rows)
                     rows += table.num_rows
                     progress(table.num_rows)
             require(rows)
     return ArchivedFile(name, rows, file.bytes, file.sha256)
-
-
-def note_new_file(place: Archive, day: date, number: int) -> str:
-    """The name of a new file of the day, noted in the database before anything is written.
-
-    Without a file too: the manifest that follows is then known as this operation's, if it is killed.
-    """
-    name = f"{place.db.log.name}-{uuid.uuid4().hex[:8]}-{number:03}.parquet"
-    with transaction(place.db.engine) as connection:
-        ledger.note_leftovers(connection, place.db.log, day, [f"{folder_of(day)}/{name}"])
-    return name
 
 
 def publish(

@@ -4,7 +4,6 @@ or read."""
 import os
 import random
 import shutil
-from contextlib import suppress
 from dataclasses import replace
 from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
@@ -740,52 +739,6 @@ def test_rows_of_an_erased_publisher_that_were_deleted_before_are_no_longer_miss
     assert [done.rows for done in archive(place).archived] == [1]
     assert manifest(place, DAY).missing == after.missing
     assert check(place).problems == []
-
-
-def with_missing_rows(place: Archive, connect) -> Archive:
-    """The first days were pruned before there was an archive: DAY has a file of publisher 4 alone, NEXT has none."""
-    prune(replace(place.db, archive_url=None), LAST)
-    write(connect(), [row(NOON, publisher=4)])
-    refresh(place.db)
-    archive(place)
-    assert (record(place, DAY).rows, record(place, NEXT).rows) == (1, 0)
-    assert record(place, NEXT).missing > 50
-    return place
-
-
-def assert_whole_without(place: Archive, publisher: int) -> None:
-    """The books balance, nothing is left to archive, and the statistics have the other publishers."""
-    assert verify(place.db, [DAY, NEXT, LAST]).archive == []
-    assert verify(place.db, [DAY, NEXT, LAST]).difference == 0
-    assert check(place).problems == []
-    assert archive(place).archived == []
-    assert archive(place).left == []
-    counts = {key[0] for key in stored(place.db)}
-    assert publisher not in counts
-    assert counts
-
-
-def test_a_publisher_that_is_in_no_file_is_erased_from_what_is_missing(place: Archive, connect):
-    with_missing_rows(place, connect)
-    before = {day: record(place, day).missing for day in (DAY, NEXT)}
-    assert erase_everywhere(place, 3).problems == []
-    assert all(record(place, day).missing < before[day] for day in before)
-    assert_whole_without(place, 3)
-    assert erase_everywhere(place, 2).problems == []
-    assert_whole_without(place, 2)
-
-
-@pytest.mark.parametrize("moment", ["manifest", "deleting"])
-def test_such_an_erasure_that_is_interrupted_can_be_repeated(place: Archive, connect, monkeypatch, moment: str):
-    with_missing_rows(place, connect)
-    keys = {"publisher_id": 3}
-    erase(place.db, keys)
-    with monkeypatch.context() as patch:
-        interrupt(patch, moment)
-        with suppress(Killed):
-            erase_archived(place, keys)
-    assert erase_archived(place, keys).problems == []
-    assert_whole_without(place, 3)
 
 
 def test_a_file_of_which_every_row_is_erased_goes(archived: Archive, connect):
