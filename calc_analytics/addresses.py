@@ -79,14 +79,21 @@ def _folder(root: Path, text: str) -> str:
         raise ValueError("it is not a folder that can exist; " + ARCHIVE_FORM) from None
 
 
-def _is_endpoint(text: str) -> bool:
+def is_http_url(text: str) -> bool:
+    """Whether it is of the form http(s)://host, with or without a port, and has no character that must be encoded."""
     try:
         url = urlsplit(text)
-        has_port = url.port != 0
+        has_host = bool(url.hostname) and url.port != 0
     except ValueError:
         return False
-    is_plain = bool(re.fullmatch(r"[!-~]+", text)) and "@" not in url.netloc and not url.query and not url.fragment
-    return url.scheme in ("http", "https") and bool(url.hostname) and has_port and is_plain
+    return url.scheme in ("http", "https") and has_host and bool(re.fullmatch(r"[!-~]+", text))
+
+
+def _is_endpoint(text: str) -> bool:
+    if not is_http_url(text):
+        return False
+    url = urlsplit(text)
+    return "@" not in url.netloc and not url.query and not url.fragment
 
 
 def with_driver(url: "str | URL", driver: str) -> "URL":

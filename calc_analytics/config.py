@@ -21,7 +21,7 @@ from dotenv.parser import Binding, parse_stream
 
 from calc_analytics import days
 from calc_analytics.addresses import ArchiveUrl as ArchiveUrl
-from calc_analytics.addresses import read_archive_url, read_url
+from calc_analytics.addresses import is_http_url, read_archive_url, read_url
 from calc_analytics.addresses import redact_url as redact_url
 from calc_analytics.addresses import with_driver as with_driver
 from calc_analytics.addresses import without_secrets as without_secrets
@@ -184,14 +184,9 @@ def _require_begun(start: date, today: date) -> None:
 
 def _webhook_url(text: str) -> str:
     form = "the accepted form is https://host/path, as Slack's incoming webhooks have it"
-    try:
-        url = urlsplit(text)
-        usable = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
-    except ValueError:
-        raise ValueError(form) from None
-    if not usable or not re.fullmatch(r"[!-~]+", text):
+    if not is_http_url(text):
         raise ValueError(form)
-    if "@" in url.netloc:
+    if "@" in urlsplit(text).netloc:
         raise ValueError("a user name or password in it would not be sent; " + form)
     return text
 

@@ -8,6 +8,9 @@ from sqlalchemy import text
 from sqlalchemy.engine import Engine
 
 from calc_analytics.rollup.database import Database
+from calc_analytics.rollup.ledger import waiting_days
+from calc_analytics.rollup.rebuild import rebuild
+from calc_analytics.rollup.refresh import refresh
 
 COLUMNS = """
     id bigserial, publisher_id integer not null, locality_id bigint not null, date_calculated date not null,
@@ -49,6 +52,13 @@ def write_days(db: Database, days: Iterable[date], rows: int = 10) -> None:
             f"cast('{day} 00:00Z' as timestamptz) + i * interval '{86_399 // rows} seconds' "
             f"from generate_series(1, {rows}) i",
         )
+
+
+def count_days(db: Database, days: Iterable[date]) -> None:
+    """Writes rows of these days, and builds them in every rollup."""
+    write_days(db, days)
+    refresh(db)
+    rebuild(db, waiting_days(db))
 
 
 def partitions(place: Engine | Database) -> list[str]:

@@ -111,6 +111,7 @@ class _Script:
         self.new = self._path(self.name)
         self.before = f"{self.name}_before_{first:%Y_%m}"
         self.old = self._path(self.before)
+        self.limit = quote_literal(f"{first:%Y-%m-%d} 00:00:00+00")
         self.range_check, self.key = f"{self.before}_range", f"{self.before}_key"
         # Of a script that was not finished, with another month.
         self.left_checks = [each for each in table["done"] if _limit_of(each, self.name) not in (None, first)]
@@ -132,7 +133,7 @@ class _Script:
         yield from self._afterwards(parts["by_hand"])
 
     def _prove_range(self) -> Iterator[str]:
-        limit, check = quote_literal(f"{self.first:%Y-%m-%d} 00:00:00+00"), quote_identifier(self.range_check)
+        limit, check = self.limit, quote_identifier(self.range_check)
         yield "-- 1. The old table gets a range. Proving it reads the table once, and stops no writer."
         for left in self.left_checks:
             yield f"alter table {self.new} drop constraint {quote_identifier(left)};"
@@ -173,7 +174,6 @@ class _Script:
 
     def _exchange(self, parts: dict[str, list[str]]) -> Iterator[str]:
         """One transaction, which writers wait for."""
-        limit = quote_literal(f"{self.first:%Y-%m-%d} 00:00:00+00")
         yield "-- 3. The exchange: all of it or nothing, within milliseconds."
         yield "begin;"
         yield f"lock table {self.new} in access exclusive mode;"
@@ -190,7 +190,7 @@ class _Script:
             yield f"alter table {self.new} add primary key ({self._key_columns()});"
         for name in ("constraints", "indexes", "grants"):
             yield from (line.replace("{new}", self.new) for line in parts[name])
-        yield f"alter table {self.new} attach partition {self.old} for values from (minvalue) to ({limit});"
+        yield f"alter table {self.new} attach partition {self.old} for values from (minvalue) to ({self.limit});"
         yield from self._months()
         yield "commit;"
         yield ""

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta, timezone
 from dagster import AssetKey, DagsterInstance, DagsterRun, DagsterRunStatus, RunRequest, RunsFilter
 
 from calc_analytics.orchestration.names import ROLLUP_JOB, SUMMARY
-from calc_analytics.orchestration.runs import is_ours
+from calc_analytics.orchestration.runs import is_only_of, is_ours
 from calc_analytics.rollups import LOG
 
 RECENT_SECONDS = 3600
@@ -38,8 +38,7 @@ def request_repetitions(instance: DagsterInstance, location: str | None) -> list
 
 def _is_of_the_job(run: DagsterRun, locations: Collection[str]) -> bool:
     """Whether the sensor's job can do what the run was to do, which another job may have started."""
-    targets = {*(run.asset_selection or ()), *(key.asset_key for key in run.asset_check_selection or ())}
-    return is_ours(run, locations) and (run.job_name == ROLLUP_JOB or bool(targets and targets <= TARGETS))
+    return is_ours(run, locations) and (run.job_name == ROLLUP_JOB or is_only_of(run, TARGETS))
 
 
 def _is_repeated(instance: DagsterInstance, run: DagsterRun) -> bool:

@@ -1,6 +1,6 @@
 """Which of the runs in Dagster's record are this project's; other code locations may share the storage."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Set
 
 from dagster import AssetKey, DagsterRun, DagsterRunStatus
 
@@ -23,5 +23,10 @@ def is_ours(run: DagsterRun, locations: Collection[str]) -> bool:
     location = location_of_run(run)
     if location is not None and locations:
         return location in locations
+    return run.job_name in JOBS or is_only_of(run, set(ASSETS))
+
+
+def is_only_of(run: DagsterRun, assets: Set[AssetKey]) -> bool:
+    """Whether the run rebuilds or checks some assets, and all of them are among these."""
     targets = {*(run.asset_selection or ()), *(key.asset_key for key in run.asset_check_selection or ())}
-    return run.job_name in JOBS or bool(targets and targets <= set(ASSETS))
+    return bool(targets) and targets <= assets

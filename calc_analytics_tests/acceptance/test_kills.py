@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import psutil
 import pytest
@@ -210,16 +211,17 @@ def test_kills_at_random_moments_lose_no_row_and_everything_runs_again_by_itself
 
 def wait_for_health(up: Up) -> None:
     """Fails with what the HTTP service answered last."""
-    answers = [up.get("/health/rollup")]
+    answer: Any = None
 
     def healthy() -> bool:
-        answers.append(up.get("/health/rollup"))
-        return answers[-1][0] == 200
+        nonlocal answer
+        answer = up.get("/health/rollup")
+        return bool(answer[0] == 200)
 
     try:
         eventually(healthy, "a healthy answer of the HTTP service", WAIT_SECONDS)
     except TimeoutError as error:
-        raise AssertionError(f"{error}: {answers[-1]}") from None
+        raise AssertionError(f"{error}: {answer}") from None
 
 
 def assert_all_is_well(up: Up, writers: Writers, proofs: Proofs, killer: Killer) -> None:

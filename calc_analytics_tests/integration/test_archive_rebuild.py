@@ -84,11 +84,16 @@ def require_proven(db: Database, days: Sequence[date] = (DAY, NEXT, LAST)) -> No
 
 @pytest.fixture
 def place(db: Database, connect, tmp_path: Path) -> Archive:
+    """See `archive_three_days`."""
+    return archive_three_days(db, connect, tmp_path / "archive")
+
+
+def archive_three_days(db: Database, connect, folder: Path) -> Archive:
     """Three archived days of random rows, the first two pruned."""
     execute(db, f"grant delete on calculation_logs to {ROLE}")
     write(connect(), random_rows(random.Random(3), 600, utc(2026, 3, 1), utc(2026, 3, 4)))
     rebuild(db, [DAY, NEXT, LAST])
-    place = archive_in(db, tmp_path / "archive")
+    place = archive_in(db, folder)
     assert len(archive(place).archived) == 3
     prune_before(place, LAST)
     return place

@@ -40,7 +40,7 @@ from calc_analytics_tests.archives import archive_in
 from calc_analytics_tests.conftest import ROLE, least_privilege, own_database
 from calc_analytics_tests.crowd import Crowd
 from calc_analytics_tests.logs import FORMS, disagreements, live, row, stored, utc, write
-from calc_analytics_tests.partitioned import LOGS, month, partitions, run, scalar, write_days
+from calc_analytics_tests.partitioned import LOGS, count_days, month, partitions, run, scalar, write_days
 
 JANUARY, FEBRUARY, MARCH = (f"calculation_logs_2026_0{n}" for n in (1, 2, 3))
 DAYS = [date(2026, month, day) for month in (1, 2, 3) for day in (1, 2, 28)]
@@ -57,9 +57,7 @@ def months(server_url: URL, template: str, maintenance: Callable[[str], None]) -
         install(db)
         with engine.begin() as connection:
             connection.execute(text(least_privilege(ROLE)))
-        write_days(db, DAYS)
-        refresh(db)
-        rebuild(db, waiting_days(db))
+        count_days(db, DAYS)
         engine.dispose()
         yield str(url.database)
 

@@ -33,7 +33,7 @@ from calc_analytics_tests.clusters import BINARIES
 from calc_analytics_tests.conftest import ROLE, least_privilege
 from calc_analytics_tests.crowd import Crowd
 from calc_analytics_tests.logs import FORMS, assert_exact, live, row, stored, utc, write
-from calc_analytics_tests.partitioned import partitions, run, scalar, write_days
+from calc_analytics_tests.partitioned import count_days, partitions, run, scalar, write_days
 
 NOW = datetime(2026, 3, 3, 12, tzinfo=timezone.utc)
 OLD, APRIL, MAY = (f"calculation_logs_{name}" for name in ("before_2026_04", "2026_04", "2026_05"))
@@ -69,9 +69,7 @@ def db(empty_url: URL, template: str, request: pytest.FixtureRequest) -> Iterato
     install(db)
     with engine.begin() as connection:
         connection.execute(text(least_privilege(ROLE)))
-    write_days(db, DAYS)
-    refresh(db)
-    rebuild(db, waiting_days(db))
+    count_days(db, DAYS)
     yield db
     engine.dispose()
 

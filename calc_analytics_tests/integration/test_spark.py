@@ -29,7 +29,6 @@ from benchmarks.cluster import cluster as new_cluster
 from benchmarks.running import eventually
 from calc_analytics.addresses import ArchiveUrl
 from calc_analytics.archive.place import Archive
-from calc_analytics.archive.writing import archive
 from calc_analytics.config import Settings, project_root
 from calc_analytics.engines import EngineFailed
 from calc_analytics.engines.archived import ArchivedDays
@@ -39,12 +38,11 @@ from calc_analytics.rollup.declaration import Rollup
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.widen import widen
 from calc_analytics.rollups import LOG, STATS
-from calc_analytics_tests.archives import archive_in
 from calc_analytics_tests.conftest import ROLE
 from calc_analytics_tests.integration.test_archive_rebuild import (
     all_stored,
+    archive_three_days,
     damage_statistics,
-    prune_before,
     require_proven,
 )
 from calc_analytics_tests.integration.test_engines import (
@@ -54,7 +52,7 @@ from calc_analytics_tests.integration.test_engines import (
     files_of_days,
     odd_rows,
 )
-from calc_analytics_tests.logs import execute, random_rows, utc, write
+from calc_analytics_tests.logs import write
 
 pytestmark = pytest.mark.spark
 ZONE = "America/St_Johns"
@@ -152,14 +150,8 @@ def odd(db, owner, connect, tmp_path: Path) -> tuple[Any, Path, dict[date, list[
 
 @pytest.fixture
 def place(db, connect, tmp_path: Path) -> Archive:
-    """Three archived days of random rows, the first two pruned, with damaged statistics."""
-    execute(db, f"grant delete on calculation_logs to {ROLE}")
-    write(connect(), random_rows(random.Random(3), 600, utc(2026, 3, 1), utc(2026, 3, 4)))
-    rebuild(db, [DAY, NEXT, LAST])
-    place = archive_in(db, tmp_path / "archive")
-    assert len(archive(place).archived) == 3
-    prune_before(place, LAST)
-    return place
+    """Three archived days of random rows, the first two pruned."""
+    return archive_three_days(db, connect, tmp_path / "archive")
 
 
 def counted_by_spark(place: Archive, remote: str) -> ArchivedDays:
