@@ -13,13 +13,12 @@ from functools import partial
 
 import pyarrow
 import pyarrow.compute
-from sqlalchemy.engine import Connection
 
 from calc_analytics.archive.checking import opened, prove_file
-from calc_analytics.archive.manifest import ArchivedFile, DamagedArchive, Manifest, known_manifest
+from calc_analytics.archive.manifest import ArchivedFile, DamagedArchive, Manifest, known_manifest, next_number
 from calc_analytics.archive.place import Archive
 from calc_analytics.archive.report import ArchiveErasure
-from calc_analytics.archive.writing import NAME, delete_old_files, elapsed, publish, write_file
+from calc_analytics.archive.writing import NAME, delete_old_files, elapsed, note_new_file, publish, write_file
 from calc_analytics.database.engine import WHOLE_DAYS, transaction
 from calc_analytics.database.retries import retry_transient
 from calc_analytics.plurals import number
@@ -30,7 +29,7 @@ from calc_analytics.rollup.erasure import Keys, describe_keys
 def count_archived(place: Archive, keys: Keys) -> ArchiveErasure:
     """How many rows of the keys are in the files of each day, and the days whose files cannot be read.
 
-    0 for a day whose old files are still to be deleted.
+    0 for a day of which only old files are still to be deleted, or rows that are in no file to be forgotten.
     """
     with transaction(place.db.engine) as connection:
         ledger.read(connection, place.db)
@@ -42,7 +41,7 @@ def count_archived(place: Archive, keys: Keys) -> ArchiveErasure:
         except DamagedArchive as refused:
             found.problems.append(_problem(day, str(refused)))
             continue
-        if rows or record.leftovers:
+        if rows or record.leftovers or describe_keys(keys) in record.erased:
             found.rows[day] = rows
     return found
 
@@ -100,11 +99,20 @@ def _erase_day(place: Archive, keys: Keys, day: date, receipt: int | None) -> tu
         if known is None:
             return 0, receipt
         files = tuple(file for old in known.files for file in _without(place, known, old, keys))
-        rows = known.rows - sum(file.rows for file in files)
-        if rows:
-            manifest = replace(known, files=files, missing=_missing(place, connection, record, known.rows - rows))
+        rows, still_erased = known.rows - sum(file.rows for file in files), dict(record.erased)
+        owed = still_erased.pop(describe_keys(keys), 0)
+        if rows or owed:
+            if not rows:
+                note_new_file(place, day, next_number(files))
+            # Of the keys' rows, those that were in no file are not missing any more.
+            gone = owed - rows if 0 <= owed - rows <= known.missing else 0
+            manifest = replace(known, files=files, missing=known.missing - gone)
             old = [name for name in known.names if name not in manifest.names]
-            publish(place, connection, manifest, record.snapshot, old)
+            publish(place, connection, manifest, record.snapshot, old, still_erased)
+            connection.execute(WHOLE_DAYS)
+            unbalanced = ledger.unbalanced(connection, place.db, [place.window(connection, day)])
+            ledger.record_balance(connection, place.db.log, [day], unbalanced)
+        if rows:
             receipt = journal.note_erased(
                 connection, place.db.log, receipt, describe_keys(keys), str(day), {NAME: rows}, elapsed(started)
             )
@@ -151,19 +159,3 @@ def _matches(table: pyarrow.Table, keys: Keys) -> pyarrow.ChunkedArray:
         same = pyarrow.compute.fill_null(pyarrow.compute.equal(table.column(name), value), False)
         found = same if found is None else pyarrow.compute.and_(found, same)
     return found
-
-
-def _missing(place: Archive, connection: Connection, record: ledger.ArchivedDay, rows: int) -> int:
-    """How many counted rows are in no file, now that the day has that many: the keys' are not counted any more.
-
-    If the counts do not add up, the number stays what it was, and `verify` reports the day.
-    """
-    counted = ledger.counted_day(connection, place.db, record.day)
-    of_first = counted.counted.get(place.db.log.names[0])
-    if of_first is None or record.snapshot is None:
-        return record.missing
-    connection.execute(WHOLE_DAYS)
-    span = place.window(connection, record.day)
-    unarchived = ledger.unarchived_rows(connection, place.db, span, counted.snapshot, record.snapshot)
-    missing = of_first - rows - unarchived
-    return missing if 0 <= missing <= record.missing else record.missing

@@ -134,8 +134,8 @@ def _require_fit(store: Store, db: Database, manifest: Manifest) -> None:
         raise DamagedArchive(f"{path} is of the log {manifest.log}, not of {db.log.name}: correct ARCHIVE_URL")
     if manifest.timezone != db.timezone:
         raise DamagedArchive(
-            f"{path} holds a day of the time zone {manifest.timezone}, but days are now those of {db.timezone}: set "
-            "ARCHIVE_URL to a new place"
+            f"{path} holds a day of the time zone {manifest.timezone}, but days are now those of {db.timezone}: run "
+            "'calc-analytics archive --forget' and set ARCHIVE_URL to another place. The files stay"
         )
 
 

@@ -8,8 +8,8 @@ the transaction commits. After a kill at any moment the state that was committed
 
 import time
 import uuid
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from datetime import date
 from enum import Enum
@@ -19,7 +19,7 @@ from itertools import chain
 import pyarrow
 from sqlalchemy.engine import Connection
 
-from calc_analytics.archive.checking import rows_missing_in_log, visible_rows
+from calc_analytics.archive.checking import compare_with_log, proven_manifest, rows_missing_in_log, visible_rows
 from calc_analytics.archive.manifest import (
     ArchivedFile,
     DamagedArchive,
@@ -74,6 +74,10 @@ def archive(
     be archived are left and named. Raises `CannotUseArchive`, `NoArchive`, `CannotArchiveColumn`.
     """
     started = time.perf_counter()
+    for day in retry_transient(partial(_days_without_snapshot, place, days)):
+        # A day that is damaged is named below.
+        with suppress(DamagedArchive):
+            retry_transient(partial(_find_archived_rows, place, day))
     wanted = retry_transient(partial(_days_to_archive, place)) if days is None else sorted(set(days))
     report = ArchiveReport(place.store.address.shown, [], [], [], 0.0)
     for day in wanted:
@@ -107,6 +111,30 @@ def _rows_to_drop(place: Archive, day: date) -> int:
             return _Work(place, connection, place.window(connection, day), record, known).rows_to_drop()
         except (_NotArchived, DamagedArchive):
             return 0
+
+
+def _days_without_snapshot(place: Archive, days: Sequence[date] | None) -> list[date]:
+    with transaction(place.db.engine) as connection:
+        ledger.read(connection, place.db)
+        records = ledger.archived_days(connection, place.db.log, days).values()
+    return [each.day for each in records if each.manifest is not None and each.snapshot is None]
+
+
+def _find_archived_rows(place: Archive, day: date) -> None:
+    """After a rebase: records up to which snapshot the day's log rows are archived, if its files have all of them.
+
+    They are compared by their ids and values, whether the day is built or not: with the snapshot it can be rebuilt from
+    the archive. The files stay as they are.
+    """
+    with place.turn() as connection:
+        record = place.record(connection, day)
+        if record.manifest is None or record.snapshot is not None:
+            return
+        snapshot = ledger.read(connection, place.db).snapshot
+        known = proven_manifest(place, record)
+        found = compare_with_log(place, connection, place.window(connection, day), known, snapshot)
+        if not (found.changed or found.unknown):
+            ledger.record_archived(connection, place.db.log, replace(record, snapshot=snapshot))
 
 
 def _days_to_archive(place: Archive) -> list[date]:
@@ -161,9 +189,6 @@ class _Work:
         is_whole = replacing is not Replacing.NO or self.known is None or self.record.snapshot is None
         if not self._has_work(counted, is_whole):
             return None
-        if replacing is Replacing.NO and self.known is not None and self._is_archive_only(counted):
-            self._record_snapshot(counted.snapshot)
-            return None
         if is_whole and self.known is not None and replacing is not Replacing.ALLOW_SHRINK:
             self._require_copy(counted.snapshot)
         base = () if is_whole or self.known is None else self.known.files
@@ -173,7 +198,8 @@ class _Work:
         files = (*base, file) if file.rows else base
         log, timezone = self.place.db.log.name, self.place.db.timezone
         manifest = Manifest(log, self.span.day, timezone, counted.snapshot.text, missing, tuple(files))
-        publish(self.place, self.connection, manifest, counted.snapshot, self._old_files(manifest))
+        erased = {} if is_whole else self.record.erased
+        publish(self.place, self.connection, manifest, counted.snapshot, self._old_files(manifest), erased)
         done = DayArchived(self.span.day, file.rows, file.bytes, len(files), manifest.rows, missing, elapsed(started))
         self._note(done)
         return done
@@ -206,18 +232,6 @@ class _Work:
             reason = "not_built" if is_unbuilt else "differs"
             raise _NotArchived(DayNotArchived(self.span.day, reason))
         return counted
-
-    def _is_archive_only(self, counted: CountedDay) -> bool:
-        """Whether a rebase forgot which rows are archived, and they are all that was counted: the log has none."""
-        if self.record.snapshot is not None or set(counted.counted.values()) != {self.record.accounted}:
-            return False
-        return ledger.count_visible_rows(self.connection, self.place.db, self.span, counted.snapshot) == 0
-
-    def _record_snapshot(self, snapshot: Snapshot) -> None:
-        """The files stay as they are; rows that become visible after this snapshot are not in them."""
-        ledger.record_archived(
-            self.connection, self.place.db.log, replace(self.record, snapshot=snapshot, leftovers=())
-        )
 
     def _require_copy(self, snapshot: Snapshot) -> None:
         """Raises unless the log has every row of the day's files, which are about to be replaced."""
@@ -290,6 +304,17 @@ def elapsed(started: float) -> float:
     return time.perf_counter() - started
 
 
+def note_new_file(place: Archive, day: date, number: int) -> str:
+    """The name of the day's next file, noted in the database.
+
+    Without a file too: the manifest that follows is then known as this operation's, if it is killed.
+    """
+    name = f"{place.db.log.name}-{uuid.uuid4().hex[:8]}-{number:03}.parquet"
+    with transaction(place.db.engine) as connection:
+        ledger.note_leftovers(connection, place.db.log, day, [f"{folder_of(day)}/{name}"])
+    return name
+
+
 def write_file(
     place: Archive,
     day: date,
@@ -300,18 +325,16 @@ def write_file(
 ) -> ArchivedFile:
     """Writes the tables into a new file of the day, whose name is noted in the database first. Without rows there is
     no file, nor if `require`, which gets the number of rows, raises."""
-    log, name, rows = place.db.log, f"{place.db.log.name}-{uuid.uuid4().hex[:8]}-{number:03}.parquet", 0
+    log, rows = place.db.log, 0
     # Closed on an error too: PostgreSQL is asked to stop sending rows, before its transaction ends.
     with closing(tables):
         first = next(tables, None)
-        path = f"{folder_of(day)}/{name}"
         if first is None:
             require(0)
-        # Without a file too: the manifest that follows is then known as this operation's, if it is killed.
-        with transaction(place.db.engine) as connection:
-            ledger.note_leftovers(connection, log, day, [path])
+        name = note_new_file(place, day, number)
         if first is None:
             return ArchivedFile(name, 0, 0, "")
+        path = f"{folder_of(day)}/{name}"
         with place.store.new_file(path) as file:
             with parquet_writer(file, log, first.schema) as writer:
                 writer.add_key_value_metadata(description(log, day, place.db.timezone))
@@ -324,10 +347,16 @@ def write_file(
 
 
 def publish(
-    place: Archive, connection: Connection, manifest: Manifest, snapshot: Snapshot | None, old: Sequence[str]
+    place: Archive,
+    connection: Connection,
+    manifest: Manifest,
+    snapshot: Snapshot | None,
+    old: Sequence[str],
+    erased: Mapping[str, int],
 ) -> None:
     """Publishes the manifest, and records it in the caller's transaction; `old` files are leftovers from its commit on.
 
+    `erased`: the rows that are still to be erased from the day, as `ArchivedDay` has them.
     The transaction is asked first whether it is still there: without it another process may have the turn.
     """
     ledger.note_leftovers(connection, place.db.log, manifest.day, [])
@@ -336,5 +365,5 @@ def publish(
     ledger.record_archived(
         connection,
         place.db.log,
-        ArchivedDay(manifest.day, manifest.rows, manifest.missing, snapshot, text, tuple(old)),
+        ArchivedDay(manifest.day, manifest.rows, manifest.missing, snapshot, text, tuple(old), erased),
     )

@@ -8,6 +8,7 @@ import click
 
 from calc_analytics import days
 from calc_analytics.archive.checking import check as check_archive
+from calc_analytics.archive.forgetting import Forgotten, forget, forgettable
 from calc_analytics.archive.place import Archive
 from calc_analytics.archive.report import ArchiveReport, CheckReport
 from calc_analytics.archive.writing import Replacing, rows_to_drop
@@ -30,7 +31,10 @@ from calc_analytics.plurals import number
     "--replace", "is_replacing", is_flag=True, help="Write the files of these days anew: their log rows were corrected."
 )
 @click.option("--allow-shrink", is_flag=True, help="With --replace: drop archived rows that the log no longer has.")
-@click.option("--yes", is_flag=True, help="Do not ask before archived rows are dropped.")
+@click.option(
+    "--forget", "is_forgetting", is_flag=True, help="Forget which days are archived, to start at another ARCHIVE_URL."
+)
+@click.option("--yes", is_flag=True, help="Do not ask before archived rows are dropped, or days forgotten.")
 @as_json
 @with_settings
 def archive(
@@ -41,6 +45,7 @@ def archive(
     is_check: bool,
     is_replacing: bool,
     allow_shrink: bool,
+    is_forgetting: bool,
     yes: bool,
     as_json: bool,
 ) -> None:
@@ -55,20 +60,26 @@ def archive(
 
     --replace --allow-shrink drops archived rows that the log no longer has, for good: it counts them, and asks.
 
+    --forget is for another time zone, for a copy of a database, and for an archive that is lost: days are archived
+    again at another ARCHIVE_URL. No file changes, but the old ones are not used any more: days cannot be rebuilt
+    from them, and `erase` does not reach them.
+
     \b
     Changes:     adds files to the archive; with --replace, writes a day's
-                 files anew
+                 files anew; with --forget, the database alone
     Examples:    calc-analytics archive
                  calc-analytics archive --check
     Exit codes:  0 done; 1 a day was left, not confirmed, or a file is not what
                  it should be
     """
     named = _chosen(single, first, last, settings)
-    if is_check and is_replacing:
-        raise click.UsageError("--check and --replace exclude each other")
+    if is_check + is_replacing + is_forgetting > 1:
+        raise click.UsageError("--check, --replace and --forget exclude each other")
     replacing = _replacing(is_replacing, allow_shrink, named is not None)
     place = Archive(open_database(settings))
-    if is_check:
+    if is_forgetting:
+        _forget(place, named, yes, as_json)
+    elif is_check:
         _check(place, named, as_json)
     else:
         _archive(place, named, replacing, yes, as_json)
@@ -115,6 +126,36 @@ def _confirm(dropped: Mapping[date, int]) -> None:
     if dropped:
         rows = number(sum(dropped.values()), "archived row")
         confirm(f"Drop {rows} of {', '.join(map(str, dropped))} for good?", "Nothing was archived.")
+
+
+def _forget(place: Archive, named: list[date] | None, yes: bool, as_json: bool) -> None:
+    found = forgettable(place, named)
+    if found.rows and not yes:
+        confirm(_describe_forgetting(found), "Nothing was forgotten.")
+    print_report(forget(place, list(found.rows)), as_json, show_forgotten)
+
+
+def _describe_forgetting(found: Forgotten) -> str:
+    said = ["The files stay, but erase and rollup will not use them any more"]
+    if found.with_deletions:
+        days_ = number(len(found.with_deletions), "day")
+        said.append(f"Log rows of {days_} were deleted, so the files may have the only copy")
+    if found.to_be_erased:
+        days_ = number(len(found.to_be_erased), "day")
+        said.append(f"An erasure of {days_} is unfinished, so files may still have its rows")
+    rows, of_days = number(sum(found.rows.values()), "archived row"), number(len(found.rows), "day")
+    return f"{'. '.join(said)}. Forget {rows} of {of_days}?"
+
+
+def show_forgotten(found: Forgotten) -> None:
+    """Prints how many days are not archived any more."""
+    if not found.rows:
+        click.echo("no day is archived: nothing was forgotten")
+        return
+    click.echo(
+        f"{number(len(found.rows), 'day')} forgotten; their files stay. Set ARCHIVE_URL to another place, and run "
+        "'calc-analytics archive'"
+    )
 
 
 def _check(place: Archive, named: list[date] | None, as_json: bool) -> None:

@@ -8,6 +8,7 @@ import click
 from calc_analytics.cli.opening import make_ready, open_database, with_settings
 from calc_analytics.cli.terminal import confirm
 from calc_analytics.config import Settings, redact_url
+from calc_analytics.database.engine import transaction
 from calc_analytics.database.schemas import Place
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.plurals import number
@@ -90,6 +91,13 @@ def rebase(settings: Settings, yes: bool) -> None:
     db = open_database(settings)
     install.rebase(db)
     click.echo(f"{_wait(ledger.waiting_days(db))}: run 'calc-analytics rollup'")
+    with transaction(db.engine) as connection:
+        others = ledger.archived_in_other_zones(connection, db)
+    if others:
+        click.echo(
+            f"{number(others, 'day')} archived as days of another time zone: run 'calc-analytics archive --forget' and "
+            "set ARCHIVE_URL to another place, or set ROLLUP_TIMEZONE back and rebase again"
+        )
 
 
 @click.command()

@@ -33,7 +33,7 @@ from calc_analytics.errors import CalcAnalyticsError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 # The newest revision in migrations/versions.
-HEAD = "0008_archive"
+HEAD = "0009_archive_balance"
 ADVISORY_LOCK = 7_244_100_501
 # Shorter than deadlock_timeout (one second): a deadlock never aborts another transaction.
 LOCK_TIMEOUT = "800ms"

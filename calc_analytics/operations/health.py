@@ -240,7 +240,8 @@ def _proofs(facts: Facts) -> Finding:
     """The worst class of days is the fact; the days of every class are problems."""
     ledger, kept = facts.ledger, len(facts.ledger.days)
     searched = facts.answers["unseen"]
-    found = [each for each in (_different(facts), _overflowing(facts), _waiting(facts)) if each is not None]
+    by_class = (_different(facts), _unbalanced(facts), _overflowing(facts), _waiting(facts))
+    found = [each for each in by_class if each is not None]
     if found:
         problems: dict[str, Problem] = {}
         for problem in chain.from_iterable(each.problems for each in found):
@@ -261,6 +262,22 @@ def _different(facts: Facts) -> Finding | None:
     verb = "differs" if len(days) == 1 else "differ"
     fact = f"{number(len(days), 'day')} {verb} from the log or from what was counted: {_named(days, kept)}"
     return _of_days(fact, days, kept, "differs in {}", f"{VERIFY} --day {next(iter(days))}")
+
+
+def _unbalanced(facts: Facts) -> Finding | None:
+    """Days whose archived rows do not add up to what was counted."""
+    days = {day: list(facts.ledger.days) for day in facts.ledger.unbalanced}
+    if not days:
+        return None
+    fact = f"the archived rows of {number(len(days), 'day')} do not add up to what was counted: "
+    detail = "has archived rows that do not add up to what was counted"
+    return _of_days(
+        fact + first_of(sorted(map(str, days))),
+        days,
+        len(facts.ledger.days),
+        detail,
+        f"{VERIFY} --day {next(iter(days))}",
+    )
 
 
 def _waiting(facts: Facts) -> Finding | None:

@@ -97,6 +97,8 @@ def _ledger(ledger: status.LedgerReport) -> Iterator[Metric]:
     if ledger.refreshed:
         yield from _instant("last_refresh", "When new rows were last counted.", ledger.refreshed.at)
     yield from _days(ledger.days)
+    help_text = "Archived days whose rows do not add up to what was counted, when last compared."
+    yield _gauge("archive_days_differing", help_text, len(ledger.unbalanced))
 
 
 def _days(days: dict[str, status.Days]) -> Iterator[Metric]:

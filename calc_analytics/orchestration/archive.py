@@ -1,7 +1,8 @@
 """The asset of the archive: one partition per archived day. It is there if ARCHIVE_URL is set."""
 
 from collections.abc import Iterator
-from datetime import date
+from dataclasses import replace
+from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
 
 from dagster import (
@@ -20,15 +21,20 @@ from dagster import (
 
 from calc_analytics import logs
 from calc_analytics.orchestration.assets import DAYS_PER_RUN, GROUP
+from calc_analytics.orchestration.cursor import Cursor
 from calc_analytics.orchestration.names import ARCHIVE
-from calc_analytics.orchestration.partitions import as_days
+from calc_analytics.orchestration.partitions import as_days, keys_of
 from calc_analytics.orchestration.resources import RollupDatabase
 from calc_analytics.orchestration.retries import TRANSIENT_ERRORS, as_dagster_failure
 from calc_analytics.plurals import number
 
 if TYPE_CHECKING:
     from calc_analytics.archive.report import ArchiveReport, DayArchived
+    from calc_analytics.rollup.database import Database
     from calc_analytics.rollup.declaration import Log
+
+# Days archived on the command line that one tick reports.
+ARCHIVED_ELSEWHERE_PER_TICK = 200
 
 
 def archive_asset(log: "Log", partitions: PartitionsDefinition) -> AssetsDefinition:
@@ -76,6 +82,37 @@ def _spec(log: "Log") -> AssetSpec:
         "archived when it is over and built in every rollup. Late rows become a further file when the partition is "
         "materialized again. `calc-analytics prune` deletes archived rows only.",
     )
+
+
+def report_archived(
+    db: "Database", cursor: Cursor, partitions: PartitionsDefinition
+) -> tuple[list[AssetMaterialization], Cursor]:
+    """Materializations of the days that the command line archived, or erased rows of, since the last tick."""
+    from calc_analytics.database.engine import transaction
+    from calc_analytics.rollup import ledger
+
+    if db.archive_url is None:
+        return [], cursor
+    since = cursor.archived_elsewhere_until
+    with transaction(db.engine) as connection:
+        found = ledger.days_archived_by_others(
+            connection, db.log, datetime.fromisoformat(since) if since else None, ARCHIVED_ELSEWHERE_PER_TICK
+        )
+    keys, place = set(keys_of([record.day for record, _ in found], partitions)), db.archive_url.shown
+    events = [
+        AssetMaterialization(
+            ARCHIVE,
+            partition=str(record.day),
+            metadata={
+                "rows": record.rows,
+                **({"rows_missing": record.missing} if record.missing else {}),
+                "path": MetadataValue.path(f"{place}/date={record.day}"),
+            },
+        )
+        for record, _ in found
+        if str(record.day) in keys
+    ]
+    return events, replace(cursor, archived_elsewhere_until=found[-1][1].isoformat() if found else since)
 
 
 def _log(context: AssetExecutionContext, report: "ArchiveReport") -> None:

@@ -73,6 +73,9 @@ class Cursor:
     built_elsewhere_until: str | None = None
     """Up to which instant days built on the command line are reported or in `built_elsewhere`."""
 
+    archived_elsewhere_until: str | None = None
+    """Up to which instant days archived on the command line are reported."""
+
     looked_for_wiped_at: Instant = 0.0
     """When days that Dagster no longer shows as materialized were last looked for."""
 

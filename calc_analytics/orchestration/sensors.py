@@ -20,6 +20,7 @@ from dagster import (
 )
 
 from calc_analytics import logs
+from calc_analytics.orchestration.archive import report_archived
 from calc_analytics.orchestration.cursor import Cursor
 from calc_analytics.orchestration.events import report_days
 from calc_analytics.orchestration.names import ROLLUP_JOB, SENSOR
@@ -89,12 +90,13 @@ def new_log_batches_sensor(partitions: PartitionsDefinition) -> SensorDefinition
         checks, cursor = request_checks(context.instance, db, differing, cursor, partitions)
         cursor = report_wiped(context.instance, db, cursor, partitions)
         events, cursor = report_days(db, report, differing, cursor, partitions)
+        archived, cursor = report_archived(db, cursor, partitions)
         origin = context.code_location_origin
         repeated = request_repetitions(context.instance, origin.location_name if origin else None)
         requests = [*rebuilds, *checks, *repeated]
         return SensorResult(
             run_requests=requests,
-            asset_events=list(events),
+            asset_events=[*events, *archived],
             skip_reason=None if requests else SkipReason(_summary(report)),
             cursor=cursor.text(),
         )

@@ -127,7 +127,8 @@ class LedgerReport:
 
     `error` is why no operation may use the state (then `refreshed` and `proofs` are None). `different`, `overflowing`
     and `waiting` are days with their rollups, oldest first; `reasons` are the values that overflow. `rebuilt` holds the
-    days that were built in every rollup lately, and since when all of them are.
+    days that were built in every rollup lately, and since when all of them are; `unbalanced` those whose archived rows
+    do not add up to what was counted.
     """
 
     error: CalcAnalyticsError | None
@@ -139,6 +140,7 @@ class LedgerReport:
     waiting: dict[date, list[str]]
     reasons: list[overflow.Misfit]
     rebuilt: dict[date, datetime]
+    unbalanced: list[date] = field(default_factory=list)
 
     def require_usable(self) -> None:
         """Raises the error that every operation would raise."""
@@ -170,6 +172,7 @@ def ledger_report(db: Database) -> LedgerReport:
             waiting=ledger.rollups_by_day(row for row in notable if row.status in ledger.WAITING),
             reasons=overflow.known(connection, db.log) if overflowing else [],
             rebuilt=_rebuilt(connection, db),
+            unbalanced=_unbalanced_days(connection, db),
         )
 
 
@@ -189,6 +192,11 @@ def _state(
 def _rebuilt(connection: Connection, db: Database) -> dict[date, datetime]:
     rows = connection.execute(text(_REBUILT), {"rollups": db.log.names, "days": RECENT_DAYS})
     return {row.date: row.since for row in rows}
+
+
+def _unbalanced_days(connection: Connection, db: Database) -> list[date]:
+    """None without ARCHIVE_URL: the archive may have been given up."""
+    return ledger.unbalanced_days(connection, db.log) if db.archive_url is not None else []
 
 
 def log_report(db: Database) -> LogReport:
@@ -275,12 +283,14 @@ def _of_state(row: Any) -> Days:
 
 
 def different_days(db: Database) -> dict[date, list[str]]:
-    """The days that differ from what was counted or from the log, when last compared, and in which rollups."""
+    """The days that differ from what was counted or from the log, when last compared, and in which rollups: in all of
+    them, where it is the archive that differs."""
     statement = text(
         f"select date, rollup from rollup_days where rollup = any(cast(:rollups as text[])) and {DIFFERS} order by 1, 2"
     )
     with transaction(db.engine) as connection:
-        return ledger.rollups_by_day(connection.execute(statement, {"rollups": db.log.names}))
+        found = ledger.rollups_by_day(connection.execute(statement, {"rollups": db.log.names}))
+        return {**found, **{day: list(db.log.names) for day in _unbalanced_days(connection, db)}}
 
 
 def recent_days(db: Database, limit: int) -> list[DayStatus]:

@@ -52,12 +52,21 @@ def verify(
 
 
 def _unbalanced_archive(db: Database, days: Sequence[date]) -> list[ledger.Unbalanced]:
-    """The archived days whose rows do not add up to what was counted. Rows may be counted or deleted between two
-    statements, so what is found is looked at once more."""
+    """The archived days whose rows do not add up to what was counted; recorded. Rows may be counted or deleted between
+    two statements, so what is found is looked at once more."""
     if db.archive_url is None:
         return []
     found = retry_transient(partial(_unbalanced, db, sorted(set(days))))
-    return retry_transient(partial(_unbalanced, db, [each.day for each in found])) if found else []
+    if found:
+        found = retry_transient(partial(_unbalanced, db, [each.day for each in found]))
+    if not is_read_only(db.engine):
+        retry_transient(partial(_record_balance, db, days, found))
+    return found
+
+
+def _record_balance(db: Database, days: Sequence[date], found: Sequence[ledger.Unbalanced]) -> None:
+    with transaction(db.engine) as connection:
+        ledger.record_balance(connection, db.log, days, found)
 
 
 def _unbalanced(db: Database, days: list[date]) -> list[ledger.Unbalanced]:

@@ -4,6 +4,7 @@ or read."""
 import os
 import random
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
@@ -16,7 +17,8 @@ from sqlalchemy import text
 from benchmarks.running import eventually
 from calc_analytics.archive import rows, store, writing
 from calc_analytics.archive.checking import check, prove_day
-from calc_analytics.archive.erasing import erase_archived
+from calc_analytics.archive.erasing import count_archived, erase_archived
+from calc_analytics.archive.forgetting import forget
 from calc_analytics.archive.place import Archive
 from calc_analytics.archive.rows import CannotArchiveColumn
 from calc_analytics.archive.store import CannotUseArchive
@@ -32,6 +34,7 @@ from calc_analytics.rollup.ledger import TimezoneChanged
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.retention import prune
+from calc_analytics.rollup.status import different_days
 from calc_analytics.rollup.verify import verify
 from calc_analytics.rollup.widen import widen
 from calc_analytics_tests.archives import (
@@ -416,13 +419,18 @@ def test_rows_that_were_wrong_are_dropped_from_the_files_when_that_is_decided(ar
     assert check(archived).problems == []
 
 
-def test_after_a_rebase_the_files_are_written_again_from_the_log(archived: Archive, owner, connect):
+def test_after_a_rebase_the_files_of_a_day_with_new_rows_are_written_again_from_the_log(
+    archived: Archive, owner, connect
+):
     write(connect(), [row(NOON, publisher=77)] * 3)
     rebase(replace(archived.db, engine=owner))
+    before = snapshot_of(archived)
     assert archive(archived).archived == []
     assert prune_all(archived).rows == 0
     rebuild(archived.db, [DAY, NEXT, LAST])
-    assert [done.files for done in archive(archived).archived] == [1, 1, 1]
+    assert [(done.day, done.files) for done in archive(archived).archived] == [(DAY, 1)]
+    after = snapshot_of(archived)
+    assert {name: before[name] for name in before if f"date={DAY}" not in name}.items() <= after.items()
     assert archived_rows(folder(archived), DAY) == as_microseconds(log_rows(archived.db, DAY))
     assert check(archived).problems == []
     assert prune_all(archived).rows > 100
@@ -434,15 +442,57 @@ def test_after_a_rebase_a_pruned_day_keeps_its_files_and_takes_late_rows(archive
     rebase(replace(archived.db, engine=owner))
     rebuild(archived.db, [DAY], decision=Decision.KEEP)
     report = archive(archived)
-    assert (report.archived, report.left, report.unchanged) == ([], [], [DAY])
+    assert (report.archived, report.left, report.unchanged) == ([], [], [])
     assert snapshot_of(archived) == before
-    assert archive(archived).unchanged == []
     write(connect(), [row(NOON, publisher=77)] * 3)
     refresh(archived.db)
     assert [done.rows for done in archive(archived).archived] == [3]
     assert archived_rows(folder(archived), DAY) == sorted(everything + as_microseconds(log_rows(archived.db, DAY)))
     assert verify(archived.db, [DAY]).archive == []
     assert check(archived).problems == []
+
+
+def test_days_of_another_time_zone_are_archived_at_another_place(archived: Archive, owner, tmp_path: Path):
+    zone = replace(archived.db, timezone="Asia/Jerusalem")
+    rebase(replace(zone, engine=owner))
+    days = [*(DAY + timedelta(days=n) for n in range(-1, 4))]
+    rebuild(zone, days)
+    before = snapshot_of(archived)
+    report = archive(replace(archived, db=zone), days)
+    assert {left.day for left in report.left} == {DAY, NEXT, LAST}
+    assert all("'calc-analytics archive --forget' and set ARCHIVE_URL to another place" in str(e) for e in report.left)
+    elsewhere = archive_in(zone, tmp_path / "elsewhere")
+    assert set(forget(elsewhere).rows) >= {DAY, NEXT, LAST}
+    assert archive(elsewhere, days).left == []
+    assert check(elsewhere).problems == []
+    assert verify(elsewhere.db, days).archive == []
+    assert sum(record(elsewhere, day).rows for day in days) == 600
+    assert {name: snapshot_of(archived)[name] for name in before} == before
+
+
+def test_a_time_zone_that_is_set_back_finds_the_archive_again(archived: Archive, owner):
+    before = snapshot_of(archived)
+    for timezone_ in ("Asia/Jerusalem", "UTC"):
+        rebase(replace(archived.db, engine=owner, timezone=timezone_))
+    rebuild(archived.db, [DAY, NEXT, LAST])
+    assert (archive(archived, [DAY, NEXT, LAST]).left, check(archived).problems) == ([], [])
+    assert snapshot_of(archived) == before
+
+
+@pytest.mark.parametrize("change", ["changed", "unknown"])
+def test_after_a_rebase_log_rows_that_are_not_the_archived_ones_are_not_taken_for_them(
+    archived: Archive, owner, connect, change: str
+):
+    execute(archived.db, f"delete from calculation_logs where id = {log_rows(archived.db, DAY)[0][0]}")
+    if change == "changed":
+        corrected = log_rows(archived.db, DAY)[0][0]
+        execute(archived.db, f"update calculation_logs set response_time_ms = 31 where id = {corrected}")
+    else:
+        write(connect(), [row(NOON, publisher=77)])
+    rebase(replace(archived.db, engine=owner))
+    archive(archived)
+    assert record(archived, DAY).snapshot is None
+    assert record(archived, NEXT).snapshot is not None
 
 
 def test_the_report_of_an_only_copy_names_no_command_that_deletes_it(archived: Archive):
@@ -739,6 +789,98 @@ def test_rows_of_an_erased_publisher_that_were_deleted_before_are_no_longer_miss
     assert [done.rows for done in archive(place).archived] == [1]
     assert manifest(place, DAY).missing == after.missing
     assert check(place).problems == []
+
+
+def with_missing_rows(place: Archive, connect) -> dict[date, int]:
+    """The first days were pruned before there was an archive: DAY has a file of publisher 4 alone, NEXT has none.
+
+    Returns how many rows of each are missing.
+    """
+    prune(replace(place.db, archive_url=None), LAST)
+    write(connect(), [row(NOON, publisher=4)])
+    refresh(place.db)
+    archive(place)
+    assert (record(place, DAY).rows, record(place, NEXT).rows) == (1, 0)
+    return {day: record(place, day).missing for day in (DAY, NEXT)}
+
+
+def missing_of(place: Archive, publisher: int) -> dict[date, int]:
+    """How many of the rows of these days that are in no file are the publisher's."""
+    found = {day: stored(place.db).get((publisher, day), [0])[0] for day in (DAY, NEXT)}
+    return {**found, DAY: found[DAY] - (publisher == 4)}
+
+
+def assert_whole_without(place: Archive, publisher: int) -> None:
+    """The books balance, nothing is left to archive, and the statistics have the other publishers."""
+    report = verify(place.db, [DAY, NEXT, LAST])
+    assert (report.archive, report.difference) == ([], 0)
+    assert different_days(place.db) == {}
+    assert check(place).problems == []
+    assert (archive(place).archived, archive(place).left) == ([], [])
+    kept = {of for of, _ in stored(place.db)}
+    assert publisher not in kept
+    assert kept
+
+
+def test_a_publisher_that_is_in_no_file_is_erased_from_what_is_missing(place: Archive, connect):
+    before = with_missing_rows(place, connect)
+    for publisher in (3, 2):
+        of_publisher = missing_of(place, publisher)
+        assert all(of_publisher.values())
+        assert erase_everywhere(place, publisher).problems == []
+        before = {day: before[day] - of_publisher[day] for day in before}
+        assert {day: record(place, day).missing for day in before} == before
+        assert manifest(place, NEXT).missing == before[NEXT]
+        assert_whole_without(place, publisher)
+
+
+@pytest.mark.parametrize("publisher", [3, 4])
+@pytest.mark.parametrize("moment", ["half", "file", "manifest", "deleting"])
+def test_an_erasure_from_what_is_missing_that_is_interrupted_can_be_repeated(
+    place: Archive, connect, monkeypatch, publisher: int, moment: str
+):
+    before = with_missing_rows(place, connect)
+    write(connect(), [row(NOON, publisher=5)])
+    refresh(place.db)
+    archive(place)
+    keys, of_publisher = {"publisher_id": publisher}, missing_of(place, publisher)
+    erase(place.db, keys)
+    assert [each.day for each in verify(place.db, [DAY, NEXT, LAST]).archive] == [DAY, NEXT, LAST]
+    with monkeypatch.context() as patch:
+        interrupt(patch, moment)
+        with suppress(Killed):
+            erase_archived(place, keys)
+    assert set(count_archived(place, keys).rows) | {DAY, NEXT} <= {DAY, NEXT, LAST}
+    assert erase_archived(place, keys).problems == []
+    assert {day: record(place, day).missing for day in before} == {
+        day: before[day] - of_publisher[day] for day in before
+    }
+    assert_whole_without(place, publisher)
+
+
+def test_an_erasure_does_not_take_the_rows_of_another_that_was_interrupted_for_missing(place: Archive, connect):
+    """Publisher 4 is still in a file: as many rows of the file are counted no more as there are missing ones."""
+    with_missing_rows(place, connect)
+    erase(place.db, {"publisher_id": 4})
+    assert erase_everywhere(place, 3).problems == []
+    (found, _, _) = verify(place.db, [DAY, NEXT, LAST]).archive
+    assert str(found) == (
+        f"{DAY} of the archive: the log rows and statistics of publisher_id 4 are erased, but not their archived rows: "
+        "erase again"
+    )
+    assert set(different_days(place.db)) == {DAY, NEXT, LAST}
+    assert 4 in {each[1] for each in archived_rows(folder(place), DAY)}
+    assert erase_archived(place, {"publisher_id": 4}).problems == []
+    assert_whole_without(place, 3)
+    assert 4 not in {of for of, _ in stored(place.db)}
+
+
+def test_an_interrupted_erasure_is_red_after_a_rebase_too(archived: Archive, owner):
+    prune_all(archived)
+    erase(archived.db, {"publisher_id": 3})
+    rebase(replace(archived.db, engine=owner))
+    archive(archived)
+    assert {each.day for each in verify(archived.db, [DAY, NEXT, LAST]).archive} == {DAY, NEXT, LAST}
 
 
 def test_a_file_of_which_every_row_is_erased_goes(archived: Archive, connect):

@@ -27,6 +27,7 @@ from calc_analytics.orchestration.checks import evaluate, match_key
 from calc_analytics.orchestration.names import ARCHIVE
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.rebuild import rebuild
+from calc_analytics.rollup.status import different_days, ledger_report
 from calc_analytics.rollups import LOG
 from calc_analytics_tests.archives import archive_in, archived_rows, files_of, record
 from calc_analytics_tests.conftest import ROLE
@@ -172,10 +173,16 @@ def test_the_check_of_a_day_whose_archive_does_not_add_up_fails(calc, place: Arc
     calc("archive")
     key = match_key(LOG.rollups[0])
     execute(place.db, f"update rollup_archive set rows = 43 where date = '{DAY}'")
+    assert different_days(place.db) == {}
     found = evaluate(place.db, [key], [DAY, NEXT])[key]
     assert (found[DAY].passed, found[DAY].severity) == (False, AssetCheckSeverity.ERROR)
     assert f"{DAY} of the archive: 43 rows archived" in found[DAY].description
     assert found[NEXT].passed
+    assert different_days(place.db) == {DAY: LOG.names}
+    assert ledger_report(place.db).unbalanced == [DAY]
+    execute(place.db, f"update rollup_archive set rows = 44 where date = '{DAY}'")
+    assert evaluate(place.db, [key], [DAY])[key][DAY].passed
+    assert different_days(place.db) == {}
 
 
 def test_erase_takes_the_publisher_out_of_the_archive_and_may_be_repeated(calc, place: Archive, monkeypatch):
@@ -197,6 +204,71 @@ def test_erase_takes_the_publisher_out_of_the_archive_and_may_be_repeated(calc, 
     assert calc("verify").exit_code == 0
     assert "nothing was erased" in calc("erase", "--publisher", "2", "--yes").stderr
     assert "of archive" in calc("history").stdout
+
+
+def test_a_publisher_that_is_only_among_what_is_missing_is_erased_after_a_kill(calc, place: Archive, monkeypatch):
+    monkeypatch.delenv("ARCHIVE_URL")
+    calc("prune", "--older-than", "5", "--yes")
+    monkeypatch.setenv("ARCHIVE_URL", place.store.address.path)
+    assert calc("archive").exit_code == 0
+    assert (record(place, DAY).missing, record(place, NEXT).missing) == (44, 12)
+    with monkeypatch.context() as patch:
+        patch.setattr("calc_analytics.cli.deleting.erase_archived", _killed)
+        assert isinstance(calc("erase", "--publisher", "2", "--yes").exception, SystemExit)
+    red = calc("verify")
+    assert red.exit_code == 1
+    assert "the log rows and statistics of publisher_id 2 are erased, but not their archived rows: erase again" in (
+        red.stdout
+    )
+    assert calc("erase", "--publisher", "2", "--dry-run").exit_code == 0
+    result = calc("erase", "--publisher", "2", "--yes")
+    assert result.exit_code == 0, result.output
+    assert calc("verify").exit_code == 0
+    assert calc("archive", "--check").exit_code == 0
+    assert record(place, DAY).missing == sum(rows[0] for (_, day), rows in stored(place.db).items() if day == DAY)
+    assert "nothing was erased" in calc("erase", "--publisher", "2", "--yes").stderr
+
+
+def test_days_are_archived_anew_at_another_place_after_they_were_forgotten(
+    calc, place: Archive, monkeypatch, tmp_path: Path
+):
+    calc("archive")
+    assert calc("archive", "--forget").exit_code == 1
+    assert record(place, DAY).rows == 44
+    elsewhere = tmp_path / "elsewhere"
+    monkeypatch.setenv("ARCHIVE_URL", str(elsewhere))
+    assert "is missing" in calc("archive", "--check").stderr
+    monkeypatch.delenv("ARCHIVE_URL")
+    before = place.store.sizes()
+    result = calc("archive", "--forget", "--yes")
+    assert (result.exit_code, result.stdout) == (
+        0,
+        "2 days forgotten; their files stay. Set ARCHIVE_URL to another place, and run 'calc-analytics archive'\n",
+    )
+    assert place.store.sizes() == before
+    assert "forget" in calc("history").stdout
+    assert calc("archive", "--forget").stdout == "no day is archived: nothing was forgotten\n"
+    monkeypatch.setenv("ARCHIVE_URL", str(elsewhere))
+    assert "2 days archived, 56 rows" in calc("archive").stdout
+    assert calc("archive", "--check").exit_code == 0
+    assert calc("verify").exit_code == 0
+    monkeypatch.setenv("ARCHIVE_URL", place.store.address.path)
+    assert f"{DAY}/_manifest.json is not the manifest that this database holds" in calc("archive", "--check").stderr
+
+
+def test_the_question_before_days_are_forgotten_names_what_may_be_the_only_copy(calc, place: Archive, monkeypatch):
+    calc("archive")
+    calc("prune", "--older-than", "5", "--yes")
+    asked: list[str] = []
+    monkeypatch.setattr("calc_analytics.cli.archive.confirm", lambda question, *_: asked.append(question))
+    report = json.loads(calc("archive", "--forget", "--day", str(DAY), "--json").stdout)
+    assert report["days"] == {str(DAY): 44}
+    assert report["days_with_deleted_log_rows"] == [str(DAY)]
+    assert asked == [
+        "The files stay, but erase and rollup will not use them any more. Log rows of 1 day were deleted, so the files "
+        "may have the only copy. Forget 44 archived rows of 1 day?"
+    ]
+    assert (record(place, DAY).manifest, record(place, NEXT).rows) == (None, 12)
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "flip"])

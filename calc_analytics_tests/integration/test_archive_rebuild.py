@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
 
+import pandas
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -124,6 +125,27 @@ def test_a_pruned_day_is_rebuilt_from_the_archive_to_what_it_was(place: Archive)
     assert report.refused == []
     assert all_stored(place.db) == before
     require_proven(place.db)
+
+
+@pytest.mark.parametrize("is_rebuilt_first", [False, True])
+def test_after_a_rebase_a_day_of_which_prune_deleted_a_part_is_rebuilt_from_its_files(
+    place: Archive, owner, is_rebuilt_first: bool
+):
+    """Which of the log rows are archived is found by their ids."""
+    before, frame = all_stored(place.db), pandas.read_parquet(f"{place.store.address.path}/date={DAY}").head(40)
+    statement = f"insert into calculation_logs ({', '.join(frame)}) values ({', '.join(f':{name}' for name in frame)})"
+    with owner.begin() as connection:
+        connection.execute(text(statement), frame.astype(object).where(frame.notna(), None).to_dict("records"))
+    rebase(replace(place.db, engine=owner))
+    if is_rebuilt_first:
+        assert {each.day for each in rebuilt(place, [DAY]).refused} == {DAY}
+    assert archive(place).left == []
+    report = rebuilt(place, [DAY, NEXT, LAST])
+    assert (report.refused, {each.source for each in report.rebuilt if each.day == DAY}) == ([], {"archive"})
+    assert all_stored(place.db) == before
+    require_proven(place.db)
+    assert (archive(place).archived, archive(place).left) == ([], [])
+    assert check(place).problems == []
 
 
 def test_report_and_journal_have_the_source_and_the_engine(place: Archive):

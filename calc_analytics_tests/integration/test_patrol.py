@@ -3,10 +3,12 @@
 import random
 import threading
 from datetime import date, datetime, timedelta, timezone
+from pathlib import Path
 
 import pytest
 from sqlalchemy import text
 
+from calc_analytics.archive.writing import archive
 from calc_analytics.rollup import patrol as patrol_module
 from calc_analytics.rollup import verify as verify_module
 from calc_analytics.rollup.database import Database
@@ -16,6 +18,7 @@ from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.status import different_days, ledger_report
 from calc_analytics.rollup.verify import verify
 from calc_analytics.rollups import STATS
+from calc_analytics_tests.archives import archive_in
 from calc_analytics_tests.logs import execute, random_rows, row, write
 
 TODAY = datetime.now(timezone.utc).date()
@@ -153,6 +156,33 @@ def test_what_it_finds_is_recorded(built: Database, clock: Clock):
         clock.sleep(1000)
         patrol.step()
     assert different_days(built) == {}
+
+
+def test_an_archive_that_does_not_add_up_is_found_and_its_repair_too(built: Database, clock: Clock, tmp_path: Path):
+    place = archive_in(built, tmp_path)
+    assert archive(place, DAYS[:2]).left == []
+    patrol = Patrol(place.db, threading.Event())
+
+    def patrol_all() -> None:
+        let_pass(built, clock, 4000)
+        for _ in range(5):
+            patrol.step()
+            let_pass(built, clock, 100)
+
+    patrol_all()
+    assert ledger_report(place.db).unbalanced == []
+    execute(built, f"update rollup_archive set rows = rows - 2 where date = '{DAYS[0]}'")
+    patrol_all()
+    assert ledger_report(place.db).unbalanced == [DAYS[0]]
+    assert different_days(place.db) == {DAYS[0]: place.db.log.names}
+    # An archive that was given up is no reason to be red.
+    assert (ledger_report(built).unbalanced, different_days(built)) == ([], {})
+    execute(built, f"update rollup_archive set rows = rows + 2 where date = '{DAYS[0]}'")
+    # Every other turn a day that differed comes first, once a minute has passed.
+    for _ in range(2):
+        patrol.step()
+        let_pass(built, clock, 61)
+    assert (ledger_report(place.db).unbalanced, different_days(place.db)) == ([], {})
 
 
 def test_a_day_that_is_refreshed_all_the_time_is_proven_too(built: Database, connect, monkeypatch):

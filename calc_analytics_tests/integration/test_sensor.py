@@ -19,21 +19,27 @@ from dagster import (
     build_sensor_context,
 )
 
+from calc_analytics.archive.erasing import erase_archived
+from calc_analytics.archive.writing import archive
 from calc_analytics.config import Settings
 from calc_analytics.days import days_between, parse_day, today_and_yesterday
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.orchestration import events, run_requests, sensors
 from calc_analytics.orchestration.checks import check_keys
 from calc_analytics.orchestration.cursor import CheckRequest, Cursor, UnreportedRows
+from calc_analytics.orchestration.names import ARCHIVE
 from calc_analytics.orchestration.partitions import daily_partitions
 from calc_analytics.orchestration.resources import RollupDatabase
 from calc_analytics.processes.supervisor import free_port
 from calc_analytics.rollup import journal, ledger
 from calc_analytics.rollup.audit import audit
+from calc_analytics.rollup.erasure import erase
 from calc_analytics.rollup.follow import FollowReport
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.verify import verify
 from calc_analytics.rollups import LOG
+from calc_analytics_tests.archives import archive_in
+from calc_analytics_tests.conftest import ROLE
 from calc_analytics_tests.logs import execute, oracle, row, stored, utc, write
 
 IDLE = Cursor().text()
@@ -122,6 +128,7 @@ def test_a_cursor_is_read_as_it_was_written():
         reported_at={day: 1e9},
         unobserved_rows=7,
         built_elsewhere_until="2026-03-01T05:00:00+00:00",
+        archived_elsewhere_until="2026-03-01T05:00:00+00:00",
         looked_for_wiped_at=1e9,
     )
     assert Cursor.parse(cursor.text()) == cursor
@@ -305,6 +312,34 @@ def test_days_built_on_the_command_line_are_reported_once(location, instance, db
         assert event.metadata["duration_seconds"].value == round(entry.seconds, 4) > 0
         assert "rows_counted" not in event.metadata
     assert tick(location, instance, later(result.cursor, 3600)).asset_events == []
+
+
+def test_days_archived_on_the_command_line_are_reported_once_and_again_after_an_erasure(
+    location, instance, db, connect, tmp_path, monkeypatch
+):
+    execute(db, f"grant delete on calculation_logs to {ROLE}")
+    write(connect(), [row(utc(2026, 3, 1, 5), publisher=publisher) for publisher in (1, 1, 2)])
+    rebuild(db, [OLD])
+    place = archive_in(db, tmp_path)
+    archive(place)
+    cursor: str | None = IDLE
+
+    def reported() -> list[tuple[str | None, int]]:
+        nonlocal cursor
+        result = tick(location, instance, cursor)
+        cursor = result.cursor
+        of_archive = [each for each in of(result, AssetMaterialization) if each.asset_key == AssetKey(ARCHIVE)]
+        return [(each.partition, each.metadata["rows"].value) for each in of_archive]
+
+    assert reported() == [], "without ARCHIVE_URL there is no such asset"
+    monkeypatch.setenv("ARCHIVE_URL", str(tmp_path))
+    assert reported() == [(str(OLD), 3)]
+    assert reported() == []
+    erase(db, {"publisher_id": 1})
+    erase_archived(place, {"publisher_id": 1})
+    assert reported() == [(str(OLD), 1)]
+    execute(db, "update rollup_archive set archived_by = 'calc_analytics dagster', archived_at = clock_timestamp()")
+    assert reported() == [], "a run has reported it"
 
 
 def spoil(db, day: date) -> None:

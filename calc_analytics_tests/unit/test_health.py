@@ -136,6 +136,15 @@ def test_days_of_every_class_are_problems_and_the_worst_is_the_fact():
     }
 
 
+def test_days_whose_archive_does_not_add_up_are_wrong():
+    found = finding("proofs", ledger=replace(LEDGER, unbalanced=[DAY, NEXT]))
+    assert (found.ok, found.command) == (False, "calc-analytics verify --day 2026-03-01")
+    assert found.fact == ("the archived rows of 2 days do not add up to what was counted: 2026-03-01, 2026-03-02")
+    assert [(each.subject, each.detail) for each in found.problems] == [
+        (f"day {day}", "has archived rows that do not add up to what was counted") for day in (DAY, NEXT)
+    ]
+
+
 def test_days_that_wait_are_wrong_whether_on_record_or_not():
     found = finding(
         "proofs", ledger=replace(LEDGER, waiting={DAY: ["calculation_stats_daily"]}), unseen=SearchReport([NEXT])

@@ -141,6 +141,7 @@ class _Erasure:
         """Erases log rows that arrived during the batches, and the statistics whose log rows were deleted before."""
         with self._books(span.day) as (books, note):
             done = books.take_out_rows(span, self._new_ids(books.connection, span, since))
+            books.owe_deleted_rows(span.day)
             for rollup in [*self.db.log.rollups, *self.also]:
                 rows = books.delete_statistics(rollup, span.day, is_kept=rollup not in self.also)
                 done[rollup.name] = done.get(rollup.name, 0) + rows

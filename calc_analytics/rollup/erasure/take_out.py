@@ -14,7 +14,7 @@ from calc_analytics.database.engine import WHOLE_DAYS
 from calc_analytics.rollup import ledger
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import KEYS_HASH, Rollup
-from calc_analytics.rollup.erasure.keys import Keys, matches, parameters
+from calc_analytics.rollup.erasure.keys import Keys, describe_keys, matches, parameters
 from calc_analytics.rollup.erasure.report import LeftDay
 from calc_analytics.rollup.snapshot import Snapshot, visible
 from calc_analytics.rollup.windows import Window, of_day
@@ -96,19 +96,32 @@ class Books:
         """
         whole = self.whole_rollups(span.day)
         values = {"ids": list(ids), "tz": self.db.timezone, **span.parameters(), **self.counted.bind("s1")}
-        statement = text(_take_out_sql(self.db, self.keys, of_day(self.db.log.event_time, span), whole))
+        record = ledger.archived_days(self.connection, self.db.log, [span.day]).get(span.day)
+        archived = record.snapshot if record is not None and whole else None
+        values.update({} if archived is None else archived.bind("s0"))
+        is_archived = "false" if archived is None else visible("s0")
+        statement = text(_take_out_sql(self.db, self.keys, of_day(self.db.log.event_time, span), whole, is_archived))
         row = self.connection.execute(statement, {**values, **parameters(self.keys)}).mappings().one()
+        self._owe(span.day, row["archived"])
         for n, rollup in enumerate(whole):
             totals = {name: int(value) for name, value in (row[f"totals_{n}"] or {}).items()}
             ledger.take_out(self.connection, rollup, span.day, totals, {}, row[f"hash_{n}"])
         emptied = {rollup.name: self._delete_empty(rollup, span.day) for rollup in whole}
         return {self.db.log.name: int(row["rows"]), **emptied}
 
+    def _owe(self, day: date, rows: int) -> None:
+        """So many rows of the day, which were counted, are still to be erased from its archive."""
+        ledger.owe_erasure(self.connection, self.db.log, day, describe_keys(self.keys), rows)
+
     def _delete_empty(self, rollup: Rollup, day: date) -> int:
         """Of a rollup without the keys, rows of statistics in which nothing is left."""
         if rollup.keys_of(self.keys) is not None:
             return 0
         return self._delete_rows(rollup, day, rollup.each_measure("t.{name} = 0", " and "), is_kept=True)
+
+    def owe_deleted_rows(self, day: date) -> None:
+        """What is left of the keys' statistics is of log rows that were deleted before: archived, or missing there."""
+        self._owe(day, min(self._stored_rows(self.whole_rollups(day), day), default=0))
 
     def delete_statistics(self, rollup: Rollup, day: date, is_kept: bool) -> int:
         """Deletes the keys' statistics of the day, once their counted log rows are gone. Returns how many rows.
@@ -142,9 +155,10 @@ class Books:
         return int(row["rows"])
 
 
-def _take_out_sql(db: Database, keys: Keys, is_of_day: str, rollups: Sequence[Rollup]) -> str:
-    """Deletes log rows and lowers the statistics by their measures. One row: how many log rows; per rollup the totals
-    that were taken out, and by how much the sum of its rows' hashes changed."""
+def _take_out_sql(db: Database, keys: Keys, is_of_day: str, rollups: Sequence[Rollup], is_archived: str) -> str:
+    """Deletes log rows and lowers the statistics by their measures. One row: how many log rows, and how many of them
+    were counted and archived; per rollup the totals that were taken out, and by how much the sum of its rows' hashes
+    changed."""
     log, parts, results = db.log, list[str](), list[str]()
     columns = ", ".join(sorted({log.event_time}.union(*(rollup.reads for rollup in rollups))))
     for n, rollup in enumerate(rollups):
@@ -156,9 +170,11 @@ def _take_out_sql(db: Database, keys: Keys, is_of_day: str, rollups: Sequence[Ro
     return f"""
     with gone as (
         delete from {log.name} where {log.id_column} = any(:ids) and {is_of_day} and {matches(keys)}
-        returning {columns}, {visible("s1")} as rollup_counted
+        returning {columns}, {visible("s1")} as rollup_counted, {is_archived} as rollup_archived
     ){"".join(f", {part}" for part in parts)}
-    select (select count(*) from gone) as rows{"".join(f", {result}" for result in results)}
+    select (select count(*) from gone) as rows,
+           (select count(*) from gone where rollup_counted and rollup_archived) as archived
+           {"".join(f", {result}" for result in results)}
     """
 
 

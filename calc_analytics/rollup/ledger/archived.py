@@ -5,11 +5,15 @@ is being written, or is to be deleted, is among the day's `leftovers`. So after 
 was committed is valid, and only files that the project itself has named here are ever deleted. For each archived day:
 
     rows in the archive + visible log rows that are not archived + missing == counted
+
+An erasure lowers the right side first, and the left side when it writes the day's files anew. Until then `erased` has
+how many rows that are.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from datetime import date
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime
 from typing import Any
 
 from sqlalchemy import text
@@ -33,6 +37,9 @@ class ArchivedDay:
     snapshot: Snapshot | None = None
     manifest: str | None = None
     leftovers: tuple[str, ...] = ()
+    erased: Mapping[str, int] = field(default_factory=dict)
+    """By keys ('publisher_id 7'): counted rows that log and statistics have no more, and that are in the files or
+    missing."""
 
     @property
     def accounted(self) -> int:
@@ -55,15 +62,26 @@ class CountedDay:
 
 @dataclass(frozen=True)
 class Unbalanced:
-    """An archived day whose rows do not add up to what was counted."""
+    """An archived day whose rows do not add up to what was counted, or of which rows are still to be erased."""
 
     day: date
     archived: int
     unarchived: int
     missing: int
     counted: int
+    erased: Mapping[str, int]
+
+    @property
+    def difference(self) -> int:
+        """In rows, at least 1."""
+        return max(abs(self.archived + self.unarchived + self.missing - self.counted), 1)
 
     def __str__(self) -> str:
+        if self.erased:
+            return (
+                f"{self.day} of the archive: the log rows and statistics of {' and of '.join(self.erased)} are erased, "
+                "but not their archived rows: erase again"
+            )
         return (
             f"{self.day} of the archive: {self.archived:,} rows archived, {self.unarchived:,} not yet, "
             f"{self.missing:,} deleted before they were archived, but {self.counted:,} counted. If an erasure was "
@@ -97,6 +115,22 @@ def archived_days(connection: Connection, log: Log, days: Iterable[date] | None 
     """The days on record (of these), oldest first."""
     parameters = {"log": log.name, "days": None if days is None else list(days)}
     return {row.date: _archived(row) for row in connection.execute(_ARCHIVED, parameters)}
+
+
+def days_archived_by_others(
+    connection: Connection, log: Log, since: datetime | None, limit: int
+) -> list[tuple[ArchivedDay, datetime]]:
+    """The first days archived after `since` by another application than this engine's, and when; oldest first.
+
+    One process archives at a time, so none that commits later has an earlier time.
+    """
+    rows = connection.execute(_ARCHIVED_BY_OTHERS, {"log": log.name, "since": since, "limit": limit})
+    return [(_archived(row), row.archived_at) for row in rows]
+
+
+def archived_in_other_zones(connection: Connection, db: Database) -> int:
+    """How many days are archived as those of another time zone than the database's."""
+    return int(connection.execute(_OTHER_ZONES, {"log": db.log.name, "timezone": db.timezone}).scalar_one())
 
 
 def counted_day(connection: Connection, db: Database, day: date) -> CountedDay:
@@ -140,7 +174,8 @@ def unarchived_rows(connection: Connection, db: Database, span: Window, counted:
 
 
 def unbalanced(connection: Connection, db: Database, spans: Sequence[Window]) -> list[Unbalanced]:
-    """Those of the archived days, built in the first rollup, for which the equation does not hold.
+    """Those of the archived days, built in the first rollup, for which the equation does not hold; and those of which
+    rows are still to be erased.
 
     Takes one snapshot after the other, so call it where nothing is counted meanwhile, or ask again.
     """
@@ -151,12 +186,35 @@ def unbalanced(connection: Connection, db: Database, spans: Sequence[Window]) ->
             continue
         state = counted_day(connection, db, span.day)
         counted = state.counted.get(db.log.names[0])
-        if counted is None or archived.snapshot is None:
-            continue
-        rows = unarchived_rows(connection, db, span, state.snapshot, archived.snapshot)
-        if archived.accounted + rows != counted:
-            found.append(Unbalanced(span.day, archived.rows, rows, archived.missing, counted))
+        rows = None
+        if counted is not None and archived.snapshot is not None:
+            rows = unarchived_rows(connection, db, span, state.snapshot, archived.snapshot)
+        if archived.erased or (rows is not None and archived.accounted + rows != counted):
+            of_day = (archived.rows, rows or 0, archived.missing, counted or 0)
+            found.append(Unbalanced(span.day, *of_day, archived.erased))
     return found
+
+
+def record_balance(connection: Connection, log: Log, days: Sequence[date], unbalanced: Sequence[Unbalanced]) -> None:
+    """Records by how many rows these days differ from what was counted; those that are not named do not."""
+    parameters = {
+        "log": log.name,
+        "days": list(days),
+        "unbalanced": [each.day for each in unbalanced],
+        "differences": [each.difference for each in unbalanced],
+    }
+    connection.execute(_BALANCE, parameters)
+
+
+def unbalanced_days(connection: Connection, log: Log) -> list[date]:
+    """The archived days whose rows did not add up when they were last compared, oldest first."""
+    return list(connection.execute(_UNBALANCED, {"log": log.name}).scalars())
+
+
+def owe_erasure(connection: Connection, log: Log, day: date, keys: str, rows: int) -> None:
+    """So many counted rows of the keys are no more in log and statistics, and are in the day's files or missing."""
+    if rows:
+        connection.execute(_OWE, {"log": log.name, "day": day, "keys": keys, "rows": rows})
 
 
 def note_leftovers(connection: Connection, log: Log, day: date, names: Sequence[str]) -> None:
@@ -179,6 +237,7 @@ def record_archived(connection: Connection, log: Log, archived: ArchivedDay) -> 
         "snapshot": None if archived.snapshot is None else archived.snapshot.text,
         "manifest": archived.manifest,
         "leftovers": list(archived.leftovers),
+        "erased": json.dumps(dict(archived.erased)),
     }
     connection.execute(_RECORD, parameters)
 
@@ -190,7 +249,9 @@ def forget_archived_snapshots(connection: Connection, log: Log) -> None:
 
 def _archived(row: Any) -> ArchivedDay:
     snapshot = None if row.snapshot is None else Snapshot.parse(row.snapshot)
-    return ArchivedDay(row.date, int(row.rows), int(row.missing), snapshot, row.manifest, tuple(row.leftovers))
+    return ArchivedDay(
+        row.date, int(row.rows), int(row.missing), snapshot, row.manifest, tuple(row.leftovers), row.erased
+    )
 
 
 _NO_LIMITS = text(
@@ -199,8 +260,22 @@ _NO_LIMITS = text(
 )
 _ARCHIVED = text(
     """
-    select date, rows, missing, cast(snapshot as text) as snapshot, manifest, leftovers from rollup_archive
+    select date, rows, missing, cast(snapshot as text) as snapshot, manifest, leftovers, erased from rollup_archive
     where log = :log and (cast(:days as date[]) is null or date = any(cast(:days as date[]))) order by date
+    """
+)
+_ARCHIVED_BY_OTHERS = text(
+    """
+    select date, rows, missing, cast(snapshot as text) as snapshot, manifest, leftovers, erased, archived_at
+    from rollup_archive
+    where log = :log and manifest is not null and archived_by is distinct from current_setting('application_name')
+      and (cast(:since as timestamptz) is null or archived_at > :since)
+    order by archived_at, date limit :limit
+    """
+)
+_OTHER_ZONES = text(
+    """
+    select count(*) from rollup_archive where log = :log and cast(manifest as json) ->> 'timezone' <> :timezone
     """
 )
 _COUNTED_DAY = """
@@ -229,11 +304,30 @@ _NOTE_LEFTOVERS = text(
 _FORGET_LEFTOVERS = text("update rollup_archive set leftovers = '{}' where log = :log and date = :day")
 _RECORD = text(
     """
-    insert into rollup_archive (log, date, rows, missing, snapshot, manifest, leftovers, archived_at)
+    insert into rollup_archive (log, date, rows, missing, snapshot, manifest, leftovers, erased, archived_at,
+                                archived_by)
     values (:log, :day, :rows, :missing, cast(:snapshot as pg_snapshot), :manifest, cast(:leftovers as text[]),
-            clock_timestamp())
+            cast(:erased as jsonb), clock_timestamp(), current_setting('application_name'))
     on conflict (log, date) do update
     set rows = excluded.rows, missing = excluded.missing, snapshot = excluded.snapshot, manifest = excluded.manifest,
-        leftovers = excluded.leftovers, archived_at = excluded.archived_at
+        leftovers = excluded.leftovers, erased = excluded.erased, archived_at = excluded.archived_at,
+        archived_by = excluded.archived_by
+    """
+)
+_UNBALANCED = text("select date from rollup_archive where log = :log and difference <> 0 order by date")
+_OWE = text(
+    """
+    update rollup_archive
+    set erased = erased || jsonb_build_object(
+        cast(:keys as text), coalesce(cast(erased ->> cast(:keys as text) as bigint), 0) + cast(:rows as bigint))
+    where log = :log and date = :day and manifest is not null
+    """
+)
+_BALANCE = text(
+    """
+    update rollup_archive a set difference = coalesce(d.difference, 0)
+    from unnest(cast(:days as date[])) as k (date)
+    left join unnest(cast(:unbalanced as date[]), cast(:differences as bigint[])) as d (date, difference) using (date)
+    where a.log = :log and a.date = k.date and a.difference is distinct from coalesce(d.difference, 0)
     """
 )

@@ -117,9 +117,10 @@ def oldest_proof(
 ) -> date | None:
     """The day with statistics whose proof is oldest in some rollup, if it is older than that many seconds.
 
-    With `again_seconds` a day that differed comes first, if it was compared longer ago than that.
+    With `again_seconds` a day that differed, or whose archive did, comes first, if that was longer ago than these.
     """
     parameters = {
+        "log": log.name,
         "rollups": log.names,
         "seconds": seconds,
         "again": again_seconds or 0.0,
@@ -184,13 +185,17 @@ _AUDITED = text(
 )
 _OLDEST = text(
     """
-    select date from rollup_days
-    where rollup = any(cast(:rollups as text[])) and counted is not null
-      and (status = 'built' or (status = 'frozen' and deleted is not null))
-      and (verified_at is null or verified_at < clock_timestamp() - make_interval(secs => :seconds)
-           or (:different and difference <> 0 and verified_at < clock_timestamp() - make_interval(secs => :again)))
-      and date <> all(cast(:without as date[]))
-    order by :different and coalesce(difference, 0) <> 0 desc, verified_at nulls first, date desc limit 1
+    select date from (
+        select d.date, d.verified_at,
+               coalesce(d.difference, 0) <> 0 or coalesce(a.difference, 0) <> 0 as is_different
+        from rollup_days d left join rollup_archive a on a.log = :log and a.date = d.date
+        where d.rollup = any(cast(:rollups as text[])) and d.counted is not null
+          and (d.status = 'built' or (d.status = 'frozen' and d.deleted is not null))
+          and d.date <> all(cast(:without as date[]))
+    ) known
+    where verified_at is null or verified_at < clock_timestamp() - make_interval(secs => :seconds)
+       or (:different and is_different and verified_at < clock_timestamp() - make_interval(secs => :again))
+    order by :different and is_different desc, verified_at nulls first, date desc limit 1
     """
 )
 _AUDIT_DUE = text(
