@@ -87,7 +87,7 @@ def left_check(connection: Connection, log: str) -> LeftCheck | None:
 
 def _limit_of(check: str, table: str) -> datetime | None:
     """Where the range ends that a check of this name gives the table; None for a check of another name."""
-    parts = re.fullmatch(re.escape(table) + r"_before_(\d{4})_(0[1-9]|1[0-2])_range", check)
+    parts = re.fullmatch(re.escape(table) + r"_before_((?!0000)\d{4})_(0[1-9]|1[0-2])_range", check)
     return datetime(int(parts[1]), int(parts[2]), 1, tzinfo=timezone.utc) if parts else None
 
 
