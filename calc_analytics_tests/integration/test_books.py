@@ -5,10 +5,11 @@ After any order of events: where audit and verify report nothing, the statistics
 
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta, timezone
 
+import psycopg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.engine import URL, Engine
@@ -30,7 +31,7 @@ from calc_analytics.rollup.retention import prune
 from calc_analytics.rollup.status import different_days
 from calc_analytics.rollup.verify import verify
 from calc_analytics.rollups import HOURS, LATENCY, LOCALITIES, LOG, STATS
-from calc_analytics_tests.conftest import ROLE
+from calc_analytics_tests.conftest import ROLE, own_database
 from calc_analytics_tests.crowd import Crowd
 from calc_analytics_tests.logs import FORMS, Statistics, execute, oracles, random_rows, row, stored, write
 
@@ -141,19 +142,43 @@ def assert_never_green_and_wrong(books: Books) -> set[Key]:
 _EVERY = ["built", "pending", "stale", "frozen", "overflow"]
 
 
+@pytest.fixture(scope="module")
+def proven_days(
+    server_url: URL, template: str, maintenance: Callable[[str], None]
+) -> Iterator[tuple[str, dict[str, Statistics]]]:
+    """A database to be cloned, and what its statistics must be: four days with random rows, proven; the last, which is
+    the oldest, is pruned."""
+    with own_database(server_url, maintenance, template) as url:
+        db, rng = Database(engine_for(url.set(username=ROLE)), LOG, "UTC"), random.Random(11)
+        execute(db, f"grant delete on calculation_logs to {ROLE}")
+        with psycopg.connect(url.set(drivername="postgresql").render_as_string(hide_password=False)) as writer:
+            for day in DAYS:
+                rows = random_rows(rng, 37, begin(day), begin(day) + timedelta(days=1), publishers=3)
+                write(writer, rows + [row(noon(day))] * 3)
+        rebuild(db, DAYS)
+        truth = oracles(db)
+        assert verify(db, DAYS).difference == 0
+        assert set(prune(db, BEFORE).rows_by_day) == {PRUNED}
+        db.engine.dispose()
+        yield str(url.database), truth
+
+
 @pytest.fixture
-def books(db: Database, owner: Engine, connect) -> Books:
-    """Four days with random rows, proven; the last, which is the oldest, is pruned."""
-    execute(db, f"grant delete on calculation_logs to {ROLE}")
-    rng, writer = random.Random(11), connect()
-    for day in DAYS:
-        rows = random_rows(rng, 37, begin(day), begin(day) + timedelta(days=1), publishers=3)
-        write(writer, rows + [row(noon(day))] * 3)
-    rebuild(db, DAYS)
-    truth = oracles(db)
-    assert verify(db, DAYS).difference == 0
-    assert set(prune(db, BEFORE).rows_by_day) == {PRUNED}
-    made = Books(db, owner, lambda rows: write(writer, rows), truth)
+def url(
+    server_url: URL, proven_days: tuple[str, dict[str, Statistics]], maintenance: Callable[[str], None]
+) -> Iterator[URL]:
+    """A clone of it."""
+    with own_database(server_url, maintenance, proven_days[0]) as url:
+        yield url
+
+
+@pytest.fixture
+def books(db: Database, owner: Engine, connect, proven_days: tuple[str, dict[str, Statistics]]) -> Books:
+    """That database: nothing differs yet."""
+    writer = connect()
+    made = Books(
+        db, owner, lambda rows: write(writer, rows), {name: dict(each) for name, each in proven_days[1].items()}
+    )
     assert assert_never_green_and_wrong(made) == set()
     return made
 
