@@ -73,9 +73,9 @@ def _check_day(place: Archive, connection: Connection, record: ledger.ArchivedDa
     """Proves a day; returns its manifest and how many of its rows are in the log. Raises `DamagedArchive`."""
     manifest = proven_manifest(place, record)
     span = place.window(connection, record.day)
-    unbalanced = ledger.unbalanced(connection, place.db, [span])
-    if unbalanced:
-        raise DamagedArchive(str(unbalanced[0]))
+    balance = ledger.balance(connection, place.db, span)
+    if balance is not None and balance.difference:
+        raise DamagedArchive(str(balance))
     if record.snapshot is None:
         return manifest, 0
     found = compare_with_log(place, connection, span, manifest, record.snapshot)

@@ -18,8 +18,16 @@ from calc_analytics.archive.checking import opened, prove_file
 from calc_analytics.archive.manifest import ArchivedFile, DamagedArchive, Manifest, known_manifest, next_number
 from calc_analytics.archive.place import Archive
 from calc_analytics.archive.report import ArchiveErasure
-from calc_analytics.archive.writing import NAME, delete_old_files, elapsed, note_new_file, publish, write_file
-from calc_analytics.database.engine import WHOLE_DAYS, transaction
+from calc_analytics.archive.writing import (
+    NAME,
+    delete_old_files,
+    elapsed,
+    note_new_file,
+    publish,
+    record_balance,
+    write_file,
+)
+from calc_analytics.database.engine import transaction
 from calc_analytics.database.retries import retry_transient
 from calc_analytics.plurals import number
 from calc_analytics.rollup import journal, ledger
@@ -63,15 +71,15 @@ def erase_archived(
     for day in days:
         try:
             if day in left:
-                rows = _rows_of_day(place, keys, day)
-                reason = f"its log rows and statistics were left, so {number(rows, 'row')} of it stay: erase again"
-                done.problems.extend([_problem(day, reason)] * bool(rows))
+                if kept := _rows_of_day(place, keys, day):
+                    reason = f"its log rows and statistics were left, so {number(kept, 'row')} of it stay: erase again"
+                    done.problems.append(_problem(day, reason))
                 continue
             rows, receipt = retry_transient(partial(_erase_day, place, keys, day, receipt))
         except DamagedArchive as refused:
             done.problems.append(_problem(day, str(refused)))
             continue
-        if rows:
+        if rows is not None:
             done.rows[day] = rows
             progress(rows)
         if failure := delete_old_files(place, day):
@@ -89,15 +97,16 @@ def _rows_of_day(place: Archive, keys: Keys, day: date) -> int:
         return sum(_rows_of(place, name, keys) for name in manifest.names) if manifest is not None else 0
 
 
-def _erase_day(place: Archive, keys: Keys, day: date, receipt: int | None) -> tuple[int, int | None]:
-    """Writes the day's files anew where they hold such rows; returns how many rows are gone, and the receipt."""
+def _erase_day(place: Archive, keys: Keys, day: date, receipt: int | None) -> tuple[int | None, int | None]:
+    """Writes the day's files anew where they hold such rows; returns how many rows are gone (None: nothing was to be
+    done), and the receipt."""
     started = time.perf_counter()
     with place.turn() as connection:
         record = place.record(connection, day)
         known = known_manifest(place.store, place.db, record)
         place.delete_leftovers(record)
         if known is None:
-            return 0, receipt
+            return None, receipt
         files = tuple(file for old in known.files for file in _without(place, known, old, keys))
         rows, still_erased = known.rows - sum(file.rows for file in files), dict(record.erased)
         owed = still_erased.pop(describe_keys(keys), 0)
@@ -109,14 +118,12 @@ def _erase_day(place: Archive, keys: Keys, day: date, receipt: int | None) -> tu
             manifest = replace(known, files=files, missing=known.missing - gone)
             old = [name for name in known.names if name not in manifest.names]
             publish(place, connection, manifest, record.snapshot, old, still_erased)
-            connection.execute(WHOLE_DAYS)
-            unbalanced = ledger.unbalanced(connection, place.db, [place.window(connection, day)])
-            ledger.record_balance(connection, place.db.log, [day], unbalanced)
+            record_balance(place, connection, day)
         if rows:
             receipt = journal.note_erased(
                 connection, place.db.log, receipt, describe_keys(keys), str(day), {NAME: rows}, elapsed(started)
             )
-    return rows, receipt
+    return rows if rows or owed else None, receipt
 
 
 def _without(place: Archive, known: Manifest, file: ArchivedFile, keys: Keys) -> list[ArchivedFile]:

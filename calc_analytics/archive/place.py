@@ -36,15 +36,16 @@ class Archive:
         return open_store(self.db.archive_url)
 
     @contextmanager
-    def turn(self) -> Iterator[Connection]:
+    def turn(self, *, is_state_needed: bool = True) -> Iterator[Connection]:
         """A transaction in which no other process archives or deletes log rows; those that wish to wait for its end.
 
-        The state is read after the waits: a rebase meanwhile, a new zone or another cluster is noticed.
+        The state is read after the waits, if it is needed: a rebase meanwhile, a new zone or cluster is noticed.
         """
         with transaction(self.db.engine) as connection:
             ledger.take_turn_archiving(connection, self.db.log)
             ledger.keep_out_prune(connection, self.db.log)
-            ledger.read(connection, self.db)
+            if is_state_needed:
+                ledger.read(connection, self.db)
             yield connection
 
     def record(self, connection: Connection, day: date) -> ledger.ArchivedDay:

@@ -39,6 +39,7 @@ class DayNotArchived:
     - not_over: it has not ended
     - not_built: it is not built in every rollup
     - differs: it differed from its log when it was last compared
+    - to_be_erased: an erasure of keys (`detail`) took rows out of its statistics, and not out of its files yet
     - counts: the log's rows are not as many as were counted
     - only_copy: its files hold rows that the log does not have, so they are not written again
     - damaged: `detail` is the refusal
@@ -69,6 +70,11 @@ class DayNotArchived:
                 return (
                     f"{self.day} was not archived: it differs from its log. Run 'calc-analytics verify --day "
                     f"{self.day}' and follow its advice"
+                )
+            case "to_be_erased":
+                return (
+                    f"{self.day} was not archived: rows of {self.detail} are erased from its statistics, and not from "
+                    "its files yet: erase again"
                 )
             case "counts":
                 return (

@@ -9,8 +9,8 @@ the transaction commits. After a kill at any moment the state that was committed
 import time
 import uuid
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import dataclass
 from datetime import date
 from enum import Enum
 from functools import partial
@@ -74,13 +74,15 @@ def archive(
     be archived are left and named. Raises `CannotUseArchive`, `NoArchive`, `CannotArchiveColumn`.
     """
     started = time.perf_counter()
-    for day in retry_transient(partial(_days_without_snapshot, place, days)):
-        # A day that is damaged is named below.
-        with suppress(DamagedArchive):
-            retry_transient(partial(_find_archived_rows, place, day))
-    wanted = retry_transient(partial(_days_to_archive, place)) if days is None else sorted(set(days))
     report = ArchiveReport(place.store.address.shown, [], [], [], 0.0)
-    for day in wanted:
+    for day in retry_transient(partial(_days_without_snapshot, place, days)):
+        try:
+            retry_transient(partial(_find_archived_rows, place, day))
+        except DamagedArchive as refused:
+            report.left.append(DayNotArchived(day, "damaged", detail=str(refused)))
+    damaged = {left.day for left in report.left}
+    wanted = retry_transient(partial(_days_to_archive, place)) if days is None else sorted(set(days))
+    for day in (day for day in wanted if day not in damaged):
         try:
             done = retry_transient(partial(_archive_day, place, day, replacing, progress))
         except _NotArchived as reason:
@@ -134,7 +136,8 @@ def _find_archived_rows(place: Archive, day: date) -> None:
         known = proven_manifest(place, record)
         found = compare_with_log(place, connection, place.window(connection, day), known, snapshot)
         if not (found.changed or found.unknown):
-            ledger.record_archived(connection, place.db.log, replace(record, snapshot=snapshot))
+            ledger.record_snapshot(connection, place.db.log, day, snapshot)
+            record_balance(place, connection, day)
 
 
 def _days_to_archive(place: Archive) -> list[date]:
@@ -186,6 +189,10 @@ class _Work:
     def archive(self, replacing: Replacing, progress: Callable[[int], object]) -> DayArchived | None:
         """Writes and publishes what is missing; None if that is nothing."""
         started, counted = time.perf_counter(), self._require_counted()
+        if self.record.erased and replacing is Replacing.NO:
+            raise _NotArchived(
+                DayNotArchived(self.span.day, "to_be_erased", detail=" and of ".join(self.record.erased))
+            )
         is_whole = replacing is not Replacing.NO or self.known is None or self.record.snapshot is None
         if not self._has_work(counted, is_whole):
             return None
@@ -200,6 +207,8 @@ class _Work:
         manifest = Manifest(log, self.span.day, timezone, counted.snapshot.text, missing, tuple(files))
         erased = {} if is_whole else self.record.erased
         publish(self.place, self.connection, manifest, counted.snapshot, self._old_files(manifest), erased)
+        if self.record.difference:
+            record_balance(self.place, self.connection, self.span.day)
         done = DayArchived(self.span.day, file.rows, file.bytes, len(files), manifest.rows, missing, elapsed(started))
         self._note(done)
         return done
@@ -344,6 +353,14 @@ def write_file(
                     progress(table.num_rows)
             require(rows)
     return ArchivedFile(name, rows, file.bytes, file.sha256)
+
+
+def record_balance(place: Archive, connection: Connection, day: date) -> None:
+    """Records, after a change of the day's archive, whether its rows add up to what was counted."""
+    connection.execute(WHOLE_DAYS)
+    found = ledger.balance(connection, place.db, place.window(connection, day))
+    if found is not None:
+        ledger.record_balance(connection, place.db.log, found)
 
 
 def publish(

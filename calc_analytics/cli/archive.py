@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import date
+from functools import partial
 
 import click
 
@@ -132,7 +133,8 @@ def _forget(place: Archive, named: list[date] | None, yes: bool, as_json: bool) 
     found = forgettable(place, named)
     if found.rows and not yes:
         confirm(_describe_forgetting(found), "Nothing was forgotten.")
-    print_report(forget(place, list(found.rows)), as_json, show_forgotten)
+    forget(place, list(found.rows))
+    print_report(found, as_json, partial(show_forgotten, is_all=named is None))
 
 
 def _describe_forgetting(found: Forgotten) -> str:
@@ -143,18 +145,21 @@ def _describe_forgetting(found: Forgotten) -> str:
     if found.to_be_erased:
         days_ = number(len(found.to_be_erased), "day")
         said.append(f"An erasure of {days_} is unfinished, so files may still have its rows")
+    if found.with_leftovers:
+        days_ = number(len(found.with_leftovers), "day")
+        said.append(f"Files of {days_} are to be deleted, and will not be")
     rows, of_days = number(sum(found.rows.values()), "archived row"), number(len(found.rows), "day")
     return f"{'. '.join(said)}. Forget {rows} of {of_days}?"
 
 
-def show_forgotten(found: Forgotten) -> None:
+def show_forgotten(found: Forgotten, is_all: bool = True) -> None:
     """Prints how many days are not archived any more."""
     if not found.rows:
         click.echo("no day is archived: nothing was forgotten")
         return
+    step = "Set ARCHIVE_URL to another place" if is_all else "Move the folders of these days away"
     click.echo(
-        f"{number(len(found.rows), 'day')} forgotten; their files stay. Set ARCHIVE_URL to another place, and run "
-        "'calc-analytics archive'"
+        f"{number(len(found.rows), 'day')} forgotten; their files stay. {step}, and run 'calc-analytics archive'"
     )
 
 

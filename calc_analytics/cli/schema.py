@@ -92,7 +92,10 @@ def rebase(settings: Settings, yes: bool) -> None:
     install.rebase(db)
     click.echo(f"{_wait(ledger.waiting_days(db))}: run 'calc-analytics rollup'")
     with transaction(db.engine) as connection:
-        others = ledger.archived_in_other_zones(connection, db)
+        archived, others = ledger.archived_days(connection, db.log), ledger.archived_in_other_zones(connection, db)
+    if len(archived) > others:
+        days = number(len(archived) - others, "archived day")
+        click.echo(f"{days} to be compared with the log: run 'calc-analytics archive', before and after the rollup")
     if others:
         click.echo(
             f"{number(others, 'day')} archived as days of another time zone: run 'calc-analytics archive --forget' and "

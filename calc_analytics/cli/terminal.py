@@ -185,7 +185,9 @@ def show_verify(report: VerifyReport, asked: Sequence[date]) -> None:
         click.echo(f"  {unbalanced}")
     _show_not_compared(report)
     compared = {proof.day for proof in report.days if proof.is_built or proof.is_different or proof.status == "frozen"}
-    click.echo(f"{number(len(compared), 'day')} compared in {report.seconds:.2f} s: difference {report.difference:,}")
+    archive = f"; the archive of {number(len(report.archive), 'day')} does not add up" if report.archive else ""
+    difference = f"difference {report.difference:,}{archive}"
+    click.echo(f"{number(len(compared), 'day')} compared in {report.seconds:.2f} s: {difference}")
 
 
 def _equal(day: date, proofs: Sequence[DayProof]) -> str:

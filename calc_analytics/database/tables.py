@@ -309,6 +309,12 @@ rollup_archive = Table(
         info={"added_by": "0009_archive_balance"},
     ),
     Column(
+        "erased_at",
+        DateTime(timezone=True),
+        comment="since when there are such rows",
+        info={"added_by": "0009_archive_balance"},
+    ),
+    Column(
         "difference",
         BigInteger,
         nullable=False,

@@ -51,29 +51,31 @@ def verify(
     return VerifyReport(seen, time.perf_counter() - started, archive=archive)
 
 
-def _unbalanced_archive(db: Database, days: Sequence[date]) -> list[ledger.Unbalanced]:
-    """The archived days whose rows do not add up to what was counted; recorded. Rows may be counted or deleted between
-    two statements, so what is found is looked at once more."""
+def _unbalanced_archive(db: Database, days: Sequence[date]) -> list[ledger.ArchiveBalance]:
+    """The archived days whose rows do not add up to what was counted; recorded, day by day."""
     if db.archive_url is None:
         return []
-    found = retry_transient(partial(_unbalanced, db, sorted(set(days))))
-    if found:
-        found = retry_transient(partial(_unbalanced, db, [each.day for each in found]))
-    if not is_read_only(db.engine):
-        retry_transient(partial(_record_balance, db, days, found))
-    return found
-
-
-def _record_balance(db: Database, days: Sequence[date], found: Sequence[ledger.Unbalanced]) -> None:
     with transaction(db.engine) as connection:
-        ledger.record_balance(connection, db.log, days, found)
+        archived = ledger.archived_days(connection, db.log, sorted(set(days)))
+    return [found for day in archived if (found := _balance(db, day)) is not None]
 
 
-def _unbalanced(db: Database, days: list[date]) -> list[ledger.Unbalanced]:
+def _balance(db: Database, day: date) -> ledger.ArchiveBalance | None:
+    """Rows may be counted or deleted between two statements, so what differs is looked at once more."""
+    may_record = not is_read_only(db.engine)
+    found = retry_transient(partial(_balance_once, db, day, may_record, is_last=False))
+    return retry_transient(partial(_balance_once, db, day, may_record, is_last=True)) if found else None
+
+
+def _balance_once(db: Database, day: date, may_record: bool, *, is_last: bool) -> ledger.ArchiveBalance | None:
+    """What differs; recorded in the same transaction, unless it is to be looked at once more."""
     with transaction(db.engine) as connection:
         connection.execute(WHOLE_DAYS)
-        archived = ledger.archived_days(connection, db.log, days)
-        return ledger.unbalanced(connection, db, windows(connection, list(archived), db.timezone)) if archived else []
+        (span,) = windows(connection, [day], db.timezone)
+        found = ledger.balance(connection, db, span)
+        if found is not None and may_record and (is_last or not found.difference):
+            ledger.record_balance(connection, db.log, found)
+        return found if found is not None and found.difference else None
 
 
 def _verify_day(

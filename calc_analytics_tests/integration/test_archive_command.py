@@ -217,9 +217,7 @@ def test_a_publisher_that_is_only_among_what_is_missing_is_erased_after_a_kill(c
         assert isinstance(calc("erase", "--publisher", "2", "--yes").exception, SystemExit)
     red = calc("verify")
     assert red.exit_code == 1
-    assert "the log rows and statistics of publisher_id 2 are erased, but not their archived rows: erase again" in (
-        red.stdout
-    )
+    assert "the log rows and statistics of publisher_id 2 are erased, but not their archived rows" in red.stdout
     assert calc("erase", "--publisher", "2", "--dry-run").exit_code == 0
     result = calc("erase", "--publisher", "2", "--yes")
     assert result.exit_code == 0, result.output

@@ -16,6 +16,7 @@ class LeftDay:
     - differs: it differs from its log or from what was counted, which erasing must not hide
     - waits: `rollup` is to be rebuilt first
     - overflow: a value of `rollup` does not fit its column
+    - archive: since a rebase it is not known which of its log rows are archived
     - unknown: `rollup` lacks the keys, and log rows that it counted were deleted: their part is not known
     """
 
@@ -40,6 +41,11 @@ class LeftDay:
                 return (
                     f"{self.day} was not erased, because a value of {self.rollup} does not fit its column: run "
                     f"'{command}' to see which, and erase again when it is resolved"
+                )
+            case "archive":
+                return (
+                    f"{self.day} was not erased, because since a rebase it is not known which of its log rows are "
+                    "archived: run 'calc-analytics archive', and erase again"
                 )
             case _:
                 return (

@@ -102,6 +102,8 @@ class Books:
         is_archived = "false" if archived is None else visible("s0")
         statement = text(_take_out_sql(self.db, self.keys, of_day(self.db.log.event_time, span), whole, is_archived))
         row = self.connection.execute(statement, {**values, **parameters(self.keys)}).mappings().one()
+        if row["rows"] and record is not None and record.manifest is not None and record.snapshot is None:
+            raise DayLeft(LeftDay(span.day, "archive"))
         self._owe(span.day, row["archived"])
         for n, rollup in enumerate(whole):
             totals = {name: int(value) for name, value in (row[f"totals_{n}"] or {}).items()}
@@ -120,8 +122,13 @@ class Books:
         return self._delete_rows(rollup, day, rollup.each_measure("t.{name} = 0", " and "), is_kept=True)
 
     def owe_deleted_rows(self, day: date) -> None:
-        """What is left of the keys' statistics is of log rows that were deleted before: archived, or missing there."""
-        self._owe(day, min(self._stored_rows(self.whole_rollups(day), day), default=0))
+        """What is left of the keys' statistics is of log rows that were deleted before: archived, or missing there.
+
+        How many is what the first rollup loses, since its rows are those that the archive is compared with.
+        """
+        whole = self.whole_rollups(day)
+        first = [rollup for rollup in whole if rollup.name == self.db.log.names[0]]
+        self._owe(day, max(self._stored_rows(first, day) or self._stored_rows(whole, day), default=0))
 
     def delete_statistics(self, rollup: Rollup, day: date, is_kept: bool) -> int:
         """Deletes the keys' statistics of the day, once their counted log rows are gone. Returns how many rows.

@@ -40,6 +40,10 @@ class ArchivedDay:
     erased: Mapping[str, int] = field(default_factory=dict)
     """By keys ('publisher_id 7'): counted rows that log and statistics have no more, and that are in the files or
     missing."""
+    difference: int = 0
+    """By how many rows it differed from what was counted, when last compared."""
+    version: str = ""
+    """Changes with the record."""
 
     @property
     def accounted(self) -> int:
@@ -61,41 +65,68 @@ class CountedDay:
 
 
 @dataclass(frozen=True)
-class Unbalanced:
-    """An archived day whose rows do not add up to what was counted, or of which rows are still to be erased."""
+class ArchiveBalance:
+    """The two sides of an archived day's equation; `unarchived` is None where they cannot be compared: since a rebase,
+    or while the day is not built."""
 
     day: date
     archived: int
-    unarchived: int
+    unarchived: int | None
     missing: int
-    counted: int
+    counted: int | None
     erased: Mapping[str, int]
+    recorded: int
+    """The difference when the sides were last compared."""
+    is_as_published: bool
+    """Whether the record has the numbers of its own manifest."""
+    version: str
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the sides could be compared, or something else is wrong."""
+        return self.unarchived is not None or bool(self.erased) or not self.is_as_published
 
     @property
     def difference(self) -> int:
-        """In rows, at least 1."""
-        return max(abs(self.archived + self.unarchived + self.missing - self.counted), 1)
+        """In rows: by how many the sides differ, or what was recorded if that is not known; at least 1 if
+        anything else is wrong."""
+        sides = self.recorded
+        if self.unarchived is not None and self.counted is not None:
+            sides = abs(self.archived + self.unarchived + self.missing - self.counted)
+        return max(sides, 1) if self.erased or not self.is_as_published else sides
 
     def __str__(self) -> str:
         if self.erased:
             return (
                 f"{self.day} of the archive: the log rows and statistics of {' and of '.join(self.erased)} are erased, "
-                "but not their archived rows: erase again"
+                "but not their archived rows: wait for an erasure that runs, or erase again"
+            )
+        if not self.is_as_published:
+            return (
+                f"{self.day} of the archive: {self.archived:,} rows archived and {self.missing:,} deleted before they "
+                "were archived are not the numbers of its manifest: another program changed rollup_archive. Put back "
+                "rows and missing as its column manifest has them"
+            )
+        if self.unarchived is None:
+            return (
+                f"{self.day} of the archive: its rows did not add up to what was counted, and cannot be compared now. "
+                f"Run 'calc-analytics archive', then 'calc-analytics verify --day {self.day}'"
             )
         return (
             f"{self.day} of the archive: {self.archived:,} rows archived, {self.unarchived:,} not yet, "
-            f"{self.missing:,} deleted before they were archived, but {self.counted:,} counted. If an erasure was "
-            "interrupted, repeat it; else compare with the log: 'calc-analytics verify --day "
-            f"{self.day}'"
+            f"{self.missing:,} deleted before they were archived, but {self.counted or 0:,} counted. If an erasure was "
+            "interrupted, repeat it; if log rows were corrected or deleted, see 'When log rows were corrected' in "
+            "docs/archive.md"
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Plain values for JSON; None for what is not known."""
         return {
             "archived_rows": self.archived,
             "unarchived_rows": self.unarchived,
             "missing_rows": self.missing,
             "counted_rows": self.counted,
+            "rows_to_erase": dict(self.erased),
             "message": str(self),
         }
 
@@ -173,41 +204,34 @@ def unarchived_rows(connection: Connection, db: Database, span: Window, counted:
     return int(connection.execute(text(statement), parameters).scalar_one())
 
 
-def unbalanced(connection: Connection, db: Database, spans: Sequence[Window]) -> list[Unbalanced]:
-    """Those of the archived days, built in the first rollup, for which the equation does not hold; and those of which
-    rows are still to be erased.
+def balance(connection: Connection, db: Database, span: Window) -> ArchiveBalance | None:
+    """The equation of that day; None if it is not archived. Cost: the day's log rows.
 
-    Takes one snapshot after the other, so call it where nothing is counted meanwhile, or ask again.
+    Takes one snapshot after the other: call it where nothing is counted or deleted meanwhile, or ask again.
     """
-    known, found = archived_days(connection, db.log, [span.day for span in spans]), list[Unbalanced]()
-    for span in spans:
-        archived = known.get(span.day)
-        if archived is None or archived.manifest is None:
-            continue
-        state = counted_day(connection, db, span.day)
-        counted = state.counted.get(db.log.names[0])
-        rows = None
-        if counted is not None and archived.snapshot is not None:
-            rows = unarchived_rows(connection, db, span, state.snapshot, archived.snapshot)
-        if archived.erased or (rows is not None and archived.accounted + rows != counted):
-            of_day = (archived.rows, rows or 0, archived.missing, counted or 0)
-            found.append(Unbalanced(span.day, *of_day, archived.erased))
-    return found
+    archived = archived_days(connection, db.log, [span.day]).get(span.day)
+    if archived is None or archived.manifest is None:
+        return None
+    state = counted_day(connection, db, span.day)
+    counted, rows = state.counted.get(db.log.names[0]), None
+    if counted is not None and archived.snapshot is not None:
+        rows = unarchived_rows(connection, db, span, state.snapshot, archived.snapshot)
+    sides = (archived.rows, rows, archived.missing, counted)
+    published = json.loads(archived.manifest)
+    is_as_published = (published["rows"], published["missing"]) == (archived.rows, archived.missing)
+    return ArchiveBalance(span.day, *sides, archived.erased, archived.difference, is_as_published, archived.version)
 
 
-def record_balance(connection: Connection, log: Log, days: Sequence[date], unbalanced: Sequence[Unbalanced]) -> None:
-    """Records by how many rows these days differ from what was counted; those that are not named do not."""
-    parameters = {
-        "log": log.name,
-        "days": list(days),
-        "unbalanced": [each.day for each in unbalanced],
-        "differences": [each.difference for each in unbalanced],
-    }
-    connection.execute(_BALANCE, parameters)
+def record_balance(connection: Connection, log: Log, found: ArchiveBalance) -> None:
+    """Records by how many rows the day differs, unless that is not known, or its record changed since it was read."""
+    if found.is_known:
+        parameters = {"log": log.name, "day": found.day, "difference": found.difference, "version": found.version}
+        connection.execute(_BALANCE, parameters)
 
 
 def unbalanced_days(connection: Connection, log: Log) -> list[date]:
-    """The archived days whose rows did not add up when they were last compared, oldest first."""
+    """The archived days whose rows did not add up when they were last compared, oldest first; and those of which rows
+    are to be erased for longer than an erasure takes."""
     return list(connection.execute(_UNBALANCED, {"log": log.name}).scalars())
 
 
@@ -242,6 +266,16 @@ def record_archived(connection: Connection, log: Log, archived: ArchivedDay) -> 
     connection.execute(_RECORD, parameters)
 
 
+def record_snapshot(connection: Connection, log: Log, day: date, snapshot: Snapshot) -> None:
+    """The day's archived log rows are those that are visible in the snapshot; its files stay as they are."""
+    connection.execute(_SNAPSHOT, {"log": log.name, "day": day, "snapshot": snapshot.text})
+
+
+def forget_archived(connection: Connection, log: Log, day: date) -> None:
+    """Nothing of the day is archived any more, as far as the database knows."""
+    connection.execute(_FORGET, {"log": log.name, "day": day})
+
+
 def forget_archived_snapshots(connection: Connection, log: Log) -> None:
     """Transaction ids mean something else from now on: which log rows are archived has to be found by their ids."""
     connection.execute(text("update rollup_archive set snapshot = null where log = :log"), {"log": log.name})
@@ -250,7 +284,15 @@ def forget_archived_snapshots(connection: Connection, log: Log) -> None:
 def _archived(row: Any) -> ArchivedDay:
     snapshot = None if row.snapshot is None else Snapshot.parse(row.snapshot)
     return ArchivedDay(
-        row.date, int(row.rows), int(row.missing), snapshot, row.manifest, tuple(row.leftovers), row.erased
+        day=row.date,
+        rows=int(row.rows),
+        missing=int(row.missing),
+        snapshot=snapshot,
+        manifest=row.manifest,
+        leftovers=tuple(row.leftovers),
+        erased=row.erased,
+        difference=int(row.difference),
+        version=row.version,
     )
 
 
@@ -260,15 +302,18 @@ _NO_LIMITS = text(
 )
 _ARCHIVED = text(
     """
-    select date, rows, missing, cast(snapshot as text) as snapshot, manifest, leftovers, erased from rollup_archive
+    select date, rows, missing, cast(snapshot as text) as snapshot, manifest, leftovers, erased, difference,
+           cast(xmin as text) as version
+    from rollup_archive
     where log = :log and (cast(:days as date[]) is null or date = any(cast(:days as date[]))) order by date
     """
 )
 _ARCHIVED_BY_OTHERS = text(
     """
-    select date, rows, missing, cast(snapshot as text) as snapshot, manifest, leftovers, erased, archived_at
+    select date, rows, missing, cast(snapshot as text) as snapshot, manifest, leftovers, erased, difference,
+           cast(xmin as text) as version, archived_at
     from rollup_archive
-    where log = :log and manifest is not null and archived_by is distinct from current_setting('application_name')
+    where log = :log and manifest is not null and archived_by <> current_setting('application_name')
       and (cast(:since as timestamptz) is null or archived_at > :since)
     order by archived_at, date limit :limit
     """
@@ -304,30 +349,44 @@ _NOTE_LEFTOVERS = text(
 _FORGET_LEFTOVERS = text("update rollup_archive set leftovers = '{}' where log = :log and date = :day")
 _RECORD = text(
     """
-    insert into rollup_archive (log, date, rows, missing, snapshot, manifest, leftovers, erased, archived_at,
+    insert into rollup_archive as a (log, date, rows, missing, snapshot, manifest, leftovers, erased, archived_at,
                                 archived_by)
     values (:log, :day, :rows, :missing, cast(:snapshot as pg_snapshot), :manifest, cast(:leftovers as text[]),
             cast(:erased as jsonb), clock_timestamp(), current_setting('application_name'))
     on conflict (log, date) do update
     set rows = excluded.rows, missing = excluded.missing, snapshot = excluded.snapshot, manifest = excluded.manifest,
         leftovers = excluded.leftovers, erased = excluded.erased, archived_at = excluded.archived_at,
-        archived_by = excluded.archived_by
+        archived_by = excluded.archived_by,
+        erased_at = case when excluded.erased <> '{}' then coalesce(a.erased_at, clock_timestamp()) end
     """
 )
-_UNBALANCED = text("select date from rollup_archive where log = :log and difference <> 0 order by date")
+_UNBALANCED = text(
+    """
+    select date from rollup_archive
+    where log = :log and (difference <> 0 or erased_at < clock_timestamp() - interval '10 minutes') order by date
+    """
+)
+_SNAPSHOT = text("update rollup_archive set snapshot = cast(:snapshot as pg_snapshot) where log = :log and date = :day")
+_FORGET = text(
+    """
+    update rollup_archive
+    set rows = 0, missing = 0, snapshot = null, manifest = null, leftovers = '{}', archived_at = null,
+        archived_by = null, erased = '{}', erased_at = null, difference = 0
+    where log = :log and date = :day
+    """
+)
 _OWE = text(
     """
     update rollup_archive
     set erased = erased || jsonb_build_object(
-        cast(:keys as text), coalesce(cast(erased ->> cast(:keys as text) as bigint), 0) + cast(:rows as bigint))
+        cast(:keys as text), coalesce(cast(erased ->> cast(:keys as text) as bigint), 0) + cast(:rows as bigint)),
+        erased_at = coalesce(erased_at, clock_timestamp())
     where log = :log and date = :day and manifest is not null
     """
 )
 _BALANCE = text(
     """
-    update rollup_archive a set difference = coalesce(d.difference, 0)
-    from unnest(cast(:days as date[])) as k (date)
-    left join unnest(cast(:unbalanced as date[]), cast(:differences as bigint[])) as d (date, difference) using (date)
-    where a.log = :log and a.date = k.date and a.difference is distinct from coalesce(d.difference, 0)
+    update rollup_archive set difference = :difference
+    where log = :log and date = :day and cast(xmin as text) = :version and difference <> :difference
     """
 )

@@ -187,7 +187,8 @@ _OLDEST = text(
     """
     select date from (
         select d.date, d.verified_at,
-               coalesce(d.difference, 0) <> 0 or coalesce(a.difference, 0) <> 0 as is_different
+               coalesce(d.difference, 0) <> 0 or coalesce(a.difference, 0) <> 0 or a.erased_at is not null
+                   as is_different
         from rollup_days d left join rollup_archive a on a.log = :log and a.date = d.date
         where d.rollup = any(cast(:rollups as text[])) and d.counted is not null
           and (d.status = 'built' or (d.status = 'frozen' and d.deleted is not null))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from calc_analytics.plurals import number
 
 if TYPE_CHECKING:
-    from calc_analytics.rollup.ledger import Unbalanced
+    from calc_analytics.rollup.ledger import ArchiveBalance
     from calc_analytics.rollup.overflow import Misfit
 
 # How many of the keys that differ a line names.
@@ -169,7 +169,7 @@ class VerifyReport:
     """Days on record with a value that does not fit its column."""
     nothing_built: bool = False
     """There are log rows, but no day at all was ever built: nothing is proven."""
-    archive: "list[Unbalanced]" = field(default_factory=list)
+    archive: "list[ArchiveBalance]" = field(default_factory=list)
     """Archived days whose rows do not add up to what was counted."""
 
     @property

@@ -12,6 +12,11 @@ down_revision = "0008_archive"
 
 def upgrade() -> None:
     connection = op.get_bind()
-    for column in ("archived_by text", "erased jsonb not null default '{}'", "difference bigint not null default 0"):
+    for column in (
+        "archived_by text",
+        "erased jsonb not null default '{}'",
+        "erased_at timestamptz",
+        "difference bigint not null default 0",
+    ):
         connection.execute(text(f"alter table rollup_archive add column if not exists {column}"))
     describe_tables(connection)
