@@ -100,7 +100,7 @@ def _rows_of_day(place: Archive, keys: Keys, day: date) -> int:
 def _erase_day(place: Archive, keys: Keys, day: date, receipt: int | None) -> tuple[int | None, int | None]:
     """Writes the day's files anew where they hold such rows; returns how many rows are gone (None: nothing was to be
     done), and the receipt."""
-    started = time.perf_counter()
+    started, name = time.perf_counter(), describe_keys(keys)
     with place.turn() as connection:
         record = place.record(connection, day)
         known = known_manifest(place.store, place.db, record)
@@ -109,19 +109,18 @@ def _erase_day(place: Archive, keys: Keys, day: date, receipt: int | None) -> tu
             return None, receipt
         files = tuple(file for old in known.files for file in _without(place, known, old, keys))
         rows, still_erased = known.rows - sum(file.rows for file in files), dict(record.erased)
-        owed = still_erased.pop(describe_keys(keys), 0)
+        owed = still_erased.pop(name, 0)
         if rows or owed:
             if not rows:
                 note_new_file(place, day, next_number(files))
             # Of the keys' rows, those that were in no file are not missing any more.
             gone = owed - rows if 0 <= owed - rows <= known.missing else 0
             manifest = replace(known, files=files, missing=known.missing - gone)
-            old = [name for name in known.names if name not in manifest.names]
-            publish(place, connection, manifest, record.snapshot, old, still_erased)
+            publish(place, connection, manifest, record.snapshot, known, still_erased)
             record_balance(place, connection, day)
         if rows:
             receipt = journal.note_erased(
-                connection, place.db.log, receipt, describe_keys(keys), str(day), {NAME: rows}, elapsed(started)
+                connection, place.db.log, receipt, name, str(day), {NAME: rows}, elapsed(started)
             )
     return rows if rows or owed else None, receipt
 

@@ -52,7 +52,7 @@ def _forget(place: Archive, days: Sequence[date] | None, *, is_plan: bool) -> Fo
     log = place.db.log
     with place.turn(is_state_needed=False) as connection:
         records = ledger.archived_days(connection, log, days)
-        known = {day: each for day, each in records.items() if each.manifest is not None or each.leftovers}
+        known = {day: each for day, each in records.items() if each.may_have_files}
         entries = ledger.entries(connection, log.rollups, list(known))
         found = Forgotten(
             {day: each.rows for day, each in known.items()},

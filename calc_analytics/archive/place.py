@@ -86,7 +86,7 @@ def archive_of(db: Database, purpose: str) -> Archive | None:
     with transaction(db.engine) as connection:
         ledger.read(connection, db)
         records = ledger.archived_days(connection, db.log).values()
-        if days := [each.day for each in records if each.manifest is not None or each.leftovers]:
+        if days := [each.day for each in records if each.may_have_files]:
             archived = f"{number(len(days), 'day')} of {db.log.name} are archived"
             raise NoArchive(f"{archived}, but ARCHIVE_URL is not set: set it, {purpose}")
     return None

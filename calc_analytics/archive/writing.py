@@ -206,7 +206,7 @@ class _Work:
         log, timezone = self.place.db.log.name, self.place.db.timezone
         manifest = Manifest(log, self.span.day, timezone, counted.snapshot.text, missing, tuple(files))
         erased = {} if is_whole else self.record.erased
-        publish(self.place, self.connection, manifest, counted.snapshot, self._old_files(manifest), erased)
+        publish(self.place, self.connection, manifest, counted.snapshot, self.known, erased)
         if self.record.difference:
             record_balance(self.place, self.connection, self.span.day)
         done = DayArchived(self.span.day, file.rows, file.bytes, len(files), manifest.rows, missing, elapsed(started))
@@ -290,10 +290,6 @@ class _Work:
         still_there = ledger.count_visible_rows(self.connection, self.place.db, self.span, self.record.snapshot)
         return deleted - (self.record.rows - still_there) - self.record.missing
 
-    def _old_files(self, manifest: Manifest) -> list[str]:
-        """The files that the new manifest no longer names."""
-        return [] if self.known is None else [name for name in self.known.names if name not in manifest.names]
-
     def _note(self, done: DayArchived) -> None:
         """The entry in the journal."""
         of_day = {NAME: {"rows": done.rows, "bytes": done.bytes, "files": done.files}}
@@ -368,15 +364,17 @@ def publish(
     connection: Connection,
     manifest: Manifest,
     snapshot: Snapshot | None,
-    old: Sequence[str],
+    known: Manifest | None,
     erased: Mapping[str, int],
 ) -> None:
-    """Publishes the manifest, and records it in the caller's transaction; `old` files are leftovers from its commit on.
+    """Publishes the manifest, and records it in the caller's transaction.
 
-    `erased`: the rows that are still to be erased from the day, as `ArchivedDay` has them.
+    Files that only `known`, the manifest before it, names are leftovers from the commit on. `erased`: the rows that are
+    still to be erased from the day, as `ArchivedDay` has them.
     The transaction is asked first whether it is still there: without it another process may have the turn.
     """
     ledger.note_leftovers(connection, place.db.log, manifest.day, [])
+    old = [] if known is None else [name for name in known.names if name not in manifest.names]
     text = manifest.to_text()
     place.store.publish(name_of_manifest(manifest.day), text.encode())
     ledger.record_archived(

@@ -92,9 +92,9 @@ def rebase(settings: Settings, yes: bool) -> None:
     install.rebase(db)
     click.echo(f"{_wait(ledger.waiting_days(db))}: run 'calc-analytics rollup'")
     with transaction(db.engine) as connection:
-        archived, others = ledger.archived_days(connection, db.log), ledger.archived_in_other_zones(connection, db)
-    if len(archived) > others:
-        days = number(len(archived) - others, "archived day")
+        archived, others = ledger.count_by_zone(connection, db)
+    if archived:
+        days = number(archived, "archived day")
         click.echo(f"{days} to be compared with the log: run 'calc-analytics archive', before and after the rollup")
     if others:
         click.echo(

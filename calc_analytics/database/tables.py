@@ -299,29 +299,16 @@ rollup_archive = Table(
         comment="files that are not part of the archive and may exist: being written, or to be deleted",
     ),
     Column("archived_at", DateTime(timezone=True), comment="when the manifest was last published"),
-    Column("archived_by", Text, comment="by which application", info={"added_by": "0009_archive_balance"}),
+    Column("archived_by", Text, comment="by which application"),
     Column(
         "erased",
         JSONB,
         nullable=False,
         server_default=text("'{}'"),
         comment="counted rows that were erased from log and statistics, and are still in the files or missing, by keys",
-        info={"added_by": "0009_archive_balance"},
     ),
-    Column(
-        "erased_at",
-        DateTime(timezone=True),
-        comment="since when there are such rows",
-        info={"added_by": "0009_archive_balance"},
-    ),
-    Column(
-        "difference",
-        BigInteger,
-        nullable=False,
-        server_default=text("0"),
-        comment="by how many rows the archive differed from what was counted, when last compared",
-        info={"added_by": "0009_archive_balance"},
-    ),
+    Column("erased_at", DateTime(timezone=True), comment="since when there are such rows"),
+    _count("difference", BigInteger, "by how many rows it differed from what was counted, when last compared"),
     comment="Per archived day: which log rows are in the Parquet archive, and in which files.",
 )
 

@@ -57,12 +57,12 @@ def _unbalanced_archive(db: Database, days: Sequence[date]) -> list[ledger.Archi
         return []
     with transaction(db.engine) as connection:
         archived = ledger.archived_days(connection, db.log, sorted(set(days)))
-    return [found for day in archived if (found := _balance(db, day)) is not None]
+    may_record = bool(archived) and not is_read_only(db.engine)
+    return [found for day in archived if (found := _balance(db, day, may_record)) is not None]
 
 
-def _balance(db: Database, day: date) -> ledger.ArchiveBalance | None:
+def _balance(db: Database, day: date, may_record: bool) -> ledger.ArchiveBalance | None:
     """Rows may be counted or deleted between two statements, so what differs is looked at once more."""
-    may_record = not is_read_only(db.engine)
     found = retry_transient(partial(_balance_once, db, day, may_record, is_last=False))
     return retry_transient(partial(_balance_once, db, day, may_record, is_last=True)) if found else None
 

@@ -473,6 +473,16 @@ def test_days_of_another_time_zone_are_archived_at_another_place(archived: Archi
     assert {name: snapshot_of(archived)[name] for name in before} == before
 
 
+def test_archived_days_are_those_of_the_time_zone_or_of_another_until_they_are_forgotten(archived: Archive):
+    def counted(timezone_: str) -> tuple[int, int]:
+        with archived.db.engine.begin() as connection:
+            return ledger.count_by_zone(connection, replace(archived.db, timezone=timezone_))
+
+    assert (counted("UTC"), counted("Asia/Jerusalem")) == ((3, 0), (0, 3))
+    forget(archived, [DAY])
+    assert (counted("UTC"), counted("Asia/Jerusalem")) == ((2, 0), (0, 2))
+
+
 def test_a_time_zone_that_is_set_back_finds_the_archive_again(archived: Archive, owner):
     before = snapshot_of(archived)
     for timezone_ in ("Asia/Jerusalem", "UTC"):

@@ -46,6 +46,11 @@ class ArchivedDay:
     """Changes with the record."""
 
     @property
+    def may_have_files(self) -> bool:
+        """Whether there may be files of the day, of the archive or left over."""
+        return self.manifest is not None or bool(self.leftovers)
+
+    @property
     def accounted(self) -> int:
         """The counted rows that are in the archive, or were deleted before they could be."""
         return self.rows + self.missing
@@ -159,9 +164,10 @@ def days_archived_by_others(
     return [(_archived(row), row.archived_at) for row in rows]
 
 
-def archived_in_other_zones(connection: Connection, db: Database) -> int:
-    """How many days are archived as those of another time zone than the database's."""
-    return int(connection.execute(_OTHER_ZONES, {"log": db.log.name, "timezone": db.timezone}).scalar_one())
+def count_by_zone(connection: Connection, db: Database) -> tuple[int, int]:
+    """How many days are archived as those of the database's time zone, and as those of others."""
+    row = connection.execute(_BY_ZONE, {"log": db.log.name, "timezone": db.timezone}).one()
+    return row.here, row.elsewhere
 
 
 def counted_day(connection: Connection, db: Database, day: date) -> CountedDay:
@@ -300,27 +306,26 @@ _NO_LIMITS = text(
     "select set_config('lock_timeout', '0', true), set_config('statement_timeout', '0', true), "
     "set_config('idle_in_transaction_session_timeout', '0', true)"
 )
+_COLUMNS = """date, rows, missing, cast(snapshot as text) as snapshot, manifest, leftovers, erased, difference,
+           cast(xmin as text) as version"""
 _ARCHIVED = text(
-    """
-    select date, rows, missing, cast(snapshot as text) as snapshot, manifest, leftovers, erased, difference,
-           cast(xmin as text) as version
-    from rollup_archive
+    f"""
+    select {_COLUMNS} from rollup_archive
     where log = :log and (cast(:days as date[]) is null or date = any(cast(:days as date[]))) order by date
     """
 )
 _ARCHIVED_BY_OTHERS = text(
-    """
-    select date, rows, missing, cast(snapshot as text) as snapshot, manifest, leftovers, erased, difference,
-           cast(xmin as text) as version, archived_at
-    from rollup_archive
+    f"""
+    select {_COLUMNS}, archived_at from rollup_archive
     where log = :log and manifest is not null and archived_by <> current_setting('application_name')
       and (cast(:since as timestamptz) is null or archived_at > :since)
     order by archived_at, date limit :limit
     """
 )
-_OTHER_ZONES = text(
+_BY_ZONE = text(
     """
-    select count(*) from rollup_archive where log = :log and cast(manifest as json) ->> 'timezone' <> :timezone
+    select count(*) filter (where zone = :timezone) as here, count(*) filter (where zone <> :timezone) as elsewhere
+    from (select cast(manifest as json) ->> 'timezone' as zone from rollup_archive where log = :log) archived
     """
 )
 _COUNTED_DAY = """
