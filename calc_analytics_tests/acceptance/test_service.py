@@ -170,7 +170,10 @@ def test_a_killed_database_is_503_with_details_and_then_healthy_again(up: Up):
     try:
         status, answer = up.get("/health/rollup")
         assert status == 503
-        assert "no answer within 3 s" in {probe["compared"] for probe in answer["data"]["probes"]}
+        (database,) = (probe for probe in answer["data"]["probes"] if probe["name"] == "database")
+        # The second one where the monitor had asked before: its attempt to connect ends while this answer is awaited.
+        assert not database["ok"]
+        assert database["compared"] in {"no answer within 3 s", "the database is unreachable"}
         assert up.get("/health/live")[0] == 200
     finally:
         postmaster.kill()
