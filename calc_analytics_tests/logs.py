@@ -171,6 +171,11 @@ def stored(place: Engine | Database, relation: str = STATS) -> Statistics:
     return found
 
 
+def all_stored(place: Engine | Database) -> dict[str, Statistics]:
+    """What every target holds."""
+    return {relation: stored(place, relation) for relation in FORMS}
+
+
 def live(place: Engine | Database, relation: str = STATS) -> Statistics:
     """The contents of the live view."""
     return stored(place, f"{relation}_live")

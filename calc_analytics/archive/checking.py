@@ -6,7 +6,7 @@ Nothing is changed. A file that is missing, damaged, or unknown is named.
 import hashlib
 import json
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -232,6 +232,35 @@ def compare_with_log(
                         matched, changed = matched + same, changed + other
     total = connection.execute(text(f"select count(*) from {log.name} where {condition}"), parameters).scalar_one()
     return Comparison(matched + changed, changed, int(total) - matched - changed)
+
+
+def unarchived_tables(
+    place: Archive, connection: Connection, span: Window, manifest: Manifest, snapshot: Snapshot
+) -> Generator[pyarrow.Table, None, None]:
+    """The day's log rows that are visible in the snapshot and whose ids are in no file; a row group of each at a time.
+
+    To be closed before the transaction ends, if it is not read to its end.
+    """
+    reader, log = RowReader.of(connection, place.db.log), place.db.log
+    connection.execute(WHOLE_DAYS)
+    with closing(reader.tables(connection, *visible_rows(place, span, snapshot))) as tables:
+        for table in tables:
+            for archived in _archived_ids(place, manifest, table.column(log.id_column)):
+                is_archived = pyarrow.compute.is_in(table.column(log.id_column), archived)
+                table = table.filter(pyarrow.compute.invert(is_archived))
+            if table.num_rows:
+                yield table
+
+
+def _archived_ids(place: Archive, manifest: Manifest, ids: pyarrow.ChunkedArray) -> Iterator[pyarrow.Array]:
+    """The ids in the row groups that may hold one of these, which are sorted as those of each group are."""
+    column = place.db.log.id_column
+    for name in manifest.names:
+        with opened(place, name) as file:
+            for n in range(file.num_row_groups):
+                archived = file.read_row_group(n, [column]).column(column).combine_chunks()
+                if ids[0].as_py() <= archived[-1].as_py() and archived[0].as_py() <= ids[-1].as_py():
+                    yield archived
 
 
 def rows_missing_in_log(

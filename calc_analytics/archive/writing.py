@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from enum import Enum
 from functools import partial
@@ -19,7 +19,13 @@ from itertools import chain
 import pyarrow
 from sqlalchemy.engine import Connection
 
-from calc_analytics.archive.checking import compare_with_log, proven_manifest, rows_missing_in_log, visible_rows
+from calc_analytics.archive.checking import (
+    compare_with_log,
+    proven_manifest,
+    rows_missing_in_log,
+    unarchived_tables,
+    visible_rows,
+)
 from calc_analytics.archive.manifest import (
     ArchivedFile,
     DamagedArchive,
@@ -37,8 +43,9 @@ from calc_analytics.database.retries import retry_transient
 from calc_analytics.days import today
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.rollup import journal, ledger
+from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.ledger import ArchivedDay, CountedDay
-from calc_analytics.rollup.snapshot import Snapshot, visible
+from calc_analytics.rollup.snapshot import BEFORE_ANY, Snapshot, visible
 from calc_analytics.rollup.windows import Window
 
 # What the journal calls the archive, where it names rollups.
@@ -77,9 +84,11 @@ def archive(
     report = ArchiveReport(place.store.address.shown, [], [], [], 0.0)
     for day in retry_transient(partial(_days_without_snapshot, place, days)):
         try:
-            retry_transient(partial(_find_archived_rows, place, day))
+            found = retry_transient(partial(_find_archived_rows, place, day, progress))
         except DamagedArchive as refused:
             report.left.append(DayNotArchived(day, "damaged", detail=str(refused)))
+        else:
+            report.archived.extend([] if found is None else [found])
     damaged = {left.day for left in report.left}
     wanted = retry_transient(partial(_days_to_archive, place)) if days is None else sorted(set(days))
     for day in (day for day in wanted if day not in damaged):
@@ -90,7 +99,10 @@ def archive(
         except DamagedArchive as refused:
             report.left.append(DayNotArchived(day, "damaged", detail=str(refused)))
         else:
-            report.archived.append(done) if done is not None else report.unchanged.append(day)
+            if done is not None:
+                report.archived.append(done)
+            elif all(day != each.day for each in report.archived):
+                report.unchanged.append(day)
             if done is not None and (failure := delete_old_files(place, day)):
                 report.left.append(DayNotArchived(day, "old_files", detail=failure))
     return ArchiveReport(report.place, report.archived, report.unchanged, report.left, elapsed(started))
@@ -122,22 +134,40 @@ def _days_without_snapshot(place: Archive, days: Sequence[date] | None) -> list[
     return [each.day for each in records if each.manifest is not None and each.snapshot is None]
 
 
-def _find_archived_rows(place: Archive, day: date) -> None:
-    """After a rebase: records up to which snapshot the day's log rows are archived, if its files have all of them.
+def _find_archived_rows(place: Archive, day: date, progress: Callable[[int], object]) -> DayArchived | None:
+    """After a rebase: records that the day's log rows from before it are archived, if its files have all of them.
 
     They are compared by their ids and values, whether the day is built or not: with the snapshot it can be rebuilt from
-    the archive. The files stay as they are.
+    the archive. The files stay as they are. Late rows that were not archived before the rebase become a further file,
+    if everything that was counted is there then; returns this.
     """
     with place.turn() as connection:
         record = place.record(connection, day)
         if record.manifest is None or record.snapshot is not None:
-            return
-        snapshot = ledger.read(connection, place.db).snapshot
-        known = proven_manifest(place, record)
-        found = compare_with_log(place, connection, place.window(connection, day), known, snapshot)
-        if not (found.changed or found.unknown):
-            ledger.record_snapshot(connection, place.db.log, day, snapshot)
-            record_balance(place, connection, day)
+            return None
+        known, span = proven_manifest(place, record), place.window(connection, day)
+        found, done = compare_with_log(place, connection, span, known, BEFORE_ANY), None
+        if found.changed or (found.unknown and not _completes(connection, place.db, span, record, found.unknown)):
+            return None
+        if found.unknown:
+            place.delete_leftovers(record)
+            done = _Work(place, connection, span, record, known).add_late_rows(found.unknown, progress)
+        else:
+            ledger.record_snapshot(connection, place.db.log, day, BEFORE_ANY)
+        record_balance(place, connection, day)
+        return done
+
+
+def _completes(connection: Connection, db: Database, span: Window, record: ArchivedDay, rows: int) -> bool:
+    """Whether so many log rows from before a rebase are all that the archive lacks of what was counted until then."""
+    state = ledger.counted_day(connection, db, span.day)
+    known = ledger.entries(connection, db.log.rollups, [span.day]).values()
+    counts = {each.name: each.count for each in db.log.rollups}
+    if state.counted:
+        since, counted = ledger.unarchived_rows(connection, db, span, state.snapshot, BEFORE_ANY), state.counted
+    else:
+        since, counted = 0, {each.rollup: (each.counted or {}).get(counts[each.rollup], 0) for each in known}
+    return not record.erased and {*counted.values()} == {record.accounted + rows + since}
 
 
 def _days_to_archive(place: Archive) -> list[date]:
@@ -210,6 +240,21 @@ class _Work:
         if self.record.difference:
             record_balance(self.place, self.connection, self.span.day)
         done = DayArchived(self.span.day, file.rows, file.bytes, len(files), manifest.rows, missing, elapsed(started))
+        self._note(done)
+        return done
+
+    def add_late_rows(self, rows: int, progress: Callable[[int], object]) -> DayArchived:
+        """Writes the log rows from before a rebase that are in no file into a further one; `rows` as counted before."""
+        assert self.known is not None
+        started = time.perf_counter()
+        tables = unarchived_tables(self.place, self.connection, self.span, self.known, BEFORE_ANY)
+        file = write_file(self.place, self.span.day, next_number(self.known.files), tables, progress=progress)
+        assert file.rows == rows, f"{file.rows} late rows of {self.span.day} instead of {rows}"
+        manifest = replace(self.known, snapshot=BEFORE_ANY.text, files=(*self.known.files, file))
+        publish(self.place, self.connection, manifest, BEFORE_ANY, self.known, {})
+        done = DayArchived(
+            self.span.day, rows, file.bytes, len(manifest.files), manifest.rows, manifest.missing, elapsed(started)
+        )
         self._note(done)
         return done
 

@@ -19,7 +19,7 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
-from calc_analytics.database.engine import transaction
+from calc_analytics.database.engine import NEW_ROWS, WHOLE_DAYS, transaction
 from calc_analytics.rollup import from_archive, journal, ledger, overflow
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.declaration import KEYS_HASH, Rollup
@@ -233,11 +233,20 @@ class _Chunk:
         return RebuildReport([*rebuilt, *added], [*judged.refused, *overflowed], judged.kept)
 
     def _replace(self, rollup: Rollup, judged: Judgement) -> list[DayCount]:
-        _replace(self.connection, rollup, self._recounted(rollup), list(judged.replace))
+        _replace(self.connection, rollup, self._recounted(rollup), self._to_be_written(rollup, judged.replace))
         rebuilt = self._rebuilt(rollup, judged.replace)
         totals = {day.day: day.measures for day in rebuilt}
         ledger.record_rebuilt(self.connection, self.db, rollup, totals, self._deleted(rollup, totals))
         return rebuilt
+
+    def _to_be_written(self, rollup: Rollup, rows_before: Mapping[date, int]) -> list[date]:
+        """The days to replace, without those from the archive whose stored rows are the recounted ones already.
+
+        Days from the log are always written: in the order of their keys, which those that refreshes wrote are not in.
+        """
+        built = [day for day, rows in rows_before.items() if rows and day in self.sources]
+        same = set(built) - _differing(self.connection, rollup, self._recounted(rollup), built) if built else set()
+        return [day for day in rows_before if day not in same]
 
     def _recounted(self, rollup: Rollup) -> str:
         """SQL: the recounted rows of the days in :days, one for each key and day."""
@@ -281,6 +290,21 @@ def _overflowed(connection: Connection, rollup: Rollup, recounted: str, days: li
         SkippedDay(rollup.name, each.day, "overflow", 0, 0, 0, f"{each}. {each.advice}", each.as_dict())
         for each in overflow.misfits(connection, rollup, recounted, {"days": days})
     ]
+
+
+def _differing(connection: Connection, rollup: Rollup, recounted: str, days: list[date]) -> set[date]:
+    """Those of the days of which any stored row is not a recounted one, or the other way round."""
+    differs = rollup.each_measure("stored.{name} is distinct from counted.{name}", " or ")
+    statement = f"""
+    select distinct date
+    from (select {rollup.columns} from {rollup.name} where date = any(:days)) stored
+         full join ({recounted}) counted using ({rollup.key_columns}, date)
+    where {differs}
+    """
+    connection.execute(WHOLE_DAYS)
+    found = set(connection.execute(text(statement), {"days": days}).scalars())
+    connection.execute(NEW_ROWS)
+    return found
 
 
 def _replace(connection: Connection, rollup: Rollup, recounted: str, days: list[date]) -> None:

@@ -121,6 +121,10 @@ class Snapshot:
         return {f"{name}_xmin": self.xmin, f"{name}_xmax": self.xmax, f"{name}_xip": list(self.xip)}
 
 
+# Sees the rows without an `xact_id` only: after a rebase, those from before it.
+BEFORE_ANY = Snapshot.parse("1:1:")
+
+
 def between(older: Snapshot, newer: Snapshot) -> dict[str, Any]:
     """The parameters of `rows_between`. A transaction that is open in both is left out: its rows, however many, would
     be read only to be found invisible."""

@@ -19,11 +19,14 @@ from calc_analytics.archive import rows, store, writing
 from calc_analytics.archive.checking import check, prove_day
 from calc_analytics.archive.erasing import count_archived, erase_archived
 from calc_analytics.archive.forgetting import forget
+from calc_analytics.archive.manifest import NAME as MANIFEST
 from calc_analytics.archive.place import Archive
 from calc_analytics.archive.rows import CannotArchiveColumn
 from calc_analytics.archive.store import CannotUseArchive
 from calc_analytics.archive.writing import Replacing, archive
+from calc_analytics.config import Settings
 from calc_analytics.days import today
+from calc_analytics.engines.archived import ArchivedDays
 from calc_analytics.rollup import ledger
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.erasure import erase
@@ -49,7 +52,7 @@ from calc_analytics_tests.archives import (
 )
 from calc_analytics_tests.conftest import ROLE
 from calc_analytics_tests.crowd import Crowd
-from calc_analytics_tests.logs import copy_rows, execute, oracle, random_rows, row, stored, utc, write
+from calc_analytics_tests.logs import all_stored, copy_rows, execute, oracle, random_rows, row, stored, utc, write
 
 DAY, NEXT, LAST = date(2026, 3, 1), date(2026, 3, 2), date(2026, 3, 3)
 NOON = utc(2026, 3, 1, 12)
@@ -420,7 +423,7 @@ def test_rows_that_were_wrong_are_dropped_from_the_files_when_that_is_decided(ar
     assert check(archived).problems == []
 
 
-def test_after_a_rebase_the_files_of_a_day_with_new_rows_are_written_again_from_the_log(
+def test_after_a_rebase_rows_that_were_not_archived_become_a_further_file_once_they_are_counted(
     archived: Archive, owner, connect
 ):
     write(connect(), [row(NOON, publisher=77)] * 3)
@@ -429,12 +432,60 @@ def test_after_a_rebase_the_files_of_a_day_with_new_rows_are_written_again_from_
     assert archive(archived).archived == []
     assert prune_all(archived).rows == 0
     rebuild(archived.db, [DAY, NEXT, LAST])
-    assert [(done.day, done.files) for done in archive(archived).archived] == [(DAY, 1)]
+    assert [(done.day, done.rows, done.files) for done in archive(archived).archived] == [(DAY, 3, 2)]
     after = snapshot_of(archived)
-    assert {name: before[name] for name in before if f"date={DAY}" not in name}.items() <= after.items()
-    assert archived_rows(folder(archived), DAY) == as_microseconds(log_rows(archived.db, DAY))
+    assert {name: before[name] for name in before if not name.endswith(MANIFEST)}.items() <= after.items()
+    without_transactions = [each[:-1] for each in archived_rows(folder(archived), DAY)]
+    assert without_transactions == [each[:-1] for each in as_microseconds(log_rows(archived.db, DAY))]
     assert check(archived).problems == []
     assert prune_all(archived).rows > 100
+
+
+@pytest.mark.parametrize("first", ["archive", "rebuild", "late rows", "late rows, rebuild"])
+def test_after_a_rebase_a_pruned_day_takes_the_late_rows_that_were_not_archived_before_it(
+    archived: Archive, owner, connect, first: str
+):
+    """And those that came after it, whatever was done in between."""
+    db, before = archived.db, archived_rows(folder(archived), DAY)
+    prune_all(archived, NEXT)
+    write(connect(), [row(NOON, publisher=77)] * 3)
+    refresh(db)
+    wanted = all_stored(db)
+    rebase(replace(db, engine=owner))
+    if "late rows" in first:
+        write(connect(), [row(NOON, publisher=78)] * 2)
+        refresh(db)
+    if "rebuild" in first:
+        rebuild(db, [DAY, NEXT, LAST], decision=Decision.KEEP)
+    late = as_microseconds(log_rows(db, DAY))
+    (done,) = archive(archived, [DAY]).archived
+    assert (done.day, done.rows, done.files, done.missing) == (DAY, 3, 2, 0)
+    assert archived_rows(folder(archived), DAY) == sorted(before + [each for each in late if each[1] == 77])
+    report = rebuild(db, [DAY, NEXT, LAST], archived=ArchivedDays(archived, Settings(archive_url=db.archive_url)))
+    assert (report.refused, {each.source for each in report.rebuilt if each.day == DAY}) == (
+        [],
+        {"archive and log rows" if "late rows" in first else "archive"},
+    )
+    assert "late rows" in first or all_stored(db) == wanted
+    archive(archived)
+    assert archived_rows(folder(archived), DAY) == sorted(before + late)
+    assert verify(db, [DAY, NEXT, LAST]).difference == 0
+    assert verify(db, [DAY, NEXT, LAST]).archive == []
+    assert check(archived).problems == []
+    assert prune_all(archived, NEXT).rows == len(late)
+
+
+def test_after_a_rebase_rows_of_a_pruned_day_that_others_put_there_are_not_archived(archived: Archive, owner, connect):
+    """Neither as late rows nor as those that were deleted: they were never counted."""
+    prune_all(archived, NEXT)
+    write(connect(), [row(NOON, publisher=77)] * 3)
+    refresh(archived.db)
+    write(connect(), [row(NOON, publisher=78)])
+    before = snapshot_of(archived)
+    rebase(replace(archived.db, engine=owner))
+    assert archive(archived).archived == []
+    assert snapshot_of(archived) == before
+    assert record(archived, DAY).snapshot is None
 
 
 def test_after_a_rebase_a_pruned_day_keeps_its_files_and_takes_late_rows(archived: Archive, owner, connect):

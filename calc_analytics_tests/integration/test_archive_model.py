@@ -2,7 +2,7 @@
 ever written, and not erased, is in the log or in the archive, and no row is in the archive twice."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import date
@@ -26,12 +26,13 @@ from calc_analytics.rollup.install import rebase
 from calc_analytics.rollup.ledger import built_days
 from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
+from calc_analytics.rollup.reports import RebuildReport
 from calc_analytics.rollup.retention import prune
 from calc_analytics.rollup.verify import verify
 from calc_analytics_tests.archives import archive_in, log_rows, manifest, record
 from calc_analytics_tests.conftest import ROLE
 from calc_analytics_tests.integration.test_archive import Killed, interrupt
-from calc_analytics_tests.logs import FORMS, copy_rows, execute, random_rows, stored, utc
+from calc_analytics_tests.logs import FORMS, all_stored, copy_rows, execute, random_rows, stored, utc
 
 DAYS = (date(2026, 3, 1), date(2026, 3, 2), date(2026, 3, 3))
 BEGIN, END = utc(2026, 3, 1), utc(2026, 3, 4)
@@ -71,19 +72,15 @@ class Model:
     def rebuild_from_archive(self) -> None:
         """Two days whose statistics another program has changed become what they were, from wherever their rows are."""
         refresh(self.db)
-        before, days = self.statistics(), self.rng.sample(DAYS, 2)
+        before, days = all_stored(self.db), self.rng.sample(DAYS, 2)
         for relation in FORMS:
             for day in days:
                 execute(self.db, f"delete from {relation} where date = '{day}' and publisher_id < 3")
-        archived = ArchivedDays(self.place, Settings(archive_url=self.db.archive_url))
-        report = rebuild(self.db, days, archived=archived)
+        report = self.rebuilt(days)
         assert report.refused == []
-        assert self.statistics() == before
+        assert all_stored(self.db) == before
         pruned = {day for day in days if self.is_pruned(day)}
         assert pruned == {each.day for each in report.rebuilt if each.engine}
-
-    def statistics(self) -> dict[str, Any]:
-        return {relation: stored(self.db, relation) for relation in FORMS}
 
     def archive(self) -> None:
         archive(self.place)
@@ -123,12 +120,20 @@ class Model:
             assert not [row for row in self.archived(day) if row[1] == publisher]
 
     def rebase(self) -> None:
-        """Rarely: pruned days are frozen afterwards."""
-        if self.rng.random() < 0.2 and not any(self.is_pruned(day) for day in DAYS):
-            if self.is_open:
-                self.commit()
-            rebase(replace(self.db, engine=self.owner))
+        """Whatever is pruned or archived: afterwards each day is rebuilt, from wherever its rows are."""
+        self.commit()
+        refresh(self.db)
+        before = all_stored(self.db)
+        rebase(replace(self.db, engine=self.owner))
+        if self.rng.random() < 0.5:
             rebuild(self.db, DAYS)
+        archive(self.place)
+        assert self.rebuilt(DAYS).refused == []
+        assert all_stored(self.db) == before
+
+    def rebuilt(self, days: Sequence[date]) -> RebuildReport:
+        archived = ArchivedDays(self.place, Settings(archive_url=self.db.archive_url))
+        return rebuild(self.db, days, archived=archived)
 
     def is_pruned(self, day: date) -> bool:
         with self.db.engine.begin() as connection:

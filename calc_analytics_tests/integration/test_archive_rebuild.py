@@ -38,7 +38,7 @@ from calc_analytics.rollup.widen import widen
 from calc_analytics_tests.archives import archive_in, files_of
 from calc_analytics_tests.conftest import ROLE
 from calc_analytics_tests.integration.test_rollups import FIVE, ZMANIM, zmanim
-from calc_analytics_tests.logs import FORMS, execute, oracles, random_rows, row, stored, utc, write
+from calc_analytics_tests.logs import FORMS, all_stored, execute, oracles, random_rows, row, stored, utc, write
 
 DAY, NEXT, LAST = date(2026, 3, 1), date(2026, 3, 2), date(2026, 3, 3)
 NOON = utc(2026, 3, 1, 12)
@@ -48,10 +48,6 @@ DUCKDB = "DuckDB"
 def counted_in(place: Archive) -> ArchivedDays:
     """The archive, counted by DuckDB."""
     return ArchivedDays(place, Settings(archive_url=place.db.archive_url))
-
-
-def all_stored(db: Database) -> dict:
-    return {relation: stored(db, relation) for relation in FORMS}
 
 
 def of_days(found: dict, days: Sequence[date]) -> dict:
@@ -124,6 +120,41 @@ def test_a_pruned_day_is_rebuilt_from_the_archive_to_what_it_was(place: Archive)
     }
     assert report.refused == []
     assert all_stored(place.db) == before
+    require_proven(place.db)
+
+
+CHANGES = {
+    "a measure": "update {table} set {count} = {count} + 1 where {one_row}",
+    "two rows, of which the sum is the same": "update {table} set {count} = {count} + case publisher_id when 2 then 1 "
+    "else -1 end where date = :day and ctid in (select min(ctid) from {table} where date = :day and publisher_id "
+    "in (2, 3) group by publisher_id)",
+    "a row that is missing": "delete from {table} where {one_row}",
+    "a row too many": "insert into {table} select (jsonb_populate_record(t, '{{\"publisher_id\": 77}}')).* "
+    "from {table} t where {one_row}",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("table", FORMS)
+def test_days_that_are_as_the_archive_has_them_are_not_written_again(place: Archive, table: str, change: str):
+    def written_by() -> dict:
+        statement = "select date, array_agg(distinct cast(xmin as text)) from {} group by date"
+        with place.db.engine.begin() as connection:
+            found = {name: connection.execute(text(statement.format(name))) for name in FORMS}
+            return {(name, each.date): each.array_agg for name, rows in found.items() for each in rows}
+
+    before, writers = all_stored(place.db), written_by()
+    one_row = f"ctid = (select min(ctid) from {table} where date = :day and publisher_id = 2)"
+    with place.db.engine.begin() as connection:
+        statement = change.format(table=table, count=FORMS[table][1][0], one_row=one_row)
+        assert connection.execute(text(statement), {"day": DAY}).rowcount in (1, 2)
+    assert all_stored(place.db) != before
+    report = rebuilt(place, [DAY, NEXT])
+    assert {(each.rollup, each.day) for each in report.rebuilt} == {
+        (name, day) for name in FORMS for day in (DAY, NEXT)
+    }
+    assert all_stored(place.db) == before
+    assert {key for key, value in written_by().items() if value != writers[key]} == {(table, DAY)}
     require_proven(place.db)
 
 

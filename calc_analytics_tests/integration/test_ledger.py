@@ -21,7 +21,18 @@ from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.retention import prune
 from calc_analytics.rollup.verify import verify
 from calc_analytics.rollups import LOG
-from calc_analytics_tests.logs import FORMS, assert_exact, assert_live, execute, random_rows, row, stored, utc, write
+from calc_analytics_tests.logs import (
+    FORMS,
+    all_stored,
+    assert_exact,
+    assert_live,
+    execute,
+    random_rows,
+    row,
+    stored,
+    utc,
+    write,
+)
 
 DAY = date(2026, 3, 1)
 LATE = utc(2026, 3, 1, 23)
@@ -56,11 +67,6 @@ def moved_to(zone: str, db: Database) -> Database:
     moved = replace(db, timezone=zone)
     rebase(moved)
     return moved
-
-
-def all_stored(db: Database) -> dict:
-    """What every target holds."""
-    return {relation: stored(db, relation) for relation in FORMS}
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)

@@ -27,12 +27,12 @@ from calc_analytics_tests.clusters import BINARIES, NEWEST, OLDER, Cluster
 from calc_analytics_tests.logs import (
     FORMS,
     Statistics,
+    all_stored,
     copy_rows,
     disagreements,
     live,
     oracles,
     row,
-    stored,
     utc,
     write,
 )
@@ -95,11 +95,6 @@ def live_for_a_while(db: Database) -> None:
         refresh(db)
     prune(db, DAY)
     write_rows(db, 7)
-
-
-def all_stored(db: Database) -> dict[str, Statistics]:
-    """What every target holds."""
-    return {relation: stored(db, relation) for relation in FORMS}
 
 
 def with_pruned(db: Database, before: dict[str, Statistics] | None = None) -> dict[str, Statistics]:
