@@ -254,13 +254,14 @@ def unarchived_tables(
 
 def _archived_ids(place: Archive, manifest: Manifest, ids: pyarrow.ChunkedArray) -> Iterator[pyarrow.Array]:
     """The ids in the row groups that may hold one of these, which are sorted as those of each group are."""
-    column = place.db.log.id_column
+    column, least, greatest = place.db.log.id_column, ids[0].as_py(), ids[-1].as_py()
     for name in manifest.names:
         with opened(place, name) as file:
+            index = file.schema_arrow.get_field_index(column)
             for n in range(file.num_row_groups):
-                archived = file.read_row_group(n, [column]).column(column).combine_chunks()
-                if ids[0].as_py() <= archived[-1].as_py() and archived[0].as_py() <= ids[-1].as_py():
-                    yield archived
+                known = file.metadata.row_group(n).column(index).statistics
+                if known is None or not known.has_min_max or (known.min <= greatest and least <= known.max):
+                    yield file.read_row_group(n, [column]).column(column).combine_chunks()
 
 
 def rows_missing_in_log(

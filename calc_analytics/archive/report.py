@@ -1,6 +1,6 @@
 """What an archiving, a check, or an erasure in the archive did."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Any
 
@@ -19,6 +19,13 @@ class DayArchived:
     total: int
     missing: int
     seconds: float
+
+    def after(self, earlier: "DayArchived | None") -> "DayArchived":
+        """Both files together, if another one of the day was written just before."""
+        if earlier is None:
+            return self
+        rows, size = self.rows + earlier.rows, self.bytes + earlier.bytes
+        return replace(self, rows=rows, bytes=size, seconds=self.seconds + earlier.seconds)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

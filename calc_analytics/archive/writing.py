@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date
 from enum import Enum
 from functools import partial
@@ -43,9 +43,12 @@ from calc_analytics.database.retries import retry_transient
 from calc_analytics.days import today
 from calc_analytics.errors import CalcAnalyticsError
 from calc_analytics.rollup import journal, ledger
-from calc_analytics.rollup.database import Database
-from calc_analytics.rollup.ledger import ArchivedDay, CountedDay
+from calc_analytics.rollup.declaration import KEYS_HASH, Rollup
+from calc_analytics.rollup.judge import recount_table
+from calc_analytics.rollup.ledger import ArchivedDay, CountedDay, Entry
+from calc_analytics.rollup.recount import count_days
 from calc_analytics.rollup.snapshot import BEFORE_ANY, Snapshot, visible
+from calc_analytics.rollup.totals import keys_hash, no_totals, totals_by_day
 from calc_analytics.rollup.windows import Window
 
 # What the journal calls the archive, where it names rollups.
@@ -82,30 +85,35 @@ def archive(
     """
     started = time.perf_counter()
     report = ArchiveReport(place.store.address.shown, [], [], [], 0.0)
-    for day in retry_transient(partial(_days_without_snapshot, place, days)):
-        try:
-            found = retry_transient(partial(_find_archived_rows, place, day, progress))
-        except DamagedArchive as refused:
-            report.left.append(DayNotArchived(day, "damaged", detail=str(refused)))
-        else:
-            report.archived.extend([] if found is None else [found])
-    damaged = {left.day for left in report.left}
+    late, damaged = dict[date, DayArchived](), set[date]()
+    if replacing is Replacing.NO:
+        for day in retry_transient(partial(_days_without_snapshot, place, days)):
+            try:
+                if found := retry_transient(partial(_find_archived_rows, place, day, progress)):
+                    late[day] = found
+            except (_NotArchived, DamagedArchive) as refused:
+                damaged.add(day)
+                report.left.append(_describe_left(day, refused))
     wanted = retry_transient(partial(_days_to_archive, place)) if days is None else sorted(set(days))
     for day in (day for day in wanted if day not in damaged):
         try:
             done = retry_transient(partial(_archive_day, place, day, replacing, progress))
-        except _NotArchived as reason:
-            report.left.append(reason.day)
-        except DamagedArchive as refused:
-            report.left.append(DayNotArchived(day, "damaged", detail=str(refused)))
+        except (_NotArchived, DamagedArchive) as refused:
+            left = _describe_left(day, refused)
+            report.left.extend([] if day in late and left.reason == "not_built" else [left])
         else:
             if done is not None:
-                report.archived.append(done)
-            elif all(day != each.day for each in report.archived):
+                report.archived.append(done.after(late.pop(day, None)))
+                if failure := delete_old_files(place, day):
+                    report.left.append(DayNotArchived(day, "old_files", detail=failure))
+            elif day not in late:
                 report.unchanged.append(day)
-            if done is not None and (failure := delete_old_files(place, day)):
-                report.left.append(DayNotArchived(day, "old_files", detail=failure))
+    report.archived.extend(late.values())
     return ArchiveReport(report.place, report.archived, report.unchanged, report.left, elapsed(started))
+
+
+def _describe_left(day: date, refused: "_NotArchived | DamagedArchive") -> DayNotArchived:
+    return refused.day if isinstance(refused, _NotArchived) else DayNotArchived(day, "damaged", detail=str(refused))
 
 
 def rows_to_drop(place: Archive, days: Sequence[date]) -> dict[date, int]:
@@ -135,39 +143,13 @@ def _days_without_snapshot(place: Archive, days: Sequence[date] | None) -> list[
 
 
 def _find_archived_rows(place: Archive, day: date, progress: Callable[[int], object]) -> DayArchived | None:
-    """After a rebase: records that the day's log rows from before it are archived, if its files have all of them.
-
-    They are compared by their ids and values, whether the day is built or not: with the snapshot it can be rebuilt from
-    the archive. The files stay as they are. Late rows that were not archived before the rebase become a further file,
-    if everything that was counted is there then; returns this.
-    """
+    """After a rebase: finds which of the day's log rows are archived; see `_Work.find_archived_rows`."""
     with place.turn() as connection:
         record = place.record(connection, day)
         if record.manifest is None or record.snapshot is not None:
             return None
-        known, span = proven_manifest(place, record), place.window(connection, day)
-        found, done = compare_with_log(place, connection, span, known, BEFORE_ANY), None
-        if found.changed or (found.unknown and not _completes(connection, place.db, span, record, found.unknown)):
-            return None
-        if found.unknown:
-            place.delete_leftovers(record)
-            done = _Work(place, connection, span, record, known).add_late_rows(found.unknown, progress)
-        else:
-            ledger.record_snapshot(connection, place.db.log, day, BEFORE_ANY)
-        record_balance(place, connection, day)
-        return done
-
-
-def _completes(connection: Connection, db: Database, span: Window, record: ArchivedDay, rows: int) -> bool:
-    """Whether so many log rows from before a rebase are all that the archive lacks of what was counted until then."""
-    state = ledger.counted_day(connection, db, span.day)
-    known = ledger.entries(connection, db.log.rollups, [span.day]).values()
-    counts = {each.name: each.count for each in db.log.rollups}
-    if state.counted:
-        since, counted = ledger.unarchived_rows(connection, db, span, state.snapshot, BEFORE_ANY), state.counted
-    else:
-        since, counted = 0, {each.rollup: (each.counted or {}).get(counts[each.rollup], 0) for each in known}
-    return not record.erased and {*counted.values()} == {record.accounted + rows + since}
+        work = _Work(place, connection, place.window(connection, day), record, proven_manifest(place, record))
+        return work.find_archived_rows(progress)
 
 
 def _days_to_archive(place: Archive) -> list[date]:
@@ -232,29 +214,96 @@ class _Work:
         require = partial(self._require_as_counted, counted, is_whole)
         file = self._write(counted.snapshot, base, is_whole, require, progress)
         missing = require(file.rows)
-        files = (*base, file) if file.rows else base
-        log, timezone = self.place.db.log.name, self.place.db.timezone
-        manifest = Manifest(log, self.span.day, timezone, counted.snapshot.text, missing, tuple(files))
-        erased = {} if is_whole else self.record.erased
-        publish(self.place, self.connection, manifest, counted.snapshot, self.known, erased)
+        done = self._publish(started, base, file, counted.snapshot, missing, {} if is_whole else self.record.erased)
         if self.record.difference:
             record_balance(self.place, self.connection, self.span.day)
-        done = DayArchived(self.span.day, file.rows, file.bytes, len(files), manifest.rows, missing, elapsed(started))
-        self._note(done)
         return done
 
-    def add_late_rows(self, rows: int, progress: Callable[[int], object]) -> DayArchived:
-        """Writes the log rows from before a rebase that are in no file into a further one; `rows` as counted before."""
+    def find_archived_rows(self, progress: Callable[[int], object]) -> DayArchived | None:
+        """After a rebase: records that the day's log rows from before it are archived, if its files have all of them.
+
+        They are compared by their ids and values, whether the day is built or not: with the snapshot it can be rebuilt
+        from the archive. The files stay as they are. Late rows that were not archived before the rebase become a
+        further file, if log and archive are what was counted until then; returns this.
+        """
+        assert self.known is not None
+        found, done = compare_with_log(self.place, self.connection, self.span, self.known, BEFORE_ANY), None
+        if found.changed:
+            return None
+        if found.unknown:
+            missing = self._missing_beside(found.unknown)
+            if missing is None:
+                return None
+            done = self._add_late_rows(found.unknown, missing, progress)
+        else:
+            ledger.record_snapshot(self.connection, self.place.db.log, self.span.day, BEFORE_ANY)
+        record_balance(self.place, self.connection, self.span.day)
+        return done
+
+    def _missing_beside(self, late: int) -> int | None:
+        """How many counted rows are in no file, once so many log rows from before a rebase are archived.
+
+        None unless the log has what was counted and is not deleted, in every measure and key, and the archive has the
+        rest: then these rows are counted ones. An erasure that is owed leaves nothing else missing.
+        """
+        db, day = self.place.db, self.span.day
+        state = ledger.counted_day(self.connection, db, day)
+        known = {each.rollup: each for each in ledger.entries(self.connection, db.log.rollups, [day]).values()}
+        known = {name: each for name, each in known.items() if each.is_whole and each.timezone in (None, db.timezone)}
+        if built := {name: each for name, each in known.items() if each.status == "built"}:
+            known, at = built, state.snapshot
+            late += ledger.unarchived_rows(self.connection, db, self.span, at, BEFORE_ANY)
+        else:
+            at = BEFORE_ANY
+        rollups = [each for each in db.log.rollups if each.name in known]
+        count_days(self.connection, db, rollups, [self.span], at)
+        if not all(self._log_is_as_counted(each, known[each.name]) for each in rollups):
+            return None
+        counted = {(known[each.name].counted or {})[each.count] for each in rollups}
+        owed = sum(self.record.erased.values())
+        missing = counted.pop() + owed - self.record.rows - late if len(counted) == 1 else -1
+        is_explained = missing == self.record.missing if owed else missing >= self.record.missing
+        return missing if is_explained else None
+
+    def _log_is_as_counted(self, rollup: Rollup, entry: Entry) -> bool:
+        """Whether the log rows that `count_days` has counted are those of the day that are counted and not deleted."""
+        day, table, deleted = self.span.day, recount_table(rollup), entry.deleted or {}
+        log = totals_by_day(self.connection, rollup, [day], table).get(day, no_totals(rollup)).measures
+        if entry.is_different or {name: log[name] + deleted.get(name, 0) for name in log} != entry.counted:
+            return False
+        stored, there = (keys_hash(self.connection, rollup, day, name) for name in (None, table))
+        return KEYS_HASH not in deleted or there + deleted[KEYS_HASH] == stored
+
+    def _add_late_rows(self, late: int, missing: int, progress: Callable[[int], object]) -> DayArchived:
+        """Writes the log rows from before a rebase that are in no file into a further one."""
+
+        def require(rows: int) -> None:
+            if rows != late:
+                raise _NotArchived(DayNotArchived(self.span.day, "counts", rows, late))
+
         assert self.known is not None
         started = time.perf_counter()
+        self.place.delete_leftovers(self.record)
         tables = unarchived_tables(self.place, self.connection, self.span, self.known, BEFORE_ANY)
-        file = write_file(self.place, self.span.day, next_number(self.known.files), tables, progress=progress)
-        assert file.rows == rows, f"{file.rows} late rows of {self.span.day} instead of {rows}"
-        manifest = replace(self.known, snapshot=BEFORE_ANY.text, files=(*self.known.files, file))
-        publish(self.place, self.connection, manifest, BEFORE_ANY, self.known, {})
-        done = DayArchived(
-            self.span.day, rows, file.bytes, len(manifest.files), manifest.rows, manifest.missing, elapsed(started)
-        )
+        number = next_number(self.known.files)
+        file = write_file(self.place, self.span.day, number, tables, require, progress)
+        return self._publish(started, self.known.files, file, BEFORE_ANY, missing, self.record.erased)
+
+    def _publish(
+        self,
+        started: float,
+        base: Sequence[ArchivedFile],
+        file: ArchivedFile,
+        snapshot: Snapshot,
+        missing: int,
+        erased: Mapping[str, int],
+    ) -> DayArchived:
+        """Publishes the manifest with the new file, if it has rows, and notes it in the journal."""
+        files = (*base, file) if file.rows else (*base,)
+        log, timezone = self.place.db.log.name, self.place.db.timezone
+        manifest = Manifest(log, self.span.day, timezone, snapshot.text, missing, files)
+        publish(self.place, self.connection, manifest, snapshot, self.known, erased)
+        done = DayArchived(self.span.day, file.rows, file.bytes, len(files), manifest.rows, missing, elapsed(started))
         self._note(done)
         return done
 

@@ -194,6 +194,7 @@ class Part:
                     known.counted_whole(day) or 0,
                     known.deleted_by_log(day),
                     known.is_built(day),
+                    tuple(record.erased),
                 )
 
     def _require_unchanged(self) -> None:
@@ -229,6 +230,8 @@ class _Books:
     deleted: int
     is_added_to: bool
     """Whether some rollup has the day built, so that late rows are counted as they come."""
+    to_be_erased: Sequence[str]
+    """The keys of which rows are erased from log and statistics, and not from the archive yet."""
 
     @property
     def rows(self) -> int:
@@ -258,6 +261,11 @@ class _Books:
             return (
                 f"one rollup has {min(self.by_rollup):,} of its rows and another {max(self.by_rollup):,}, but each "
                 "counts all: the engine or the declaration of a rollup is wrong. Nothing was changed"
+            )
+        if self.to_be_erased:
+            return (
+                f"rows of {' and of '.join(self.to_be_erased)} are erased from its statistics, and not from its files "
+                f"yet: run 'calc-analytics rollup --day {self.day} --keep' if it waits for a rebuild, then erase again"
             )
         return (
             f"{self.archived:,} rows in the archive and {self.rows - self.archived:,} log rows that are not in it, but "

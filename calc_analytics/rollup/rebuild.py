@@ -233,20 +233,31 @@ class _Chunk:
         return RebuildReport([*rebuilt, *added], [*judged.refused, *overflowed], judged.kept)
 
     def _replace(self, rollup: Rollup, judged: Judgement) -> list[DayCount]:
-        _replace(self.connection, rollup, self._recounted(rollup), self._to_be_written(rollup, judged.replace))
-        rebuilt = self._rebuilt(rollup, judged.replace)
+        """Replaces the days, but not those from the archive whose stored rows are the recounted ones already.
+
+        These are compared after they are recorded: what another program changes meanwhile is found here, or not
+        recorded as counted. Days from the log are always written: in the order of their keys, which those that
+        refreshes wrote are not in.
+        """
+        before, recounted = judged.replace, self._recounted(rollup)
+        kept = [day for day, rows in before.items() if rows and day in self.sources]
+        rebuilt = self._write(rollup, {day: rows for day, rows in before.items() if day not in kept})
+        if kept:
+            found = self._record(rollup, {day: before[day] for day in kept})
+            differing = _differing(self.connection, rollup, recounted, kept)
+            rebuilt += [each for each in found if each.day not in differing]
+            rebuilt += self._write(rollup, {day: before[day] for day in kept if day in differing})
+        return sorted(rebuilt, key=lambda each: each.day)
+
+    def _write(self, rollup: Rollup, rows_before: Mapping[date, int]) -> list[DayCount]:
+        _replace(self.connection, rollup, self._recounted(rollup), list(rows_before))
+        return self._record(rollup, rows_before)
+
+    def _record(self, rollup: Rollup, rows_before: Mapping[date, int]) -> list[DayCount]:
+        rebuilt = self._rebuilt(rollup, rows_before)
         totals = {day.day: day.measures for day in rebuilt}
         ledger.record_rebuilt(self.connection, self.db, rollup, totals, self._deleted(rollup, totals))
         return rebuilt
-
-    def _to_be_written(self, rollup: Rollup, rows_before: Mapping[date, int]) -> list[date]:
-        """The days to replace, without those from the archive whose stored rows are the recounted ones already.
-
-        Days from the log are always written: in the order of their keys, which those that refreshes wrote are not in.
-        """
-        built = [day for day, rows in rows_before.items() if rows and day in self.sources]
-        same = set(built) - _differing(self.connection, rollup, self._recounted(rollup), built) if built else set()
-        return [day for day in rows_before if day not in same]
 
     def _recounted(self, rollup: Rollup) -> str:
         """SQL: the recounted rows of the days in :days, one for each key and day."""

@@ -475,17 +475,127 @@ def test_after_a_rebase_a_pruned_day_takes_the_late_rows_that_were_not_archived_
     assert prune_all(archived, NEXT).rows == len(late)
 
 
-def test_after_a_rebase_rows_of_a_pruned_day_that_others_put_there_are_not_archived(archived: Archive, owner, connect):
-    """Neither as late rows nor as those that were deleted: they were never counted."""
-    prune_all(archived, NEXT)
-    write(connect(), [row(NOON, publisher=77)] * 3)
-    refresh(archived.db)
-    write(connect(), [row(NOON, publisher=78)])
+def prune_and_add_late_rows(place: Archive, connect, publisher: int = 77) -> None:
+    prune_all(place, NEXT)
+    write(connect(), [row(NOON, publisher=publisher)] * 3)
+    refresh(place.db)
+
+
+ONE_LATE_ROW = "where id = (select max(id) from calculation_logs where publisher_id = 77)"
+
+
+@pytest.mark.parametrize("is_verified", [True, False])
+@pytest.mark.parametrize("change", ["never counted", "changed", "moved", "exchanged", "deleted"])
+def test_after_a_rebase_late_rows_that_are_not_what_was_counted_are_not_archived(
+    archived: Archive, owner, connect, change: str, is_verified: bool
+):
+    prune_and_add_late_rows(archived, connect)
+    match change:
+        case "changed":
+            execute(archived.db, f"update calculation_logs set response_time_ms = response_time_ms + 9 {ONE_LATE_ROW}")
+        case "moved":
+            execute(archived.db, f"update calculation_logs set publisher_id = 78 {ONE_LATE_ROW}")
+        case "exchanged" | "deleted":
+            execute(archived.db, f"delete from calculation_logs {ONE_LATE_ROW}")
+    if is_verified:
+        verify(archived.db, [DAY])
+    if change in ("never counted", "exchanged"):
+        write(connect(), [row(NOON, publisher=77 if is_verified else 78)])
     before = snapshot_of(archived)
     rebase(replace(archived.db, engine=owner))
     assert archive(archived).archived == []
     assert snapshot_of(archived) == before
     assert record(archived, DAY).snapshot is None
+
+
+@pytest.mark.parametrize("is_noted", [True, False])
+@pytest.mark.parametrize("how", ["kept", "pruned without the archive"])
+def test_after_a_rebase_rows_whose_deletion_is_on_record_are_missing(
+    archived: Archive, owner, connect, how: str, is_noted: bool
+):
+    db = archived.db
+    prune_and_add_late_rows(archived, connect)
+    if how == "kept":
+        execute(db, f"delete from calculation_logs {ONE_LATE_ROW}")
+        rebuild(db, [DAY], decision=Decision.KEEP)
+    else:
+        prune(replace(db, archive_url=None), NEXT)
+        write(connect(), [row(NOON, publisher=79)] * 2)
+        refresh(db)
+    if is_noted:
+        archive(archived)
+        write(connect(), [row(NOON, publisher=79)])
+        refresh(db)
+    rebase(replace(db, engine=owner))
+    assert [(done.day, done.rows) for done in archive(archived).archived] == [(DAY, 1 if is_noted else 2)]
+    assert record(archived, DAY).missing == (1 if how == "kept" else 3)
+    rebuild(db, [DAY, NEXT, LAST], decision=Decision.KEEP)
+    assert verify(db, [DAY, NEXT, LAST]).difference == 0
+    assert verify(db, [DAY, NEXT, LAST]).archive == []
+    assert check(archived).problems == []
+
+
+@pytest.mark.parametrize("is_built", [True, False])
+def test_after_a_rebase_an_interrupted_erasure_is_completed_though_late_rows_came(
+    archived: Archive, owner, connect, is_built: bool
+):
+    db = archived.db
+    prune_all(archived, NEXT)
+    assert erase(db, {"publisher_id": 3}).left == []
+    write(connect(), [row(NOON, publisher=3)] * 3)
+    refresh(db)
+    rebase(replace(db, engine=owner))
+    if is_built:
+        rebuild(db, [DAY, NEXT, LAST], decision=Decision.KEEP)
+    archive(archived)
+    assert set(record(archived, DAY).erased) == {"publisher_id 3"}
+    from_archive = ArchivedDays(archived, Settings(archive_url=db.archive_url))
+    if not is_built:
+        report = rebuild(db, [DAY, NEXT, LAST], archived=from_archive)
+        assert {each.day for each in report.refused} == {DAY}
+        assert f"rollup --day {DAY} --keep' if it waits for a rebuild, then erase again" in report.refused[0].detail
+        rebuild(db, [DAY], decision=Decision.KEEP, archived=from_archive)
+    assert erase_everywhere(archived, 3).problems == []
+    assert rebuild(db, [DAY, NEXT, LAST], archived=from_archive).refused == []
+    archive(archived)
+    assert_whole_without(archived, 3)
+
+
+def test_a_late_row_that_vanishes_while_it_is_archived_after_a_rebase_leaves_its_day_alone(
+    archived: Archive, owner, connect, monkeypatch: pytest.MonkeyPatch
+):
+    prune_and_add_late_rows(archived, connect)
+    before = snapshot_of(archived)
+    rebase(replace(archived.db, engine=owner))
+    rebuild(archived.db, [NEXT, LAST])
+    write(connect(), [row(NOON + timedelta(days=1), publisher=77)])
+    refresh(archived.db)
+    counted = writing.count_days
+
+    def then_deleted(*arguments) -> None:
+        counted(*arguments)
+        execute(archived.db, f"delete from calculation_logs {ONE_LATE_ROW.replace('max(id)', 'min(id)')}")
+
+    monkeypatch.setattr(writing, "count_days", then_deleted)
+    report = archive(archived)
+    assert [(left.day, left.reason, left.rows, left.expected) for left in report.left] == [(DAY, "counts", 2, 3)]
+    assert [done.day for done in report.archived] == [NEXT]
+    assert {name: snapshot_of(archived)[name] for name in before if f"date={DAY}" in name}.items() <= before.items()
+
+
+@pytest.mark.parametrize("replacing", [Replacing.NO, Replacing.WHOLE])
+def test_after_a_rebase_a_day_is_once_in_the_report(archived: Archive, owner, connect, replacing: Replacing):
+    write(connect(), [row(NOON, publisher=77)] * 3)
+    refresh(archived.db)
+    rebase(replace(archived.db, engine=owner))
+    rebuild(archived.db, [DAY, NEXT, LAST])
+    write(connect(), [row(NOON, publisher=78)] * 2)
+    refresh(archived.db)
+    report = archive(archived, [DAY], replacing=replacing)
+    total = len(log_rows(archived.db, DAY))
+    wanted = (DAY, 5, 3, total) if replacing is Replacing.NO else (DAY, total, 1, total)
+    assert [(done.day, done.rows, done.files, done.total) for done in report.archived] == [wanted]
+    assert (report.left, report.unchanged, check(archived).problems) == ([], [], [])
 
 
 def test_after_a_rebase_a_pruned_day_keeps_its_files_and_takes_late_rows(archived: Archive, owner, connect):

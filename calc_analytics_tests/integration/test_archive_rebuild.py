@@ -22,6 +22,7 @@ from calc_analytics.archive.place import Archive
 from calc_analytics.archive.writing import Replacing, archive
 from calc_analytics.config import Settings
 from calc_analytics.engines.archived import ArchivedDays
+from calc_analytics.rollup import rebuild as rebuilding
 from calc_analytics.rollup.audit import audit
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.erasure import erase
@@ -156,6 +157,35 @@ def test_days_that_are_as_the_archive_has_them_are_not_written_again(place: Arch
     assert all_stored(place.db) == before
     assert {key for key, value in written_by().items() if value != writers[key]} == {(table, DAY)}
     require_proven(place.db)
+
+
+@pytest.mark.parametrize("is_before", [True, False])
+def test_a_change_beside_a_rebuild_that_writes_nothing_is_not_recorded_as_counted(
+    place: Archive, monkeypatch: pytest.MonkeyPatch, is_before: bool
+):
+    """By another program: it is written over if it comes before the days are compared, else an audit finds it."""
+    before, table, compared = all_stored(place.db), place.db.log.names[0], rebuilding._differing
+
+    def change() -> None:
+        execute(place.db, f"update {table} set cache_hits = cache_hits + 1 where date = '{DAY}' and publisher_id = 2")
+
+    def changed(*arguments) -> set[date]:
+        if is_before:
+            change()
+        found = compared(*arguments)
+        if not is_before:
+            change()
+        return found
+
+    monkeypatch.setattr(rebuilding, "_differing", changed)
+    assert rebuilt(place, rollups=[table]).refused == []
+    monkeypatch.undo()
+    if is_before:
+        assert all_stored(place.db) == before
+        require_proven(place.db)
+    else:
+        assert audit(place.db).different
+        assert [(each.day, each.finding) for each in verify(place.db, [DAY]).different] == [(DAY, "statistics_changed")]
 
 
 @pytest.mark.parametrize("is_rebuilt_first", [False, True])
