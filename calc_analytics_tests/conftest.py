@@ -40,7 +40,7 @@ MEMORY, MEMORY_BYTES = Path("/dev/shm"), 3_000_000_000
 # The acceptance tests in three parts that take about as long; those that are not named are the third.
 ACCEPTANCE_PARTS = (
     ("test_stop", "test_kills", "test_secrets", "test_pgbouncer", "test_read_only_folder"),
-    ("test_two_of_us", "test_dagster_commands", "test_alerts"),
+    ("test_two_of_us", "test_dagster_commands", "test_alerts", "test_ui"),
 )
 _numbers = itertools.count(1)
 

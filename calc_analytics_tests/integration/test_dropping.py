@@ -603,13 +603,13 @@ def test_dropping_while_everything_else_runs_never_differs(db: Database, connect
 
     rows, dropped, rounds = 0, 0, 0
     with Crowd(writing, proving, counting, building):
-        while rounds < 8 or not dropped:
+        while rounds < 5 or not dropped:
             report = prune(db, LIMIT)
             rows, dropped = rows + report.rows, dropped + len(set(report.dropped) - set(report.kept))
             for number in (1, 2):
                 if f"calculation_logs_2026_0{number}" not in partitions(db):
                     run(db, month(number))
-            rounds, pause[0] = rounds + 1, min(pause[0] * (1 if dropped else 1.5), 20)
+            rounds, pause[0] = rounds + 1, min(pause[0] * (1 if dropped else 2), 20)
             assert rounds < 80
     refresh(db)
     rebuild(db, waiting_days(db))
