@@ -85,17 +85,17 @@ def archive(
     """
     started = time.perf_counter()
     report = ArchiveReport(place.store.address.shown, [], [], [], 0.0)
-    late, damaged = dict[date, DayArchived](), set[date]()
+    late, refused_days = dict[date, DayArchived](), set[date]()
     if replacing is Replacing.NO:
         for day in retry_transient(partial(_days_without_snapshot, place, days)):
             try:
                 if found := retry_transient(partial(_find_archived_rows, place, day, progress)):
                     late[day] = found
             except (_NotArchived, DamagedArchive) as refused:
-                damaged.add(day)
+                refused_days.add(day)
                 report.left.append(_describe_left(day, refused))
     wanted = retry_transient(partial(_days_to_archive, place)) if days is None else sorted(set(days))
-    for day in (day for day in wanted if day not in damaged):
+    for day in (day for day in wanted if day not in refused_days):
         try:
             done = retry_transient(partial(_archive_day, place, day, replacing, progress))
         except (_NotArchived, DamagedArchive) as refused:
