@@ -11,6 +11,8 @@ from sqlalchemy import text
 from calc_analytics.addresses import read_archive_url
 from calc_analytics.archive.manifest import Manifest, known_manifest, name_of_manifest
 from calc_analytics.archive.place import Archive
+from calc_analytics.config import Settings
+from calc_analytics.engines.archived import ArchivedDays
 from calc_analytics.rollup import ledger
 from calc_analytics.rollup.database import Database
 
@@ -23,6 +25,11 @@ COLUMNS = (
 def archive_in(db: Database, address: str | Path) -> Archive:
     """The archive of the database at that address."""
     return Archive(replace(db, archive_url=read_archive_url(str(address), Path("/"))))
+
+
+def counted_in(place: Archive) -> ArchivedDays:
+    """The days of the archive as a rebuild takes them, counted by DuckDB."""
+    return ArchivedDays(place, Settings(archive_url=place.db.archive_url))
 
 
 def log_rows(db: Database, day: date) -> list[tuple[Any, ...]]:

@@ -247,19 +247,17 @@ class _Work:
         rest: then these rows are counted ones. An erasure that is owed leaves nothing else missing.
         """
         db, day = self.place.db, self.span.day
-        state = ledger.counted_day(self.connection, db, day)
-        known = {each.rollup: each for each in ledger.entries(self.connection, db.log.rollups, [day]).values()}
-        known = {name: each for name, each in known.items() if each.is_whole and each.timezone in (None, db.timezone)}
-        if built := {name: each for name, each in known.items() if each.status == "built"}:
-            known, at = built, state.snapshot
-            late += ledger.unarchived_rows(self.connection, db, self.span, at, BEFORE_ANY)
+        at, known = ledger.read(self.connection, db).snapshot, ledger.entries(self.connection, db.log.rollups, [day])
+        whole = {each.rollup: each for each in known.values() if each.is_whole_in(db.timezone)}
+        if built := {name: each for name, each in whole.items() if each.status == "built"}:
+            whole, late = built, late + ledger.unarchived_rows(self.connection, db, self.span, at, BEFORE_ANY)
         else:
             at = BEFORE_ANY
-        rollups = [each for each in db.log.rollups if each.name in known]
+        rollups = [each for each in db.log.rollups if each.name in whole]
         count_days(self.connection, db, rollups, [self.span], at)
-        if not all(self._log_is_as_counted(each, known[each.name]) for each in rollups):
+        if not all(self._log_is_as_counted(each, whole[each.name]) for each in rollups):
             return None
-        counted = {(known[each.name].counted or {})[each.count] for each in rollups}
+        counted = {(whole[each.name].counted or {})[each.count] for each in rollups}
         owed = sum(self.record.erased.values())
         missing = counted.pop() + owed - self.record.rows - late if len(counted) == 1 else -1
         is_explained = missing == self.record.missing if owed else missing >= self.record.missing
@@ -271,8 +269,10 @@ class _Work:
         log = totals_by_day(self.connection, rollup, [day], table).get(day, no_totals(rollup)).measures
         if entry.is_different or {name: log[name] + deleted.get(name, 0) for name in log} != entry.counted:
             return False
-        stored, there = (keys_hash(self.connection, rollup, day, name) for name in (None, table))
-        return KEYS_HASH not in deleted or there + deleted[KEYS_HASH] == stored
+        if KEYS_HASH not in deleted:
+            return True
+        there = keys_hash(self.connection, rollup, day, table)
+        return there + deleted[KEYS_HASH] == keys_hash(self.connection, rollup, day)
 
     def _add_late_rows(self, late: int, missing: int, progress: Callable[[int], object]) -> DayArchived:
         """Writes the log rows from before a rebase that are in no file into a further one."""

@@ -115,11 +115,8 @@ class LedgerDays:
 
     def _counted(self, rollup: Rollup | None, others: Sequence[Rollup], day: date) -> int | None:
         known = ((other, self.entry(other, day)) for other in others if rollup is None or other.name != rollup.name)
-        whole = [(other, entry) for other, entry in known if entry is not None and entry.is_whole]
-        return max(
-            (_rows(other, entry.counted) for other, entry in whole if entry.timezone in (None, self.timezone)),
-            default=None,
-        )
+        whole = [(other, entry) for other, entry in known if entry is not None and entry.is_whole_in(self.timezone)]
+        return max((_rows(other, entry.counted) for other, entry in whole), default=None)
 
     def cut_days(self, day: date) -> list[tuple[date, str]]:
         """This day and its adjacent ones, with their zones: those that are of another zone and lost log rows."""

@@ -24,9 +24,7 @@ from calc_analytics.archive.place import Archive
 from calc_analytics.archive.rows import CannotArchiveColumn
 from calc_analytics.archive.store import CannotUseArchive
 from calc_analytics.archive.writing import Replacing, archive
-from calc_analytics.config import Settings
 from calc_analytics.days import today
-from calc_analytics.engines.archived import ArchivedDays
 from calc_analytics.rollup import ledger
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.erasure import erase
@@ -45,6 +43,7 @@ from calc_analytics_tests.archives import (
     archive_in,
     archived_rows,
     as_microseconds,
+    counted_in,
     files_of,
     log_rows,
     manifest,
@@ -441,15 +440,19 @@ def test_after_a_rebase_rows_that_were_not_archived_become_a_further_file_once_t
     assert prune_all(archived).rows > 100
 
 
+def prune_and_add_late_rows(place: Archive, connect) -> None:
+    prune_all(place, NEXT)
+    write(connect(), [row(NOON, publisher=77)] * 3)
+    refresh(place.db)
+
+
 @pytest.mark.parametrize("first", ["archive", "rebuild", "late rows", "late rows, rebuild"])
 def test_after_a_rebase_a_pruned_day_takes_the_late_rows_that_were_not_archived_before_it(
     archived: Archive, owner, connect, first: str
 ):
     """And those that came after it, whatever was done in between."""
     db, before = archived.db, archived_rows(folder(archived), DAY)
-    prune_all(archived, NEXT)
-    write(connect(), [row(NOON, publisher=77)] * 3)
-    refresh(db)
+    prune_and_add_late_rows(archived, connect)
     wanted = all_stored(db)
     rebase(replace(db, engine=owner))
     if "late rows" in first:
@@ -461,7 +464,7 @@ def test_after_a_rebase_a_pruned_day_takes_the_late_rows_that_were_not_archived_
     (done,) = archive(archived, [DAY]).archived
     assert (done.day, done.rows, done.files, done.missing) == (DAY, 3, 2, 0)
     assert archived_rows(folder(archived), DAY) == sorted(before + [each for each in late if each[1] == 77])
-    report = rebuild(db, [DAY, NEXT, LAST], archived=ArchivedDays(archived, Settings(archive_url=db.archive_url)))
+    report = rebuild(db, [DAY, NEXT, LAST], archived=counted_in(archived))
     assert (report.refused, {each.source for each in report.rebuilt if each.day == DAY}) == (
         [],
         {"archive and log rows" if "late rows" in first else "archive"},
@@ -473,12 +476,6 @@ def test_after_a_rebase_a_pruned_day_takes_the_late_rows_that_were_not_archived_
     assert verify(db, [DAY, NEXT, LAST]).archive == []
     assert check(archived).problems == []
     assert prune_all(archived, NEXT).rows == len(late)
-
-
-def prune_and_add_late_rows(place: Archive, connect, publisher: int = 77) -> None:
-    prune_all(place, NEXT)
-    write(connect(), [row(NOON, publisher=publisher)] * 3)
-    refresh(place.db)
 
 
 ONE_LATE_ROW = "where id = (select max(id) from calculation_logs where publisher_id = 77)"
@@ -549,7 +546,7 @@ def test_after_a_rebase_an_interrupted_erasure_is_completed_though_late_rows_cam
         rebuild(db, [DAY, NEXT, LAST], decision=Decision.KEEP)
     archive(archived)
     assert set(record(archived, DAY).erased) == {"publisher_id 3"}
-    from_archive = ArchivedDays(archived, Settings(archive_url=db.archive_url))
+    from_archive = counted_in(archived)
     if not is_built:
         report = rebuild(db, [DAY, NEXT, LAST], archived=from_archive)
         assert {each.day for each in report.refused} == {DAY}
@@ -580,7 +577,9 @@ def test_a_late_row_that_vanishes_while_it_is_archived_after_a_rebase_leaves_its
     report = archive(archived)
     assert [(left.day, left.reason, left.rows, left.expected) for left in report.left] == [(DAY, "counts", 2, 3)]
     assert [done.day for done in report.archived] == [NEXT]
-    assert {name: snapshot_of(archived)[name] for name in before if f"date={DAY}" in name}.items() <= before.items()
+    after = snapshot_of(archived)
+    of_day = [{name: files[name] for name in files if f"date={DAY}" in name} for files in (before, after)]
+    assert of_day[0] == of_day[1]
 
 
 @pytest.mark.parametrize("replacing", [Replacing.NO, Replacing.WHOLE])

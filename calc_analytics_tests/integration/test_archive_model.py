@@ -17,8 +17,6 @@ from calc_analytics.archive.checking import check, opened, prove_day
 from calc_analytics.archive.erasing import erase_archived
 from calc_analytics.archive.place import Archive
 from calc_analytics.archive.writing import archive
-from calc_analytics.config import Settings
-from calc_analytics.engines.archived import ArchivedDays
 from calc_analytics.rollup import ledger
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.erasure import NothingToErase, erase
@@ -29,7 +27,7 @@ from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.reports import RebuildReport
 from calc_analytics.rollup.retention import prune
 from calc_analytics.rollup.verify import verify
-from calc_analytics_tests.archives import archive_in, log_rows, manifest, record
+from calc_analytics_tests.archives import archive_in, counted_in, log_rows, manifest, record
 from calc_analytics_tests.conftest import ROLE
 from calc_analytics_tests.integration.test_archive import Killed, interrupt
 from calc_analytics_tests.logs import FORMS, all_stored, copy_rows, execute, random_rows, stored, utc
@@ -132,7 +130,7 @@ class Model:
         assert all_stored(self.db) == before
 
     def rebuilt(self, days: Sequence[date]) -> RebuildReport:
-        archived = ArchivedDays(self.place, Settings(archive_url=self.db.archive_url))
+        archived = counted_in(self.place)
         return rebuild(self.db, days, archived=archived)
 
     def is_pruned(self, day: date) -> bool:

@@ -31,8 +31,6 @@ from calc_analytics.archive.erasing import erase_archived
 from calc_analytics.archive.place import Archive
 from calc_analytics.archive.store import CannotUseArchive, open_store
 from calc_analytics.archive.writing import archive
-from calc_analytics.config import Settings
-from calc_analytics.engines.archived import ArchivedDays
 from calc_analytics.processes.supervisor import free_port
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.erasure import erase
@@ -41,10 +39,10 @@ from calc_analytics.rollup.rebuild import rebuild
 from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.retention import prune
 from calc_analytics.rollup.verify import verify
-from calc_analytics_tests.archives import archive_in, files_of, log_rows, manifest, record
+from calc_analytics_tests.archives import archive_in, counted_in, files_of, log_rows, manifest, record
 from calc_analytics_tests.conftest import ROLE
 from calc_analytics_tests.integration.test_archive import DAY, LAST, NEXT, NOON
-from calc_analytics_tests.logs import FORMS, execute, random_rows, row, stored, utc, write
+from calc_analytics_tests.logs import FORMS, all_stored, execute, random_rows, row, stored, utc, write
 
 KEY, SECRET = "AKIDEXAMPLE", "wJalrhunter2EXAMPLEKEY"
 PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 24, 1, 2
@@ -169,19 +167,19 @@ def test_pruned_days_are_rebuilt_from_a_bucket(counted: Database, endpoint: str,
     place = archive_in(counted, bucket)
     archive(place)
     prune(place.db, LAST, prove_archived=lambda day: prove_day(place, day))
-    before = {relation: stored(counted, relation) for relation in FORMS}
+    before = all_stored(counted)
     for relation in FORMS:
         execute(counted, f"delete from {relation} where date = '{DAY}'")
-    archived = ArchivedDays(place, Settings(archive_url=place.db.archive_url))
+    archived = counted_in(place)
     report = rebuild(place.db, [DAY, NEXT], archived=archived)
     assert ({each.source for each in report.rebuilt}, report.refused) == ({"archive"}, [])
-    assert {relation: stored(counted, relation) for relation in FORMS} == before
+    assert all_stored(counted) == before
     assert verify(place.db, [DAY, NEXT]).difference == 0
     (name,) = files_of(place, DAY)
     files(endpoint).rm_file(f"{place.store.address.path}/{name}")
     refused_ = [str(each) for each in rebuild(place.db, [DAY], archived=archived).refused]
     assert all(f"{name} is missing" in line and SECRET not in line for line in refused_)
-    assert {relation: stored(counted, relation) for relation in FORMS} == before
+    assert all_stored(counted) == before
 
 
 @pytest.mark.parametrize("damage", ["flip", "missing", "unknown", "manifest"])

@@ -20,7 +20,6 @@ from calc_analytics.archive.checking import check, prove_day
 from calc_analytics.archive.erasing import erase_archived
 from calc_analytics.archive.place import Archive
 from calc_analytics.archive.writing import Replacing, archive
-from calc_analytics.config import Settings
 from calc_analytics.engines.archived import ArchivedDays
 from calc_analytics.rollup import rebuild as rebuilding
 from calc_analytics.rollup.audit import audit
@@ -36,7 +35,7 @@ from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.retention import prune
 from calc_analytics.rollup.verify import verify
 from calc_analytics.rollup.widen import widen
-from calc_analytics_tests.archives import archive_in, files_of
+from calc_analytics_tests.archives import archive_in, counted_in, files_of
 from calc_analytics_tests.conftest import ROLE
 from calc_analytics_tests.integration.test_rollups import FIVE, ZMANIM, zmanim
 from calc_analytics_tests.logs import FORMS, all_stored, execute, oracles, random_rows, row, stored, utc, write
@@ -44,11 +43,6 @@ from calc_analytics_tests.logs import FORMS, all_stored, execute, oracles, rando
 DAY, NEXT, LAST = date(2026, 3, 1), date(2026, 3, 2), date(2026, 3, 3)
 NOON = utc(2026, 3, 1, 12)
 DUCKDB = "DuckDB"
-
-
-def counted_in(place: Archive) -> ArchivedDays:
-    """The archive, counted by DuckDB."""
-    return ArchivedDays(place, Settings(archive_url=place.db.archive_url))
 
 
 def of_days(found: dict, days: Sequence[date]) -> dict:

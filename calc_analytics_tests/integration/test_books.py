@@ -33,7 +33,7 @@ from calc_analytics.rollup.verify import verify
 from calc_analytics.rollups import HOURS, LATENCY, LOCALITIES, LOG, STATS
 from calc_analytics_tests.conftest import ROLE, own_database
 from calc_analytics_tests.crowd import Crowd
-from calc_analytics_tests.logs import FORMS, Statistics, execute, oracles, random_rows, row, stored, write
+from calc_analytics_tests.logs import FORMS, Statistics, all_stored, execute, oracles, random_rows, row, stored, write
 
 TODAY = datetime.now(timezone.utc).date()
 YESTERDAY, OLD, PRUNED = (TODAY - timedelta(days=n) for n in (1, 100, 200))
@@ -476,7 +476,7 @@ def test_a_changed_log_is_found_as_what_it_is_and_left_alone(books: Books, chang
         assert seen[STATS.name, day] == finding
         assert seen[LOCALITIES.name, day] == seen[HOURS.name, day] == finding
     assert {day for _, day in seen} == set(expected)
-    before = {name: stored(books.db, name) for name in FORMS}
+    before = all_stored(books.db)
     if (LATENCY.name, OLD) in seen and change.finding == "logs_changed":
         # It sums up nothing but rows, of which there are as many: the log is its truth.
         books.truth[LATENCY.name] = oracles(books.db)[LATENCY.name] | books.of(LATENCY.name, PRUNED)
@@ -485,7 +485,7 @@ def test_a_changed_log_is_found_as_what_it_is_and_left_alone(books: Books, chang
         assert {each.day for each in report.failed} == set(expected)
         assert assert_never_green_and_wrong(books) >= {(STATS.name, day) for day in expected}
         if change.finding != "logs_changed":
-            assert {name: stored(books.db, name) for name in FORMS} == before
+            assert all_stored(books.db) == before
     assert stored(books.db) == before[STATS.name]
 
 

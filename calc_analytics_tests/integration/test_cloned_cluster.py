@@ -29,7 +29,7 @@ from calc_analytics.rollup.retention import prune
 from calc_analytics.rollup.verify import verify
 from calc_analytics.rollups import LOG
 from calc_analytics_tests.clusters import Cluster
-from calc_analytics_tests.logs import FORMS, assert_exact, live, row, stored, utc, write
+from calc_analytics_tests.logs import FORMS, all_stored, assert_exact, live, row, stored, utc, write
 
 DAY = date(2026, 3, 1)
 NOON = utc(2026, 3, 1, 12)
@@ -131,7 +131,7 @@ def test_a_dump_from_a_cluster_that_is_ahead_is_refused_for_good(pair, databases
     original.copy_database(NAME, copy)
     assert next_id(copy) < next_id(original)
     write_rows(restored, 4)
-    before = {relation: stored(restored, relation) for relation in FORMS}
+    before = all_stored(restored)
     assert_refused(restored)
     use_ids(copy, next_id(original) - next_id(copy) + 10)
     assert_refused(restored)
@@ -143,7 +143,7 @@ def test_a_dump_from_a_cluster_that_is_ahead_is_refused_for_good(pair, databases
     execute_plain(restored, "update rollup_state set log_relation = null")
     install(restored)
     assert_refused(restored)
-    assert {relation: stored(restored, relation) for relation in FORMS} == before
+    assert all_stored(restored) == before
     start_afresh(restored)
 
 

@@ -22,11 +22,9 @@ from sqlalchemy.engine import URL
 from calc_analytics.archive import checking
 from calc_analytics.archive.writing import archive
 from calc_analytics.cli.main import main
-from calc_analytics.config import Settings
 from calc_analytics.database import log_partitions
 from calc_analytics.database.engine import engine_for
 from calc_analytics.database.log_partitions import between_ids
-from calc_analytics.engines.archived import ArchivedDays
 from calc_analytics.rollup import dropping, journal
 from calc_analytics.rollup.database import Database
 from calc_analytics.rollup.install import install, rebase
@@ -36,10 +34,10 @@ from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.retention import prune
 from calc_analytics.rollup.verify import verify
 from calc_analytics.rollups import LOG
-from calc_analytics_tests.archives import archive_in
+from calc_analytics_tests.archives import archive_in, counted_in
 from calc_analytics_tests.conftest import ROLE, least_privilege, own_database
 from calc_analytics_tests.crowd import Crowd
-from calc_analytics_tests.logs import FORMS, disagreements, live, row, stored, utc, write
+from calc_analytics_tests.logs import FORMS, all_stored, disagreements, live, row, stored, utc, write
 from calc_analytics_tests.partitioned import LOGS, count_days, month, partitions, run, scalar, write_days
 
 JANUARY, FEBRUARY, MARCH = (f"calculation_logs_2026_0{n}" for n in (1, 2, 3))
@@ -91,7 +89,7 @@ def assert_books_balance(db: Database) -> None:
     report = verify(db, built_days(db))
     assert [str(proof) for proof in report.different] == []
     assert disagreements(db) == []
-    assert {name: live(db, name) for name in FORMS} == {name: stored(db, name) for name in FORMS}
+    assert {name: live(db, name) for name in FORMS} == all_stored(db)
 
 
 def insert(place: Database | psycopg.Connection, at: str, table: str = "calculation_logs") -> None:
@@ -109,13 +107,13 @@ def total(db: Database) -> int:
 
 
 def test_months_before_the_limit_are_dropped_and_their_statistics_stay(db: Database):
-    before = {name: stored(db, name) for name in FORMS}
+    before = all_stored(db)
     report = prune(db, LIMIT)
     assert report.dropped == {JANUARY: 30, FEBRUARY: 30}
     assert report.rows_by_day == dict.fromkeys(DAYS[:6], 10)
     assert (report.kept, report.busy) == ({}, [])
     assert partitions(db) == [MARCH]
-    assert {name: stored(db, name) for name in FORMS} == before
+    assert all_stored(db) == before
     assert_books_balance(db)
     assert [proof.deleted_rows for proof in verify(db, DAYS[:1]).days] == [10] * 4
     assert prune(db, LIMIT).as_dict()["dropped_partitions"] == {}
@@ -549,7 +547,7 @@ prune(Database(engine_for(make_url(sys.argv[1])), LOG, "UTC"), date(2026, 3, 1))
 
 @pytest.mark.long
 def test_a_kill_at_any_moment_leaves_all_or_nothing(db: Database, url: URL):
-    before, rng = {name: stored(db, name) for name in FORMS}, random.Random(5)
+    before, rng = all_stored(db), random.Random(5)
     for _ in range(12):
         command = [sys.executable, "-c", PRUNE, url.render_as_string(hide_password=False)]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -563,7 +561,7 @@ def test_a_kill_at_any_moment_leaves_all_or_nothing(db: Database, url: URL):
         process.wait()
         there = scalar(db, "select count(*) from calculation_logs")
         assert there in (30, 60, 90)
-        assert {name: stored(db, name) for name in FORMS} == before
+        assert all_stored(db) == before
         assert verify(db, DAYS).difference == 0
     prune(db, LIMIT)
     assert partitions(db) == [MARCH]
@@ -636,11 +634,11 @@ def test_days_of_a_dropped_partition_are_rebuilt_from_the_archive(db: Database, 
     archive(place)
     prune(place.db, LIMIT, prove_archived=partial(checking.prove_day, place))
     assert "calculation_logs_2026_01" not in str(partitions(db))
-    before = {name: stored(db, name) for name in FORMS}
+    before = all_stored(db)
     for name in FORMS:
         run(db.engine, f"delete from {name} where date < '{LIMIT}'")
-    report = rebuild(place.db, DAYS, archived=ArchivedDays(place, Settings(archive_url=place.db.archive_url)))
+    report = rebuild(place.db, DAYS, archived=counted_in(place))
     assert report.refused == []
     assert {each.day for each in report.rebuilt if each.source == "archive"} == {day for day in DAYS if day < LIMIT}
-    assert {name: stored(db, name) for name in FORMS} == before
+    assert all_stored(db) == before
     assert_books_balance(db)

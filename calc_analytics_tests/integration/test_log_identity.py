@@ -35,7 +35,19 @@ from calc_analytics.rollup.widen import widen
 from calc_analytics.rollups import LOG
 from calc_analytics_tests import version_0_1
 from calc_analytics_tests.conftest import ROLE
-from calc_analytics_tests.logs import FORMS, STATS, assert_exact, execute, live, oracles, row, stored, utc, write
+from calc_analytics_tests.logs import (
+    FORMS,
+    STATS,
+    all_stored,
+    assert_exact,
+    execute,
+    live,
+    oracles,
+    row,
+    stored,
+    utc,
+    write,
+)
 
 DAY, NEXT = date(2026, 3, 1), date(2026, 3, 2)
 NOON = utc(2026, 3, 1, 12)
@@ -147,7 +159,7 @@ def view_grants(owner: Engine) -> list:
 def test_a_log_table_that_was_replaced_is_refused_until_it_is_adopted(
     counted: Database, owner: Engine, connect, how: str, together: bool
 ):
-    before, grants = {relation: stored(counted, relation) for relation in FORMS}, view_grants(owner)
+    before, grants = all_stored(counted), view_grants(owner)
     swap(owner, how, together)
     assert_refused(counted)
     if "copied" not in how:  # the old table is gone, and the views with it
@@ -161,7 +173,7 @@ def test_a_log_table_that_was_replaced_is_refused_until_it_is_adopted(
     execute(owner, f'grant select, delete on {LOG.name} to "{ROLE}"')
     assert_refused(counted)
     assert_views_refuse(mine)
-    assert {relation: stored(counted, relation) for relation in FORMS} == before
+    assert all_stored(counted) == before
     if "copied" not in how:
         assert view_grants(owner) == grants
     rebase(mine)

@@ -19,7 +19,7 @@ from calc_analytics.rollup.refresh import refresh
 from calc_analytics.rollup.status import different_days
 from calc_analytics.rollup.verify import verify
 from calc_analytics.rollups import HOURS, LATENCY, LOCALITIES, LOG, STATS
-from calc_analytics_tests.logs import FORMS, assert_exact, execute, row, stored, utc, write
+from calc_analytics_tests.logs import FORMS, all_stored, assert_exact, execute, row, stored, utc, write
 
 DAY, NEXT = date(2026, 3, 1), date(2026, 3, 2)
 NOON = utc(2026, 3, 1, 12)
@@ -50,7 +50,7 @@ def test_a_publisher_that_vanished_disappears(counted):
 
 
 def test_a_day_that_lost_logs_is_left_alone_and_the_others_are_rebuilt(counted):
-    before = {relation: stored(counted, relation) for relation in FORMS}
+    before = all_stored(counted)
     execute(counted, "delete from calculation_logs where id in (select id from calculation_logs order by id limit 4)")
     execute(counted, "update calculation_stats_daily set cache_hits = 5 where date = '2026-03-02'")
     report = rebuild(counted, [DAY, NEXT])
@@ -61,7 +61,7 @@ def test_a_day_that_lost_logs_is_left_alone_and_the_others_are_rebuilt(counted):
         assert "--keep" in str(refused)
         assert "--allow-shrink" in str(refused)
     assert report.days == [NEXT]
-    assert {relation: stored(counted, relation) for relation in FORMS} == before
+    assert all_stored(counted) == before
 
 
 def test_a_late_row_for_a_day_that_lost_its_logs_still_adds(counted, connect):

@@ -24,6 +24,7 @@ from calc_analytics_tests.conftest import ROLE
 from calc_analytics_tests.crowd import Crowd
 from calc_analytics_tests.logs import (
     FORMS,
+    all_stored,
     copy_rows,
     disagreements,
     execute,
@@ -138,14 +139,14 @@ def test_a_rebuild_of_a_pruned_day_leaves_it_and_names_both_counts(counted: Data
 
 
 def test_logs_deleted_by_others_are_reported_until_a_person_decides(counted: Database, connect):
-    before = {name: stored(counted, name) for name in FORMS}
+    before = all_stored(counted)
     execute(counted, "delete from calculation_logs where created_at < '2026-03-02 08:00Z'")
     for decision in (Decision.AUTOMATIC, Decision.AUTOMATIC, Decision.NONE):
         different = verify(counted, [DAY, NEXT, LAST]).different
         assert {(proof.day, proof.finding) for proof in different} == {(DAY, "logs_missing"), (NEXT, "logs_missing")}
         failed = rebuild(counted, [DAY, NEXT, LAST], decision=decision).failed
         assert {(each.rollup, each.day) for each in failed} == {(name, day) for name in FORMS for day in (DAY, NEXT)}
-        assert {name: stored(counted, name) for name in FORMS} == before
+        assert all_stored(counted) == before
     rebuild(counted, [DAY], decision=Decision.KEEP)
     rebuild(counted, [NEXT], decision=Decision.ALLOW_SHRINK)
     assert verify(counted, [DAY, NEXT, LAST]).difference == 0

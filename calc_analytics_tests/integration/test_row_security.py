@@ -37,7 +37,19 @@ from calc_analytics.rollup.retention import prune
 from calc_analytics.rollup.verify import verify
 from calc_analytics.rollups import LOG
 from calc_analytics_tests.conftest import ROLE, least_privilege
-from calc_analytics_tests.logs import FORMS, assert_exact, copy_rows, execute, live, oracles, row, stored, utc, write
+from calc_analytics_tests.logs import (
+    FORMS,
+    all_stored,
+    assert_exact,
+    copy_rows,
+    execute,
+    live,
+    oracles,
+    row,
+    stored,
+    utc,
+    write,
+)
 
 DAY, NEXT = date(2026, 3, 1), date(2026, 3, 2)
 NOON = utc(2026, 3, 1, 12)
@@ -83,7 +95,7 @@ def follow(db: Database, seconds: float) -> int:
 
 
 def everything(db: Database) -> dict:
-    found = {relation: stored(db, relation) for relation in FORMS}
+    found = all_stored(db)
     with db.engine.begin() as connection:
         found["days"] = connection.execute(
             text("select rollup, date, status, counted, deleted, finding from rollup_days order by 1, 2")

@@ -47,6 +47,10 @@ class Entry:
         is_counted = self.counted is not None and self.deleted is not None
         return is_counted and self.status in ("built", "stale", "overflow", "frozen")
 
+    def is_whole_in(self, timezone: str) -> bool:
+        """The same, as a day of that time zone."""
+        return self.is_whole and self.timezone in (None, timezone)
+
     @property
     def has_deletions(self) -> bool:
         """Whether log rows were deleted after they were counted."""
